@@ -1,0 +1,98 @@
+//! Environments: text in, text out.
+
+use std::fmt;
+
+/// What the agent is shown after a reset or a step.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Observation {
+    /// The environment's words.
+    pub text: String,
+    /// Commands that would do something now, sorted; empty when the environment does not tell.
+    pub admissible: Vec<String>,
+    /// Reward of this step (0 at reset).
+    pub reward: f32,
+    /// The episode is over.
+    pub done: bool,
+    /// The goal is reached.
+    pub won: bool,
+    /// Whether the environment understood the command and it changed something or told something (true at reset).
+    pub valid: bool,
+}
+
+/// Why an environment could not go on.
+#[derive(Debug, thiserror::Error)]
+pub enum EnvError {
+    /// A game or data file is unusable: which, where, why, and the mend.
+    #[error("{file}: {reason}")]
+    BadGame { file: String, reason: String },
+    /// A held-out instance was asked for in training.
+    #[error("the split guard refuses {id}: {reason}")]
+    HeldOut { id: String, reason: String },
+    /// The environment itself failed (died, timed out, broke its protocol).
+    #[error("environment {name}: {reason}")]
+    Failed { name: String, reason: String },
+}
+
+/// One live episode of a text environment.
+pub trait Environment: Send {
+    /// Starts (again) from the beginning; the first observation, which states the task.
+    fn reset(&mut self) -> Result<Observation, EnvError>;
+    /// One command of the agent.
+    fn step(&mut self, command: &str) -> Result<Observation, EnvError>;
+    /// Fewest steps from here to the goal, where the environment knows (`None`: it does not know, or it cannot be reached).
+    fn distance(&mut self) -> Option<u32> {
+        None
+    }
+    /// A next command on a shortest plan, where the environment knows.
+    fn expert(&mut self) -> Option<String> {
+        None
+    }
+}
+
+/// The evaluation splits of DESIGN section 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub enum Split {
+    /// What may be trained on.
+    #[serde(rename = "train")]
+    Train,
+    /// Seen task types, seen instances' distribution.
+    L0,
+    /// Seen task types, unseen instances.
+    L1,
+    /// Unseen task types.
+    L2,
+}
+
+impl fmt::Display for Split {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Split::Train => "train",
+            Split::L0 => "L0",
+            Split::L1 => "L1",
+            Split::L2 => "L2",
+        })
+    }
+}
+
+/// One task instance of a suite: `id` is stable and names the instance completely (type, scene, seed).
+#[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
+pub struct Task {
+    pub id: String,
+    /// Task type, e.g. `clean-and-place`.
+    pub kind: String,
+    pub split: Split,
+}
+
+/// A family of task instances with its splits.
+pub trait Suite: Send + Sync {
+    /// Name for tables and run folders.
+    fn name(&self) -> &str;
+    /// The `index`-th task of a split: a pure function of the suite's configuration. Evaluation splits end at [`Suite::len`].
+    fn task(&self, split: Split, index: u64) -> Result<Task, EnvError>;
+    /// Number of tasks in the split (`None`: unlimited).
+    fn len(&self, split: Split) -> Option<u64>;
+    /// Opens a task for training: refuses, by name, what is held out.
+    fn open_for_training(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError>;
+    /// Opens any task for evaluation.
+    fn open(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError>;
+}

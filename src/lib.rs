@@ -1,0 +1,19 @@
+//! `uncouple` trains language-model agents on one device with GRPO and Generative Classification Disentanglement (GCD),
+//! and measures the thing GCD is meant to cure: gradient coupling (arXiv 2509.23870).
+//!
+//! Imports point down: `cli → train → (grpo, rollout) → (agent, env, model, forest) → ops → device`.
+
+pub mod agent;
+pub mod bench;
+pub mod cli;
+pub mod config;
+pub mod device;
+pub mod env;
+pub mod forest;
+pub mod grpo;
+pub mod model;
+pub mod ops;
+pub mod reference;
+pub mod report;
+pub mod rollout;
+pub mod train;

@@ -1,0 +1,13 @@
+//! Qwen2: configuration, weights, forward, backward, KV cache, checkpoints in the Hugging Face layout.
+
+pub mod checkpoint;
+pub mod config;
+pub mod params;
+pub mod qwen2;
+pub mod kv_cache;
+pub mod tokenizer;
+
+pub use config::Qwen2Config;
+pub use kv_cache::{KvCache, Slot};
+pub use params::Params;
+pub use qwen2::{Activations, Model};

@@ -1,0 +1,1 @@
+//! The tokenizer and chat template of a model directory.
