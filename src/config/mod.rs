@@ -1,1 +1,282 @@
+//! One validated, typed configuration. Every field has a default; `uncouple train --dry-run` prints them resolved.
 
+use serde::{Deserialize, Serialize};
+
+/// The whole configuration of a run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
+#[serde(deny_unknown_fields, default)]
+pub struct Config {
+    pub run: Run,
+    pub model: Model,
+    pub env: Env,
+    pub prompt: Prompt,
+    pub sft: Sft,
+    pub rollout: Rollout,
+    pub grpo: Grpo,
+    pub optim: Optim,
+    pub eval: Eval,
+}
+
+/// Where and how the run is kept.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Run {
+    /// Folder that holds the run folders.
+    pub dir: String,
+    /// Name of the run's folder.
+    pub name: String,
+    /// Seed of every random number.
+    pub seed: u64,
+    /// GRPO iterations.
+    pub iterations: u32,
+    /// Save a checkpoint every this many iterations (0: only at the end).
+    pub checkpoint_every: u32,
+    /// Keep at most this many step checkpoints.
+    pub keep_checkpoints: u32,
+    /// Stop after this many training steps in a row were skipped for NaN or infinite gradients.
+    pub max_bad_steps: u32,
+}
+
+/// The model to train. With `path` empty a small random model is built from the other fields.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Model {
+    /// A Hugging Face Qwen2 directory; empty: the embedded small model.
+    pub path: String,
+    pub vocab_size: usize,
+    pub hidden_size: usize,
+    pub num_hidden_layers: usize,
+    pub num_attention_heads: usize,
+    pub num_key_value_heads: usize,
+    pub intermediate_size: usize,
+    pub max_position_embeddings: usize,
+    /// Recompute each layer's activations in the backward pass: less memory, more time.
+    pub recompute: bool,
+}
+
+/// Which tasks.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Env {
+    /// `household` (embedded).
+    pub suite: String,
+    /// Most agent steps in an episode.
+    pub max_steps: u32,
+}
+
+/// What the agent is shown.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Prompt {
+    /// List the admissible commands in every observation.
+    pub admissible: bool,
+}
+
+/// Supervised cold start on expert trajectories.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Sft {
+    /// Optimiser steps (0: no cold start).
+    pub steps: u32,
+    /// Trajectories in a step.
+    pub batch: u32,
+    pub lr: f32,
+    /// Different expert trajectories to learn from.
+    pub games: u32,
+}
+
+/// How episodes are sampled.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Rollout {
+    /// Task instances in an iteration.
+    pub groups: u32,
+    /// Episodes of the same instance.
+    pub group_size: u32,
+    pub temperature: f32,
+    /// Keep only the k likeliest tokens (0: off).
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    pub repetition_penalty: f32,
+    /// Most tokens the agent may write in a turn.
+    pub max_turn_tokens: u32,
+    /// Most tokens in an episode, prompt included (0: the model's context).
+    pub max_episode_tokens: u32,
+    /// Reward of a command the environment did not understand, at that turn's last token.
+    pub invalid_reward: f32,
+}
+
+/// How the advantage of a group is scaled.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum AdvantageScale {
+    /// By the group's standard deviation (Bessel-corrected).
+    Group,
+    /// By the standard deviation of the whole batch.
+    Batch,
+    /// Not at all (Dr. GRPO).
+    None,
+}
+
+/// How token losses become one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Aggregation {
+    /// Mean over all loss tokens of the generation batch, micro-batches included (TRL: `dapo`).
+    TokenMean,
+    /// Mean over the loss tokens of a micro-batch (TRL: `bnpo`).
+    MicroTokenMean,
+    /// Mean over sequences of each sequence's mean (TRL: `grpo`).
+    SequenceMean,
+    /// Sum over tokens / (sequences × `constant_length`) (TRL: `dr_grpo`).
+    Constant,
+}
+
+/// Whether the importance ratio is per token or one per sequence (GSPO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum RatioLevel {
+    Token,
+    Sequence,
+}
+
+/// The policy loss of DESIGN section 2.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Grpo {
+    pub advantage: AdvantageScale,
+    pub advantage_eps: f32,
+    pub aggregation: Aggregation,
+    /// Divisor of `constant` aggregation, tokens per sequence.
+    pub constant_length: u32,
+    pub epsilon_low: f32,
+    pub epsilon_high: f32,
+    /// Dual clip bound c for negative advantages (0: off).
+    pub dual_clip: f32,
+    /// Weight of the k3 KL to the frozen reference (0: no reference is kept).
+    pub beta: f32,
+    /// Multiply the KL by the (differentiated) ratio.
+    pub kl_ratio: bool,
+    pub entropy_coef: f32,
+    pub ratio: RatioLevel,
+    /// Optimiser steps per generation batch.
+    pub epochs: u32,
+    /// Packed tokens in a micro-batch.
+    pub micro_tokens: u32,
+}
+
+/// AdamW.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Optim {
+    /// Learning rate of GRPO.
+    pub lr: f32,
+    pub warmup: u32,
+    pub beta1: f32,
+    pub beta2: f32,
+    pub eps: f32,
+    pub weight_decay: f32,
+    /// Largest global gradient norm.
+    pub clip: f32,
+}
+
+/// Evaluation before and after GRPO.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct Eval {
+    /// Games per split (0: the whole panel).
+    pub games: u32,
+    pub temperature: f32,
+    /// Also evaluate every this many iterations (0: only before and after).
+    pub every: u32,
+}
+
+impl Default for Run {
+    fn default() -> Self {
+        Run {
+            dir: "runs".into(),
+            name: String::new(),
+            seed: 0,
+            iterations: 40,
+            checkpoint_every: 10,
+            keep_checkpoints: 2,
+            max_bad_steps: 5,
+        }
+    }
+}
+impl Default for Model {
+    fn default() -> Self {
+        Model {
+            path: String::new(),
+            vocab_size: 512,
+            hidden_size: 128,
+            num_hidden_layers: 4,
+            num_attention_heads: 4,
+            num_key_value_heads: 2,
+            intermediate_size: 352,
+            max_position_embeddings: 1024,
+            recompute: false,
+        }
+    }
+}
+impl Default for Env {
+    fn default() -> Self {
+        Env { suite: "household".into(), max_steps: 20 }
+    }
+}
+impl Default for Prompt {
+    fn default() -> Self {
+        Prompt { admissible: false }
+    }
+}
+impl Default for Sft {
+    fn default() -> Self {
+        Sft { steps: 200, batch: 16, lr: 2e-3, games: 400 }
+    }
+}
+impl Default for Rollout {
+    fn default() -> Self {
+        Rollout {
+            groups: 8,
+            group_size: 8,
+            temperature: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            repetition_penalty: 1.0,
+            max_turn_tokens: 24,
+            max_episode_tokens: 0,
+            invalid_reward: -0.1,
+        }
+    }
+}
+impl Default for Grpo {
+    fn default() -> Self {
+        Grpo {
+            advantage: AdvantageScale::Group,
+            advantage_eps: 1e-4,
+            aggregation: Aggregation::TokenMean,
+            constant_length: 256,
+            epsilon_low: 0.2,
+            epsilon_high: 0.28,
+            dual_clip: 0.0,
+            beta: 0.0,
+            kl_ratio: false,
+            entropy_coef: 0.0,
+            ratio: RatioLevel::Token,
+            epochs: 1,
+            micro_tokens: 16384,
+        }
+    }
+}
+impl Default for Optim {
+    fn default() -> Self {
+        Optim { lr: 3e-4, warmup: 3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+    }
+}
+impl Default for Eval {
+    fn default() -> Self {
+        Eval { games: 64, temperature: 0.4, every: 0 }
+    }
+}

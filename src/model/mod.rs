@@ -2,9 +2,9 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod kv_cache;
 pub mod params;
 pub mod qwen2;
-pub mod kv_cache;
 pub mod tokenizer;
 
 pub use config::Qwen2Config;

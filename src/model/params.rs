@@ -57,8 +57,12 @@ impl Layout {
             entries.push(Entry { name, shape: shape.to_vec(), range: range.clone(), decay });
             range
         };
-        let (h, q, kv, ffn) =
-            (c.hidden_size, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim, c.intermediate_size);
+        let (h, q, kv, ffn) = (
+            c.hidden_size,
+            c.num_attention_heads * c.head_dim,
+            c.num_key_value_heads * c.head_dim,
+            c.intermediate_size,
+        );
         let embed = add("model.embed_tokens.weight".into(), &[c.vocab_size, h], true);
         let layers = (0..c.num_hidden_layers)
             .map(|l| {

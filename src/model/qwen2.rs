@@ -2,8 +2,10 @@
 
 use super::{KvCache, Params, Qwen2Config, Slot};
 use crate::forest::Forest;
+use crate::ops::grouped_logprob::TokenGrad;
 
 /// A Qwen2 model in memory.
+#[derive(Clone)]
 pub struct Model {
     pub config: Qwen2Config,
     pub params: Params,
@@ -28,13 +30,6 @@ pub enum Keep {
     Nothing,
 }
 
-/// Gradient of the loss with respect to one scored token's log-prob and to the entropy of its distribution.
-#[derive(Debug, Clone, Copy, Default, PartialEq)]
-pub struct TokenGrad {
-    pub logprob: f32,
-    pub entropy: f32,
-}
-
 impl Model {
     /// Runs the decoder over the packed forest; `acts.hidden` holds the result.
     pub fn forward(&self, forest: &Forest, keep: Keep, acts: &mut Activations) {
@@ -43,7 +38,13 @@ impl Model {
     }
 
     /// Log-prob (at `temperature`) of each node in `nodes` given its parent, and the entropy (nats) of that distribution.
-    pub fn logprobs(&self, forest: &Forest, acts: &Activations, nodes: &[u32], temperature: f32) -> (Vec<f32>, Vec<f32>) {
+    pub fn logprobs(
+        &self,
+        forest: &Forest,
+        acts: &Activations,
+        nodes: &[u32],
+        temperature: f32,
+    ) -> (Vec<f32>, Vec<f32>) {
         let _ = (forest, acts, nodes, temperature);
         unimplemented!()
     }

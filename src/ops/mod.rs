@@ -1,1 +1,1 @@
-
+pub mod grouped_logprob;
