@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+mod decode;
 pub mod kv_cache;
 pub mod params;
 pub mod qwen2;
@@ -10,4 +11,4 @@ pub mod tokenizer;
 pub use config::Qwen2Config;
 pub use kv_cache::{KvCache, Slot};
 pub use params::Params;
-pub use qwen2::{Activations, Model};
+pub use qwen2::{Activations, Keep, Model};
