@@ -1,1 +1,2 @@
 pub mod grouped_logprob;
+pub mod philox;
