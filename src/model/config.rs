@@ -149,8 +149,7 @@ struct Document {
 
 impl Document {
     fn read(file: PathBuf) -> Result<Document, ConfigError> {
-        let text = std::fs::read_to_string(&file)
-            .map_err(|source| ConfigError::Read { file: file.clone(), source })?;
+        let text = std::fs::read_to_string(&file).map_err(|source| ConfigError::Read { file: file.clone(), source })?;
         match serde_json::from_str::<Value>(&text) {
             Ok(value @ Value::Object(_)) => Ok(Document { file, value }),
             Ok(_) => Err(ConfigError::Json { file, reason: "the top level is not an object".into() }),

@@ -42,9 +42,8 @@ pub(crate) struct Stream {
 
 impl Stream {
     pub fn new(name: &str, seed: u64) -> Stream {
-        let fnv = name
-            .bytes()
-            .fold(0xCBF2_9CE4_8422_2325u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
+        let fnv =
+            name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
         Stream { key: fnv ^ seed }
     }
 
