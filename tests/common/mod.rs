@@ -1,0 +1,49 @@
+//! Small models and a plain f64 Qwen2 to hold the real one against.
+#![allow(dead_code)]
+
+pub mod dense;
+
+use std::sync::Arc;
+use uncouple::model::params::Layout;
+use uncouple::model::{Model, Params, Qwen2Config};
+use uncouple::ops::philox;
+
+/// Two layers, 4 heads of 8; vocabulary 50.
+pub fn tiny_config(tied: bool, kv_heads: usize) -> Qwen2Config {
+    Qwen2Config {
+        vocab_size: 50,
+        hidden_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: kv_heads,
+        head_dim: 8,
+        intermediate_size: 40,
+        max_position_embeddings: 256,
+        rms_norm_eps: 1e-6,
+        rope_theta: 10000.0,
+        tie_word_embeddings: tied,
+    }
+}
+
+/// Uniform weights: matrices in ±0.3, norms around 1, biases not 0.
+pub fn random_model(config: Qwen2Config, seed: u64) -> Model {
+    let layout = Arc::new(Layout::new(&config));
+    let mut params = Params::zeros(layout.clone());
+    for entry in &layout.entries {
+        for i in entry.range.clone() {
+            let u = philox::uniform(philox::block(seed, 1, i as u64)[0]) * 2.0 - 1.0;
+            params.flat[i] = if entry.name.contains("norm") { 1.0 + 0.3 * u } else { 0.3 * u };
+        }
+    }
+    Model::new(config, params)
+}
+
+/// `n` random token ids below `vocab`.
+pub fn tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
+    (0..n).map(|i| philox::block(seed, 2, i as u64)[0] % vocab as u32).collect()
+}
+
+/// An arbitrary loss weight of a token at a position.
+pub fn weight(token: u32, position: u32) -> f32 {
+    ((token * 7 + position * 3) % 11) as f32 / 11.0 - 0.4
+}
