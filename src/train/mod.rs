@@ -1,1 +1,3 @@
+//! The training loop: cold start, GRPO iterations, evaluation, checkpoints, resume.
 
+pub mod learner;

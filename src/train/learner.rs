@@ -1,0 +1,123 @@
+//! A model with its gradient and optimiser state: the training step.
+
+use crate::config::{Grpo, Optim};
+use crate::forest::Forest;
+use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample};
+use crate::model::{Activations, Keep, Model, Params};
+use crate::ops::adamw::{self, AdamW};
+use crate::ops::grouped_logprob::TokenGrad;
+
+/// The policy in training. Gradients add up over micro-batches until [`Learner::step`].
+pub struct Learner {
+    pub model: Model,
+    /// First and second moments of AdamW.
+    pub moments: [Params; 2],
+    /// Optimiser steps taken.
+    pub steps: u32,
+    grads: Params,
+    acts: Activations,
+    d_hidden: Vec<f32>,
+    keep: Keep,
+}
+
+/// What an optimiser step did.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct StepReport {
+    /// Global gradient norm before clipping.
+    pub grad_norm: f64,
+    /// The gradient was not finite: nothing was changed.
+    pub skipped: bool,
+}
+
+impl Learner {
+    pub fn new(model: Model, recompute: bool) -> Learner {
+        let zeros = || Params::zeros(model.params.layout.clone());
+        Learner {
+            moments: [zeros(), zeros()],
+            grads: zeros(),
+            steps: 0,
+            acts: Activations::default(),
+            d_hidden: Vec::new(),
+            keep: if recompute { Keep::LayerInputs } else { Keep::All },
+            model,
+        }
+    }
+
+    /// The gradient accumulated since the last step.
+    pub fn grads(&self) -> &Params {
+        &self.grads
+    }
+
+    /// Adds the gradient of the policy loss of one micro-batch.
+    pub fn policy(&mut self, config: &Grpo, samples: &[Sample], norm: Normaliser, temperature: f32) -> LossReport {
+        let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
+        let forest = Forest::new(&tokens);
+        let mut loss = PolicyLoss::new(config, &forest, samples, norm);
+        self.model.forward(&forest, self.keep, &mut self.acts);
+        let nodes = loss.nodes().to_vec();
+        if loss.needs_logprobs() {
+            loss.set_logprobs(&self.model.logprobs(&forest, &self.acts, &nodes, temperature).0);
+        }
+        self.backward(&forest, &nodes, temperature, &mut |i, logprob, entropy| loss.token(i, logprob, entropy));
+        loss.finish()
+    }
+
+    /// Adds the gradient of the mean cross-entropy over the masked tokens of all sequences; returns the mean.
+    pub fn cross_entropy(&mut self, sequences: &[(&[u32], &[bool])]) -> f64 {
+        let tokens: Vec<&[u32]> = sequences.iter().map(|(tokens, _)| *tokens).collect();
+        let forest = Forest::new(&tokens);
+        let mut count = vec![0.0f32; forest.len()];
+        for (path, (_, mask)) in forest.paths.iter().zip(sequences) {
+            path.iter().zip(*mask).skip(1).filter(|(_, m)| **m).for_each(|(&n, _)| count[n as usize] += 1.0);
+        }
+        let total: f32 = count.iter().sum();
+        let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| count[n as usize] > 0.0).collect();
+        let mut sum = 0.0;
+        self.model.forward(&forest, self.keep, &mut self.acts);
+        self.backward(&forest, &nodes, 1.0, &mut |i, logprob, _| {
+            let weight = count[nodes[i] as usize] / total;
+            sum -= f64::from(weight) * f64::from(logprob);
+            TokenGrad { logprob: -weight, entropy: 0.0 }
+        });
+        sum
+    }
+
+    fn backward(
+        &mut self,
+        forest: &Forest,
+        nodes: &[u32],
+        temperature: f32,
+        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+    ) {
+        let Learner { model, grads, acts, d_hidden, .. } = self;
+        model.head_backward(forest, acts, nodes, temperature, loss, d_hidden, grads);
+        model.backward(forest, acts, d_hidden, grads);
+    }
+
+    /// Clips, updates the parameters and clears the gradient. A gradient that is not finite changes nothing.
+    pub fn step(&mut self, optim: &Optim, lr: f32) -> StepReport {
+        let grad_norm = adamw::grad_norm(&self.grads.flat);
+        let skipped = !grad_norm.is_finite();
+        if !skipped {
+            self.steps += 1;
+            let update = AdamW {
+                lr,
+                beta1: optim.beta1,
+                beta2: optim.beta2,
+                eps: optim.eps,
+                weight_decay: optim.weight_decay,
+                grad_scale: adamw::clip_scale(grad_norm, optim.clip),
+                step: self.steps,
+            };
+            let [m, v] = &mut self.moments;
+            for entry in &self.model.params.layout.clone().entries {
+                let at = entry.range.clone();
+                let p = &mut self.model.params.flat[at.clone()];
+                let (g, m, v) = (&self.grads.flat[at.clone()], &mut m.flat[at.clone()], &mut v.flat[at]);
+                adamw::step(&update, entry.decay, p, g, m, v);
+            }
+        }
+        self.grads.flat.fill(0.0);
+        StepReport { grad_norm, skipped }
+    }
+}
