@@ -1,1 +1,2 @@
+pub mod advantage;
 pub mod grouped_logprob;
