@@ -13,3 +13,4 @@ pub use config::{Qwen2Config, TokenIds};
 pub use kv_cache::{KvCache, Slot};
 pub use params::Params;
 pub use qwen2::{Activations, Model};
+pub use tokenizer::{Message, Tokenizer};
