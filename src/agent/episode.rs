@@ -23,6 +23,23 @@ pub struct Episode {
     pub seconds: f64,
 }
 
+impl Episode {
+    /// An episode in which nothing has happened yet.
+    pub fn new(task: Task, group: usize, sample: usize) -> Episode {
+        Episode {
+            task,
+            group,
+            sample,
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            turns: Vec::new(),
+            finish: Finish::StepLimit,
+            success: false,
+            seconds: 0.0,
+        }
+    }
+}
+
 /// One turn of the agent.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Turn {

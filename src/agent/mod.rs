@@ -2,5 +2,7 @@
 
 mod action;
 mod episode;
+mod prompter;
 pub use action::{Refusal, parse};
 pub use episode::{Episode, Finish, Turn};
+pub use prompter::{Action, PromptError, Prompter};

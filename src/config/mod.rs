@@ -116,6 +116,8 @@ pub struct Rollout {
     pub max_turn_tokens: u32,
     /// Most tokens in an episode, prompt included (0: the model's context).
     pub max_episode_tokens: u32,
+    /// Most episodes alive at once; bounds the KV cache.
+    pub max_live: u32,
     /// Reward of a command the environment did not understand, at that turn's last token.
     pub invalid_reward: f32,
 }
@@ -260,6 +262,7 @@ impl Default for Rollout {
             repetition_penalty: 1.0,
             max_turn_tokens: 24,
             max_episode_tokens: 0,
+            max_live: 128,
             invalid_reward: -0.1,
         }
     }
