@@ -1,1 +1,8 @@
+//! What the agent reads and writes: prompts, the history of an episode, action parsing.
 
+mod action;
+mod episode;
+mod prompter;
+pub use action::{Refusal, parse};
+pub use episode::{Episode, Finish, Turn};
+pub use prompter::{Action, PromptError, Prompter};

@@ -64,10 +64,23 @@ pub struct Env {
     pub max_steps: u32,
 }
 
+/// How a turn of the agent is laid out in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Observation, `<|im_start|>`, command, `<|im_end|>`, observation, ... : the fewest tokens.
+    Compact,
+    /// The model's chat template; the answer is the command.
+    Chat,
+    /// The model's chat template; the answer is `<think>…</think><action>command</action>`.
+    Think,
+}
+
 /// What the agent is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prompt {
+    pub format: Format,
     /// List the admissible commands in every observation.
     pub admissible: bool,
 }
@@ -103,6 +116,8 @@ pub struct Rollout {
     pub max_turn_tokens: u32,
     /// Most tokens in an episode, prompt included (0: the model's context).
     pub max_episode_tokens: u32,
+    /// Most episodes alive at once; bounds the KV cache.
+    pub max_live: u32,
     /// Reward of a command the environment did not understand, at that turn's last token.
     pub invalid_reward: f32,
 }
@@ -227,7 +242,7 @@ impl Default for Env {
 }
 impl Default for Prompt {
     fn default() -> Self {
-        Prompt { admissible: false }
+        Prompt { format: Format::Compact, admissible: false }
     }
 }
 impl Default for Sft {
@@ -247,6 +262,7 @@ impl Default for Rollout {
             repetition_penalty: 1.0,
             max_turn_tokens: 24,
             max_episode_tokens: 0,
+            max_live: 128,
             invalid_reward: -0.1,
         }
     }

@@ -14,3 +14,4 @@ pub use config::{Qwen2Config, TokenIds};
 pub use kv_cache::{KvCache, Slot};
 pub use params::Params;
 pub use qwen2::{Activations, Keep, Model};
+pub use tokenizer::{Message, Tokenizer};

@@ -1,1 +1,234 @@
+//! Batched multi-turn episodes with a KV cache.
+//!
+//! Each tick every live episode feeds what is pending (a new observation's tokens, or its last sampled token) into one
+//! [`Model::extend`] call and samples one token. The members of a group share their prompt: it is computed once and forked.
+//! Finished episodes leave at once, waiting ones enter. Random numbers are a function of (seed, stream, episode, token
+//! index), so an episode does not depend on who else is in the batch.
 
+mod live;
+mod statistics;
+pub use statistics::{Behaviour, Counts, Statistics};
+
+use crate::agent::{Episode, Finish, Prompter};
+use crate::config::Config;
+use crate::env::{EnvError, Environment, Task};
+use crate::model::tokenizer::TokenizerError;
+use crate::model::{KvCache, Model, Slot};
+use crate::ops::sampling::SamplingParams;
+use live::Live;
+use rayon::prelude::*;
+
+/// Opens a task's environment: [`crate::env::Suite::open_for_training`] or [`crate::env::Suite::open`].
+pub type Open<'a> = &'a (dyn Fn(&Task) -> Result<Box<dyn Environment>, EnvError> + Sync);
+
+/// Why a rollout was given up. An environment that fails ends its own episode only.
+#[derive(Debug, thiserror::Error)]
+pub enum RolloutError {
+    #[error(
+        "the prompt of task {task} has {tokens} tokens and leaves no room to answer within {limit}, the {what}; \
+         use a model with a longer context, or a shorter prompt"
+    )]
+    PromptTooLong { task: String, tokens: usize, limit: usize, what: &'static str },
+    #[error(transparent)]
+    HeldOut(EnvError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error("interrupted")]
+    Interrupted,
+}
+
+/// Limits and sampling of a rollout.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Settings {
+    pub sampling: SamplingParams,
+    /// Most turns in an episode.
+    pub max_steps: usize,
+    /// Most tokens in a turn.
+    pub max_turn_tokens: usize,
+    /// Most tokens in an episode (0: the model's context).
+    pub max_episode_tokens: usize,
+    /// Most episodes alive at once.
+    pub max_live: usize,
+    pub seed: u64,
+    /// Tells rollouts under one seed apart, e.g. the iteration.
+    pub stream: u32,
+}
+
+impl Settings {
+    /// The settings of training's rollouts.
+    pub fn training(config: &Config, stream: u32) -> Settings {
+        let r = &config.rollout;
+        let sampling = SamplingParams {
+            temperature: r.temperature,
+            top_k: r.top_k as usize,
+            top_p: r.top_p,
+            min_p: r.min_p,
+            repetition_penalty: r.repetition_penalty,
+        };
+        Settings {
+            sampling,
+            max_steps: config.env.max_steps as usize,
+            max_turn_tokens: r.max_turn_tokens as usize,
+            max_episode_tokens: r.max_episode_tokens as usize,
+            max_live: r.max_live as usize,
+            seed: config.run.seed,
+            stream,
+        }
+    }
+
+    /// The same limits at evaluation's temperature, without truncation or penalty.
+    pub fn evaluation(config: &Config, stream: u32) -> Settings {
+        let sampling = SamplingParams { temperature: config.eval.temperature, ..SamplingParams::default() };
+        Settings { sampling, ..Settings::training(config, stream) }
+    }
+}
+
+/// What the members of a group share.
+#[derive(Default)]
+struct Group {
+    prompt: Vec<u32>,
+    /// Holds the prompt until the last member has forked it.
+    slot: Option<Slot>,
+    /// The prompt's final hidden state; empty until computed.
+    hidden: Vec<f32>,
+    /// Members that have not forked the prompt yet.
+    expected: usize,
+}
+
+impl Group {
+    /// Lets a member in, or gives back its failed episode: a group is one instance, so a member that began elsewhere
+    /// cannot be compared with the others.
+    fn admit(&mut self, cache: &mut KvCache, entrant: Live) -> Result<Live, Episode> {
+        if self.prompt.is_empty() {
+            self.prompt.clone_from(&entrant.episode.tokens);
+            self.slot = Some(cache.alloc());
+        }
+        if self.prompt == entrant.episode.tokens {
+            return Ok(entrant);
+        }
+        let reason = "it began with another observation than the rest of its group".into();
+        Err(Episode { finish: Finish::EnvFailed(reason), ..entrant.episode })
+    }
+
+    /// One member fewer will need the prompt.
+    fn release(&mut self, cache: &mut KvCache) {
+        self.expected -= 1;
+        if self.expected == 0 {
+            self.hidden = Vec::new();
+            if let Some(slot) = self.slot.take() {
+                cache.free(slot);
+            }
+        }
+    }
+}
+
+/// Plays `group_size` episodes of each task to their end; the result is ordered by task, then member.
+///
+/// `interrupted` is asked once a tick.
+pub fn rollout(
+    model: &Model,
+    prompter: &Prompter,
+    open: Open<'_>,
+    tasks: &[Task],
+    group_size: usize,
+    settings: &Settings,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Vec<Episode>, RolloutError> {
+    let context = model.config.max_position_embeddings;
+    let limit = match settings.max_episode_tokens {
+        n if n > 0 && n < context => {
+            Limit { tokens: n, name: "limit rollout.max_episode_tokens", finish: Finish::TokenLimit }
+        }
+        _ => Limit { tokens: context, name: "model's context", finish: Finish::ContextLimit },
+    };
+    let table = Table { prompter, settings, limit };
+    let total = tasks.len() * group_size;
+    let (mut waiting, mut live) = (0..total, Vec::<Live>::new());
+    let mut cache = KvCache::new(&model.config);
+    let mut groups: Vec<Group> = tasks.iter().map(|_| Group { expected: group_size, ..Group::default() }).collect();
+    let mut done: Vec<Option<Episode>> = vec![None; total];
+
+    while !live.is_empty() || !waiting.is_empty() {
+        if interrupted() {
+            return Err(RolloutError::Interrupted);
+        }
+        let room = settings.max_live.max(1) - live.len();
+        let entering: Vec<usize> = waiting.by_ref().take(room).collect();
+        let entered: Vec<_> = entering
+            .par_iter()
+            .map(|&i| {
+                let (group, sample) = (i / group_size, i % group_size);
+                Live::start(&table, open, Episode::new(tasks[group].clone(), group, sample), i)
+            })
+            .collect();
+        for (index, started) in entering.into_iter().zip(entered) {
+            let group = &mut groups[index / group_size];
+            match started?.and_then(|entrant| group.admit(&mut cache, entrant)) {
+                Ok(entrant) => live.push(entrant),
+                Err(failed) => {
+                    group.release(&mut cache);
+                    done[index] = Some(failed);
+                }
+            }
+        }
+
+        let hidden = extend(model, &mut cache, &mut groups, &mut live);
+        let mut logits = model.logits(&hidden);
+        live.par_iter_mut()
+            .zip(logits.par_chunks_mut(model.config.vocab_size))
+            .try_for_each(|(l, logits)| l.advance(&table, logits))?;
+
+        let (over, on): (Vec<Live>, Vec<Live>) = live.into_iter().partition(|l| l.over);
+        live = on;
+        for l in over {
+            if let Some(slot) = l.slot {
+                cache.free(slot);
+            }
+            done[l.index] = Some(l.episode);
+        }
+    }
+    Ok(done.into_iter().flatten().collect())
+}
+
+/// What all episodes of a rollout share.
+struct Table<'a> {
+    prompter: &'a Prompter,
+    settings: &'a Settings,
+    limit: Limit,
+}
+
+/// Most tokens of an episode, and what it is called when they are used up.
+struct Limit {
+    tokens: usize,
+    name: &'static str,
+    finish: Finish,
+}
+
+/// Feeds everything pending to the model; the hidden state from which each live episode samples next, `[live, hidden]`.
+fn extend(model: &Model, cache: &mut KvCache, groups: &mut [Group], live: &mut [Live]) -> Vec<f32> {
+    let width = model.config.hidden_size;
+    let mut prompts: Vec<usize> = live.iter().filter(|l| l.slot.is_none()).map(|l| l.episode.group).collect();
+    prompts.dedup();
+    prompts.retain(|&g| groups[g].hidden.is_empty());
+    let mut feeds: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + live.len());
+    feeds.extend(prompts.iter().filter_map(|&g| Some((groups[g].slot?, &groups[g].prompt[..]))));
+    feeds.extend(live.iter().filter_map(|l| Some((l.slot?, &l.pending[..]))));
+    let fed = if feeds.is_empty() { Vec::new() } else { model.extend(cache, &feeds) };
+    let mut rows = fed.chunks_exact(width);
+    for (&g, row) in prompts.iter().zip(&mut rows) {
+        groups[g].hidden = row.to_vec();
+    }
+    let mut hidden = Vec::with_capacity(live.len() * width);
+    for l in live {
+        let group = &mut groups[l.episode.group];
+        match (l.slot, group.slot) {
+            (None, Some(prompt)) => {
+                hidden.extend_from_slice(&group.hidden);
+                l.slot = Some(cache.fork(prompt));
+                group.release(cache);
+            }
+            _ => hidden.extend_from_slice(rows.next().expect("one hidden state for each feed")),
+        }
+    }
+    hidden
+}

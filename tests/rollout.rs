@@ -1,0 +1,363 @@
+//! Batched episodes: exact log-probs, independence of the batch, every way to end, and the statistics of behaviour.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use uncouple::agent::{Episode, Finish, Prompter, Refusal, Turn};
+use uncouple::config::{Config, Prompt};
+use uncouple::env::{EnvError, Environment, Observation, Split, Task};
+use uncouple::forest::Forest;
+use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config, Tokenizer};
+use uncouple::ops::sampling::SamplingParams;
+use uncouple::rollout::{Counts, RolloutError, Settings, Statistics, rollout};
+
+/// A world whose course is its task's kind.
+struct Scripted {
+    kind: String,
+    name: String,
+    steps: usize,
+}
+
+impl Environment for Scripted {
+    fn reset(&mut self) -> Result<Observation, EnvError> {
+        self.steps = 0;
+        Ok(Observation { text: format!("This is {}.", self.name), valid: true, ..Observation::default() })
+    }
+
+    fn step(&mut self, command: &str) -> Result<Observation, EnvError> {
+        self.steps += 1;
+        assert!(!command.trim().is_empty() && !command.contains('\n'), "only readable commands reach the environment");
+        let over = self.steps == 2;
+        if over && self.kind == "break" {
+            return Err(EnvError::Failed { name: "scripted".into(), reason: "it broke".into() });
+        }
+        Ok(Observation {
+            text: if self.kind == "talk" { "and on ".repeat(40) } else { format!("Step {}.", self.steps) },
+            done: over && (self.kind == "win" || self.kind == "lose"),
+            won: over && self.kind == "win",
+            valid: command.len() % 2 == 0,
+            reward: 0.5,
+            ..Observation::default()
+        })
+    }
+}
+
+fn task(kind: &str, number: usize) -> Task {
+    Task { id: format!("{kind}-{number}"), kind: kind.into(), split: Split::Train }
+}
+
+fn open(task: &Task) -> Result<Box<dyn Environment>, EnvError> {
+    match task.kind.as_str() {
+        "absent" => Err(EnvError::BadGame { file: "games/absent".into(), reason: "not there".into() }),
+        "held-out" => Err(EnvError::HeldOut { id: task.id.clone(), reason: "it is in L2".into() }),
+        kind => Ok(Box::new(Scripted { kind: kind.into(), name: task.id.clone(), steps: 0 })),
+    }
+}
+
+const CONTEXT: usize = 96;
+
+/// A random model that ends its turns about once in `odds` tokens: the first component of the residual stream is the same
+/// everywhere, and only the end token's head reads it.
+fn model(prompter: &Prompter, bias: f32) -> Model {
+    let config = Qwen2Config {
+        vocab_size: prompter.tokenizer().vocab_size() + 5,
+        hidden_size: 32,
+        num_hidden_layers: 2,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 8,
+        intermediate_size: 48,
+        max_position_embeddings: CONTEXT,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e4,
+        tie_word_embeddings: false,
+    };
+    let width = config.hidden_size;
+    let mut params = Params::random(&config, 3);
+    // Wide enough that the distributions differ from token to token.
+    params.flat.iter_mut().for_each(|x| *x *= 10.0);
+    let layout = params.layout.clone();
+    for entry in &layout.entries {
+        let values = &mut params.flat[entry.range.clone()];
+        match entry.name.as_str() {
+            "model.embed_tokens.weight" => values.chunks_mut(width).for_each(|row| row[0] = 1.0),
+            "lm_head.weight" => {
+                values.chunks_mut(width).for_each(|row| row[0] = 0.0);
+                values[prompter.end() as usize * width] = bias;
+            }
+            "model.norm.weight" => values.fill(1.0),
+            name if name.ends_with("norm.weight") => values.fill(1.0),
+            name if name.ends_with("o_proj.weight") || name.ends_with("down_proj.weight") => {
+                let row = values.len() / width;
+                values[..row].fill(0.0);
+            }
+            _ => {}
+        }
+    }
+    Model::new(config, params)
+}
+
+fn prompter() -> Prompter {
+    let texts: Vec<String> = (0..40).map(|i| format!("This is a win-{i}. Step {i}. and on and on")).collect();
+    Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &Prompt::default()).unwrap()
+}
+
+fn settings() -> Settings {
+    Settings {
+        sampling: SamplingParams { temperature: 0.8, ..SamplingParams::default() },
+        max_steps: 4,
+        max_turn_tokens: 6,
+        max_episode_tokens: 0,
+        max_live: 8,
+        seed: 1,
+        stream: 0,
+    }
+}
+
+const NEVER: &dyn Fn() -> bool = &|| false;
+
+/// A handful of tasks that end in different ways, in groups of three.
+fn play(settings: &Settings) -> (Prompter, Model, Vec<Episode>) {
+    let prompter = prompter();
+    let model = model(&prompter, 2.5);
+    let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break", "absent"].iter().map(|k| task(k, 0)).collect();
+    let episodes = rollout(&model, &prompter, &open, &tasks, 3, settings, NEVER).unwrap();
+    (prompter, model, episodes)
+}
+
+#[test]
+fn recorded_logprobs_are_those_of_training() {
+    let settings = settings();
+    let (_, model, episodes) = play(&settings);
+    let forest = Forest::new(&episodes.iter().map(|e| &e.tokens[..]).filter(|t| !t.is_empty()).collect::<Vec<_>>());
+    let mut acts = Activations::default();
+    model.forward(&forest, Keep::Nothing, &mut acts);
+    let mut compared = 0;
+    for (episode, path) in episodes.iter().filter(|e| !e.tokens.is_empty()).zip(&forest.paths) {
+        let sampled: Vec<usize> = episode.turns.iter().flat_map(|t| t.tokens.clone()).collect();
+        let nodes: Vec<u32> = sampled.iter().map(|&at| path[at]).collect();
+        let (logprobs, _) = model.logprobs(&forest, &acts, &nodes, settings.sampling.temperature);
+        for (&at, logprob) in sampled.iter().zip(logprobs) {
+            assert!((episode.logprobs[at] - logprob).abs() < 1e-4, "{} and {logprob}", episode.logprobs[at]);
+            compared += 1;
+        }
+        for at in (0..episode.tokens.len()).filter(|at| !sampled.contains(at)) {
+            assert_eq!(episode.logprobs[at], 0.0);
+        }
+    }
+    assert!(compared > 100);
+}
+
+#[test]
+fn an_episode_does_not_depend_on_its_batch() {
+    let (_, _, wide) = play(&Settings { max_live: 18, ..settings() });
+    for max_live in [1, 2, 5] {
+        let (_, _, narrow) = play(&Settings { max_live, ..settings() });
+        for (a, b) in wide.iter().zip(&narrow) {
+            assert_eq!((&a.task, a.group, a.sample), (&b.task, b.group, b.sample));
+            assert_eq!((&a.tokens, &a.finish), (&b.tokens, &b.finish), "{} with {max_live} live", a.task.id);
+            assert_eq!(a.turns, b.turns);
+        }
+    }
+    let (_, _, again) = play(&Settings { stream: 1, ..settings() });
+    assert!(wide.iter().zip(&again).any(|(a, b)| a.tokens != b.tokens), "another stream, other random numbers");
+}
+
+#[test]
+fn members_of_a_group_share_the_prompt_and_nothing_else() {
+    let (prompter, _, episodes) = play(&settings());
+    for group in episodes.chunks(3).take(4) {
+        let prompt = prompter.first(&open(&group[0].task).unwrap().reset().unwrap()).unwrap();
+        assert!(group.iter().all(|e| e.tokens.starts_with(&prompt)));
+        assert!(group[0].tokens != group[1].tokens && group[1].tokens != group[2].tokens);
+    }
+    // Greedy: no random number is left to tell them apart.
+    let greedy = Settings { sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() }, ..settings() };
+    let (_, _, episodes) = play(&greedy);
+    for group in episodes.chunks(3) {
+        assert!(group.iter().all(|e| e.tokens == group[0].tokens));
+    }
+}
+
+#[test]
+fn turns_are_kept_as_sampled() {
+    let (prompter, _, episodes) = play(&settings());
+    let mut unfinished = 0;
+    for episode in episodes.iter().filter(|e| !e.tokens.is_empty()) {
+        assert!(episode.turns.len() <= 4);
+        for turn in &episode.turns {
+            let sampled = &episode.tokens[turn.tokens.clone()];
+            assert!(!sampled.is_empty() && sampled.len() <= 6);
+            let (last, body) = sampled.split_last().unwrap();
+            if turn.refusal == Some(Refusal::Unfinished) {
+                unfinished += 1;
+                assert!(sampled.iter().all(|t| !prompter.ends_turn(*t)));
+                assert_eq!(prompter.read(sampled).unwrap().text, turn.action);
+                // The turn is closed by a token that was not sampled.
+                if sampled.len() == 6 && turn.tokens.end < episode.tokens.len() {
+                    assert_eq!(episode.tokens[turn.tokens.end], prompter.end());
+                }
+            } else {
+                assert!(prompter.ends_turn(*last));
+                let action = prompter.read(body).unwrap();
+                assert_eq!((action.text, action.command.err()), (turn.action.clone(), turn.refusal));
+            }
+            if turn.refusal.is_some() {
+                assert!(!turn.valid && turn.reward == 0.0);
+            }
+        }
+    }
+    assert!(unfinished > 0);
+}
+
+#[test]
+fn every_way_to_end() {
+    let prompter = prompter();
+    let model = model(&prompter, 6.0);
+    let play = |kind: &str, settings: &Settings| {
+        rollout(&model, &prompter, &open, &[task(kind, 0)], 12, settings, NEVER).unwrap()
+    };
+    let some = |episodes: &[Episode], finish: Finish| {
+        assert!(episodes.iter().any(|e| e.finish == finish), "{finish:?}: {:?}", episodes[0].finish);
+    };
+    let long = Settings { max_steps: 30, max_turn_tokens: 12, ..settings() };
+    let won = play("win", &long);
+    some(&won, Finish::Won);
+    assert!(won.iter().all(|e| e.success == (e.finish == Finish::Won)));
+    some(&play("lose", &long), Finish::Lost);
+    some(&play("break", &long), Finish::EnvFailed("environment scripted: it broke".into()));
+    some(&play("go", &settings()), Finish::StepLimit);
+
+    // An observation that does not fit ends the episode before it is shown; so does a token too many.
+    for (max_episode_tokens, limit, finish) in
+        [(0, CONTEXT, Finish::ContextLimit), (40, 40, Finish::TokenLimit), (5000, CONTEXT, Finish::ContextLimit)]
+    {
+        let settings = Settings { max_episode_tokens, max_steps: 200, ..long.clone() };
+        for kind in ["talk", "go"] {
+            let episodes = play(kind, &settings);
+            some(&episodes, finish.clone());
+            assert!(episodes.iter().all(|e| e.tokens.len() <= limit && e.finish == finish));
+        }
+    }
+
+    // What cannot be opened fails alone, beside others that play on.
+    let tasks = [task("absent", 0), task("win", 0)];
+    let episodes = rollout(&model, &prompter, &open, &tasks, 2, &long, NEVER).unwrap();
+    assert_eq!(episodes[0].finish, Finish::EnvFailed("games/absent: not there".into()));
+    assert!(episodes[0].tokens.is_empty() && !episodes[2].tokens.is_empty());
+}
+
+#[test]
+fn a_prompt_longer_than_the_limit_is_named() {
+    let prompter = prompter();
+    let model = model(&prompter, 2.5);
+    let wordy = |t: &Task| -> Result<Box<dyn Environment>, EnvError> {
+        Ok(Box::new(Scripted { kind: t.kind.clone(), name: "far too much to say ".repeat(50), steps: 0 }))
+    };
+    let error = rollout(&model, &prompter, &wordy, &[task("go", 7)], 2, &settings(), NEVER).unwrap_err().to_string();
+    assert!(error.contains("go-7") && error.contains("within 96, the model's context"), "{error}");
+    let tight = Settings { max_episode_tokens: 3, ..settings() };
+    let error = rollout(&model, &prompter, &open, &[task("go", 7)], 2, &tight, NEVER).unwrap_err().to_string();
+    assert!(error.contains("within 3, the limit rollout.max_episode_tokens"), "{error}");
+}
+
+#[test]
+fn a_held_out_task_stops_everything() {
+    let prompter = prompter();
+    let tasks = [task("go", 0), task("held-out", 4)];
+    let error = rollout(&model(&prompter, 2.5), &prompter, &open, &tasks, 2, &settings(), NEVER).unwrap_err();
+    assert!(matches!(error, RolloutError::HeldOut(_)) && error.to_string().contains("held-out-4"));
+}
+
+#[test]
+fn members_that_begin_elsewhere_leave_their_group() {
+    let prompter = prompter();
+    let opened = Arc::new(AtomicUsize::new(0));
+    let fickle = |t: &Task| -> Result<Box<dyn Environment>, EnvError> {
+        let name = if opened.fetch_add(1, Ordering::SeqCst) == 1 { "another world" } else { "this world" };
+        Ok(Box::new(Scripted { kind: t.kind.clone(), name: name.into(), steps: 0 }))
+    };
+    // One at a time, so that the second one opened is the second member.
+    let one = Settings { max_live: 1, ..settings() };
+    let episodes = rollout(&model(&prompter, 2.5), &prompter, &fickle, &[task("go", 0)], 3, &one, NEVER).unwrap();
+    let failed: Vec<bool> = episodes.iter().map(|e| e.finish.is_failure()).collect();
+    assert_eq!(failed, [false, true, false]);
+}
+
+#[test]
+fn an_interrupt_is_heard() {
+    let prompter = prompter();
+    let ticks = Cell::new(0);
+    let stop = || {
+        ticks.set(ticks.get() + 1);
+        ticks.get() > 3
+    };
+    let out = rollout(&model(&prompter, 2.5), &prompter, &open, &[task("go", 0)], 2, &settings(), &stop);
+    assert!(matches!(out, Err(RolloutError::Interrupted)));
+    assert_eq!(ticks.get(), 4);
+}
+
+#[test]
+fn settings_follow_the_configuration() {
+    let mut config = Config::default();
+    config.rollout.temperature = 0.9;
+    config.rollout.top_k = 7;
+    config.eval.temperature = 0.3;
+    let (train, eval) = (Settings::training(&config, 5), Settings::evaluation(&config, 6));
+    assert_eq!((train.sampling.temperature, train.sampling.top_k, train.stream), (0.9, 7, 5));
+    assert_eq!((eval.sampling.temperature, eval.sampling.top_k, eval.stream), (0.3, 0, 6));
+    assert_eq!(train.max_turn_tokens, eval.max_turn_tokens);
+}
+
+// ---- statistics ----
+
+/// An episode whose turns are (observation, command, valid), one sampled token each.
+fn told(turns: &[(&str, &str, bool)], finish: Finish) -> Episode {
+    let mut episode = Episode::new(task("go", 0), 0, 0);
+    episode.turns = turns
+        .iter()
+        .enumerate()
+        .map(|(i, (observation, action, valid))| Turn {
+            observation: observation.to_string(),
+            action: action.to_string(),
+            tokens: i..i + 1,
+            valid: *valid,
+            refusal: (action.is_empty()).then_some(Refusal::Empty),
+            reward: 0.0,
+        })
+        .collect();
+    episode.success = finish == Finish::Won;
+    episode.finish = finish;
+    episode
+}
+
+#[test]
+fn repeats_and_loops_by_hand() {
+    let count = |turns: &[(&str, &str, bool)]| Counts::of(&told(turns, Finish::StepLimit));
+    let c = count(&[("hall", "east", true), ("room", "take key", true), ("got it", "go", true)]);
+    assert_eq!((c.turns, c.repeats, c.loops, c.invalid, c.tokens), (3, 0, 0, 0, 3));
+    // The same command elsewhere is no repeat; back in the hall is a cycle; "east" in the hall again is a repeat.
+    let c = count(&[("hall", "east", true), ("room", "east", true), ("hall", "east", true), ("shed", "look", true)]);
+    assert_eq!((c.repeats, c.loops), (1, 2));
+    // An answer that was shown before, at once: a loop, but only the second time the same command is a repeat.
+    let c = count(&[("hall", "", false), ("hall", "jump", false), ("hall", "jump ", true)]);
+    assert_eq!((c.repeats, c.loops, c.invalid), (1, 3, 2));
+}
+
+#[test]
+fn statistics_tell_won_from_lost() {
+    let episodes = [
+        told(&[("a", "x", true), ("b", "y", true)], Finish::Won),
+        told(&[("a", "x", true), ("a", "x", false), ("a", "", false), ("c", "z", true)], Finish::StepLimit),
+        told(&[("a", "x", true)], Finish::EnvFailed("gone".into())),
+    ];
+    let s = Statistics::of(&episodes);
+    assert_eq!((s.success, s.env_failed), (0.5, 1));
+    assert_eq!((s.all.episodes, s.won.episodes, s.lost.episodes), (2, 1, 1));
+    assert_eq!((s.all.episode_length, s.won.episode_length, s.lost.episode_length), (3.0, 2.0, 4.0));
+    assert_eq!((s.won.repeat_rate, s.lost.repeat_rate), (0.0, 0.25));
+    assert_eq!((s.all.invalid_rate, s.lost.invalid_rate), (2.0 / 6.0, 0.5));
+    assert_eq!(s.finishes.into_iter().collect::<Vec<_>>(), [("env-failed", 1), ("step-limit", 1), ("won", 1)]);
+    assert_eq!(s.refusals.into_iter().collect::<Vec<_>>(), [("empty", 1)]);
+    assert_eq!(Statistics::of(&[]), Statistics::default());
+}
