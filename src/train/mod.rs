@@ -1,1 +1,4 @@
+//! The training loop and what it keeps.
 
+pub mod interrupt;
+pub mod run_folder;
