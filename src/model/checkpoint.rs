@@ -1,1 +1,363 @@
 //! Hugging Face model directories: config.json and safetensors (single or sharded; bf16, f16 or f32), in and out.
+
+use super::config::{ConfigError, TokenIds};
+use super::params::{Entry, Layout};
+use super::recipe::Recipe;
+use super::{Model, Params, Qwen2Config};
+use half::{bf16, f16};
+use memmap2::Mmap;
+use rayon::prelude::*;
+use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use std::borrow::Cow;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+/// The head of an untied model; a tied one has none of its own.
+const HEAD: &str = "lm_head.weight";
+const EMBEDDING: &str = "model.embed_tokens.weight";
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+const RECIPE: &str = "recipe.json";
+
+/// Why a model directory could not be read or written.
+#[derive(Debug, thiserror::Error)]
+pub enum CheckpointError {
+    #[error("there is no model folder {0}; give the path of a Hugging Face Qwen2 directory")]
+    NoFolder(PathBuf),
+    #[error("{dir} holds no weights: expected {SINGLE}, {INDEX} or {RECIPE}")]
+    NoWeights { dir: PathBuf },
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    #[error("cannot read {file}: {source}")]
+    Read { file: PathBuf, source: std::io::Error },
+    #[error("{file} is damaged or truncated ({reason}); copy or download it again")]
+    Corrupt { file: PathBuf, reason: String },
+    #[error("{file} lists tensor `{tensor}` in `{shard}`, which is not a plain file name")]
+    BadShard { file: PathBuf, tensor: String, shard: String },
+    #[error("tensor `{tensor}` is missing from {file}; the checkpoint does not fit its config.json")]
+    Missing { file: PathBuf, tensor: String },
+    #[error("unexpected tensor `{tensor}` in {file}; the checkpoint does not fit its config.json")]
+    Unexpected { file: PathBuf, tensor: String },
+    #[error("tensor `{tensor}` is in {first} and again in {second}; remove one")]
+    Twice { tensor: String, first: PathBuf, second: PathBuf },
+    #[error("tensor `{tensor}` in {file} has shape {found:?}, but config.json needs {expected:?}")]
+    Shape { file: PathBuf, tensor: String, expected: Vec<usize>, found: Vec<usize> },
+    #[error("tensor `{tensor}` in {file} is {found}; only F32, F16 and BF16 can be read")]
+    Dtype { file: PathBuf, tensor: String, found: String },
+    #[error(
+        "{file} has a `{HEAD}` that differs from `{EMBEDDING}`, but config.json ties them; set tie_word_embeddings to false"
+    )]
+    NotTied { file: PathBuf },
+    #[error("the weights built from {file} have digest {found}, but the recipe says {expected}")]
+    Digest { file: PathBuf, expected: String, found: String },
+    #[error("cannot write {path}: {source}; nothing that was there before is lost")]
+    Write { path: PathBuf, source: std::io::Error },
+}
+
+/// How weights are stored on disk.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum SaveDtype {
+    /// Exactly what is in memory: what training resumes from.
+    #[default]
+    F32,
+    /// Half the size; rounds to nearest even.
+    Bf16,
+}
+
+/// Loads the model in `dir`: `config.json` with `model.safetensors`, shards with an index, or a `recipe.json`.
+pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
+    if !dir.is_dir() {
+        return Err(CheckpointError::NoFolder(dir.into()));
+    }
+    let config = Qwen2Config::read(dir)?;
+    let layout = Arc::new(Layout::new(&config));
+    let [single, index, recipe] = [SINGLE, INDEX, RECIPE].map(|name| dir.join(name));
+    let params = if single.exists() {
+        let shard = Shard::open(single.clone())?;
+        from_shards(layout, &single, &[shard])?
+    } else if index.exists() {
+        let shards = open_shards(dir, &index)?;
+        from_shards(layout, &index, &shards)?
+    } else if recipe.exists() {
+        from_recipe(layout, &recipe)?
+    } else {
+        return Err(CheckpointError::NoWeights { dir: dir.into() });
+    };
+    Ok(Model { config, params })
+}
+
+/// A memory-mapped weight file.
+struct Shard {
+    file: PathBuf,
+    map: Mmap,
+}
+
+impl Shard {
+    fn open(file: PathBuf) -> Result<Shard, CheckpointError> {
+        let read = |source| CheckpointError::Read { file: file.clone(), source };
+        let handle = File::open(&file).map_err(read)?;
+        // SAFETY: the map is only read, and only while loading. Should another process cut the file short meanwhile, the
+        // process gets SIGBUS, as with every memory-mapped loader; there is no way to exclude it.
+        let map = unsafe { Mmap::map(&handle) }.map_err(read)?;
+        Ok(Shard { file, map })
+    }
+
+    fn tensors(&self) -> Result<SafeTensors<'_>, CheckpointError> {
+        SafeTensors::deserialize(&self.map)
+            .map_err(|e| CheckpointError::Corrupt { file: self.file.clone(), reason: e.to_string() })
+    }
+}
+
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// Opens the shards that an index names, and checks that each tensor is where the index says.
+fn open_shards(dir: &Path, file: &Path) -> Result<Vec<Shard>, CheckpointError> {
+    let index: Index = read_json(file)?;
+    for (tensor, shard) in &index.weight_map {
+        if Path::new(shard).file_name() != Some(shard.as_ref()) {
+            let (tensor, shard) = (tensor.clone(), shard.clone());
+            return Err(CheckpointError::BadShard { file: file.into(), tensor, shard });
+        }
+    }
+    let names: BTreeSet<&String> = index.weight_map.values().collect();
+    let shards = names.into_iter().map(|name| Shard::open(dir.join(name))).collect::<Result<Vec<_>, _>>()?;
+    for shard in &shards {
+        let held: BTreeSet<String> = shard.tensors()?.names().into_iter().map(String::from).collect();
+        let listed = index.weight_map.iter().filter(|(_, name)| dir.join(name) == shard.file);
+        if let Some((tensor, _)) = listed.into_iter().find(|(tensor, _)| !held.contains(*tensor)) {
+            return Err(CheckpointError::Missing { file: shard.file.clone(), tensor: tensor.clone() });
+        }
+    }
+    Ok(shards)
+}
+
+/// Fills the parameters from `shards`; `whole` names the checkpoint in errors about a tensor that is in none of them.
+fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Params, CheckpointError> {
+    let mut found: HashMap<String, (&Path, TensorView)> = HashMap::new();
+    for shard in shards {
+        for (tensor, view) in shard.tensors()?.tensors() {
+            if let Some((first, _)) = found.get(&tensor) {
+                let (first, second) = (first.to_path_buf(), shard.file.clone());
+                return Err(CheckpointError::Twice { tensor, first, second });
+            }
+            found.insert(tensor, (&shard.file, view));
+        }
+    }
+
+    let mut params = Params::zeros(layout.clone());
+    for entry in &layout.entries {
+        let (file, view) = found
+            .remove(&entry.name)
+            .ok_or_else(|| CheckpointError::Missing { file: whole.into(), tensor: entry.name.clone() })?;
+        check_shape(file, entry, view.shape())?;
+        convert(file, &entry.name, &view, &mut params.flat[entry.range.clone()])?;
+    }
+    // Some exporters store the head of a tied model once more.
+    if let Some(embedding) = layout.entries.iter().find(|e| e.name == EMBEDDING)
+        && let Some((file, view)) = found.remove(HEAD)
+    {
+        check_shape(file, &Entry { name: HEAD.into(), ..embedding.clone() }, view.shape())?;
+        let mut head = vec![0.0; embedding.range.len()];
+        convert(file, HEAD, &view, &mut head)?;
+        if head != params.flat[embedding.range.clone()] {
+            return Err(CheckpointError::NotTied { file: file.into() });
+        }
+    }
+    match found.into_iter().min_by(|a, b| a.0.cmp(&b.0)) {
+        Some((tensor, (file, _))) => Err(CheckpointError::Unexpected { file: file.into(), tensor }),
+        None => Ok(params),
+    }
+}
+
+fn check_shape(file: &Path, entry: &Entry, found: &[usize]) -> Result<(), CheckpointError> {
+    if found == entry.shape {
+        return Ok(());
+    }
+    let (tensor, expected, found) = (entry.name.clone(), entry.shape.clone(), found.to_vec());
+    Err(CheckpointError::Shape { file: file.into(), tensor, expected, found })
+}
+
+/// Elements converted by one task.
+const CHUNK: usize = 1 << 16;
+
+/// Widens stored little-endian values to f32. The bytes of a tensor need not be aligned.
+fn convert(file: &Path, tensor: &str, view: &TensorView, out: &mut [f32]) -> Result<(), CheckpointError> {
+    fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32 + Sync) {
+        out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(out, bytes)| {
+            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
+                *out = value(*bytes);
+            }
+        });
+    }
+    match view.dtype() {
+        Dtype::F32 => widen(view.data(), out, f32::from_le_bytes),
+        Dtype::BF16 => widen(view.data(), out, |b| bf16::from_le_bytes(b).to_f32()),
+        Dtype::F16 => widen(view.data(), out, |b| f16::from_le_bytes(b).to_f32()),
+        other => {
+            let (tensor, found) = (tensor.into(), format!("{other:?}"));
+            return Err(CheckpointError::Dtype { file: file.into(), tensor, found });
+        }
+    }
+    Ok(())
+}
+
+/// Builds the weights by rule and checks their digest.
+fn from_recipe(layout: Arc<Layout>, file: &Path) -> Result<Params, CheckpointError> {
+    let recipe: Recipe = read_json(file)?;
+    let mut by_name: BTreeMap<_, _> = recipe.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
+    let mut params = Params::zeros(layout.clone());
+    for entry in &layout.entries {
+        let tensor = by_name
+            .remove(entry.name.as_str())
+            .ok_or_else(|| CheckpointError::Missing { file: file.into(), tensor: entry.name.clone() })?;
+        check_shape(file, entry, &tensor.shape)?;
+        tensor.fill(recipe.seed, &mut params.flat[entry.range.clone()]);
+    }
+    if let Some(tensor) = by_name.keys().next() {
+        return Err(CheckpointError::Unexpected { file: file.into(), tensor: tensor.to_string() });
+    }
+    let found = sha256_f32(&params);
+    if found != recipe.sha256_f32 {
+        return Err(CheckpointError::Digest { file: file.into(), expected: recipe.sha256_f32, found });
+    }
+    Ok(params)
+}
+
+/// Digest of all values as little-endian f32, tensors in byte order of their names.
+fn sha256_f32(params: &Params) -> String {
+    let mut entries: Vec<&Entry> = params.layout.entries.iter().collect();
+    entries.sort_by(|a, b| a.name.cmp(&b.name));
+    let mut digest = Sha256::new();
+    for entry in entries {
+        for chunk in params.flat[entry.range.clone()].chunks(CHUNK) {
+            digest.update(chunk.iter().flat_map(|v| v.to_le_bytes()).collect::<Vec<u8>>());
+        }
+    }
+    digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, CheckpointError> {
+    let text = std::fs::read_to_string(file).map_err(|source| CheckpointError::Read { file: file.into(), source })?;
+    serde_json::from_str(&text).map_err(|e| CheckpointError::Corrupt { file: file.into(), reason: e.to_string() })
+}
+
+/// One tensor on its way to a file, narrowed when it is its turn.
+struct Saved<'a> {
+    values: &'a [f32],
+    shape: &'a [usize],
+    dtype: SaveDtype,
+}
+
+impl View for Saved<'_> {
+    fn dtype(&self) -> Dtype {
+        match self.dtype {
+            SaveDtype::F32 => Dtype::F32,
+            SaveDtype::Bf16 => Dtype::BF16,
+        }
+    }
+    fn shape(&self) -> &[usize] {
+        self.shape
+    }
+    fn data(&self) -> Cow<'_, [u8]> {
+        match self.dtype {
+            SaveDtype::F32 => self.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
+            SaveDtype::Bf16 => self.values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
+        }
+    }
+    fn data_len(&self) -> usize {
+        self.values.len() * self.dtype().bitsize() / 8
+    }
+}
+
+/// Writes every tensor of `params` to one safetensors file, under Hugging Face's names.
+pub fn save_params(file: &Path, params: &Params, dtype: SaveDtype) -> Result<(), CheckpointError> {
+    let tensors = params
+        .layout
+        .entries
+        .iter()
+        .map(|e| (e.name.as_str(), Saved { values: &params.flat[e.range.clone()], shape: &e.shape, dtype }));
+    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
+    safetensors::serialize_to_file(tensors, Some(metadata), file).map_err(|e| {
+        let source = match e {
+            SafeTensorError::IoError(source) => source,
+            other => std::io::Error::other(other),
+        };
+        CheckpointError::Write { path: file.into(), source }
+    })
+}
+
+/// Saves a model directory that transformers 4 and 5 load as it is, replacing what `dir` held only once all is on disk.
+///
+/// `files` are the tokenizer's ([`super::Tokenizer::files`]), written as they are.
+pub fn save(
+    dir: &Path,
+    model: &Model,
+    ids: &TokenIds,
+    files: &[(String, Vec<u8>)],
+    dtype: SaveDtype,
+) -> Result<(), CheckpointError> {
+    replace_dir(dir, |partial| {
+        let torch_dtype = match dtype {
+            SaveDtype::F32 => "float32",
+            SaveDtype::Bf16 => "bfloat16",
+        };
+        let config = format!("{:#}\n", model.config.to_json(ids, torch_dtype)).into_bytes();
+        let generation = format!("{:#}\n", ids.to_generation_config()).into_bytes();
+        let own = [("config.json".to_string(), config), ("generation_config.json".to_string(), generation)];
+        for (name, content) in own.iter().chain(files) {
+            let path = partial.join(name);
+            std::fs::write(&path, content).map_err(|source| CheckpointError::Write { path, source })?;
+        }
+        save_params(&partial.join(SINGLE), &model.params, dtype)
+    })
+}
+
+/// Replaces the folder `dir` with one that `fill` writes, so that a reader (or a crash, or a full disk) sees the old content
+/// or the new, never a part: `fill` writes into a hidden sibling, every file is synced, and only then is it renamed.
+pub fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<(), CheckpointError>) -> Result<(), CheckpointError> {
+    let write = |path: &Path| {
+        let path = path.to_path_buf();
+        move |source| CheckpointError::Write { path, source }
+    };
+    let name = dir
+        .file_name()
+        .ok_or_else(|| write(dir)(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path has no last part")))?
+        .to_string_lossy();
+    let parent = match dir.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    let [partial, old] = ["partial", "old"].map(|tail| parent.join(format!(".{name}.{}.{tail}", std::process::id())));
+    let result = (|| {
+        std::fs::create_dir_all(&partial).map_err(write(&partial))?;
+        fill(&partial)?;
+        for entry in std::fs::read_dir(&partial).map_err(write(&partial))? {
+            let path = entry.map_err(write(&partial))?.path();
+            File::open(&path).and_then(|f| f.sync_all()).map_err(write(&path))?;
+        }
+        File::open(&partial).and_then(|f| f.sync_all()).map_err(write(&partial))?;
+        if dir.exists() {
+            std::fs::rename(dir, &old).map_err(write(dir))?;
+        }
+        std::fs::rename(&partial, dir).map_err(|source| {
+            // Best effort: what was there goes back to its place.
+            let _ = std::fs::rename(&old, dir);
+            CheckpointError::Write { path: dir.into(), source }
+        })?;
+        File::open(parent).and_then(|f| f.sync_all()).map_err(write(parent))
+    })();
+    // Leftovers are only a waste of space: a failure to remove them is no failure to save.
+    let _ = std::fs::remove_dir_all(&partial);
+    if dir.exists() {
+        let _ = std::fs::remove_dir_all(&old);
+    }
+    result
+}

@@ -2,12 +2,15 @@
 
 pub mod checkpoint;
 pub mod config;
+mod decode;
+mod init;
 pub mod kv_cache;
 pub mod params;
 pub mod qwen2;
+pub(crate) mod recipe;
 pub mod tokenizer;
 
-pub use config::Qwen2Config;
+pub use config::{Qwen2Config, TokenIds};
 pub use kv_cache::{KvCache, Slot};
 pub use params::Params;
-pub use qwen2::{Activations, Model};
+pub use qwen2::{Activations, Keep, Model};

@@ -1,0 +1,59 @@
+//! Random initialisation of a fresh model.
+
+use super::params::{Entry, Layout};
+use super::recipe::Stream;
+use super::{Params, Qwen2Config};
+use crate::ops::philox;
+use std::sync::Arc;
+
+/// Standard deviation of every weight matrix but those that write into the residual stream.
+const STD: f32 = 0.02;
+
+impl Params {
+    /// Fresh weights: normal with deviation 0.02, divided by sqrt(2 layers) for the two matrices per layer whose outputs add
+    /// up in the residual stream; norms 1, biases 0. A pure function of shape and seed.
+    pub fn random(config: &Qwen2Config, seed: u64) -> Params {
+        let residual_std = STD / (2.0 * config.num_hidden_layers as f32).sqrt();
+        let mut params = Params::zeros(Arc::new(Layout::new(config)));
+        let layout = params.layout.clone();
+        for entry in &layout.entries {
+            let values = &mut params.flat[entry.range.clone()];
+            match kind(entry) {
+                Kind::Bias => {}
+                Kind::Norm => values.fill(1.0),
+                Kind::Weight => fill_normal(values, STD, seed, &entry.name),
+                Kind::Residual => fill_normal(values, residual_std, seed, &entry.name),
+            }
+        }
+        params
+    }
+}
+
+enum Kind {
+    Bias,
+    Norm,
+    Weight,
+    Residual,
+}
+
+fn kind(entry: &Entry) -> Kind {
+    if entry.name.ends_with(".bias") {
+        Kind::Bias
+    } else if entry.name.ends_with("norm.weight") {
+        Kind::Norm
+    } else if entry.name.ends_with("o_proj.weight") || entry.name.ends_with("down_proj.weight") {
+        Kind::Residual
+    } else {
+        Kind::Weight
+    }
+}
+
+/// Each tensor draws from a stream of its own, named after it, so that no tensor's values depend on another's size.
+fn fill_normal(values: &mut [f32], std: f32, seed: u64, name: &str) {
+    let stream = Stream::new(name, 0).hash(0);
+    for (index, quad) in values.chunks_mut(4).enumerate() {
+        for (value, normal) in quad.iter_mut().zip(philox::normals(philox::block(seed, stream, index as u64))) {
+            *value = std * normal;
+        }
+    }
+}

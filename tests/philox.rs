@@ -1,0 +1,43 @@
+//! Philox 4x32-10 against the published known answers, and the distributions built on it.
+
+use uncouple::ops::philox::{block, normals, philox4x32, uniform};
+
+#[test]
+fn known_answers() {
+    let ones = u32::MAX;
+    for (counter, key, want) in [
+        ([0; 4], [0; 2], [0x6627e8d5, 0xe169c58d, 0xbc57ac4c, 0x9b00dbd8]),
+        ([ones; 4], [ones; 2], [0x408f276d, 0x41c83b0e, 0xa20bc7c6, 0x6d5451fd]),
+        (
+            [0x243f6a88, 0x85a308d3, 0x13198a2e, 0x03707344],
+            [0xa4093822, 0x299f31d0],
+            [0xd16cfe09, 0x94fdcceb, 0x5001e420, 0x24126ea1],
+        ),
+    ] {
+        assert_eq!(philox4x32(counter, key), want);
+    }
+}
+
+#[test]
+fn uniform_stays_inside_the_open_interval() {
+    assert!(uniform(0) > 0.0);
+    assert!(uniform(u32::MAX) < 1.0);
+}
+
+#[test]
+fn normals_have_the_moments_of_a_normal() {
+    let draws: Vec<f64> = (0..50_000).flat_map(|i| normals(block(7, 3, i))).map(f64::from).collect();
+    let n = draws.len() as f64;
+    let moment = |k: i32| draws.iter().map(|x| x.powi(k)).sum::<f64>() / n;
+    assert!(moment(1).abs() < 0.01, "mean {}", moment(1));
+    assert!((moment(2) - 1.0).abs() < 0.02, "variance {}", moment(2));
+    assert!((moment(4) - 3.0).abs() < 0.1, "fourth moment {}", moment(4));
+}
+
+#[test]
+fn seed_stream_and_index_all_matter() {
+    let blocks = [block(1, 2, 3), block(2, 2, 3), block(1, 3, 3), block(1, 2, 4), block(1 << 32, 2, 3)];
+    for (i, a) in blocks.iter().enumerate() {
+        assert!(blocks[i + 1..].iter().all(|b| a != b));
+    }
+}
