@@ -1,4 +1,12 @@
 //! One validated, typed configuration. Every field has a default; `uncouple train --dry-run` prints them resolved.
+//!
+//! A new field needs only its place here and its default: loading, overrides, spelling hints and the printed form follow.
+//! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
+
+mod load;
+mod validate;
+
+pub use load::{ConfigError, Override};
 
 use serde::{Deserialize, Serialize};
 

@@ -1,3 +1,7 @@
 //! The training loop: cold start, GRPO iterations, evaluation, checkpoints, resume.
 
 pub mod learner;
+//! The training loop and what it keeps.
+
+pub mod interrupt;
+pub mod run_folder;

@@ -1,0 +1,129 @@
+//! What a configuration must satisfy before anything is built from it.
+
+use super::{Config, ConfigError};
+use std::fmt::Display;
+
+fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
+    if ok { Ok(()) } else { Err(ConfigError::Invalid { key, value: value.to_string(), reason: reason.into() }) }
+}
+
+fn at_least_one(key: &'static str, value: impl Into<u64>) -> Result<(), ConfigError> {
+    let value = value.into();
+    need(value >= 1, key, value, "must be at least 1")
+}
+
+fn positive(key: &'static str, value: f32) -> Result<(), ConfigError> {
+    need(value.is_finite() && value > 0.0, key, value, "must be a number above 0")
+}
+
+fn not_negative(key: &'static str, value: f32) -> Result<(), ConfigError> {
+    need(value.is_finite() && value >= 0.0, key, value, "must be a number, 0 or above")
+}
+
+impl Config {
+    /// Refuses what could not train, or would train without learning; the error names the key, its value and the mend.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.validate_run()?;
+        if self.model.path.is_empty() {
+            self.validate_embedded_model()?;
+        }
+        self.validate_rollout()?;
+        self.validate_grpo()?;
+        self.validate_optimisers()?;
+        at_least_one("env.max_steps", self.env.max_steps)?;
+        not_negative("eval.temperature", self.eval.temperature)
+    }
+
+    fn validate_run(&self) -> Result<(), ConfigError> {
+        let r = &self.run;
+        need(!r.dir.is_empty(), "run.dir", "\"\"", "must name a folder, e.g. \"runs\"")?;
+        let plain = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        let ok = r.name.chars().all(plain) && !r.name.starts_with('.') && r.name.len() <= 100;
+        let reason = "a run name is at most 100 letters, digits, `-`, `_` and `.`, and does not start with `.`";
+        need(ok, "run.name", format_args!("{:?}", r.name), reason)?;
+        need(i64::try_from(r.seed).is_ok(), "run.seed", r.seed, "must be below 2^63")?;
+        at_least_one("run.keep_checkpoints", r.keep_checkpoints)?;
+        at_least_one("run.max_bad_steps", r.max_bad_steps)
+    }
+
+    fn validate_embedded_model(&self) -> Result<(), ConfigError> {
+        let m = &self.model;
+        let bytes = "must be above 256: a byte-level tokenizer needs one token per byte and its special tokens";
+        need(m.vocab_size > 256, "model.vocab_size", m.vocab_size, bytes)?;
+        for (key, value) in [
+            ("model.hidden_size", m.hidden_size),
+            ("model.num_hidden_layers", m.num_hidden_layers),
+            ("model.num_attention_heads", m.num_attention_heads),
+            ("model.num_key_value_heads", m.num_key_value_heads),
+            ("model.intermediate_size", m.intermediate_size),
+            ("model.max_position_embeddings", m.max_position_embeddings),
+        ] {
+            at_least_one(key, value as u64)?;
+        }
+        let (heads, kv_heads) = (m.num_attention_heads, m.num_key_value_heads);
+        let even_groups = format!("must be a multiple of model.num_key_value_heads = {kv_heads}");
+        need(heads.is_multiple_of(kv_heads), "model.num_attention_heads", heads, &even_groups)?;
+        let even_heads = format!("must be an even multiple of model.num_attention_heads = {heads} (RoPE turns pairs)");
+        need(m.hidden_size.is_multiple_of(2 * heads), "model.hidden_size", m.hidden_size, &even_heads)
+    }
+
+    fn validate_rollout(&self) -> Result<(), ConfigError> {
+        let r = &self.rollout;
+        at_least_one("rollout.groups", r.groups)?;
+        let lonely = "a group is compared with itself: with fewer than 2 episodes every advantage is 0 and nothing is \
+                      learned; use 2 or more (8 is usual)";
+        need(r.group_size >= 2, "rollout.group_size", r.group_size, lonely)?;
+        need(
+            r.temperature.is_finite() && r.temperature > 0.0,
+            "rollout.temperature",
+            r.temperature,
+            "must be above 0: a group of identical greedy episodes teaches nothing",
+        )?;
+        need(r.top_p > 0.0 && r.top_p <= 1.0, "rollout.top_p", r.top_p, "must be above 0 and at most 1 (1: off)")?;
+        need((0.0..1.0).contains(&r.min_p), "rollout.min_p", r.min_p, "must be in [0, 1) (0: off)")?;
+        positive("rollout.repetition_penalty", r.repetition_penalty)?;
+        at_least_one("rollout.max_turn_tokens", r.max_turn_tokens)?;
+        let most = r.max_episode_tokens;
+        let room = format!("must exceed rollout.max_turn_tokens = {} (0: the model's context)", r.max_turn_tokens);
+        need(most == 0 || most > r.max_turn_tokens, "rollout.max_episode_tokens", most, &room)?;
+        if self.model.path.is_empty() {
+            let context = self.model.max_position_embeddings;
+            let fits = format!("is longer than the model's context, model.max_position_embeddings = {context}");
+            need(most as usize <= context, "rollout.max_episode_tokens", most, &fits)?;
+        }
+        need(r.invalid_reward.is_finite(), "rollout.invalid_reward", r.invalid_reward, "must be a finite number")
+    }
+
+    fn validate_grpo(&self) -> Result<(), ConfigError> {
+        let g = &self.grpo;
+        not_negative("grpo.advantage_eps", g.advantage_eps)?;
+        at_least_one("grpo.constant_length", g.constant_length)?;
+        let low = "must be in (0, 1): the ratio is clipped below at 1 - epsilon_low";
+        need(g.epsilon_low > 0.0 && g.epsilon_low < 1.0, "grpo.epsilon_low", g.epsilon_low, low)?;
+        positive("grpo.epsilon_high", g.epsilon_high)?;
+        let dual = "must be 0 (off) or above 1: it bounds how far a ratio above 1 may count (3 is usual)";
+        let dual_ok = g.dual_clip == 0.0 || g.dual_clip.is_finite() && g.dual_clip > 1.0;
+        need(dual_ok, "grpo.dual_clip", g.dual_clip, dual)?;
+        not_negative("grpo.beta", g.beta)?;
+        not_negative("grpo.entropy_coef", g.entropy_coef)?;
+        at_least_one("grpo.epochs", g.epochs)?;
+        at_least_one("grpo.micro_tokens", g.micro_tokens)
+    }
+
+    fn validate_optimisers(&self) -> Result<(), ConfigError> {
+        let (o, s) = (&self.optim, &self.sft);
+        positive("optim.lr", o.lr)?;
+        for (key, beta) in [("optim.beta1", o.beta1), ("optim.beta2", o.beta2)] {
+            need((0.0..1.0).contains(&beta), key, beta, "must be in [0, 1)")?;
+        }
+        positive("optim.eps", o.eps)?;
+        not_negative("optim.weight_decay", o.weight_decay)?;
+        positive("optim.clip", o.clip)?;
+        if s.steps > 0 {
+            at_least_one("sft.batch", s.batch)?;
+            positive("sft.lr", s.lr)?;
+            at_least_one("sft.games", s.games)?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,232 @@
+//! The folder of one run: created once, locked while a process trains in it, and whole at every moment.
+
+use crate::config::Config;
+use crate::report::files::{self, FileError};
+use std::fs::{self, File, TryLockError};
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+/// Why a run folder cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum RunFolderError {
+    #[error("the run {} exists already: continue it with --resume, replace it with --overwrite, or choose another --name", .0.display())]
+    Exists(PathBuf),
+    #[error("--resume: there is no run {}: leave --resume out to start it, or check --name and --set run.dir", .0.display())]
+    Missing(PathBuf),
+    #[error("--resume and --overwrite need the name of the run: add --name NAME")]
+    Nameless,
+    #[error("{} is not the folder of a run (it has no config.toml): --overwrite will not delete it", .0.display())]
+    NotARun(PathBuf),
+    #[error("another process is training in {}: wait for it to end, or choose another --name", .0.display())]
+    Locked(PathBuf),
+    #[error(transparent)]
+    File(#[from] FileError),
+}
+
+/// What to do when the run exists already.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Existing {
+    #[default]
+    Refuse,
+    Resume,
+    Overwrite,
+}
+
+/// An open run folder. No other process can open it until this one drops it or dies.
+#[derive(Debug)]
+pub struct RunFolder {
+    path: PathBuf,
+    resumed: bool,
+    _lock: File,
+}
+
+const LOCK: &str = ".lock";
+const CONFIG: &str = "config.toml";
+const CHECKPOINTS: &str = "checkpoints";
+
+impl RunFolder {
+    /// Opens `config.run.dir/config.run.name` and writes the resolved configuration into it.
+    ///
+    /// An empty name becomes suite and UTC date-time, e.g. `household-20261120-2301`; `config` then holds it.
+    pub fn open(config: &mut Config, existing: Existing) -> Result<RunFolder, RunFolderError> {
+        let dir = PathBuf::from(&config.run.dir);
+        fs::create_dir_all(&dir).map_err(|e| FileError::new("create", &dir, e))?;
+        let folder = match (config.run.name.is_empty(), existing) {
+            (true, Existing::Refuse) => {
+                let base = automatic_name(&config.env.suite, SystemTime::now());
+                let names = (1..).map(|n| if n == 1 { base.clone() } else { format!("{base}-{n}") });
+                let mut names = names.map(|name| (Self::create(&dir.join(&name)), name));
+                // Someone else may have started a run in the same minute.
+                let free = names.find(|(made, _)| !matches!(made, Err(RunFolderError::Exists(_))));
+                let (made, name) = free.expect("the names do not end");
+                config.run.name = name;
+                made?
+            }
+            (true, _) => return Err(RunFolderError::Nameless),
+            (false, existing) => {
+                let path = dir.join(&config.run.name);
+                match existing {
+                    Existing::Refuse => Self::create(&path)?,
+                    Existing::Resume if !path.join(CONFIG).exists() => return Err(RunFolderError::Missing(path)),
+                    Existing::Resume => Self::lock(path, true)?,
+                    Existing::Overwrite if !path.exists() => Self::create(&path)?,
+                    Existing::Overwrite if !path.join(CONFIG).exists() => return Err(RunFolderError::NotARun(path)),
+                    Existing::Overwrite => Self::lock(path, false)?.emptied()?,
+                }
+            }
+        };
+        folder.write(CONFIG, config.to_toml().as_bytes())?;
+        Ok(folder)
+    }
+
+    fn create(path: &Path) -> Result<RunFolder, RunFolderError> {
+        fs::create_dir(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::AlreadyExists => RunFolderError::Exists(path.into()),
+            _ => FileError::new("create", path, e).into(),
+        })?;
+        Self::lock(path.into(), false)
+    }
+
+    fn lock(path: PathBuf, resumed: bool) -> Result<RunFolder, RunFolderError> {
+        let file = path.join(LOCK);
+        let lock = File::create(&file).map_err(|e| FileError::new("create", &file, e))?;
+        match lock.try_lock() {
+            Ok(()) => Ok(RunFolder { path, resumed, _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(RunFolderError::Locked(path)),
+            Err(TryLockError::Error(e)) => Err(FileError::new("lock", file, e).into()),
+        }
+    }
+
+    /// Deletes everything but the lock; the configuration last, so that an interrupted deletion can be repeated.
+    fn emptied(self) -> Result<RunFolder, RunFolderError> {
+        let failed = |path: &Path, e| FileError::new("remove", path, e);
+        let entries = fs::read_dir(&self.path).map_err(|e| failed(&self.path, e))?;
+        for entry in entries {
+            let path = entry.map_err(|e| failed(&self.path, e))?.path();
+            match path.file_name().and_then(|n| n.to_str()) {
+                Some(LOCK | CONFIG) => Ok(()),
+                _ if path.is_dir() => fs::remove_dir_all(&path),
+                _ => fs::remove_file(&path),
+            }
+            .map_err(|e| failed(&path, e))?;
+        }
+        Ok(self)
+    }
+
+    /// The folder itself.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The run's name.
+    pub fn name(&self) -> String {
+        self.path.file_name().unwrap_or_default().to_string_lossy().into_owned()
+    }
+
+    /// Whether an earlier process began this run.
+    pub fn resumed(&self) -> bool {
+        self.resumed
+    }
+
+    /// The configuration an earlier process began the run with: read it before [`RunFolder::open`] replaces it.
+    pub fn saved_config(dir: &str, name: &str) -> PathBuf {
+        Path::new(dir).join(name).join(CONFIG)
+    }
+
+    /// Replaces a file of the folder, atomically.
+    pub fn write(&self, file: &str, bytes: &[u8]) -> Result<(), FileError> {
+        files::write_file(&self.path.join(file), |w| w.write_all(bytes))
+    }
+
+    /// Replaces a folder of the folder, atomically: `fill` gets the path to fill.
+    pub fn write_dir<E: From<FileError>>(
+        &self,
+        name: &str,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
+        let path = self.path.join(name);
+        files::write_folder(&path, fill)?;
+        Ok(path)
+    }
+
+    /// Writes `checkpoints/step-N`; then only the `keep` latest checkpoints stay.
+    pub fn write_checkpoint<E: From<FileError>>(
+        &self,
+        step: u64,
+        keep: u32,
+        fill: impl FnOnce(&Path) -> Result<(), E>,
+    ) -> Result<PathBuf, E> {
+        let parent = self.path.join(CHECKPOINTS);
+        fs::create_dir_all(&parent).map_err(|e| FileError::new("create", &parent, e))?;
+        let path = self.write_dir(&format!("{CHECKPOINTS}/step-{step}"), fill)?;
+        let all = self.checkpoints()?;
+        for (_, old) in all.iter().rev().skip(keep.max(1) as usize) {
+            files::remove_folder(old)?;
+        }
+        Ok(path)
+    }
+
+    /// The finished checkpoints, oldest first.
+    pub fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>, FileError> {
+        let parent = self.path.join(CHECKPOINTS);
+        let entries = match fs::read_dir(&parent) {
+            Ok(entries) => entries,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(e) => return Err(FileError::new("read", parent, e)),
+        };
+        let mut found = Vec::new();
+        for entry in entries {
+            let path = entry.map_err(|e| FileError::new("read", &parent, e))?.path();
+            let name = path.file_name().and_then(|n| n.to_str());
+            if let Some(step) = name.and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse().ok()) {
+                found.push((step, path));
+            }
+        }
+        found.sort();
+        Ok(found)
+    }
+}
+
+/// `SUITE-YYYYMMDD-HHMM`, in UTC.
+fn automatic_name(suite: &str, now: SystemTime) -> String {
+    let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
+    let (year, month, day) = civil_date(seconds / 86_400);
+    let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);
+    format!("{suite}-{year}{month:02}{day:02}-{hour:02}{minute:02}")
+}
+
+/// Days since 1970-01-01 as (year, month, day) of the Gregorian calendar.
+fn civil_date(days: u64) -> (u64, u64, u64) {
+    let leap = |y: u64| y.is_multiple_of(4) && !y.is_multiple_of(100) || y.is_multiple_of(400);
+    let (mut year, mut left) = (1970, days);
+    while left >= 365 + u64::from(leap(year)) {
+        left -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if left < length {
+            break;
+        }
+        left -= length;
+        month += 1;
+    }
+    (year, month, left + 1)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn automatic_names_are_dates() {
+        let at = |seconds| automatic_name("household", UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!(at(0), "household-19700101-0000");
+        assert_eq!(at(951_782_399), "household-20000228-2359");
+        assert_eq!(at(951_782_400), "household-20000229-0000");
+        assert_eq!(at(1_795_215_660), "household-20261120-2301");
+        assert_eq!(at(4_102_444_799), "household-20991231-2359");
+    }
+}
