@@ -29,12 +29,12 @@ fn is_disk_full(error: &io::Error) -> bool {
     matches!(error.kind(), ErrorKind::StorageFull | ErrorKind::QuotaExceeded)
 }
 
-/// What to tell a user whose disk is full.
-pub(super) const DISK_FULL: &str =
-    "the disk is full; what was saved before is whole: free some space, then go on with --resume";
-
 fn reason(cause: &io::Error) -> String {
-    if is_disk_full(cause) { DISK_FULL.into() } else { cause.to_string() }
+    if is_disk_full(cause) {
+        "the disk is full; what was saved before is whole: free some space, then go on with --resume".into()
+    } else {
+        cause.to_string()
+    }
 }
 
 /// The name under which `path` is written until it is whole. Starts with a dot: never taken for a finished one.

@@ -44,6 +44,8 @@ fn numbers<'de, D: serde::Deserializer<'de>>(d: D) -> Result<BTreeMap<String, f6
 pub struct Metrics {
     path: PathBuf,
     file: File,
+    /// Length of the whole lines.
+    bytes: u64,
     events: EventWriter,
 }
 
@@ -57,6 +59,7 @@ impl Metrics {
         let kept: Vec<Record> = read(run)?.into_iter().filter(|r| keep(r)).collect();
         files::write_file(&path, |w| kept.iter().try_for_each(|r| w.write_all(line(r).as_bytes())))?;
         let file = OpenOptions::new().append(true).open(&path).map_err(|e| FileError::new("open", &path, e))?;
+        let bytes = kept.iter().map(|r| line(r).len() as u64).sum();
         let folder = run.join("tensorboard");
         files::remove_folder(&folder)?;
         let mut events = EventWriter::create(&folder)?;
@@ -65,12 +68,17 @@ impl Metrics {
             let ago = Duration::try_from_secs_f64(last - record.seconds).unwrap_or_default();
             events.scalars(SystemTime::now() - ago, record.step, scalars(record))?;
         }
-        Ok(Metrics { path, file, events })
+        Ok(Metrics { path, file, bytes, events })
     }
 
-    /// Appends a record to both. The line is whole on disk or (after a crash) dropped by the next [`Metrics::open`].
+    /// Appends a record to both. The line is whole, or taken back (a crash: dropped by the next [`Metrics::open`]).
     pub fn append(&mut self, record: &Record) -> Result<(), FileError> {
-        self.file.write_all(line(record).as_bytes()).map_err(|e| FileError::new("append to", &self.path, e))?;
+        let line = line(record);
+        self.file.write_all(line.as_bytes()).map_err(|e| {
+            let _ = self.file.set_len(self.bytes);
+            FileError::new("append to", &self.path, e)
+        })?;
+        self.bytes += line.len() as u64;
         self.events.scalars(SystemTime::now(), record.step, scalars(record))
     }
 }

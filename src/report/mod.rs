@@ -1,6 +1,11 @@
 //! What a run leaves behind for people and programs: metrics, trajectories, tables, the report page.
 
 pub mod files;
+pub mod html;
 pub mod metrics;
+mod plot;
+pub mod progress;
+pub mod results;
 pub mod stats;
 pub mod tensorboard;
+pub mod trajectories;

@@ -37,3 +37,15 @@ pub fn normal(values: &[f64]) -> [f64; 2] {
     let half = Z * std(values) / (values.len().max(1) as f64).sqrt();
     [mean(values) - half, mean(values) + half]
 }
+
+/// A share of parts in wholes: Σ numerators / Σ denominators over clusters (episodes), with its 95 % interval by linearisation.
+pub fn ratio(numerators: &[f64], denominators: &[f64]) -> (f64, [f64; 2]) {
+    let total: f64 = denominators.iter().sum();
+    if total <= 0.0 {
+        return (0.0, [0.0, 0.0]);
+    }
+    let rate = numerators.iter().sum::<f64>() / total;
+    let residuals: Vec<f64> = numerators.iter().zip(denominators).map(|(n, d)| n - rate * d).collect();
+    let half = Z * std(&residuals) * (residuals.len() as f64).sqrt() / total;
+    (rate, [(rate - half).max(0.0), (rate + half).min(1.0)])
+}

@@ -1,0 +1,196 @@
+//! Evaluations: the episodes counted, their table for people, `summary.json` for programs.
+
+use super::stats;
+use comfy_table::{CellAlignment, Table, presets};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// What an evaluation keeps of an episode.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct EvalEpisode {
+    pub success: bool,
+    /// Length in agent turns.
+    pub turns: u32,
+    /// Turns that repeat an action already tried under the same observation.
+    pub repeated: u32,
+    /// Whether it went in circles: some run of turns was done twice in immediate succession.
+    pub looped: bool,
+}
+
+impl EvalEpisode {
+    /// Counts the turns, each what the agent saw and what it then did.
+    pub fn new<T: Eq>(success: bool, turns: &[(T, T)]) -> EvalEpisode {
+        let n = turns.len();
+        let repeated = (0..n).filter(|&i| turns[..i].contains(&turns[i])).count() as u32;
+        let circle = |start: usize, len: usize| turns[start..start + len] == turns[start + len..start + 2 * len];
+        let looped = (1..=n / 2).any(|len| (0..=n - 2 * len).any(|start| circle(start, len)));
+        EvalEpisode { success, turns: n as u32, repeated, looped }
+    }
+}
+
+/// Episodes by split (`L0`, `L1`, `L2`).
+pub type Evaluation = BTreeMap<String, Vec<EvalEpisode>>;
+
+/// A number and its 95 % interval.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Estimate {
+    pub value: f64,
+    pub ci: [f64; 2],
+}
+
+/// The statistics of one split, as the table shows them.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct SplitTable {
+    pub games: u64,
+    /// Share of episodes won (Wilson interval).
+    pub success: Estimate,
+    /// Share of turns that repeat (normal interval, episodes as clusters).
+    pub repeat_rate: Estimate,
+    /// Share of episodes that went in circles (Wilson interval).
+    pub loop_rate: Estimate,
+    /// Mean turns (normal interval).
+    pub episode_length: Estimate,
+}
+
+impl SplitTable {
+    pub fn new(episodes: &[EvalEpisode]) -> SplitTable {
+        let games = episodes.len() as u64;
+        let share = |count: usize| Estimate {
+            value: count as f64 / games.max(1) as f64,
+            ci: stats::wilson(count as u64, games),
+        };
+        let turns: Vec<f64> = episodes.iter().map(|e| f64::from(e.turns)).collect();
+        let repeated: Vec<f64> = episodes.iter().map(|e| f64::from(e.repeated)).collect();
+        let (rate, ci) = stats::ratio(&repeated, &turns);
+        SplitTable {
+            games,
+            success: share(episodes.iter().filter(|e| e.success).count()),
+            repeat_rate: Estimate { value: rate, ci },
+            loop_rate: share(episodes.iter().filter(|e| e.looped).count()),
+            episode_length: Estimate { value: stats::mean(&turns), ci: stats::normal(&turns) },
+        }
+    }
+}
+
+/// One line of the final table: a stage's result on a split.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Row {
+    pub split: String,
+    /// E.g. `cold start`, `final`.
+    pub stage: String,
+    #[serde(flatten)]
+    pub result: SplitTable,
+}
+
+/// Rows of several stages, split by split, so that a split's stages stand together.
+pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<Row> {
+    let splits: std::collections::BTreeSet<&String> = stages.iter().flat_map(|(_, e)| e.keys()).collect();
+    let row = |split: &String, stage: &str, e: &Evaluation| {
+        let result = SplitTable::new(e.get(split)?);
+        Some(Row { split: split.clone(), stage: stage.into(), result })
+    };
+    splits.into_iter().flat_map(|split| stages.iter().filter_map(move |(s, e)| row(split, s, e))).collect()
+}
+
+/// Headings of the table, here and in the report page.
+pub const HEADINGS: [&str; 7] =
+    ["split", "stage", "success %", "repeated actions %", "loops %", "episode length", "games"];
+
+impl Row {
+    /// The cells under [`HEADINGS`]: estimates with their 95 % intervals.
+    pub fn cells(&self) -> [String; 7] {
+        let percent = |e: Estimate| format!("{:.1} [{:.1}, {:.1}]", 100.0 * e.value, 100.0 * e.ci[0], 100.0 * e.ci[1]);
+        let r = &self.result;
+        let length = r.episode_length;
+        [
+            self.split.clone(),
+            self.stage.clone(),
+            percent(r.success),
+            percent(r.repeat_rate),
+            percent(r.loop_rate),
+            format!("{:.2} [{:.2}, {:.2}]", length.value, length.ci[0], length.ci[1]),
+            r.games.to_string(),
+        ]
+    }
+}
+
+/// The table for a terminal or a log: no colours, so nothing to turn off.
+pub fn table(rows: &[Row]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(HEADINGS);
+    for row in rows {
+        table.add_row(row.cells());
+    }
+    for column in table.column_iter_mut().skip(2) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    format!("{table}\n[95 % intervals: Wilson for success and loops, normal for the others]")
+}
+
+/// `summary.json`: what a run came to. A part that did not run is absent.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Summary {
+    /// Wall time of the run, resumed parts included.
+    pub seconds: f64,
+    /// Optimiser steps.
+    pub train_steps: u64,
+    pub env_steps: u64,
+    /// Tokens sampled and trained on.
+    pub tokens: u64,
+    #[serde(default, skip_serializing_if = "EvalSummary::is_empty")]
+    pub eval: EvalSummary,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub coupling: Option<Coupling>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub judgment_accuracy: Option<f64>,
+}
+
+/// Evaluations before and after GRPO, by split.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct EvalSummary {
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub cold_start: BTreeMap<String, SplitSummary>,
+    #[serde(default, rename = "final", skip_serializing_if = "BTreeMap::is_empty")]
+    pub last: BTreeMap<String, SplitSummary>,
+}
+
+impl EvalSummary {
+    fn is_empty(&self) -> bool {
+        self.cold_start.is_empty() && self.last.is_empty()
+    }
+}
+
+/// One split in `summary.json`; shares are fractions.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SplitSummary {
+    pub success: f64,
+    pub ci: [f64; 2],
+    pub games: u64,
+    pub repeat_rate: f64,
+    pub loop_rate: f64,
+    pub episode_length: f64,
+}
+
+/// Mean gradient cosines of pairs: positive-positive, negative-negative, positive-negative.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Coupling {
+    pub pp: f64,
+    pub nn: f64,
+    pub pn: f64,
+}
+
+/// An evaluation as `summary.json` has it.
+pub fn summarise(evaluation: &Evaluation) -> BTreeMap<String, SplitSummary> {
+    let summary = |episodes: &Vec<EvalEpisode>| {
+        let t = SplitTable::new(episodes);
+        SplitSummary {
+            success: t.success.value,
+            ci: t.success.ci,
+            games: t.games,
+            repeat_rate: t.repeat_rate.value,
+            loop_rate: t.loop_rate.value,
+            episode_length: t.episode_length.value,
+        }
+    };
+    evaluation.iter().map(|(split, episodes)| (split.clone(), summary(episodes))).collect()
+}

@@ -1,0 +1,348 @@
+//! Metrics, TensorBoard events, trajectories, statistics, the final table, the summary and the report page.
+
+use proptest::prelude::*;
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+use uncouple::report::html::{self, Page};
+use uncouple::report::metrics::{self, Metrics, Record};
+use uncouple::report::results::{self, EvalEpisode, EvalSummary, Evaluation, SplitTable, Summary};
+use uncouple::report::stats;
+use uncouple::report::trajectories::{Episode, Trajectories, Turn};
+
+fn record(phase: &str, step: u64, loss: f64) -> Record {
+    Record::new(phase, step, step as f64).with("loss", loss)
+}
+
+#[test]
+fn metrics_are_one_json_object_a_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut metrics = Metrics::open(dir.path(), |_| true).unwrap();
+    metrics.append(&record("sft", 1, 0.5).with("lr", 1e-3)).unwrap();
+    metrics.append(&record("sft", 2, f64::NAN)).unwrap();
+    let text = fs::read_to_string(dir.path().join("metrics.jsonl")).unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[0], r#"{"step":1,"phase":"sft","seconds":1.0,"loss":0.5,"lr":0.001}"#);
+    assert_eq!(lines[1], r#"{"step":2,"phase":"sft","seconds":2.0,"loss":null}"#);
+    let read = metrics::read(dir.path()).unwrap();
+    assert_eq!(read[0], record("sft", 1, 0.5).with("lr", 1e-3));
+    assert!(read[1].values.is_empty());
+}
+
+#[test]
+fn resuming_drops_later_records_and_a_torn_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut metrics = Metrics::open(dir.path(), |_| true).unwrap();
+    for (phase, step) in [("sft", 1), ("sft", 2), ("grpo", 1), ("grpo", 2), ("grpo", 3)] {
+        metrics.append(&record(phase, step, step as f64)).unwrap();
+    }
+    drop(metrics);
+    let path = dir.path().join("metrics.jsonl");
+    fs::write(&path, fs::read_to_string(&path).unwrap() + "{\"step\":4,\"pha").unwrap();
+
+    let mut metrics = Metrics::open(dir.path(), |r| r.phase != "grpo" || r.step <= 1).unwrap();
+    metrics.append(&record("grpo", 2, 9.0)).unwrap();
+    let steps: Vec<(String, u64)> = metrics::read(dir.path()).unwrap().into_iter().map(|r| (r.phase, r.step)).collect();
+    assert_eq!(steps, [("sft".into(), 1), ("sft".into(), 2), ("grpo".into(), 1), ("grpo".into(), 2)]);
+    let events = events(dir.path());
+    assert_eq!(events.len(), 4, "the events hold what the metrics hold");
+    assert_eq!(events[3], (2, vec![("grpo/loss".into(), 9.0)]));
+}
+
+#[test]
+fn a_full_disk_while_appending_is_one_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    Metrics::open(dir.path(), |_| true).unwrap().append(&record("sft", 1, 1.0)).unwrap();
+    let path = dir.path().join(".metrics.jsonl.unfinished");
+    std::os::unix::fs::symlink("/dev/full", path).unwrap();
+    let error = Metrics::open(dir.path(), |_| true).err().expect("the disk is full");
+    assert!(error.is_disk_full() && error.to_string().contains("metrics.jsonl"), "{error}");
+    assert_eq!(metrics::read(dir.path()).unwrap().len(), 1, "nothing is lost");
+}
+
+/// Reads event files back with a decoder of its own: (step, [(tag, value)]), the header left out.
+fn events(run: &Path) -> Vec<(u64, Vec<(String, f32)>)> {
+    let mut files: Vec<_> = fs::read_dir(run.join("tensorboard")).unwrap().map(|f| f.unwrap().path()).collect();
+    assert_eq!(files.len(), 1);
+    let bytes = fs::read(files.remove(0)).unwrap();
+    let (mut at, mut events) = (&bytes[..], Vec::new());
+    while !at.is_empty() {
+        let length = u64::from_le_bytes(at[..8].try_into().unwrap()) as usize;
+        assert_eq!(at[8..12], masked_crc(&at[..8]).to_le_bytes());
+        let data = &at[12..12 + length];
+        assert_eq!(at[12 + length..16 + length], masked_crc(data).to_le_bytes());
+        events.push(fields(data));
+        at = &at[16 + length..];
+    }
+    let header = events.remove(0);
+    assert!(header.iter().any(|(field, v)| *field == 3 && v == b"brain.Event:2"), "TensorBoard's version record first");
+    let event = |fields: Vec<(u64, Vec<u8>)>| {
+        let get = |wanted: u64| fields.iter().find(|(f, _)| *f == wanted).map(|(_, v)| v.clone()).unwrap();
+        let wall = f64::from_le_bytes(get(1).try_into().unwrap());
+        assert!(wall > 1.6e9, "wall time in seconds since 1970: {wall}");
+        let step = u64::from_le_bytes(get(2).try_into().unwrap());
+        let values = self::fields(&get(5)).into_iter().map(|(_, value)| {
+            let value = self::fields(&value);
+            (String::from_utf8(value[0].1.clone()).unwrap(), f32::from_le_bytes(value[1].1[..].try_into().unwrap()))
+        });
+        (step, values.collect())
+    };
+    events.into_iter().map(event).collect()
+}
+
+/// The fields of a protobuf message as (number, bytes); a varint comes as its eight bytes.
+fn fields(mut data: &[u8]) -> Vec<(u64, Vec<u8>)> {
+    let mut fields = Vec::new();
+    while !data.is_empty() {
+        let key = varint(&mut data);
+        let value = match key & 7 {
+            0 => varint(&mut data).to_le_bytes().to_vec(),
+            1 => data.split_off(..8).unwrap().to_vec(),
+            2 => {
+                let length = varint(&mut data) as usize;
+                data.split_off(..length).unwrap().to_vec()
+            }
+            5 => data.split_off(..4).unwrap().to_vec(),
+            other => panic!("wire type {other}"),
+        };
+        fields.push((key >> 3, value));
+    }
+    fields
+}
+
+fn varint(data: &mut &[u8]) -> u64 {
+    let length = data.iter().position(|b| b & 0x80 == 0).unwrap() + 1;
+    let bytes = data.split_off(..length).unwrap();
+    bytes.iter().rev().fold(0, |value, byte| value << 7 | u64::from(byte & 0x7f))
+}
+
+/// By polynomial division on the reflected polynomial, one bit at a time, without tables.
+fn masked_crc(bytes: &[u8]) -> u32 {
+    let mut crc = u32::MAX;
+    for byte in bytes {
+        for bit in 0..8 {
+            let out = (crc ^ u32::from(byte >> bit)) & 1;
+            crc >>= 1;
+            if out == 1 {
+                crc ^= 0x1EDC_6F41_u32.reverse_bits();
+            }
+        }
+    }
+    let crc = !crc;
+    (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+}
+
+#[test]
+fn tensorboard_events_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut metrics = Metrics::open(dir.path(), |_| true).unwrap();
+    metrics.append(&record("sft", 300, 0.25).with("grad_norm", 2.0)).unwrap();
+    metrics.append(&record("grpo", 1, -1.5)).unwrap();
+    assert_eq!(
+        events(dir.path()),
+        [(300, vec![("sft/grad_norm".into(), 2.0), ("sft/loss".into(), 0.25)]), (1, vec![("grpo/loss".into(), -1.5)])]
+    );
+}
+
+fn episode(iteration: u64, success: bool, actions: &[&str]) -> Episode {
+    let turn = |action: &&str| Turn {
+        observation: "You see a <b>mug</b>.".into(),
+        action: action.to_string(),
+        valid: true,
+        tokens: vec![1, 2, 3],
+        logprob_sum: -1.25,
+        reward: 0.0,
+        advantage: Some(0.5),
+    };
+    Episode {
+        iteration,
+        phase: "grpo".into(),
+        split: "train".into(),
+        task: "clean-and-place/3/17".into(),
+        group: 1,
+        sample: 2,
+        reward: f64::from(u8::from(success)),
+        success,
+        finish: "won".into(),
+        seconds: 0.5,
+        turns: actions.iter().map(turn).collect(),
+    }
+}
+
+#[test]
+fn trajectories_read_back_and_resume_deletes_what_comes_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = Trajectories::open(dir.path(), 0).unwrap();
+    kept.append(&[episode(1, true, &["look", "take mug"]), episode(2, false, &["look"; 5])]).unwrap();
+    let third =
+        [episode(3, true, &["a", "b"]), episode(3, false, &["a"; 4]), episode(3, true, &["a"]), episode(3, false, &[])];
+    kept.append(&third).unwrap();
+    let [long, failed, short, empty] = &third;
+    let examples = kept.examples("grpo", 3).unwrap();
+    assert_eq!(
+        examples.iter().collect::<Vec<_>>(),
+        [empty, short, failed],
+        "failures and successes in turn, short first"
+    );
+    assert_eq!(kept.examples("grpo", 9).unwrap().last(), Some(long));
+    assert!(kept.examples("eval", 9).unwrap().is_empty());
+    drop(kept);
+
+    let kept = Trajectories::open(dir.path(), 3).unwrap();
+    assert_eq!(kept.examples("grpo", 9).unwrap(), [episode(2, false, &["look"; 5])]);
+    drop(kept);
+    let db = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
+    let count =
+        |table: &str| db.query_row(&format!("select count(*) from {table}"), [], |r| r.get::<_, i64>(0)).unwrap();
+    assert_eq!((count("episodes"), count("turns")), (2, 7), "the turns go with their episodes");
+}
+
+#[test]
+fn a_locked_database_is_a_clear_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = Trajectories::open(dir.path(), 0).unwrap();
+    let other = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
+    other.execute_batch("begin immediate").unwrap();
+    let error = kept.append(&[episode(1, true, &["look"])]).unwrap_err().to_string();
+    assert!(error.contains("trajectories.sqlite") && error.contains("another program holds it locked"), "{error}");
+    other.execute_batch("rollback").unwrap();
+    kept.append(&[episode(1, true, &["look"])]).unwrap();
+}
+
+#[test]
+fn something_else_under_the_database_name_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("trajectories.sqlite"), "not a database, but long enough to look at".repeat(40)).unwrap();
+    let error = Trajectories::open(dir.path(), 0).err().unwrap().to_string();
+    assert!(error.contains("trajectories.sqlite") && error.contains("move the file away"), "{error}");
+}
+
+#[test]
+fn intervals_agree_with_published_values() {
+    // Newcombe (1998), table I, method 3 (Wilson without continuity correction).
+    for (successes, trials, low, high) in
+        [(81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605), (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718)]
+    {
+        let [l, h] = stats::wilson(successes, trials);
+        assert!((l - low).abs() < 1e-4 && (h - high).abs() < 1e-4, "{successes}/{trials}: {l} {h}");
+    }
+    assert_eq!(stats::wilson(0, 0), [0.0, 1.0]);
+    let [low, high] = stats::normal(&[1.0, 2.0, 3.0, 4.0]);
+    let half = 1.959964 * (5.0f64 / 3.0).sqrt() / 2.0;
+    assert!((low - (2.5 - half)).abs() < 1e-6 && (high - (2.5 + half)).abs() < 1e-6);
+    assert_eq!((stats::mean(&[]), stats::std(&[7.0]), stats::normal(&[7.0])), (0.0, 0.0, [7.0, 7.0]));
+    // Clusters of equal size: the ratio is the mean of the shares, and so is its interval.
+    let (rate, ci) = stats::ratio(&[1.0, 3.0, 2.0], &[4.0, 4.0, 4.0]);
+    let shares = stats::normal(&[0.25, 0.75, 0.5]);
+    assert!((rate - 0.5).abs() < 1e-12 && (ci[0] - shares[0]).abs() < 1e-12 && (ci[1] - shares[1]).abs() < 1e-12);
+    assert_eq!(stats::ratio(&[0.0], &[0.0]), (0.0, [0.0, 0.0]));
+}
+
+proptest! {
+    #[test]
+    fn wilson_holds_the_estimate_and_narrows(successes in 0u64..100, more in 0u64..100) {
+        let trials = successes + more + 1;
+        let p = successes as f64 / trials as f64;
+        let [low, high] = stats::wilson(successes, trials);
+        prop_assert!(0.0 <= low && low <= p && p <= high && high <= 1.0);
+        let [low4, high4] = stats::wilson(4 * successes, 4 * trials);
+        prop_assert!(high4 - low4 < high - low);
+    }
+}
+
+#[test]
+fn repeats_and_circles_are_counted() {
+    let count = |text: &str| {
+        let turns: Vec<(char, char)> =
+            text.split(' ').map(|t| (t.as_bytes()[0] as char, t.as_bytes()[1] as char)).collect();
+        let e = EvalEpisode::new(false, &turns);
+        (e.turns, e.repeated, e.looped)
+    };
+    assert_eq!(count("1a 2a 1b 2b"), (4, 0, false), "the same action under another observation is no repeat");
+    assert_eq!(count("1a 2b 1a"), (3, 1, false), "a repeat, but no circle yet");
+    assert_eq!(count("1a 1a"), (2, 1, true));
+    assert_eq!(count("3c 1a 2b 1a 2b"), (5, 2, true));
+    assert_eq!(count("1a 2b 3c 1a 2b 3d"), (6, 2, false));
+}
+
+fn evaluation(wins: usize) -> Evaluation {
+    let episode = |i: usize| EvalEpisode { success: i < wins, turns: 4 + (i % 3) as u32, repeated: 1, looped: i == 0 };
+    ["L0", "L1", "L2"].into_iter().map(|split| (split.to_string(), (0..20).map(episode).collect())).collect()
+}
+
+#[test]
+fn the_table_sets_cold_start_against_final() {
+    let (before, after) = (evaluation(5), evaluation(15));
+    let rows = results::rows(&[("cold start", &before), ("final", &after)]);
+    let names: Vec<(&str, &str)> = rows.iter().map(|r| (&r.split[..], &r.stage[..])).collect();
+    assert_eq!(names[..3], [("L0", "cold start"), ("L0", "final"), ("L1", "cold start")]);
+    let table = results::table(&rows);
+    assert!(table.contains("75.0 [53.1, 88.8]") && table.contains("5.0 [0.9, 23.6]"), "{table}");
+    assert!(!table.contains('\u{1b}'), "no colours");
+    let json = serde_json::to_value(&rows[1]).unwrap();
+    assert_eq!((&json["split"], &json["stage"], &json["games"]), (&"L0".into(), &"final".into(), &20.into()));
+    assert_eq!(json["success"]["value"], 0.75);
+    let nothing = SplitTable::new(&[]);
+    assert_eq!((nothing.games, nothing.success.value), (0, 0.0));
+}
+
+#[test]
+fn the_summary_has_exactly_the_documented_form() {
+    let mut summary = Summary { seconds: 1.5, train_steps: 2, env_steps: 3, tokens: 4, ..Summary::default() };
+    assert_eq!(
+        serde_json::to_string(&summary).unwrap(),
+        r#"{"seconds":1.5,"train_steps":2,"env_steps":3,"tokens":4}"#,
+        "parts that did not run are absent"
+    );
+    let evaluation = BTreeMap::from([("L0".to_string(), evaluation(5).remove("L0").unwrap())]);
+    summary.eval = EvalSummary { last: results::summarise(&evaluation), ..EvalSummary::default() };
+    let json = serde_json::to_value(&summary).unwrap();
+    let l0 = json["eval"]["final"]["L0"].as_object().unwrap();
+    let keys: Vec<&String> = l0.keys().collect();
+    assert_eq!(keys, ["success", "ci", "games", "repeat_rate", "loop_rate", "episode_length"]);
+    assert_eq!((&l0["success"], &l0["games"]), (&0.25.into(), &20.into()));
+    assert_eq!(json["eval"].as_object().unwrap().len(), 1);
+    assert_eq!(serde_json::from_value::<Summary>(json).unwrap(), summary);
+}
+
+#[test]
+fn the_report_page_is_self_contained_and_escapes_everything() {
+    let evil = "<script>alert('x')</script>";
+    let mut bad = episode(1, false, &[evil]);
+    (bad.task, bad.finish, bad.split) = (evil.into(), evil.into(), evil.into());
+    bad.turns[0].observation = evil.into();
+    let (before, after) = (evaluation(5), evaluation(15));
+    let rows = results::rows(&[(evil, &before), ("final", &after)]);
+    let records: Vec<Record> = (1..50)
+        .flat_map(|i| {
+            [record("sft", i, 1.0 / i as f64), record("grpo", i, f64::NAN).with("reward", i as f64).with(evil, 1.0)]
+        })
+        .collect();
+    let page = html::render(&Page {
+        name: evil,
+        config: evil,
+        summary: &Summary { train_steps: 7, ..Summary::default() },
+        rows: &rows,
+        records: &records,
+        episodes: &[bad],
+    })
+    .unwrap();
+    if let Some(path) = std::env::var_os("REPORT_PAGE") {
+        fs::write(path, &page).unwrap();
+    }
+    assert!(!page.contains("<script") && !page.contains("alert('"), "{page}");
+    assert!(page.contains("&lt;script&gt;"));
+    for link in ["src=", "href=", "url(", "@import"] {
+        assert!(!page.contains(link), "{link}: an outside resource");
+    }
+    assert_eq!(page.matches("<svg").count(), 3, "sft loss, grpo reward and the evil metric; NaN draws nothing");
+    assert!(page.contains("75.0 [53.1, 88.8]") && page.contains("7 training steps"));
+}
+
+#[test]
+fn a_report_of_an_empty_run_still_renders() {
+    let summary = Summary::default();
+    let page = Page { name: "a", config: "", summary: &summary, rows: &[], records: &[], episodes: &[] };
+    let page = html::render(&page).unwrap();
+    assert!(page.contains("<h1>a</h1>") && !page.contains("Learning curves"));
+}
