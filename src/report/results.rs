@@ -11,21 +11,10 @@ pub struct EvalEpisode {
     pub success: bool,
     /// Length in agent turns.
     pub turns: u32,
-    /// Turns that repeat an action already tried under the same observation.
-    pub repeated: u32,
-    /// Whether it went in circles: some run of turns was done twice in immediate succession.
-    pub looped: bool,
-}
-
-impl EvalEpisode {
-    /// Counts the turns, each what the agent saw and what it then did.
-    pub fn new<T: Eq>(success: bool, turns: &[(T, T)]) -> EvalEpisode {
-        let n = turns.len();
-        let repeated = (0..n).filter(|&i| turns[..i].contains(&turns[i])).count() as u32;
-        let circle = |start: usize, len: usize| turns[start..start + len] == turns[start + len..start + 2 * len];
-        let looped = (1..=n / 2).any(|len| (0..=n - 2 * len).any(|start| circle(start, len)));
-        EvalEpisode { success, turns: n as u32, repeated, looped }
-    }
+    /// Turns that repeat a command already tried at the same observation.
+    pub repeats: u32,
+    /// Turns that repeat, or come back to an observation seen before.
+    pub loops: u32,
 }
 
 /// Episodes by split (`L0`, `L1`, `L2`).
@@ -46,7 +35,7 @@ pub struct SplitTable {
     pub success: Estimate,
     /// Share of turns that repeat (normal interval, episodes as clusters).
     pub repeat_rate: Estimate,
-    /// Share of episodes that went in circles (Wilson interval).
+    /// Share of turns in loops (likewise).
     pub loop_rate: Estimate,
     /// Mean turns (normal interval).
     pub episode_length: Estimate,
@@ -60,13 +49,16 @@ impl SplitTable {
             ci: stats::wilson(count as u64, games),
         };
         let turns: Vec<f64> = episodes.iter().map(|e| f64::from(e.turns)).collect();
-        let repeated: Vec<f64> = episodes.iter().map(|e| f64::from(e.repeated)).collect();
-        let (rate, ci) = stats::ratio(&repeated, &turns);
+        let rate = |count: fn(&EvalEpisode) -> u32| {
+            let counts: Vec<f64> = episodes.iter().map(|e| f64::from(count(e))).collect();
+            let (value, ci) = stats::ratio(&counts, &turns);
+            Estimate { value, ci }
+        };
         SplitTable {
             games,
             success: share(episodes.iter().filter(|e| e.success).count()),
-            repeat_rate: Estimate { value: rate, ci },
-            loop_rate: share(episodes.iter().filter(|e| e.looped).count()),
+            repeat_rate: rate(|e| e.repeats),
+            loop_rate: rate(|e| e.loops),
             episode_length: Estimate { value: stats::mean(&turns), ci: stats::normal(&turns) },
         }
     }
@@ -94,7 +86,7 @@ pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<Row> {
 
 /// Headings of the table, here and in the report page.
 pub const HEADINGS: [&str; 7] =
-    ["split", "stage", "success %", "repeated actions %", "loops %", "episode length", "games"];
+    ["split", "stage", "success %", "repeated actions %", "turns in loops %", "episode length", "games"];
 
 impl Row {
     /// The cells under [`HEADINGS`]: estimates with their 95 % intervals.
@@ -124,7 +116,7 @@ pub fn table(rows: &[Row]) -> String {
     for column in table.column_iter_mut().skip(2) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    format!("{table}\n[95 % intervals: Wilson for success and loops, normal for the others]")
+    format!("{table}\n[95 % intervals: Wilson for success, normal for the others]")
 }
 
 /// `summary.json`: what a run came to. A part that did not run is absent.

@@ -48,18 +48,33 @@ impl Learner {
         &self.grads
     }
 
-    /// Adds the gradient of the policy loss of one micro-batch.
-    pub fn policy(&mut self, config: &Grpo, samples: &[Sample], norm: Normaliser, temperature: f32) -> LossReport {
+    /// Adds the gradient of the policy loss of one micro-batch; also returns the packed tokens. `watch` is told each scored
+    /// token's log-prob when it was sampled, and now.
+    pub fn policy(
+        &mut self,
+        config: &Grpo,
+        samples: &[Sample],
+        norm: Normaliser,
+        temperature: f32,
+        watch: &mut dyn FnMut(f32, f32),
+    ) -> (LossReport, usize) {
         let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
         let forest = Forest::new(&tokens);
+        let mut sampled = vec![f32::NAN; forest.len()];
+        for (path, old) in forest.paths.iter().zip(samples).filter_map(|(p, s)| Some((p, s.old_logprobs.as_ref()?))) {
+            path.iter().zip(old).for_each(|(&n, &old)| sampled[n as usize] = old);
+        }
         let mut loss = PolicyLoss::new(config, &forest, samples, norm);
         self.model.forward(&forest, self.keep, &mut self.acts);
         let nodes = loss.nodes().to_vec();
         if loss.needs_logprobs() {
             loss.set_logprobs(&self.model.logprobs(&forest, &self.acts, &nodes, temperature).0);
         }
-        self.backward(&forest, &nodes, temperature, &mut |i, logprob, entropy| loss.token(i, logprob, entropy));
-        loss.finish()
+        self.backward(&forest, &nodes, temperature, &mut |i, logprob, entropy| {
+            watch(sampled[nodes[i] as usize], logprob);
+            loss.token(i, logprob, entropy)
+        });
+        (loss.finish(), forest.len())
     }
 
     /// Adds the gradient of the mean cross-entropy over the masked tokens of all sequences; returns the mean.

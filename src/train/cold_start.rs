@@ -1,0 +1,74 @@
+//! Cold start: supervised learning on demonstrations, played in training games only.
+
+use super::TrainError;
+use crate::agent::Prompter;
+use crate::config::Config;
+use crate::env::{Observation, Split, Suite};
+use crate::ops::philox;
+use rayon::prelude::*;
+
+/// One demonstrated episode as tokens; `mask` marks what is taught: the commands and their end tokens.
+pub struct Demonstration {
+    pub tokens: Vec<u32>,
+    pub mask: Vec<bool>,
+}
+
+/// One demonstrated episode as text: each observation with the command given in answer.
+type Script = Vec<(Observation, String)>;
+
+/// The demonstrations of `config.sft.games` training games, the first ones of the split.
+pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainError> {
+    let play = |index| -> Result<Script, TrainError> {
+        let mut env = suite.open_for_training(&suite.task(Split::Train, index)?)?;
+        let (mut observation, mut script) = (env.reset()?, Vec::new());
+        while script.len() < config.env.max_steps as usize
+            && !observation.done
+            && let Some(command) = env.demonstrate()
+        {
+            let next = env.step(&command)?;
+            script.push((std::mem::replace(&mut observation, next), command));
+        }
+        Ok(script)
+    };
+    (0..u64::from(config.sft.games)).into_par_iter().map(play).collect()
+}
+
+/// The texts of the demonstrations, to train a tokenizer on.
+pub fn texts(scripts: &[Script]) -> Vec<String> {
+    scripts.iter().flatten().flat_map(|(observation, command)| [observation.text.clone(), command.clone()]).collect()
+}
+
+/// Lays a script out exactly as an episode of the same words would be; at most `context` tokens.
+pub fn demonstration(prompter: &Prompter, script: &Script, context: usize) -> Result<Demonstration, TrainError> {
+    let (mut tokens, mut mask) = (Vec::new(), Vec::new());
+    for (turn, (observation, command)) in script.iter().enumerate() {
+        let shown = if turn == 0 { prompter.first(observation)? } else { prompter.next(observation)? };
+        let taught = prompter.teach(command)?;
+        mask.extend(std::iter::repeat_n(false, shown.len()).chain(std::iter::repeat_n(true, taught.len())));
+        tokens.extend(shown.into_iter().chain(taught));
+    }
+    tokens.truncate(context);
+    mask.truncate(context);
+    Ok(Demonstration { tokens, mask })
+}
+
+/// The demonstrations of step `step`: drawn with replacement, a function of the seed and the step alone.
+pub fn batch<'a>(config: &Config, all: &'a [Demonstration], step: u32) -> Vec<(&'a [u32], &'a [bool])> {
+    let draw = |i: u32| {
+        let [word, ..] = philox::block(config.run.seed, u64::from(STREAM) << 32 | u64::from(step), u64::from(i));
+        let demo = &all[word as usize % all.len()];
+        (&demo.tokens[..], &demo.mask[..])
+    };
+    (0..config.sft.batch).map(draw).collect()
+}
+
+/// Philox stream of the batches.
+const STREAM: u32 = 0x5f7;
+
+/// Learning rate of step `step`: linear warm-up over a twentieth of the steps, then linear decay to a tenth.
+pub fn learning_rate(config: &Config, step: u32) -> f32 {
+    let (step, steps) = (step as f32 + 1.0, config.sft.steps as f32);
+    let warmup = (steps / 20.0).max(1.0);
+    let decay = 1.0 - 0.9 * ((step - warmup) / (steps - warmup).max(1.0)).clamp(0.0, 1.0);
+    config.sft.lr * (step / warmup).min(1.0) * decay
+}

@@ -1,0 +1,57 @@
+//! Evaluation on the fixed panels of L0, L1 and L2.
+
+use super::{TrainError, interrupt};
+use crate::agent::{Episode, Prompter};
+use crate::config::Config;
+use crate::env::{Split, Suite, Task};
+use crate::model::Model;
+use crate::report::results::{EvalEpisode, Evaluation};
+use crate::rollout::{self, Counts, Settings, rollout};
+
+/// The panels' splits.
+pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
+
+/// Rollout stream of every evaluation: the same panels meet the same random numbers, whenever they are played.
+const STREAM: u32 = u32::MAX;
+
+/// The games of the panel: the first `config.eval.games` of each split (0: all).
+pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec<Task>, TrainError> {
+    let mut tasks = Vec::new();
+    for &split in splits {
+        let all = suite.len(split).unwrap_or(u64::from(config.eval.games));
+        let games = if config.eval.games == 0 { all } else { all.min(u64::from(config.eval.games)) };
+        for index in 0..games {
+            tasks.push(suite.task(split, index)?);
+        }
+    }
+    Ok(tasks)
+}
+
+/// Plays one episode of each game of the panel.
+pub fn evaluate(
+    config: &Config,
+    suite: &dyn Suite,
+    model: &Model,
+    prompter: &Prompter,
+    splits: &[Split],
+) -> Result<Vec<Episode>, TrainError> {
+    let tasks = panel(config, suite, splits)?;
+    let open: rollout::Open<'_> = &|task| suite.open(task);
+    let settings = Settings::evaluation(config, STREAM);
+    Ok(rollout(model, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
+}
+
+/// The episodes of each split in numbers; those that the environment failed are left out.
+pub fn count(episodes: &[Episode]) -> Evaluation {
+    let mut evaluation = Evaluation::new();
+    for episode in episodes.iter().filter(|e| !e.finish.is_failure()) {
+        let c = Counts::of(episode);
+        evaluation.entry(episode.task.split.to_string()).or_default().push(EvalEpisode {
+            success: episode.success,
+            turns: c.turns as u32,
+            repeats: c.repeats as u32,
+            loops: c.loops as u32,
+        });
+    }
+    evaluation
+}

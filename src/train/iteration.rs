@@ -1,0 +1,202 @@
+//! One GRPO iteration: sample groups, form advantages, take the optimiser steps.
+
+use super::learner::{Learner, StepReport};
+use super::{TrainError, interrupt};
+use crate::agent::{Episode, Prompter};
+use crate::config::Config;
+use crate::env::{Split, Suite};
+use crate::forest::{Forest, ROOT};
+use crate::grpo::{LossReport, Normaliser, Sample, samples};
+use crate::model::{Activations, Keep, Model};
+use crate::rollout::{self, Settings, rollout};
+use std::time::Instant;
+
+/// What an iteration did.
+pub struct Iteration {
+    pub episodes: Vec<Episode>,
+    /// What training saw, for episodes that the environment did not fail.
+    pub samples: Vec<Sample>,
+    /// Sums over the micro-batches of the last epoch where the field adds up, token-weighted means elsewhere.
+    pub loss: LossReport,
+    pub steps: Vec<StepReport>,
+    /// Mean and largest |log-prob in training − when sampled|: rounding only, or something is wrong.
+    pub logprob_difference: (f64, f64),
+    /// Tokens trained on, after and before prefix sharing.
+    pub packed_tokens: usize,
+    pub shared_tokens: usize,
+    /// Share of groups whose episodes all had the same return: they teach nothing.
+    pub constant_groups: f64,
+    pub rollout_seconds: f64,
+    pub train_seconds: f64,
+}
+
+/// Samples iteration `index`'s episodes. The training games that the cold start demonstrated are not used again.
+pub fn sample(
+    config: &Config,
+    suite: &dyn Suite,
+    model: &Model,
+    prompter: &Prompter,
+    index: u32,
+) -> Result<Vec<Episode>, TrainError> {
+    let first = u64::from(config.sft.games) + u64::from(index) * u64::from(config.rollout.groups);
+    let tasks: Vec<_> =
+        (0..u64::from(config.rollout.groups)).map(|g| suite.task(Split::Train, first + g)).collect::<Result<_, _>>()?;
+    let open: rollout::Open<'_> = &|task| suite.open_for_training(task);
+    let settings = Settings::training(config, index);
+    let group_size = config.rollout.group_size as usize;
+    Ok(rollout(model, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
+}
+
+/// Plays and learns iteration `index`.
+pub fn run(
+    config: &Config,
+    suite: &dyn Suite,
+    learner: &mut Learner,
+    reference: Option<&Model>,
+    prompter: &Prompter,
+    index: u32,
+) -> Result<Iteration, TrainError> {
+    let began = Instant::now();
+    let episodes = sample(config, suite, &learner.model, prompter, index)?;
+    let rollout_seconds = began.elapsed().as_secs_f64();
+    let began = Instant::now();
+    let mut samples = samples(&episodes, config);
+    if samples.is_empty() {
+        return Err(TrainError::NoEpisodes(episodes.len()));
+    }
+    if let Some(reference) = reference {
+        add_reference(config, reference, &mut samples);
+    }
+    // A sample without advantage has no gradient unless a regulariser gives it one: exactly the same step, without its cost.
+    let regularised = config.grpo.beta > 0.0 || config.grpo.entropy_coef != 0.0;
+    let taught: Vec<Sample> = samples.iter().filter(|s| regularised || teaches(s)).cloned().collect();
+    let batches = micro_batches(config, &taught);
+    let norm = Normaliser::new(&samples, batches.len());
+    let (mut loss, mut steps) = (LossReport::default(), Vec::new());
+    let (mut packed_tokens, mut shared_tokens, mut difference) = (0, 0, Difference::default());
+    for epoch in 0..config.grpo.epochs {
+        let mut total = Weighted::default();
+        for batch in &batches {
+            let batch = &taught[batch.clone()];
+            let watch = &mut |sampled: f32, now: f32| {
+                if epoch == 0 {
+                    difference.add(sampled, now);
+                }
+            };
+            let (report, packed) = learner.policy(&config.grpo, batch, norm, config.rollout.temperature, watch);
+            packed_tokens += packed;
+            shared_tokens += batch.iter().map(|s| s.tokens.len()).sum::<usize>();
+            total.add(report, batch.iter().map(|s| s.loss_positions().count()).sum());
+        }
+        if !batches.is_empty() {
+            loss = total.mean();
+            steps.push(learner.step(&config.optim, learning_rate(config, index)));
+        }
+    }
+    let groups: Vec<_> = episodes.chunk_by(|a, b| a.group == b.group).collect();
+    let constant = groups.iter().filter(|g| g.iter().all(|e| e.success == g[0].success)).count();
+    Ok(Iteration {
+        constant_groups: constant as f64 / groups.len() as f64,
+        episodes,
+        samples,
+        loss,
+        steps,
+        logprob_difference: difference.result(),
+        packed_tokens,
+        shared_tokens,
+        rollout_seconds,
+        train_seconds: began.elapsed().as_secs_f64(),
+    })
+}
+
+fn teaches(sample: &Sample) -> bool {
+    sample.loss_positions().any(|t| sample.advantage[t] != 0.0)
+}
+
+/// Linear warm-up, then constant.
+fn learning_rate(config: &Config, index: u32) -> f32 {
+    config.optim.lr * ((index as f32 + 1.0) / config.optim.warmup.max(1) as f32).min(1.0)
+}
+
+/// Consecutive samples of about `grpo.micro_tokens` tokens each (before sharing); neighbours share their prompts.
+fn micro_batches(config: &Config, samples: &[Sample]) -> Vec<std::ops::Range<usize>> {
+    let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
+    for (i, sample) in samples.iter().enumerate() {
+        tokens += sample.tokens.len();
+        if i > start && tokens > config.grpo.micro_tokens as usize {
+            batches.push(start..i);
+            (start, tokens) = (i, sample.tokens.len());
+        }
+    }
+    if start < samples.len() {
+        batches.push(start..samples.len());
+    }
+    batches
+}
+
+/// Fills in the frozen reference's log-probs.
+fn add_reference(config: &Config, reference: &Model, samples: &mut [Sample]) {
+    let mut acts = Activations::default();
+    for batch in micro_batches(config, samples) {
+        let batch = &mut samples[batch];
+        let forest = Forest::new(&batch.iter().map(|s| &s.tokens[..]).collect::<Vec<_>>());
+        reference.forward(&forest, Keep::Nothing, &mut acts);
+        let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
+        let (scored, _) = reference.logprobs(&forest, &acts, &nodes, config.rollout.temperature);
+        let mut logprob = vec![0.0; forest.len()];
+        nodes.iter().zip(scored).for_each(|(&n, lp)| logprob[n as usize] = lp);
+        for (sample, path) in batch.iter_mut().zip(&forest.paths) {
+            sample.ref_logprobs = Some(path.iter().map(|&n| logprob[n as usize]).collect());
+        }
+    }
+}
+
+/// Mean and maximum of |a − b|.
+#[derive(Default)]
+struct Difference {
+    sum: f64,
+    max: f64,
+    count: usize,
+}
+
+impl Difference {
+    fn add(&mut self, a: f32, b: f32) {
+        let d = f64::from((a - b).abs());
+        (self.sum, self.max, self.count) = (self.sum + d, self.max.max(d), self.count + 1);
+    }
+
+    fn result(&self) -> (f64, f64) {
+        (self.sum / self.count.max(1) as f64, self.max)
+    }
+}
+
+/// Reports of micro-batches put together: losses add up, the rest are means weighted by loss tokens.
+#[derive(Default)]
+struct Weighted {
+    sum: LossReport,
+    tokens: usize,
+}
+
+impl Weighted {
+    fn add(&mut self, r: LossReport, tokens: usize) {
+        let (w, s) = (tokens as f64, &mut self.sum);
+        s.loss += r.loss;
+        s.kl += r.kl * w;
+        s.entropy += r.entropy * w;
+        s.clip_ratio_low_mean += r.clip_ratio_low_mean * w;
+        s.clip_ratio_high_mean += r.clip_ratio_high_mean * w;
+        s.clip_ratio_region_mean += r.clip_ratio_region_mean * w;
+        s.clip_ratio_low_min = if self.tokens == 0 { r.clip_ratio_low_min } else { s.clip_ratio_low_min.min(r.clip_ratio_low_min) };
+        s.clip_ratio_high_max = s.clip_ratio_high_max.max(r.clip_ratio_high_max);
+        self.tokens += tokens;
+    }
+
+    fn mean(mut self) -> LossReport {
+        let n = self.tokens.max(1) as f64;
+        let s = &mut self.sum;
+        for mean in [&mut s.kl, &mut s.entropy, &mut s.clip_ratio_low_mean, &mut s.clip_ratio_high_mean, &mut s.clip_ratio_region_mean] {
+            *mean /= n;
+        }
+        self.sum
+    }
+}

@@ -1,0 +1,77 @@
+//! What a checkpoint holds besides the model: optimiser moments, counters, and the evaluation before GRPO.
+
+use super::TrainError;
+use super::learner::Learner;
+use crate::model::checkpoint::{self, SaveDtype};
+use crate::model::tokenizer::Tokenizer;
+use crate::model::TokenIds;
+use crate::report::files;
+use crate::report::results::Evaluation;
+use serde::{Deserialize, Serialize};
+use std::path::Path;
+
+const STATE: &str = "state.json";
+const MOMENTS: [&str; 2] = ["adamw_m.safetensors", "adamw_v.safetensors"];
+
+/// Where training stands. All randomness is a function of the seed and these counters.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct State {
+    /// Cold-start steps done.
+    pub sft_steps: u32,
+    /// GRPO iterations done.
+    pub iterations: u32,
+    /// Optimiser steps since the moments were last cleared.
+    pub optimizer_steps: u32,
+    /// Optimiser steps in all.
+    pub train_steps: u64,
+    pub env_steps: u64,
+    /// Tokens sampled and trained on.
+    pub tokens: u64,
+    /// Wall time so far.
+    pub seconds: f64,
+    /// Training steps skipped in a row because their gradient was not finite.
+    pub bad_steps: u32,
+    /// The evaluation after the cold start, once it is done.
+    pub cold_start: Option<Evaluation>,
+}
+
+impl State {
+    /// Number of the checkpoint taken here: grows with every step of either phase.
+    pub fn step(&self) -> u64 {
+        u64::from(self.sft_steps) + u64::from(self.iterations)
+    }
+}
+
+/// Fills a checkpoint folder: a model directory that transformers loads as it is, and what resuming needs.
+pub fn save(
+    dir: &Path,
+    learner: &Learner,
+    state: &State,
+    ids: &TokenIds,
+    tokenizer: &Tokenizer,
+) -> Result<(), TrainError> {
+    checkpoint::save(dir, &learner.model, ids, tokenizer.files(), SaveDtype::F32)?;
+    for (name, moment) in MOMENTS.iter().zip(&learner.moments) {
+        checkpoint::save_params(&dir.join(name), moment, SaveDtype::F32)?;
+    }
+    let text = serde_json::to_vec_pretty(state).map_err(|e| unreadable(&dir.join(STATE), e))?;
+    files::write_file(&dir.join(STATE), |w| w.write_all(&text))?;
+    Ok(())
+}
+
+/// Reads a checkpoint folder back.
+pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, State), TrainError> {
+    let file = dir.join(STATE);
+    let text = std::fs::read(&file).map_err(|e| files::FileError::new("read", &file, e))?;
+    let state: State = serde_json::from_slice(&text).map_err(|e| unreadable(&file, e))?;
+    let mut learner = Learner::new(checkpoint::load(dir)?, recompute);
+    for (name, moment) in MOMENTS.iter().zip(&mut learner.moments) {
+        *moment = checkpoint::load_params(&dir.join(name), &moment.layout)?;
+    }
+    learner.steps = state.optimizer_steps;
+    Ok((learner, state))
+}
+
+fn unreadable(file: &Path, e: serde_json::Error) -> TrainError {
+    TrainError::State { file: file.into(), reason: e.to_string() }
+}
