@@ -1,5 +1,9 @@
 //! Environments: text in, text out.
 
+pub mod baseline;
+pub mod household;
+pub mod textgame;
+
 use std::fmt;
 
 /// What the agent is shown after a reset or a step.
@@ -46,6 +50,11 @@ pub trait Environment: Send {
     /// A next command on a shortest plan, where the environment knows.
     fn expert(&mut self) -> Option<String> {
         None
+    }
+    /// A next command worth imitating. Where the environment can, it comes from a player who knows only what this episode
+    /// has shown so far, so that an agent can learn to search; elsewhere it is [`Environment::expert`]'s.
+    fn demonstrate(&mut self) -> Option<String> {
+        self.expert()
     }
 }
 

@@ -1,0 +1,245 @@
+//! From a task id to the three texts of a game.
+
+use std::fmt::Write;
+
+use super::TaskId;
+use super::world::{KINDS, Kind, ROOMS, Random, Room, kind_named, openable, stores};
+use crate::env::textgame::GameFile;
+
+/// The rules of every household game.
+pub const DOMAIN: &str = include_str!("domain.pddl");
+const GRAMMAR: &str = include_str!("household.grammar");
+
+/// The six task types, in the order of ALFWorld's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum TaskType {
+    Place,
+    Inspect,
+    CleanAndPlace,
+    HeatAndPlace,
+    CoolAndPlace,
+    PlaceTwo,
+}
+
+impl TaskType {
+    pub const ALL: [Self; 6] =
+        [Self::Place, Self::Inspect, Self::CleanAndPlace, Self::HeatAndPlace, Self::CoolAndPlace, Self::PlaceTwo];
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Place => "place",
+            Self::Inspect => "inspect",
+            Self::CleanAndPlace => "clean-and-place",
+            Self::HeatAndPlace => "heat-and-place",
+            Self::CoolAndPlace => "cool-and-place",
+            Self::PlaceTwo => "place-two",
+        }
+    }
+
+    /// Whether the type can be played in a room.
+    pub fn fits(self, room: &Room) -> bool {
+        match self {
+            Self::Place | Self::PlaceTwo => true,
+            Self::Inspect => room.lamp,
+            Self::CleanAndPlace => room.fixtures.contains(&"sink"),
+            Self::HeatAndPlace => room.fixtures.contains(&"stove"),
+            Self::CoolAndPlace => room.fixtures.contains(&"fridge"),
+        }
+    }
+}
+
+/// A place or a thing: what it is and its number.
+type Named = (&'static str, usize);
+
+/// A generated game and what its scripted explorer is told by the task sentence.
+#[derive(Debug, Clone)]
+pub struct Generated {
+    pub file: GameFile,
+    /// Kind of thing that the task is about.
+    pub kind: &'static Kind,
+    /// Sort of place it goes to (`None`: it is to be held by a lit lamp).
+    pub target: Option<&'static str>,
+    /// Display names of the places, as the first observation lists them.
+    pub places: Vec<String>,
+}
+
+impl std::fmt::Debug for Kind {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(self.name)
+    }
+}
+
+/// The room of a scene.
+pub fn room_of(scene: u64) -> &'static Room {
+    &ROOMS[(scene % ROOMS.len() as u64) as usize]
+}
+
+/// The places of a scene: the same in every game that is played there.
+fn layout(scene: u64) -> (Vec<Named>, Option<usize>) {
+    let room = room_of(scene);
+    let mut random = Random::new(&[1, scene]);
+    let mut sorts: Vec<&'static str> = room.fixtures.to_vec();
+    let extra = 6 - room.fixtures.len().div_ceil(2) + random.below(2);
+    let limit = |sorts: &[&str], sort: &str| {
+        let hidden = sorts.iter().filter(|s| openable(s)).count();
+        sorts.iter().filter(|s| **s == sort).count() < 2 && (!openable(sort) || hidden < 3)
+    };
+    for _ in 0..extra {
+        let free: Vec<&'static str> = room.others.iter().copied().filter(|s| limit(&sorts, s)).collect();
+        sorts.extend(random.pick(&free));
+    }
+    let places: Vec<Named> =
+        sorts.iter().enumerate().map(|(i, s)| (*s, sorts[..=i].iter().filter(|t| t == &s).count())).collect();
+    let surfaces: Vec<usize> =
+        (0..places.len()).filter(|i| stores(places[*i].0) && !openable(places[*i].0) && places[*i].0 != "bed").collect();
+    let lamp = if room.lamp { random.pick(&surfaces).copied() } else { None };
+    (places, lamp)
+}
+
+/// The game of a task id; `attempt` tells apart the tries of a generator that rejects some.
+pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
+    let room = room_of(id.scene);
+    let (places, lamp) = layout(id.scene);
+    let mut random = Random::new(&[2, id.kind as u64, id.scene, id.seed, attempt]);
+    let cool_inspect = id.kind == TaskType::Inspect && room.fixtures.contains(&"fridge") && random.below(3) < 2;
+    let fits = |k: &&Kind| match id.kind {
+        TaskType::Place | TaskType::PlaceTwo => true,
+        TaskType::Inspect => !cool_inspect || k.coolable,
+        TaskType::CleanAndPlace => k.washable,
+        TaskType::HeatAndPlace => k.heatable,
+        TaskType::CoolAndPlace => k.coolable,
+    };
+    let here: Vec<&'static Kind> = KINDS.iter().filter(|k| k.rooms.contains(&room.name)).collect();
+    let able: Vec<&'static Kind> = here.iter().copied().filter(fits).collect();
+    let kind = *random.pick(&able)?;
+    let targets: Vec<&'static str> = places.iter().map(|(s, _)| *s).filter(|s| stores(s)).collect();
+    let target = *random.pick(&targets)?;
+    let target = (id.kind != TaskType::Inspect).then_some(target);
+
+    let wanted = if id.kind == TaskType::PlaceTwo { 2 } else { 1 };
+    let copies = wanted + usize::from(random.below(4) == 0);
+    let mut kinds = vec![kind; copies];
+    let total = (4 + random.below(4)).max(copies + 2);
+    while kinds.len() < total {
+        let other = *random.pick(&here)?;
+        if other.name != kind.name {
+            kinds.push(other);
+        }
+    }
+    let mut things: Vec<(Named, usize)> = Vec::new();
+    for (i, thing) in kinds.iter().enumerate() {
+        let number = kinds[..=i].iter().filter(|k| k.name == thing.name).count();
+        // What is asked for does not lie at its goal already; all else lies mostly where it belongs.
+        let free = |i: &usize| places[*i].0 != "stove" && (thing.name != kind.name || Some(places[*i].0) != target);
+        let all: Vec<usize> = (0..places.len()).filter(free).collect();
+        let homes: Vec<usize> = all.iter().copied().filter(|i| thing.homes.contains(&places[*i].0)).collect();
+        let at = if random.below(4) > 0 { random.pick(&homes).or(all.first()) } else { random.pick(&all) };
+        things.push(((thing.name, number), *at?));
+    }
+    if let Some(lamp) = lamp {
+        things.push((("lamp", 1), lamp));
+    }
+    let file = texts(id, room, &places, &things, kind, target, cool_inspect);
+    let places = places.iter().map(|(sort, number)| format!("{sort} {number}")).collect();
+    Some(Generated { file, kind, target, places })
+}
+
+/// The engine numbers a class from its last id down, so the n-th of `count` gets id `count - n`.
+fn ids(all: &[Named]) -> Vec<String> {
+    let id = |(class, number): &Named| {
+        let count = all.iter().filter(|(c, _)| c == class).count();
+        format!("{class}_bar_{}", count - number)
+    };
+    all.iter().map(id).collect()
+}
+
+fn texts(
+    id: &TaskId,
+    room: &Room,
+    places: &[Named],
+    things: &[(Named, usize)],
+    kind: &Kind,
+    target: Option<&str>,
+    cool_inspect: bool,
+) -> GameFile {
+    let place_ids = ids(places);
+    let thing_ids = ids(&things.iter().map(|(named, _)| *named).collect::<Vec<_>>());
+    let (mut objects, mut init) = (String::new(), String::new());
+    let mut declared: Vec<String> = Vec::new();
+    let mut declare = |name: &str, of: &str| {
+        let line = format!("   {name} - {of}\n");
+        if !declared.contains(&line) {
+            objects.push_str(&line);
+            declared.push(line);
+        }
+    };
+    let mut fact = |text: String| {
+        // Writing to a string cannot fail.
+        let _ = writeln!(init, "   ({text})");
+    };
+    for ((sort, _), place) in places.iter().zip(&place_ids) {
+        declare(place, "place");
+        declare(sort, "sort");
+        fact(format!("sort {place} {sort}"));
+        if openable(sort) {
+            fact(format!("openable {place}"));
+        }
+        if stores(sort) {
+            fact(format!("stores {place}"));
+        }
+    }
+    for (((name, _), at), thing) in things.iter().zip(&thing_ids) {
+        declare(thing, "thing");
+        declare(&format!("{name}-kind"), "kind");
+        fact(format!("kind {thing} {name}-kind"));
+        fact(format!("in {thing} {}", place_ids[*at]));
+        match kind_named(name) {
+            None => fact(format!("lightable {thing}")),
+            Some(kind) => {
+                fact(format!("portable {thing}"));
+                let able = [(kind.washable, "washable"), (kind.heatable, "heatable"), (kind.coolable, "coolable")];
+                able.iter().filter(|(can, _)| *can).for_each(|(_, what)| fact(format!("{what} {thing}")));
+            }
+        }
+    }
+    let name = kind.name;
+    let sort = target.unwrap_or("lamp");
+    let placed = |t: &str, p: &str, state: &str| {
+        format!("(kind {t} {name}-kind) {state} (in {t} {p}) (sort {p} {sort})")
+    };
+    let (sentence, goal) = match id.kind {
+        TaskType::Inspect => {
+            let (word, state) = if cool_inspect { ("cool ", "(cool ?t)") } else { ("", "") };
+            let goal = format!(
+                "(exists (?t - thing ?l - thing) (and (kind ?t {name}-kind) {state} (holding ?t) (lit ?l)))"
+            );
+            (format!("hold a {word}{name} and light a lamp"), goal)
+        }
+        TaskType::PlaceTwo => {
+            let pair = format!("{} {}", placed("?t", "?p", ""), placed("?u", "?q", ""));
+            let goal =
+                format!("(exists (?t - thing ?p - place ?u - thing ?q - place) (and {pair} (not (= ?t ?u))))");
+            (format!("put a {name} and a {name} in {sort}"), goal)
+        }
+        one => {
+            let (word, state) = match one {
+                TaskType::CleanAndPlace => ("clean ", "(clean ?t)"),
+                TaskType::HeatAndPlace => ("hot ", "(hot ?t)"),
+                TaskType::CoolAndPlace => ("cool ", "(cool ?t)"),
+                _ => ("", ""),
+            };
+            let goal = format!("(exists (?t - thing ?p - place) (and {}))", placed("?t", "?p", state));
+            (format!("put a {word}{name} in {sort}"), goal)
+        }
+    };
+    let listed: Vec<String> = places.iter().map(|(sort, number)| format!("{sort} {number}")).collect();
+    let telling = format!("{}: {}.", room.name, listed.join(", "));
+    let own = format!(
+        "grammar :: \"\"\"\n{{\n    \"room\": [{{\"rhs\": \"{telling}\"}}],\n    \"task\": [{{\"rhs\": \"{sentence}\"}}]\n}}\n\"\"\";\n"
+    );
+    let pddl_problem = format!(
+        "(define (problem {})\n (:domain household)\n (:objects\n{objects} )\n (:init\n{init} )\n (:goal {goal}))\n",
+        id.to_string().replace('/', "_")
+    );
+    GameFile { pddl_domain: DOMAIN.into(), grammar: format!("{GRAMMAR}\n{own}"), pddl_problem }
+}

@@ -1,0 +1,470 @@
+//! From a domain and a problem to numbered facts and ready-made actions.
+//!
+//! Conditions are brought to a disjunction of conjunctions; each conjunction is joined against the facts that can
+//! become true when deletions are ignored, starting anew only from facts just found. So only actions that can ever be
+//! possible are made.
+
+use std::collections::{HashMap, HashSet};
+
+use super::facts::{EntityId, FactId, Facts};
+use super::pddl::{Atom, Condition, Domain, Effect, Problem, Scoped, Term, TypeId};
+
+/// A ground condition that is not a plain conjunction.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Test {
+    Is(bool),
+    Fact(FactId),
+    Not(Box<Test>),
+    All(Vec<Test>),
+    Any(Vec<Test>),
+}
+
+impl Test {
+    pub fn holds(&self, state: &impl Fn(FactId) -> bool) -> bool {
+        match self {
+            Test::Is(value) => *value,
+            Test::Fact(fact) => state(*fact),
+            Test::Not(inner) => !inner.holds(state),
+            Test::All(parts) => parts.iter().all(|p| p.holds(state)),
+            Test::Any(parts) => parts.iter().any(|p| p.holds(state)),
+        }
+    }
+}
+
+/// A ground conjunction: facts that must hold, facts that must not, and what is left.
+#[derive(Debug, Clone, Default)]
+pub struct Conjunction {
+    pub positive: Box<[FactId]>,
+    pub negative: Box<[FactId]>,
+    pub rest: Option<Box<Test>>,
+}
+
+impl Conjunction {
+    pub fn holds(&self, state: &impl Fn(FactId) -> bool) -> bool {
+        self.positive.iter().all(|f| state(*f))
+            && !self.negative.iter().any(|f| state(*f))
+            && self.rest.as_ref().is_none_or(|t| t.holds(state))
+    }
+}
+
+/// An action with its parameters filled in.
+#[derive(Debug)]
+pub struct GroundAction {
+    /// Index into the domain's actions.
+    pub schema: u16,
+    pub arguments: Box<[EntityId]>,
+    pub adds: Box<[FactId]>,
+    pub deletes: Box<[FactId]>,
+    /// Effects with a condition of their own: condition, fact, new value.
+    pub conditional: Box<[(Test, FactId, bool)]>,
+}
+
+/// One way in which a ground action is possible.
+#[derive(Debug)]
+pub struct Way {
+    pub action: u32,
+    pub when: Conjunction,
+}
+
+/// A grounded game.
+#[derive(Debug)]
+pub struct Task {
+    /// Object names in order, with their types.
+    pub entities: Vec<(String, TypeId)>,
+    pub facts: Facts,
+    /// Facts below this number never change.
+    pub fixed: FactId,
+    /// The changing facts that hold at the start.
+    pub init: Vec<FactId>,
+    pub actions: Vec<GroundAction>,
+    pub ways: Vec<Way>,
+    /// The goal is reached when one of these holds.
+    pub goal: Vec<Conjunction>,
+}
+
+/// A conjunction before grounding.
+#[derive(Debug, Clone, Default)]
+struct Pattern {
+    /// Slots to fill beside the parameters.
+    slots: Vec<u16>,
+    positive: Vec<Atom>,
+    negative: Vec<Atom>,
+    equal: Vec<(Term, Term, bool)>,
+    /// `forall` parts with the truth value wanted of them.
+    rest: Vec<Condition>,
+}
+
+fn patterns(condition: &Condition, wanted: bool) -> Vec<Pattern> {
+    match condition {
+        Condition::And(parts) | Condition::Or(parts) => {
+            if matches!(condition, Condition::And(_)) != wanted {
+                return parts.iter().flat_map(|p| patterns(p, wanted)).collect();
+            }
+            parts.iter().fold(vec![Pattern::default()], |left, part| {
+                let right = patterns(part, wanted);
+                let pairs = left.iter().flat_map(|l| right.iter().map(move |r| l.joined(r)));
+                pairs.collect()
+            })
+        }
+        Condition::Not(inner) => patterns(inner, !wanted),
+        Condition::Exists(slots, body) | Condition::Forall(slots, body) => {
+            if matches!(condition, Condition::Exists(..)) == wanted {
+                let mut found = patterns(body, wanted);
+                found.iter_mut().for_each(|p| p.slots.extend(slots));
+                found
+            } else {
+                let part = if wanted { condition.clone() } else { Condition::Not(Box::new(condition.clone())) };
+                vec![Pattern { rest: vec![part], ..Pattern::default() }]
+            }
+        }
+        Condition::Equal(a, b) => {
+            vec![Pattern { equal: vec![(a.clone(), b.clone(), wanted)], ..Pattern::default() }]
+        }
+        Condition::Atom(atom) if wanted => vec![Pattern { positive: vec![atom.clone()], ..Pattern::default() }],
+        Condition::Atom(atom) => vec![Pattern { negative: vec![atom.clone()], ..Pattern::default() }],
+    }
+}
+
+impl Pattern {
+    fn joined(&self, other: &Self) -> Self {
+        let mut both = self.clone();
+        both.slots.extend(&other.slots);
+        both.positive.extend_from_slice(&other.positive);
+        both.negative.extend_from_slice(&other.negative);
+        both.equal.extend_from_slice(&other.equal);
+        both.rest.extend_from_slice(&other.rest);
+        both
+    }
+}
+
+/// What the slots stand for.
+type Binding = Vec<Option<EntityId>>;
+
+struct Grounder<'a> {
+    domain: &'a Domain,
+    entities: Vec<(String, TypeId)>,
+    by_name: HashMap<String, EntityId>,
+    facts: Facts,
+    fixed: FactId,
+}
+
+impl Task {
+    pub fn new(domain: &Domain, problem: &Problem) -> Self {
+        let mut entities = problem.objects.clone();
+        entities.sort();
+        entities.dedup_by(|a, b| a.0 == b.0);
+        let by_name = entities.iter().enumerate().map(|(i, (name, _))| (name.clone(), i as EntityId)).collect();
+        let facts = Facts::new(domain.predicates.len());
+        let mut g = Grounder { domain, entities, by_name, facts, fixed: 0 };
+        let is_fluent = |p: u16| domain.predicates[usize::from(p)].fluent;
+        let mut init = Vec::new();
+        for fluent in [false, true] {
+            for (predicate, args) in problem.init.iter().filter(|(p, _)| is_fluent(*p) == fluent) {
+                let args: Vec<EntityId> = args.iter().map(|a| g.by_name[a]).collect();
+                let (fact, new) = g.facts.insert(*predicate, &args);
+                if fluent && new {
+                    init.push(fact);
+                }
+            }
+            if !fluent {
+                g.fixed = g.facts.len() as FactId;
+            }
+        }
+        let (actions, ways) = g.actions(&init);
+        let goal = g.conjunctions(&problem.goal);
+        g.facts.sort();
+        Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, ways, goal }
+    }
+}
+
+impl Grounder<'_> {
+    fn value(&self, term: &Term, binding: &Binding) -> Option<EntityId> {
+        match term {
+            Term::Slot(slot) => binding[usize::from(*slot)],
+            Term::Object(name) => self.by_name.get(name).copied(),
+        }
+    }
+
+    /// The arguments of an atom with every slot filled; `None` when it names an object that the problem lacks.
+    fn arguments(&self, atom: &Atom, binding: &Binding) -> Option<Vec<EntityId>> {
+        atom.terms.iter().map(|t| self.value(t, binding)).collect()
+    }
+
+    fn find(&self, atom: &Atom, binding: &Binding) -> Option<FactId> {
+        self.facts.find(atom.predicate, &self.arguments(atom, binding)?)
+    }
+
+    fn members(&self, kind: TypeId) -> impl Iterator<Item = EntityId> {
+        let fits = move |(i, (_, t)): (usize, &(String, TypeId))| self.domain.is_a(*t, kind).then_some(i as EntityId);
+        self.entities.iter().enumerate().filter_map(fits)
+    }
+
+    /// Tries to make `atom` the fact; on success the slots that it filled are pushed to `trail`.
+    fn unify(&self, atom: &Atom, fact: FactId, types: &[TypeId], b: &mut Binding, trail: &mut Vec<u16>) -> bool {
+        for (term, arg) in atom.terms.iter().zip(self.facts.args(fact)) {
+            match (term, self.value(term, b)) {
+                (_, Some(known)) if known == *arg => {}
+                (Term::Slot(slot), None) => {
+                    let kind = self.entities[usize::from(*arg)].1;
+                    if !self.domain.is_a(kind, types[usize::from(*slot)]) {
+                        return false;
+                    }
+                    b[usize::from(*slot)] = Some(*arg);
+                    trail.push(*slot);
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+
+    /// Fills what `todo` (atoms not yet matched, as bits) and `pattern.slots` leave open, in every possible way.
+    fn join(
+        &self,
+        pattern: &Pattern,
+        types: &[TypeId],
+        parameters: usize,
+        todo: u64,
+        binding: &mut Binding,
+        found: &mut Vec<Binding>,
+    ) {
+        let open = (0..pattern.positive.len()).filter(|i| todo >> i & 1 == 1);
+        let cheapest = open
+            .map(|i| {
+                let atom = &pattern.positive[i];
+                let args: Vec<_> = atom.terms.iter().map(|t| self.value(t, binding)).collect();
+                let lost = atom.terms.iter().zip(&args).any(|(t, a)| a.is_none() && matches!(t, Term::Object(_)));
+                (i, if lost { &[][..] } else { self.facts.candidates(atom.predicate, &args) })
+            })
+            .min_by_key(|(_, list)| list.len());
+        if let Some((i, candidates)) = cheapest {
+            let mut trail = Vec::new();
+            for fact in candidates {
+                if self.unify(&pattern.positive[i], *fact, types, binding, &mut trail) {
+                    self.join(pattern, types, parameters, todo & !(1 << i), binding, found);
+                }
+                trail.drain(..).for_each(|slot| binding[usize::from(slot)] = None);
+            }
+            return;
+        }
+        let needed = (0..parameters as u16).chain(pattern.slots.iter().copied());
+        if let Some(slot) = needed.into_iter().find(|s| binding[usize::from(*s)].is_none()) {
+            for entity in self.members(types[usize::from(slot)]) {
+                binding[usize::from(slot)] = Some(entity);
+                self.join(pattern, types, parameters, 0, binding, found);
+            }
+            binding[usize::from(slot)] = None;
+            return;
+        }
+        let equal = |(a, b, wanted): &(Term, Term, bool)| {
+            let (a, b) = (self.value(a, binding), self.value(b, binding));
+            (a.is_some() && a == b) == *wanted
+        };
+        let fixed_but_true =
+            |atom: &Atom| self.find(atom, binding).is_some_and(|f| f < self.fixed);
+        if pattern.equal.iter().all(equal) && !pattern.negative.iter().any(fixed_but_true) {
+            found.push(binding.clone());
+        }
+    }
+
+    fn actions(&mut self, init: &[FactId]) -> (Vec<GroundAction>, Vec<Way>) {
+        let domain = self.domain;
+        let all: Vec<(usize, Pattern)> = domain
+            .actions
+            .iter()
+            .enumerate()
+            .flat_map(|(s, a)| patterns(&a.precondition.condition, true).into_iter().map(move |p| (s, p)))
+            .collect();
+        let mut seen: HashSet<(usize, Binding)> = HashSet::new();
+        let mut order: Vec<(usize, Binding)> = Vec::new();
+        let mut queue: Vec<FactId> = init.to_vec();
+        let mut next = 0;
+        let mut found = Vec::new();
+        // Patterns that need no changing fact are possible from the start; `None` stands for them.
+        let mut trigger = None;
+        loop {
+            for (index, (schema, pattern)) in all.iter().enumerate() {
+                let scoped = &domain.actions[*schema].precondition;
+                let types = &scoped.slot_types;
+                let parameters = domain.actions[*schema].parameters.len();
+                let every = (1u64 << pattern.positive.len()) - 1;
+                let mut binding = vec![None; types.len()];
+                let is_fluent = |a: &Atom| domain.predicates[usize::from(a.predicate)].fluent;
+                match trigger {
+                    None if pattern.positive.iter().any(is_fluent) => {}
+                    None => self.join(pattern, types, parameters, every, &mut binding, &mut found),
+                    Some(fact) => {
+                        let mut trail = Vec::new();
+                        for (i, atom) in pattern.positive.iter().enumerate() {
+                            if atom.predicate == self.facts.predicate(fact) {
+                                if self.unify(atom, fact, types, &mut binding, &mut trail) {
+                                    self.join(pattern, types, parameters, every & !(1 << i), &mut binding, &mut found);
+                                }
+                                trail.drain(..).for_each(|slot| binding[usize::from(slot)] = None);
+                            }
+                        }
+                    }
+                }
+                for binding in found.drain(..) {
+                    let key = (index, binding);
+                    if seen.contains(&key) {
+                        continue;
+                    }
+                    for effect in domain.actions[*schema].effects.iter().filter(|e| e.value) {
+                        for filled in self.fillings(&effect.slots, types, &key.1) {
+                            if let Some(args) = self.arguments(&effect.atom, &filled) {
+                                let (fact, new) = self.facts.insert(effect.atom.predicate, &args);
+                                if new {
+                                    queue.push(fact);
+                                }
+                            }
+                        }
+                    }
+                    order.push(key.clone());
+                    seen.insert(key);
+                }
+            }
+            trigger = queue.get(next).copied();
+            next += 1;
+            if trigger.is_none() {
+                break;
+            }
+        }
+        self.finish(&all, order)
+    }
+
+    fn fillings(&self, slots: &[u16], types: &[TypeId], binding: &Binding) -> Vec<Binding> {
+        slots.iter().fold(vec![binding.clone()], |partial, slot| {
+            let fill = |b: Binding| {
+                self.members(types[usize::from(*slot)]).map(move |e| {
+                    let mut b = b.clone();
+                    b[usize::from(*slot)] = Some(e);
+                    b
+                })
+            };
+            partial.into_iter().flat_map(fill).collect()
+        })
+    }
+
+    /// Once all reachable facts are known: the actions' effects and the remaining conditions.
+    fn finish(&self, all: &[(usize, Pattern)], order: Vec<(usize, Binding)>) -> (Vec<GroundAction>, Vec<Way>) {
+        let mut actions: Vec<GroundAction> = Vec::new();
+        let mut ways = Vec::new();
+        let mut known: HashMap<(usize, Box<[EntityId]>), u32> = HashMap::new();
+        for (index, binding) in order {
+            let (schema, pattern) = &all[index];
+            let action = &self.domain.actions[*schema];
+            let types = &action.precondition.slot_types;
+            let Some(when) = self.conjunction(pattern, types, &binding) else { continue };
+            let arguments: Box<[EntityId]> = binding[..action.parameters.len()].iter().flatten().copied().collect();
+            let next = actions.len() as u32;
+            let id = *known.entry((*schema, arguments.clone())).or_insert_with(|| {
+                actions.push(self.ground_action(*schema as u16, &action.effects, types, &binding, arguments));
+                next
+            });
+            let ground = &actions[id as usize];
+            // What changes nothing wherever it is possible is no action (going to where one is, say).
+            let idle = ground.conditional.is_empty()
+                && ground.adds.iter().all(|f| when.positive.contains(f))
+                && ground.deletes.iter().all(|f| when.negative.contains(f));
+            if !idle {
+                ways.push(Way { action: id, when });
+            }
+        }
+        (actions, ways)
+    }
+
+    fn ground_action(
+        &self,
+        schema: u16,
+        effects: &[Effect],
+        types: &[TypeId],
+        binding: &Binding,
+        arguments: Box<[EntityId]>,
+    ) -> GroundAction {
+        let (mut adds, mut deletes, mut conditional) = (Vec::new(), Vec::new(), Vec::new());
+        for effect in effects {
+            for filled in self.fillings(&effect.slots, types, binding) {
+                let Some(fact) = self.find(&effect.atom, &filled) else { continue };
+                let tests = effect.conditions.iter().map(|c| self.test(c, types, &filled)).collect();
+                match (simplified(tests, true), effect.value) {
+                    (Test::Is(false), _) => {}
+                    (Test::Is(true), true) => adds.push(fact),
+                    (Test::Is(true), false) => deletes.push(fact),
+                    (test, value) => conditional.push((test, fact, value)),
+                }
+            }
+        }
+        deletes.retain(|f| !adds.contains(f));
+        let (adds, deletes, conditional) = (adds.into(), deletes.into(), conditional.into());
+        GroundAction { schema, arguments, adds, deletes, conditional }
+    }
+
+    /// `None` when it can never hold.
+    fn conjunction(&self, pattern: &Pattern, types: &[TypeId], binding: &Binding) -> Option<Conjunction> {
+        let fluent = |fact: &FactId| *fact >= self.fixed;
+        let mut positive = Vec::new();
+        for atom in &pattern.positive {
+            positive.push(self.find(atom, binding)?);
+        }
+        positive.retain(fluent);
+        let negative = pattern.negative.iter().filter_map(|a| self.find(a, binding)).filter(fluent).collect();
+        let rest = pattern.rest.iter().map(|c| self.test(c, types, binding)).collect();
+        let rest = match simplified(rest, true) {
+            Test::Is(false) => return None,
+            Test::Is(true) => None,
+            test => Some(Box::new(test)),
+        };
+        Some(Conjunction { positive: positive.into(), negative, rest })
+    }
+
+    fn conjunctions(&self, goal: &Scoped) -> Vec<Conjunction> {
+        let mut all = Vec::new();
+        for pattern in patterns(&goal.condition, true) {
+            let mut found = Vec::new();
+            let every = (1u64 << pattern.positive.len()) - 1;
+            let mut binding = vec![None; goal.slot_types.len()];
+            self.join(&pattern, &goal.slot_types, 0, every, &mut binding, &mut found);
+            all.extend(found.iter().filter_map(|b| self.conjunction(&pattern, &goal.slot_types, b)));
+        }
+        all
+    }
+
+    fn test(&self, condition: &Condition, types: &[TypeId], binding: &Binding) -> Test {
+        match condition {
+            Condition::And(parts) => simplified(parts.iter().map(|p| self.test(p, types, binding)).collect(), true),
+            Condition::Or(parts) => simplified(parts.iter().map(|p| self.test(p, types, binding)).collect(), false),
+            Condition::Not(inner) => match self.test(inner, types, binding) {
+                Test::Is(value) => Test::Is(!value),
+                test => Test::Not(Box::new(test)),
+            },
+            Condition::Exists(slots, body) | Condition::Forall(slots, body) => {
+                let parts = self.fillings(slots, types, binding).iter().map(|b| self.test(body, types, b)).collect();
+                simplified(parts, matches!(condition, Condition::Forall(..)))
+            }
+            Condition::Equal(a, b) => {
+                let (a, b) = (self.value(a, binding), self.value(b, binding));
+                Test::Is(a.is_some() && a == b)
+            }
+            Condition::Atom(atom) => match self.find(atom, binding) {
+                None => Test::Is(false),
+                Some(fact) if fact < self.fixed => Test::Is(true),
+                Some(fact) => Test::Fact(fact),
+            },
+        }
+    }
+}
+
+/// A conjunction (`all`) or disjunction without the parts that are known.
+fn simplified(mut parts: Vec<Test>, all: bool) -> Test {
+    if parts.contains(&Test::Is(!all)) {
+        return Test::Is(!all);
+    }
+    parts.retain(|p| *p != Test::Is(all));
+    match parts.len() {
+        0 => Test::Is(all),
+        1 => parts.remove(0),
+        _ if all => Test::All(parts),
+        _ => Test::Any(parts),
+    }
+}

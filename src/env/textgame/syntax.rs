@@ -1,0 +1,111 @@
+//! Positions, errors and the reader of parenthesised PDDL text.
+
+use std::fmt;
+
+/// A place in a text, both counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Position {
+    pub line: usize,
+    pub column: usize,
+}
+
+impl Position {
+    /// The place of byte `offset` in `text`.
+    pub fn of(text: &str, offset: usize) -> Self {
+        let before = &text[..offset.min(text.len())];
+        let line = before.matches('\n').count() + 1;
+        let column = before.rsplit('\n').next().unwrap_or("").chars().count() + 1;
+        Self { line, column }
+    }
+}
+
+/// Why one of a game's three texts cannot be used: which text, where, and what was expected there.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{part}, line {}, column {}: expected {expected}, found {found}", .at.line, .at.column)]
+pub struct GameError {
+    /// `pddl_domain`, `pddl_problem` or `grammar`.
+    pub part: &'static str,
+    pub at: Position,
+    pub expected: String,
+    pub found: String,
+}
+
+/// One word or one bracketed list. Words are lower case: PDDL does not tell cases apart.
+#[derive(Debug, Clone)]
+pub enum Node {
+    Word { text: String, at: Position },
+    List { items: Vec<Node>, at: Position },
+}
+
+impl Node {
+    pub fn at(&self) -> Position {
+        match self {
+            Node::Word { at, .. } | Node::List { at, .. } => *at,
+        }
+    }
+}
+
+impl fmt::Display for Node {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Node::Word { text, .. } => write!(f, "'{text}'"),
+            Node::List { items, .. } => match items.first() {
+                Some(Node::Word { text, .. }) => write!(f, "'({text} …)'"),
+                _ => f.write_str("'(…)'"),
+            },
+        }
+    }
+}
+
+/// Reads the single bracketed list that a PDDL text is; `;` starts a comment.
+pub fn read(part: &'static str, text: &str) -> Result<Node, GameError> {
+    let fail = |at, expected: &str, found: &str| GameError { part, at, expected: expected.into(), found: found.into() };
+    let mut open: Vec<(Vec<Node>, Position)> = Vec::new();
+    let mut whole = None;
+    let (mut line, mut column) = (1, 0);
+    let mut word = String::new();
+    let mut word_at = Position { line, column };
+    let mut comment = false;
+    for c in text.chars().chain([' ']) {
+        column += 1;
+        let at = Position { line, column };
+        let ends_word = c.is_whitespace() || matches!(c, '(' | ')' | ';');
+        if ends_word && !word.is_empty() {
+            let node = Node::Word { text: std::mem::take(&mut word), at: word_at };
+            match open.last_mut() {
+                Some((items, _)) => items.push(node),
+                None => return Err(fail(node.at(), "'('", &node.to_string())),
+            }
+        }
+        if c == '\n' {
+            (line, column, comment) = (line + 1, 0, false);
+        }
+        match c {
+            _ if comment => {}
+            ';' => comment = true,
+            '(' if whole.is_some() => return Err(fail(at, "the end of the text", "'('")),
+            '(' => open.push((Vec::new(), at)),
+            ')' => {
+                let (items, start) = open.pop().ok_or_else(|| fail(at, "'(' or the end of the text", "')'"))?;
+                let list = Node::List { items, at: start };
+                match open.last_mut() {
+                    Some((outer, _)) => outer.push(list),
+                    None => whole = Some(list),
+                }
+            }
+            c if !c.is_whitespace() => {
+                if word.is_empty() {
+                    word_at = at;
+                }
+                word.extend(c.to_lowercase());
+            }
+            _ => {}
+        }
+    }
+    let end = Position { line, column };
+    if let Some((_, start)) = open.last() {
+        let expected = format!("')' for the '(' of line {}, column {}", start.line, start.column);
+        return Err(fail(end, &expected, "the end of the text"));
+    }
+    whole.ok_or_else(|| fail(end, "'(define …)'", "the end of the text"))
+}
