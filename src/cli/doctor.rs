@@ -1,0 +1,172 @@
+//! `uncouple doctor`: what training will find on this machine, and the mend where something is missing.
+
+use super::{DoctorArgs, output};
+use crate::device::cpu::{self, Mat};
+use anyhow::Result;
+use rayon::prelude::*;
+use serde::Serialize;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::time::Instant;
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Status {
+    Ok,
+    /// Works, but worth knowing.
+    Note,
+    /// Training will fail or crawl.
+    Problem,
+}
+
+/// One line of the report.
+#[derive(Debug, Serialize)]
+struct Check {
+    name: &'static str,
+    status: Status,
+    found: String,
+    /// What to do about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mend: Option<String>,
+}
+
+impl Check {
+    fn ok(name: &'static str, found: impl Into<String>) -> Check {
+        Check { name, status: Status::Ok, found: found.into(), mend: None }
+    }
+
+    fn but(name: &'static str, status: Status, found: impl Into<String>, mend: impl Into<String>) -> Check {
+        Check { name, status, found: found.into(), mend: Some(mend.into()) }
+    }
+}
+
+const GIB: u64 = 1 << 30;
+
+pub fn run(args: DoctorArgs) -> Result<ExitCode> {
+    let checks = [version(), processor(), simd(), memory(), disk(&args.dir), gpu(), gemm_rate()];
+    if args.json {
+        output::print_json(&checks)?;
+    } else {
+        for c in &checks {
+            let status = format!("{:?}", c.status).to_lowercase();
+            let mend = c.mend.as_ref().map(|m| format!("\n{:20}→ {m}", "")).unwrap_or_default();
+            output::print(&format!("{status:8} {:10} {}{mend}", c.name, c.found))?;
+        }
+    }
+    let problem = checks.iter().any(|c| c.status == Status::Problem);
+    Ok(if problem { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// A build that wants its commit known sets `UNCOUPLE_COMMIT`.
+fn version() -> Check {
+    let commit = option_env!("UNCOUPLE_COMMIT").map(|c| format!(" (commit {c})")).unwrap_or_default();
+    Check::ok("version", format!("uncouple {}{commit}", env!("CARGO_PKG_VERSION")))
+}
+
+fn processor() -> Check {
+    let model = proc_field("/proc/cpuinfo", "model name").unwrap_or_else(|| std::env::consts::ARCH.into());
+    match std::thread::available_parallelism() {
+        Ok(cores) => Check::ok("processor", format!("{model}, {cores} cores for this process")),
+        Err(e) => Check::but("processor", Status::Note, model, format!("the number of cores is unknown: {e}")),
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+fn simd() -> Check {
+    let found: Vec<&str> = [
+        ("avx512f", std::arch::is_x86_feature_detected!("avx512f")),
+        ("avx2", std::arch::is_x86_feature_detected!("avx2")),
+        ("fma", std::arch::is_x86_feature_detected!("fma")),
+    ]
+    .into_iter()
+    .filter_map(|(name, has)| has.then_some(name))
+    .collect();
+    match found.first() {
+        Some(&"avx512f") => Check::ok("simd", found.join(" ")),
+        Some(_) => Check::but("simd", Status::Note, found.join(" "), "AVX-512 would be about twice as fast"),
+        None => Check::but("simd", Status::Problem, "no AVX2", "training will crawl: use a processor of 2013 or later"),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn simd() -> Check {
+    Check::ok("simd", std::env::consts::ARCH)
+}
+
+fn memory() -> Check {
+    // "MemAvailable:   12345 kB"
+    let bytes = |field| -> Option<u64> {
+        let text = proc_field("/proc/meminfo", field)?;
+        Some(text.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    };
+    let (Some(total), Some(free)) = (bytes("MemTotal"), bytes("MemAvailable")) else {
+        return Check::but("memory", Status::Note, "unknown", "compare `uncouple train --dry-run` with what you have");
+    };
+    let found = format!("{} available of {}", output::bytes(free), output::bytes(total));
+    let mend = "close other programs; `uncouple train --dry-run` says what a run needs";
+    if free >= 2 * GIB { Check::ok("memory", found) } else { Check::but("memory", Status::Problem, found, mend) }
+}
+
+fn disk(dir: &Path) -> Check {
+    // The folder may not be there yet: its nearest ancestor is on the same disk.
+    let absolute = std::path::absolute(dir).unwrap_or_else(|_| PathBuf::from("/"));
+    let there = absolute.ancestors().find(|p| p.exists()).unwrap_or(Path::new("/"));
+    match rustix::fs::statvfs(there) {
+        Ok(disk) => {
+            let free = disk.f_bavail * disk.f_frsize;
+            let found = format!("{} free for {}", output::bytes(free), dir.display());
+            let mend = "free some space, or put runs elsewhere with --dir";
+            if free >= GIB { Check::ok("disk", found) } else { Check::but("disk", Status::Problem, found, mend) }
+        }
+        Err(e) => Check::but("disk", Status::Problem, format!("{}: {e}", dir.display()), "choose another --dir"),
+    }
+}
+
+/// Looks only at files: nothing is loaded or called.
+fn gpu() -> Check {
+    let device = Path::new("/dev/nvidiactl").exists();
+    let folders =
+        ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/wsl/lib"];
+    let driver = folders.iter().map(|f| Path::new(f).join("libcuda.so.1")).find(|p| p.exists());
+    let smi =
+        std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join("nvidia-smi").exists()));
+    let found = match (device, driver) {
+        (true, Some(driver)) => format!("NVIDIA device with driver {}", driver.display()),
+        (true, None) => "NVIDIA device, but no libcuda.so.1".into(),
+        (false, Some(driver)) => format!("no NVIDIA device (driver {})", driver.display()),
+        (false, None) => "no NVIDIA device".into(),
+    };
+    let smi = if smi { ", nvidia-smi" } else { "" };
+    Check::but("gpu", Status::Note, found + smi, "this build trains on the CPU (--device cpu)")
+}
+
+/// The rate of f32 products on all threads, the best of a few.
+fn gemm_rate() -> Check {
+    const N: usize = 768;
+    let (a, b, mut c) = (vec![0.5f32; N * N], vec![0.25f32; N * N], vec![0.0f32; N * N]);
+    let threads = rayon::current_num_threads();
+    let rows = N.div_ceil(threads);
+    let mut once = || {
+        let began = Instant::now();
+        c.par_chunks_mut(rows * N).zip(a.par_chunks(rows * N)).for_each(|(c, a)| {
+            let shape = (c.len() / N, N, N);
+            cpu::gemm(shape, c, N, false, 1.0, Mat::rows(a, N), Mat::rows(&b, N));
+        });
+        began.elapsed().as_secs_f64()
+    };
+    let best = (0..5).map(|_| once()).fold(f64::INFINITY, f64::min);
+    let rate = 2.0 * (N as f64).powi(3) / best / 1e9;
+    let found = format!("{rate:.0} GFLOP/s (f32, {N} x {N} x {N}, {threads} threads)");
+    if rate >= 20.0 {
+        Check::ok("gemm", found)
+    } else {
+        Check::but("gemm", Status::Note, found, "slow: build with --release, and see that no other program uses the cores")
+    }
+}
+
+/// `key : value` of a /proc file.
+fn proc_field(file: &str, key: &str) -> Option<String> {
+    let text = std::fs::read_to_string(file).ok()?;
+    let line = text.lines().find(|l| l.starts_with(key))?;
+    Some(line.split_once(':')?.1.trim().to_string())
+}

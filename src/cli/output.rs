@@ -1,0 +1,29 @@
+//! Results on stdout: text for people, JSON for programs.
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use std::io::{self, ErrorKind, Write};
+
+/// Prints a result and a line break. A reader that has gone away (`| head`) is no error.
+pub fn print(text: &str) -> Result<()> {
+    match writeln!(io::stdout().lock(), "{text}") {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("cannot write to stdout"),
+        _ => Ok(()),
+    }
+}
+
+/// Prints a value as JSON.
+pub fn print_json(value: &impl Serialize) -> Result<()> {
+    print(&serde_json::to_string_pretty(value)?)
+}
+
+/// A size for people, e.g. `13.9 MiB`.
+pub fn bytes(count: u64) -> String {
+    let units = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let power = (1..units.len()).rev().find(|&p| count >> (10 * p) > 0).unwrap_or(0);
+    if power == 0 {
+        format!("{count} B")
+    } else {
+        format!("{:.1} {}", count as f64 / f64::powi(1024.0, power as i32), units[power])
+    }
+}

@@ -1,0 +1,74 @@
+//! `uncouple train`.
+
+use super::{TrainArgs, output};
+use crate::config::{Config, Override};
+use crate::train::memory::{self, Part};
+use crate::train::run_folder::{Existing, RunFolder};
+use anyhow::{Context, Result, bail, ensure};
+use comfy_table::{CellAlignment, Table, presets};
+use std::process::ExitCode;
+
+pub fn run(args: TrainArgs) -> Result<ExitCode> {
+    args.device.check()?;
+    let mut config = configuration(&args)?;
+    let shape = memory::model_shape(&config).context("the model cannot be used")?;
+    if args.dry_run {
+        let plan = memory::plan(&config, &shape);
+        if args.json {
+            output::print_json(&serde_json::json!({ "config": config, "memory": plan }))?;
+        } else {
+            output::print(&format!("{}\n{}", config.to_toml(), plan_as_comments(&plan)))?;
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
+    let existing = match (args.resume, args.overwrite) {
+        (true, _) => Existing::Resume,
+        (_, true) => Existing::Overwrite,
+        _ => Existing::Refuse,
+    };
+    let _folder = RunFolder::open(&mut config, existing)?;
+    bail!("`uncouple train` cannot train in this build yet: --dry-run works")
+}
+
+/// Defaults, file, `--set`, flags. A resumed run goes on with its own configuration; what it computes cannot change.
+fn configuration(args: &TrainArgs) -> Result<Config> {
+    let mut overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
+    for (flag, key, value) in
+        [("--model", "model.path", &args.model), ("--name", "run.name", &args.name), ("--dir", "run.dir", &args.dir)]
+    {
+        overrides.extend(value.iter().map(|v| Override::flag(flag, key, v.clone())));
+    }
+    let config = Config::load(args.config.as_deref(), &overrides)?;
+    if !args.resume {
+        return Ok(config);
+    }
+    let saved = RunFolder::saved_config(&config.run.dir, &config.run.name);
+    if config.run.name.is_empty() || !saved.exists() {
+        // Opening the folder says what is wrong.
+        return Ok(config);
+    }
+    let before = Config::load(Some(&saved), &[])?;
+    let config = Config::load(Some(args.config.as_deref().unwrap_or(&saved)), &overrides)?;
+    let changed = config.changed_since(&before);
+    ensure!(
+        changed.is_empty(),
+        "--resume cannot change what the run {} computes ({}): take the change back, or start another --name",
+        config.run.name,
+        changed.join(", ")
+    );
+    Ok(config)
+}
+
+/// The memory plan, each line a comment, so that the whole output is a configuration file.
+fn plan_as_comments(plan: &[Part]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING).set_header(["memory", "bytes", "f32 values"]);
+    for part in plan {
+        table.add_row([part.name, &output::bytes(part.bytes), &part.formula]);
+    }
+    table.add_row(["total", &output::bytes(plan.iter().map(|p| p.bytes).sum()), ""]);
+    if let Some(column) = table.column_mut(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.lines().map(|line| format!("#{}\n", line.trim_end())).collect::<String>().trim_end().to_string()
+}

@@ -1,0 +1,122 @@
+//! The binary as users meet it: flags, messages, exit codes.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+fn uncouple(args: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_uncouple")).args(args).output().unwrap()
+}
+
+fn stdout(output: &Output) -> String {
+    String::from_utf8(output.stdout.clone()).unwrap()
+}
+
+/// The one line an error is.
+fn refused(args: &[&str]) -> String {
+    let output = uncouple(args);
+    let text = String::from_utf8(output.stderr.clone()).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{args:?}: {text}");
+    assert!(output.stdout.is_empty(), "results only on stdout");
+    assert!(text.starts_with("error: ") && text.lines().count() == 1, "{args:?}: one line: {text}");
+    text
+}
+
+#[test]
+fn bad_configurations_are_refused_in_one_line() {
+    let error = refused(&["train", "--set", "rollout.grup_size=4"]);
+    assert!(error.contains("unknown key `rollout.grup_size`: did you mean `rollout.group_size`?"), "{error}");
+    assert!(refused(&["train", "--set", "rollout.group_size=1"]).contains("every advantage is 0"));
+    assert!(refused(&["train", "--config", "no/such.toml"]).contains("no/such.toml"));
+    assert!(refused(&["train", "--name", "../up"]).contains("run.name"));
+    assert!(refused(&["train", "--device", "cuda"]).contains("no CUDA device yet: use --device cpu"));
+}
+
+#[test]
+fn a_missing_model_folder_is_named() {
+    let error = refused(&["train", "--dry-run", "--model", "no/such/model"]);
+    assert!(error.contains("no/such/model"), "{error}");
+}
+
+#[test]
+fn an_existing_run_name_is_refused_with_the_mend() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("a")).unwrap();
+    let path = dir.path().to_str().unwrap();
+    let error = refused(&["train", "--dir", path, "--name", "a"]);
+    assert!(error.contains("--resume") && error.contains("--overwrite"), "{error}");
+    assert!(refused(&["train", "--dir", path, "--name", "b", "--resume"]).contains("there is no run"));
+    assert!(refused(&["train", "--dir", path, "--resume"]).contains("--name"));
+    assert_eq!(uncouple(&["train", "--resume", "--overwrite"]).status.code(), Some(2));
+}
+
+#[test]
+fn resuming_keeps_the_runs_own_configuration() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("a")).unwrap();
+    std::fs::write(dir.path().join("a/config.toml"), "[rollout]\ngroup_size = 4\n[run]\nname = \"a\"\n").unwrap();
+    let flags = ["train", "--resume", "--dry-run", "--dir", dir.path().to_str().unwrap(), "--name", "a"];
+    let text = stdout(&uncouple(&[&flags[..], &["--set", "run.iterations=99"]].concat()));
+    assert!(text.contains("group_size = 4\n") && text.contains("iterations = 99\n"), "{text}");
+    let error = refused(&[&flags[..], &["--set", "optim.lr=1"]].concat());
+    assert!(error.contains("optim.lr: 0.0003 → 1"), "{error}");
+}
+
+#[test]
+fn a_dry_run_prints_a_config_file_and_a_memory_plan_and_writes_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    let output = uncouple(&["train", "--dry-run", "--dir", path, "--set", "grpo.beta=0.1"]);
+    assert!(output.status.success());
+    let text = stdout(&output);
+    let file = dir.path().join("resolved.toml");
+    std::fs::write(&file, &text).unwrap();
+    let config = uncouple::config::Config::load(Some(&file), &[]).unwrap();
+    assert_eq!((config.grpo.beta, &config.run.dir[..]), (0.1, path));
+    for part in ["weights", "gradients", "AdamW moments", "reference model", "activations", "KV cache", "total"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the file of this test");
+
+    let json: serde_json::Value =
+        serde_json::from_str(&stdout(&uncouple(&["train", "--dry-run", "--json", "--dir", path]))).unwrap();
+    assert_eq!(json["config"]["rollout"]["group_size"], 8);
+    let plan = json["memory"].as_array().unwrap();
+    let bytes = |name: &str| plan.iter().find(|p| p["name"] == name).map(|p| p["bytes"].as_u64().unwrap());
+    assert_eq!(bytes("AdamW moments"), bytes("weights").map(|w| 2 * w));
+    assert_eq!(bytes("reference model"), None, "no reference without a KL term");
+}
+
+#[test]
+fn recomputation_needs_less_memory() {
+    let activations = |set: &str| {
+        let output = stdout(&uncouple(&["train", "--dry-run", "--json", "--set", set]));
+        let json: serde_json::Value = serde_json::from_str(&output).unwrap();
+        let plan = json["memory"].as_array().unwrap();
+        plan.iter().find(|p| p["name"] == "activations").unwrap()["bytes"].as_u64().unwrap()
+    };
+    assert!(2 * activations("model.recompute=true") < activations("model.recompute=false"));
+}
+
+#[test]
+fn doctor_reports_every_part() {
+    let output = uncouple(&["doctor", "--json", "--dir", "no/such/folder/yet"]);
+    let checks: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
+    let checks = checks.as_array().unwrap();
+    let names: Vec<&str> = checks.iter().map(|c| c["name"].as_str().unwrap()).collect();
+    assert_eq!(names, ["version", "processor", "simd", "memory", "disk", "gpu", "gemm"]);
+    let problem = checks.iter().any(|c| c["status"] == "problem");
+    assert_eq!(output.status.code(), Some(i32::from(problem)));
+    assert!(checks.iter().all(|c| c["status"] == "ok" || c["mend"].is_string()), "what is not ok has a mend");
+    assert!(!Path::new("no").exists(), "doctor writes nothing");
+    let text = stdout(&uncouple(&["doctor"]));
+    assert!(text.contains("GFLOP/s") && !text.contains('\u{1b}'), "{text}");
+}
+
+#[test]
+fn usage_errors_exit_with_2() {
+    for args in [&["train", "--nonsense"][..], &["eval"], &["eval", "--run", "a", "--model", "b"], &["bench", "x"], &[]]
+    {
+        assert_eq!(uncouple(args).status.code(), Some(2), "{args:?}");
+    }
+    assert!(stdout(&uncouple(&["--version"])).starts_with("uncouple "));
+}
