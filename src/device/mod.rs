@@ -1,1 +1,3 @@
+//! Where numbers live and how work is spread over a device.
 
+pub mod cpu;

@@ -88,7 +88,7 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     } else {
         return Err(CheckpointError::NoWeights { dir: dir.into() });
     };
-    Ok(Model { config, params })
+    Ok(Model::new(config, params))
 }
 
 /// A memory-mapped weight file.

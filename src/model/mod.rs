@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+mod decode;
 mod init;
 pub mod kv_cache;
 pub mod params;
@@ -12,5 +13,5 @@ pub mod tokenizer;
 pub use config::{Qwen2Config, TokenIds};
 pub use kv_cache::{KvCache, Slot};
 pub use params::Params;
-pub use qwen2::{Activations, Model};
 pub use tokenizer::{Message, Tokenizer};
+pub use qwen2::{Activations, Keep, Model};

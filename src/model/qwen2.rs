@@ -1,21 +1,25 @@
 //! The Qwen2 forward and backward pass over a [`Forest`].
+//!
+//! Per layer, with residual stream x: x ← x + Wₒ·attention(rope(W_qkv·norm(x) + b)), then x ← x + W_down·swiglu(W_gate_up·norm(x)).
+//! Everything but attention and the weight gradients works on blocks of [`BLOCK`] rows that stay in cache from the norm to the
+//! residual; blocks run in parallel.
 
-use super::{KvCache, Params, Qwen2Config, Slot};
+use super::params::LayerLayout;
+use super::{Params, Qwen2Config};
+use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
-use crate::ops::grouped_logprob::TokenGrad;
+use crate::ops::attention::{self, Visibility};
+use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
+use crate::ops::{embedding, linear, residual, rmsnorm, rope, swiglu};
+use rayon::prelude::*;
+use std::sync::Arc;
 
 /// A Qwen2 model in memory.
 #[derive(Clone)]
 pub struct Model {
     pub config: Qwen2Config,
     pub params: Params,
-}
-
-/// What [`Model::forward`] keeps for [`Model::backward`]; reused from step to step.
-#[derive(Default)]
-pub struct Activations {
-    /// Final-normed hidden states, `[nodes, hidden]`: what the head reads.
-    pub hidden: Vec<f32>,
+    rope: Arc<rope::Tables>,
 }
 
 /// Which activations the forward pass keeps.
@@ -30,11 +34,192 @@ pub enum Keep {
     Nothing,
 }
 
+/// What [`Model::forward`] keeps for [`Model::backward`]; its buffers are reused from step to step.
+#[derive(Default)]
+pub struct Activations {
+    /// Final-normed hidden states, `[nodes, hidden]`: what the head reads.
+    pub hidden: Vec<f32>,
+    keep: Keep,
+    visibility: Visibility,
+    /// The residual stream entering each layer, and leaving the last, `[nodes, hidden]` each.
+    inputs: Vec<Vec<f32>>,
+    /// One per layer with [`Keep::All`], else a single one that every layer overwrites.
+    layers: Vec<LayerActs>,
+    rstd: Vec<f32>,
+    grads: LayerGrads,
+}
+
+impl Activations {
+    /// The residual stream entering each layer, and leaving the last (with [`Keep::All`] or [`Keep::LayerInputs`]).
+    pub fn residual_stream(&self) -> &[Vec<f32>] {
+        &self.inputs
+    }
+}
+
+/// One layer's activations; every field is `[nodes, ...]`.
+#[derive(Default)]
+struct LayerActs {
+    norm1: Vec<f32>,
+    rstd1: Vec<f32>,
+    qkv: Vec<f32>,
+    attn: Vec<f32>,
+    lse: Vec<f32>,
+    mid: Vec<f32>,
+    norm2: Vec<f32>,
+    rstd2: Vec<f32>,
+    gate_up: Vec<f32>,
+    act: Vec<f32>,
+}
+
+/// Gradients that live while one layer is back-propagated.
+#[derive(Default)]
+struct LayerGrads {
+    mid: Vec<f32>,
+    input: Vec<f32>,
+    attn: Vec<f32>,
+    qkv: Vec<f32>,
+}
+
+/// The sizes that recur in every function.
+#[derive(Clone, Copy)]
+struct Dims {
+    hidden: usize,
+    ffn: usize,
+    eps: f32,
+    attention: attention::Shape,
+}
+
 impl Model {
+    pub fn new(config: Qwen2Config, params: Params) -> Model {
+        let rope = Arc::new(rope::Tables::new(config.rope_theta, config.head_dim, config.max_position_embeddings));
+        Model { config, params, rope }
+    }
+
+    /// The RoPE tables of every position of the context.
+    pub fn rope(&self) -> &rope::Tables {
+        &self.rope
+    }
+
+    fn dims(&self) -> Dims {
+        let c = &self.config;
+        Dims {
+            hidden: c.hidden_size,
+            ffn: c.intermediate_size,
+            eps: c.rms_norm_eps,
+            attention: attention::Shape {
+                heads: c.num_attention_heads,
+                kv_heads: c.num_key_value_heads,
+                head_dim: c.head_dim,
+            },
+        }
+    }
+
+    fn weight(&self, range: &std::ops::Range<usize>) -> &[f32] {
+        &self.params.flat[range.clone()]
+    }
+
     /// Runs the decoder over the packed forest; `acts.hidden` holds the result.
+    ///
+    /// # Panics
+    /// If a position lies beyond `max_position_embeddings` or a token beyond the vocabulary: callers check their input.
     pub fn forward(&self, forest: &Forest, keep: Keep, acts: &mut Activations) {
-        let _ = (forest, keep, acts);
-        unimplemented!()
+        let (d, layout, layers) = (self.dims(), &self.params.layout, self.config.num_hidden_layers);
+        acts.keep = keep;
+        acts.visibility = Visibility::new(&forest.reach);
+        acts.inputs.resize_with(if keep == Keep::Nothing { 2 } else { layers + 1 }, Vec::new);
+        acts.layers.resize_with(if keep == Keep::All { layers } else { 1 }, LayerActs::default);
+        acts.inputs.iter_mut().for_each(|x| x.resize(forest.len() * d.hidden, 0.0));
+        embedding::forward(&forest.tokens, self.weight(&layout.embed), d.hidden, &mut acts.inputs[0]);
+        for l in 0..layers {
+            if keep == Keep::Nothing {
+                let (x, y) = acts.inputs.split_at_mut(1);
+                self.layer_forward(l, forest, &acts.visibility, &x[0], &mut acts.layers[0], &mut y[0]);
+                acts.inputs.swap(0, 1);
+            } else {
+                let (x, y) = acts.inputs.split_at_mut(l + 1);
+                let at = if keep == Keep::All { l } else { 0 };
+                self.layer_forward(l, forest, &acts.visibility, &x[l], &mut acts.layers[at], &mut y[0]);
+            }
+        }
+        acts.hidden.resize(forest.len() * d.hidden, 0.0);
+        acts.rstd.resize(forest.len(), 0.0);
+        let x = &acts.inputs[if keep == Keep::Nothing { 0 } else { layers }];
+        let (w, block) = (self.weight(&layout.norm), BLOCK * d.hidden);
+        let rows = x.par_chunks(block).zip(acts.hidden.par_chunks_mut(block)).zip(acts.rstd.par_chunks_mut(BLOCK));
+        rows.for_each(|((x, y), rstd)| rmsnorm::forward(x, w, d.eps, y, rstd));
+    }
+
+    /// One layer: `x` to `y`, keeping its activations in `a`.
+    fn layer_forward(
+        &self,
+        l: usize,
+        forest: &Forest,
+        visibility: &Visibility,
+        x: &[f32],
+        a: &mut LayerActs,
+        y: &mut [f32],
+    ) {
+        let (d, layer) = (self.dims(), &self.params.layout.layers[l]);
+        a.resize(forest.len(), &d);
+        let parts = x
+            .par_chunks(BLOCK * d.hidden)
+            .zip(forest.position.par_chunks(BLOCK))
+            .zip(a.norm1.par_chunks_mut(BLOCK * d.hidden))
+            .zip(a.rstd1.par_chunks_mut(BLOCK))
+            .zip(a.qkv.par_chunks_mut(BLOCK * d.attention.qkv_dim()));
+        parts.for_each(|((((x, position), norm), rstd), qkv)| self.qkv_forward(layer, x, position, norm, rstd, qkv));
+        attention::forward(&a.qkv, d.attention, visibility, &mut a.attn, &mut a.lse);
+        let parts = x
+            .par_chunks(BLOCK * d.hidden)
+            .zip(a.attn.par_chunks(BLOCK * d.attention.q_dim()))
+            .zip(a.mid.par_chunks_mut(BLOCK * d.hidden))
+            .zip(a.norm2.par_chunks_mut(BLOCK * d.hidden))
+            .zip(a.rstd2.par_chunks_mut(BLOCK))
+            .zip(a.gate_up.par_chunks_mut(BLOCK * 2 * d.ffn))
+            .zip(a.act.par_chunks_mut(BLOCK * d.ffn))
+            .zip(y.par_chunks_mut(BLOCK * d.hidden));
+        parts.for_each(|(((((((x, attn), mid), norm), rstd), gate_up), act), y)| {
+            mid.copy_from_slice(x);
+            linear::forward_add(attn, self.weight(&layer.o), d.attention.q_dim(), mid);
+            y.copy_from_slice(mid);
+            self.mlp_forward(layer, mid, norm, rstd, gate_up, act, y);
+        });
+    }
+
+    /// Norm, QKV projection and rotation of a block of rows.
+    pub(super) fn qkv_forward(
+        &self,
+        layer: &LayerLayout,
+        x: &[f32],
+        position: &[u32],
+        norm: &mut [f32],
+        rstd: &mut [f32],
+        qkv: &mut [f32],
+    ) {
+        let d = self.dims();
+        rmsnorm::forward(x, self.weight(&layer.input_norm), d.eps, norm, rstd);
+        linear::forward(norm, self.weight(&layer.qkv), Some(self.weight(&layer.qkv_bias)), d.hidden, qkv);
+        let rotated = d.attention.heads + d.attention.kv_heads;
+        rope::rotate(qkv, d.attention.qkv_dim(), rotated, position, &self.rope, false);
+    }
+
+    /// `y += mlp(norm(x))` on a block of rows.
+    #[allow(clippy::too_many_arguments)]
+    pub(super) fn mlp_forward(
+        &self,
+        layer: &LayerLayout,
+        x: &[f32],
+        norm: &mut [f32],
+        rstd: &mut [f32],
+        gate_up: &mut [f32],
+        act: &mut [f32],
+        y: &mut [f32],
+    ) {
+        let d = self.dims();
+        rmsnorm::forward(x, self.weight(&layer.post_norm), d.eps, norm, rstd);
+        linear::forward(norm, self.weight(&layer.gate_up), None, d.hidden, gate_up);
+        swiglu::forward(gate_up, d.ffn, act);
+        linear::forward_add(act, self.weight(&layer.down), d.ffn, y);
     }
 
     /// Log-prob (at `temperature`) of each node in `nodes` given its parent, and the entropy (nats) of that distribution.
@@ -45,12 +230,12 @@ impl Model {
         nodes: &[u32],
         temperature: f32,
     ) -> (Vec<f32>, Vec<f32>) {
-        let _ = (forest, acts, nodes, temperature);
-        unimplemented!()
+        grouped_logprob::forward(self.head(acts, temperature), &targets(forest, nodes))
     }
 
-    /// One pass over the chunked head: for each `nodes[i]` calls `loss(i, logprob, entropy)` (serially, in order) and adds the
-    /// head's gradient to `grads` and the hidden states' gradient to `d_hidden` `[nodes, hidden]`.
+    /// One pass over the chunked head: for each `nodes[i]` calls `loss(i, logprob, entropy)` (serially, in a fixed order), adds
+    /// the head's gradient to `grads` and overwrites `d_hidden` `[nodes, hidden]` with the hidden states' gradient.
+    #[allow(clippy::too_many_arguments)]
     pub fn head_backward(
         &self,
         forest: &Forest,
@@ -61,26 +246,203 @@ impl Model {
         d_hidden: &mut Vec<f32>,
         grads: &mut Params,
     ) {
-        let _ = (forest, acts, nodes, temperature, loss, d_hidden, grads);
-        unimplemented!()
+        d_hidden.clear();
+        d_hidden.resize(acts.hidden.len(), 0.0);
+        let weight = &mut grads.flat[self.params.layout.head.clone()];
+        let grads = HeadGrads { weight, hidden: d_hidden };
+        grouped_logprob::forward_backward(self.head(acts, temperature), &targets(forest, nodes), grads, loss);
     }
 
-    /// Back-propagates `d_hidden` through the decoder and adds every parameter's gradient to `grads`.
-    pub fn backward(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut Vec<f32>, grads: &mut Params) {
-        let _ = (forest, acts, d_hidden, grads);
-        unimplemented!()
+    fn head<'a>(&'a self, acts: &'a Activations, temperature: f32) -> Head<'a> {
+        Head {
+            weight: self.weight(&self.params.layout.head),
+            hidden: &acts.hidden,
+            width: self.config.hidden_size,
+            temperature,
+        }
     }
 
-    /// Appends tokens to slots of the cache (prefill and decoding are the same call) and returns the final-normed hidden
-    /// state of each feed's last token, `[feeds, hidden]`. A slot may occur only once.
-    pub fn extend(&self, cache: &mut KvCache, feeds: &[(Slot, &[u32])]) -> Vec<f32> {
-        let _ = (cache, feeds);
-        unimplemented!()
+    /// Back-propagates `d_hidden` (used as scratch) through the decoder and adds every parameter's gradient to `grads`.
+    ///
+    /// # Panics
+    /// If the forward pass kept nothing.
+    pub fn backward(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], grads: &mut Params) {
+        assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
+        let (d, layout) = (self.dims(), self.params.layout.clone());
+        let Activations { inputs, layers, visibility, grads: g, rstd, keep, .. } = acts;
+        g.resize(forest.len(), &d);
+        let last = &inputs[self.config.num_hidden_layers];
+        g.input.fill(0.0);
+        let dw = &mut grads.flat[layout.norm.clone()];
+        norm_backward(d_hidden, last, self.weight(&layout.norm), rstd, &mut g.input, dw);
+        for l in (0..self.config.num_hidden_layers).rev() {
+            let (x, rest) = inputs.split_at_mut(l + 1);
+            if *keep == Keep::LayerInputs {
+                self.layer_forward(l, forest, visibility, &x[l], &mut layers[0], &mut rest[0]);
+            }
+            let a = &mut layers[if *keep == Keep::All { l } else { 0 }];
+            self.layer_backward(&layout.layers[l], forest, visibility, &x[l], a, g, d_hidden, &mut grads.flat);
+        }
+        embedding::backward(&forest.tokens, &g.input, d.hidden, &mut grads.flat[layout.embed.clone()]);
+    }
+
+    /// One layer: on entry `g.input` is the gradient of its output, on exit of its input `x`. `dy` is scratch.
+    #[allow(clippy::too_many_arguments)]
+    fn layer_backward(
+        &self,
+        layer: &LayerLayout,
+        forest: &Forest,
+        visibility: &Visibility,
+        x: &[f32],
+        a: &mut LayerActs,
+        g: &mut LayerGrads,
+        dy: &mut [f32],
+        grads: &mut [f32],
+    ) {
+        let d = self.dims();
+        let (hidden, q_dim, qkv_dim) = (d.hidden, d.attention.q_dim(), d.attention.qkv_dim());
+        dy.copy_from_slice(&g.input);
+
+        // MLP, then the output projection of attention.
+        let w_norm = self.weight(&layer.post_norm);
+        let parts = dy
+            .par_chunks(BLOCK * hidden)
+            .zip(a.mid.par_chunks(BLOCK * hidden))
+            .zip(a.rstd2.par_chunks(BLOCK))
+            .zip(a.gate_up.par_chunks_mut(BLOCK * 2 * d.ffn))
+            .zip(g.mid.par_chunks_mut(BLOCK * hidden))
+            .zip(g.attn.par_chunks_mut(BLOCK * q_dim));
+        let dw: Vec<Vec<f32>> = parts
+            .map_init(Vec::new, |scratch, (((((dy, mid), rstd), gate_up), d_mid), d_attn)| {
+                let rows = dy.len() / hidden;
+                scratch.resize(rows * d.ffn.max(hidden), 0.0);
+                linear::backward_input(dy, self.weight(&layer.down), d.ffn, &mut scratch[..rows * d.ffn]);
+                swiglu::backward(&scratch[..rows * d.ffn], d.ffn, gate_up);
+                let d_norm = &mut scratch[..rows * hidden];
+                linear::backward_input(gate_up, self.weight(&layer.gate_up), hidden, d_norm);
+                let mut dw = vec![0.0; hidden];
+                d_mid.copy_from_slice(dy);
+                rmsnorm::backward(d_norm, mid, w_norm, rstd, d_mid, &mut dw);
+                linear::backward_input(d_mid, self.weight(&layer.o), q_dim, d_attn);
+                dw
+            })
+            .collect();
+        add_all(&mut grads[layer.post_norm.clone()], &dw);
+
+        attention::backward(&g.attn, &a.qkv, &a.attn, &a.lse, d.attention, visibility, &mut g.qkv);
+
+        let w_norm = self.weight(&layer.input_norm);
+        let parts = g
+            .qkv
+            .par_chunks_mut(BLOCK * qkv_dim)
+            .zip(forest.position.par_chunks(BLOCK))
+            .zip(x.par_chunks(BLOCK * hidden))
+            .zip(a.rstd1.par_chunks(BLOCK))
+            .zip(g.mid.par_chunks(BLOCK * hidden))
+            .zip(g.input.par_chunks_mut(BLOCK * hidden));
+        let dw: Vec<(Vec<f32>, Vec<f32>)> = parts
+            .map_init(Vec::new, |d_norm, (((((d_qkv, position), x), rstd), d_mid), d_input)| {
+                let rotated = d.attention.heads + d.attention.kv_heads;
+                rope::rotate(d_qkv, qkv_dim, rotated, position, &self.rope, true);
+                let mut d_bias = vec![0.0; qkv_dim];
+                linear::backward_bias(d_qkv, &mut d_bias);
+                d_norm.resize(d_input.len(), 0.0);
+                linear::backward_input(d_qkv, self.weight(&layer.qkv), hidden, d_norm);
+                let mut dw = vec![0.0; hidden];
+                d_input.copy_from_slice(d_mid);
+                rmsnorm::backward(d_norm, x, w_norm, rstd, d_input, &mut dw);
+                (dw, d_bias)
+            })
+            .collect();
+        for (dw, d_bias) in &dw {
+            residual::forward(&mut grads[layer.input_norm.clone()], dw);
+            residual::forward(&mut grads[layer.qkv_bias.clone()], d_bias);
+        }
+
+        // Every weight gradient of the layer as one list of tiles, so that no core waits for another.
+        let mut products: [(_, &[f32], &[f32], _, _); 4] = [
+            (layer.qkv.clone(), &g.qkv, &a.norm1, qkv_dim, hidden),
+            (layer.o.clone(), &g.mid, &a.attn, hidden, q_dim),
+            (layer.gate_up.clone(), &a.gate_up, &a.norm2, 2 * d.ffn, hidden),
+            (layer.down.clone(), dy, &a.act, hidden, d.ffn),
+        ];
+        products.sort_by_key(|p| p.0.start);
+        let (mut tiles, mut rest, mut at) = (Vec::new(), grads, 0);
+        for (range, dy, x, out, in_features) in products {
+            let (dw, tail) = std::mem::take(&mut rest)[range.start - at..].split_at_mut(range.len());
+            (rest, at) = (tail, range.end);
+            for (i, dw) in dw.chunks_mut(WEIGHT_TILE * in_features).enumerate() {
+                tiles.push((dw, dy, out, i * WEIGHT_TILE, x, in_features));
+            }
+        }
+        tiles.into_par_iter().with_max_len(1).for_each(|(dw, dy, out, first, x, in_features)| {
+            linear::backward_weight(dy, out, first, x, in_features, dw);
+        });
     }
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`, for sampling.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
-        let _ = hidden;
-        unimplemented!()
+        let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        let mut logits = vec![0.0; hidden.len() / h * vocab];
+        let rows = (hidden.len() / h).div_ceil(rayon::current_num_threads()).clamp(1, BLOCK);
+        let weight = self.weight(&self.params.layout.head);
+        hidden
+            .par_chunks(rows * h)
+            .zip(logits.par_chunks_mut(rows * vocab))
+            .for_each(|(x, y)| linear::forward(x, weight, None, h, y));
+        logits
+    }
+}
+
+/// Rows of one tile of a weight gradient.
+const WEIGHT_TILE: usize = 128;
+
+fn targets(forest: &Forest, nodes: &[u32]) -> Vec<Target> {
+    let target = |&n: &u32| Target { row: forest.parent[n as usize], token: forest.tokens[n as usize] };
+    nodes.iter().map(target).collect()
+}
+
+fn add_all(sum: &mut [f32], parts: &[Vec<f32>]) {
+    parts.iter().for_each(|p| residual::forward(sum, p));
+}
+
+/// RMSNorm's backward pass over all rows in parallel.
+fn norm_backward(dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+    let block = BLOCK * w.len();
+    let parts = dy.par_chunks(block).zip(x.par_chunks(block)).zip(rstd.par_chunks(BLOCK)).zip(dx.par_chunks_mut(block));
+    let parts: Vec<Vec<f32>> = parts
+        .map(|(((dy, x), rstd), dx)| {
+            let mut dw = vec![0.0; w.len()];
+            rmsnorm::backward(dy, x, w, rstd, dx, &mut dw);
+            dw
+        })
+        .collect();
+    add_all(dw, &parts);
+}
+
+impl LayerActs {
+    fn resize(&mut self, tokens: usize, d: &Dims) {
+        let LayerActs { norm1, rstd1, qkv, attn, lse, mid, norm2, rstd2, gate_up, act } = self;
+        let sizes = [
+            (norm1, d.hidden),
+            (rstd1, 1),
+            (qkv, d.attention.qkv_dim()),
+            (attn, d.attention.q_dim()),
+            (lse, d.attention.heads),
+            (mid, d.hidden),
+            (norm2, d.hidden),
+            (rstd2, 1),
+            (gate_up, 2 * d.ffn),
+            (act, d.ffn),
+        ];
+        sizes.into_iter().for_each(|(buffer, width)| buffer.resize(tokens * width, 0.0));
+    }
+}
+
+impl LayerGrads {
+    fn resize(&mut self, tokens: usize, d: &Dims) {
+        let LayerGrads { mid, input, attn, qkv } = self;
+        let sizes = [(mid, d.hidden), (input, d.hidden), (attn, d.attention.q_dim()), (qkv, d.attention.qkv_dim())];
+        sizes.into_iter().for_each(|(buffer, width)| buffer.resize(tokens * width, 0.0));
     }
 }

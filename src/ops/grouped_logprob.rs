@@ -1,6 +1,222 @@
+//! Grouped log-prob: the head's matrix product, log-softmax, gather, entropy, loss gradient and both gradients of the head, in
+//! one pass over chunks of rows. `[tokens, vocab]` logits never exist.
+//!
+//! With l = h Wᵀ / T, p = softmax(l) and H = −Σ p ln p: ∂logp_c/∂l_v = 1[v = c] − p_v and ∂H/∂l_v = −p_v (ln p_v + H).
+
+use super::{linear, residual};
+use crate::device::cpu::{Mat, exp, gemm, simd};
+use rayon::prelude::*;
+
+/// Logits held at a time, elements.
+const CHUNK_LOGITS: usize = 8 << 20;
+/// Rows of a chunk: fewer waste the matrix product that forms dW, more the cache.
+const CHUNK_ROWS: std::ops::RangeInclusive<usize> = 64..=1024;
+/// Rows of one task.
+const ROWS: usize = 64;
+/// Vocabulary entries of one dW task.
+const TILE: usize = 256;
+
 /// Gradient of the loss with respect to one scored token's log-prob and to the entropy of its distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TokenGrad {
     pub logprob: f32,
     pub entropy: f32,
+}
+
+/// A token to score: `token` as the successor of hidden state `row`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Target {
+    pub row: u32,
+    pub token: u32,
+}
+
+/// The head `[vocab, hidden]` and what it reads.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    pub weight: &'a [f32],
+    /// `[rows, hidden]`
+    pub hidden: &'a [f32],
+    pub width: usize,
+    pub temperature: f32,
+}
+
+/// Gradients that the backward pass adds to.
+pub struct HeadGrads<'a> {
+    /// `[vocab, hidden]`
+    pub weight: &'a mut [f32],
+    /// `[rows, hidden]`
+    pub hidden: &'a mut [f32],
+}
+
+/// Log-prob and entropy (nats) of each target, in the order given.
+pub fn forward(head: Head<'_>, targets: &[Target]) -> (Vec<f32>, Vec<f32>) {
+    let (mut logprob, mut entropy) = (vec![0.0; targets.len()], vec![0.0; targets.len()]);
+    run(head, targets, None, &mut |i, lp, h| {
+        (logprob[i], entropy[i]) = (lp, h);
+        TokenGrad::default()
+    });
+    (logprob, entropy)
+}
+
+/// Calls `loss(i, logprob, entropy)` once for each target, serially, in a fixed order (by row), and adds the gradients.
+pub fn forward_backward(
+    head: Head<'_>,
+    targets: &[Target],
+    grads: HeadGrads<'_>,
+    loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+) {
+    run(head, targets, Some(grads), loss)
+}
+
+/// One row of a chunk: its targets are `order[first .. first + count]`.
+#[derive(Clone, Copy, Default)]
+struct Row {
+    row: usize,
+    first: usize,
+    count: usize,
+    entropy: f32,
+}
+
+fn run(
+    head: Head<'_>,
+    targets: &[Target],
+    mut grads: Option<HeadGrads<'_>>,
+    loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+) {
+    let width = head.width;
+    let vocab = head.weight.len() / width;
+    let mut order: Vec<usize> = (0..targets.len()).collect();
+    order.sort_by_key(|&i| targets[i].row);
+    let mut rows: Vec<Row> = Vec::new();
+    for (at, &i) in order.iter().enumerate() {
+        match rows.last_mut() {
+            Some(last) if last.row == targets[i].row as usize => last.count += 1,
+            _ => rows.push(Row { row: targets[i].row as usize, first: at, count: 1, entropy: 0.0 }),
+        }
+    }
+    let chunk_rows = (CHUNK_LOGITS / vocab).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end());
+    let (mut logits, mut hidden) = (Vec::new(), Vec::new());
+    for rows in rows.chunks_mut(chunk_rows) {
+        let scored = rows[0].first..rows[rows.len() - 1].first + rows[rows.len() - 1].count;
+        let order = &order[scored.clone()];
+        let mut logprob = vec![0.0f32; order.len()];
+        logits.resize(rows.len() * vocab, 0.0f32);
+        hidden.resize(rows.len() * width, 0.0f32);
+
+        let mut tasks = Vec::new();
+        let mut out = &mut logprob[..];
+        for ((rows, logits), hidden) in
+            rows.chunks_mut(ROWS).zip(logits.chunks_mut(ROWS * vocab)).zip(hidden.chunks_mut(ROWS * width))
+        {
+            let (own, rest) = std::mem::take(&mut out).split_at_mut(rows.iter().map(|r| r.count).sum());
+            out = rest;
+            tasks.push((rows, logits, hidden, own));
+        }
+        tasks.into_par_iter().for_each(|(rows, logits, hidden, mut logprob)| {
+            for (r, h) in rows.iter().zip(hidden.chunks_exact_mut(width)) {
+                h.copy_from_slice(&head.hidden[r.row * width..][..width]);
+            }
+            let shape = (rows.len(), vocab, width);
+            let w = Mat::transposed(head.weight, width);
+            gemm(shape, logits, vocab, false, 1.0 / head.temperature, Mat::rows(hidden, width), w);
+            for (r, l) in rows.iter_mut().zip(logits.chunks_exact_mut(vocab)) {
+                let (own, rest) = logprob.split_at_mut(r.count);
+                logprob = rest;
+                let at = r.first - scored.start;
+                let raw = |l: &[f32], own: &mut [f32]| {
+                    for (out, &i) in own.iter_mut().zip(&order[at..at + r.count]) {
+                        *out = l[targets[i].token as usize];
+                    }
+                };
+                raw(l, own);
+                let (lse, entropy) = softmax(l);
+                own.iter_mut().for_each(|x| *x -= lse);
+                r.entropy = entropy;
+            }
+        });
+
+        let mut token_grads = Vec::with_capacity(order.len());
+        for r in rows.iter() {
+            let at = r.first - scored.start;
+            for (&i, &lp) in order[at..at + r.count].iter().zip(&logprob[at..]) {
+                token_grads.push(loss(i, lp, r.entropy));
+            }
+        }
+        let Some(grads) = grads.as_mut() else { continue };
+
+        let blocks = rows.par_chunks(ROWS).zip(logits.par_chunks_mut(ROWS * vocab));
+        let d_hidden: Vec<Vec<f32>> = blocks
+            .map(|(rows, logits)| {
+                for (r, p) in rows.iter().zip(logits.chunks_exact_mut(vocab)) {
+                    let at = r.first - scored.start;
+                    let g = &token_grads[at..at + r.count];
+                    let own = order[at..at + r.count].iter().map(|&i| targets[i].token as usize).zip(g);
+                    logits_grad(p, own, g, r.entropy, 1.0 / head.temperature);
+                }
+                let mut d = vec![0.0; rows.len() * width];
+                linear::backward_input(logits, head.weight, width, &mut d);
+                d
+            })
+            .collect();
+        for (r, d) in rows.iter().zip(d_hidden.iter().flat_map(|d| d.chunks_exact(width))) {
+            residual::forward(&mut grads.hidden[r.row * width..][..width], d);
+        }
+        grads.weight.par_chunks_mut(TILE * width).enumerate().for_each(|(tile, dw)| {
+            linear::backward_weight(&logits, vocab, tile * TILE, &hidden, width, dw);
+        });
+    }
+}
+
+/// Replaces logits by probabilities; returns the log-sum-exp and the entropy.
+fn softmax(l: &mut [f32]) -> (f32, f32) {
+    simd(
+        #[inline(always)]
+        || {
+            let max = l.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a });
+            let (mut sum, mut weighted) = ([0.0f32; 16], [0.0f32; 16]);
+            let mut chunks = l.chunks_exact_mut(16);
+            for c in &mut chunks {
+                for i in 0..16 {
+                    let x = c[i] - max;
+                    c[i] = exp(x);
+                    sum[i] += c[i];
+                    weighted[i] = c[i].mul_add(x, weighted[i]);
+                }
+            }
+            for x in chunks.into_remainder() {
+                let shifted = *x - max;
+                *x = exp(shifted);
+                sum[0] += *x;
+                weighted[0] += *x * shifted;
+            }
+            let (sum, weighted) = (sum.iter().sum::<f32>(), weighted.iter().sum::<f32>());
+            let inv = 1.0 / sum;
+            l.iter_mut().for_each(|p| *p *= inv);
+            (max + sum.ln(), sum.ln() - weighted * inv)
+        },
+    )
+}
+
+/// Replaces the probabilities `p` of one row by the gradient of its logits (before the temperature's 1/T, which is `scale`).
+fn logits_grad<'a>(
+    p: &mut [f32],
+    targets: impl Iterator<Item = (usize, &'a TokenGrad)>,
+    grads: &[TokenGrad],
+    entropy: f32,
+    scale: f32,
+) {
+    let total: f32 = grads.iter().map(|g| g.logprob).sum();
+    let d_entropy: f32 = grads.iter().map(|g| g.entropy).sum();
+    if d_entropy == 0.0 {
+        let k = -total * scale;
+        p.iter_mut().for_each(|p| *p *= k);
+    } else {
+        for p in p.iter_mut() {
+            let log_p = if *p > 0.0 { p.ln() } else { 0.0 };
+            *p *= -scale * (total + d_entropy * (log_p + entropy));
+        }
+    }
+    for (token, g) in targets {
+        p[token] += g.logprob * scale;
+    }
 }

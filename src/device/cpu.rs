@@ -1,0 +1,99 @@
+//! The CPU device: f32, threads by rayon, matrix products by the `gemm` crate (AVX-512, AVX2/FMA or NEON, chosen at run time).
+
+/// Rows of a token block: one task of a parallel loop. Large enough for efficient matrix products, small enough that a
+/// block's activations stay in the second-level cache.
+pub const BLOCK: usize = 256;
+
+/// A strided read-only matrix view: element (i, j) is `data[i * row_stride + j * col_stride]`.
+#[derive(Clone, Copy)]
+pub struct Mat<'a> {
+    pub data: &'a [f32],
+    pub row_stride: usize,
+    pub col_stride: usize,
+}
+
+impl<'a> Mat<'a> {
+    /// Row-major, `stride` elements from one row to the next.
+    pub fn rows(data: &'a [f32], stride: usize) -> Mat<'a> {
+        Mat { data, row_stride: stride, col_stride: 1 }
+    }
+
+    /// The transpose of a row-major matrix whose rows are `stride` elements apart.
+    pub fn transposed(data: &'a [f32], stride: usize) -> Mat<'a> {
+        Mat { data, row_stride: 1, col_stride: stride }
+    }
+
+    fn holds(&self, rows: usize, cols: usize) -> bool {
+        rows == 0 || cols == 0 || (rows - 1) * self.row_stride + (cols - 1) * self.col_stride < self.data.len()
+    }
+}
+
+/// `C = alpha A B`, or `C += alpha A B` with `accumulate`; C is `[m, n]` row-major with `c_stride`, A `[m, k]`, B `[k, n]`.
+/// Runs on the calling thread: parallelism is over blocks of rows or tiles of the result, never inside a product.
+#[allow(clippy::too_many_arguments)]
+pub fn gemm(
+    (m, n, k): (usize, usize, usize),
+    c: &mut [f32],
+    c_stride: usize,
+    accumulate: bool,
+    alpha: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
+    if m == 0 || n == 0 {
+        return;
+    }
+    assert!(
+        a.holds(m, k) && b.holds(k, n) && (m - 1) * c_stride + n <= c.len(),
+        "gemm: a matrix is shorter than its shape"
+    );
+    // SAFETY: every index the product touches lies inside its slice, checked just above.
+    unsafe {
+        gemm::gemm(
+            m,
+            n,
+            k,
+            c.as_mut_ptr(),
+            1,
+            c_stride as isize,
+            accumulate,
+            a.data.as_ptr(),
+            a.col_stride as isize,
+            a.row_stride as isize,
+            b.data.as_ptr(),
+            b.col_stride as isize,
+            b.row_stride as isize,
+            1.0,
+            alpha,
+            false,
+            false,
+            false,
+            gemm::Parallelism::None,
+        )
+    }
+}
+
+/// Runs `f` compiled for the best instruction set of this machine, so that its plain loops vectorise.
+#[inline(always)]
+pub fn simd<R>(f: impl FnOnce() -> R) -> R {
+    pulp::Arch::new().dispatch(f)
+}
+
+/// e^x to about one unit in the last place, written so that loops over it vectorise. Below -87 the result is 0.
+#[inline(always)]
+pub fn exp(x: f32) -> f32 {
+    const LN2_HI: f32 = 0.693_359_4;
+    const LN2_LO: f32 = -2.121_944_4e-4;
+    let clamped = x.clamp(-87.0, 88.3);
+    // Adding 1.5·2^23 leaves round(x / ln 2) in the low mantissa bits.
+    let shifted = clamped.mul_add(std::f32::consts::LOG2_E, 12_582_912.0);
+    let n = shifted - 12_582_912.0;
+    let r = n.mul_add(-LN2_LO, n.mul_add(-LN2_HI, clamped));
+    let mut p = 1.987_569_1e-4f32;
+    for c in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 0.166_666_66, 0.5] {
+        p = p.mul_add(r, c);
+    }
+    let value = p.mul_add(r * r, r) + 1.0;
+    let scaled = f32::from_bits((value.to_bits() as i32).wrapping_add((shifted.to_bits() as i32) << 23) as u32);
+    if x < -87.0 { 0.0 } else { scaled }
+}

@@ -1,0 +1,125 @@
+//! Sampling: repetition penalty, temperature, top-k, top-p, min-p (Hugging Face's definitions, in that order), then one draw by
+//! inverting the cumulative distribution at a uniform number (see [`super::philox`]).
+
+use std::cmp::Ordering;
+
+/// How a token is drawn.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct SamplingParams {
+    /// 0 is greedy.
+    pub temperature: f32,
+    /// Keep only the k likeliest tokens (0: all).
+    pub top_k: usize,
+    /// Drop the least likely tokens whose probabilities add up to at most 1 − top_p (1: none).
+    pub top_p: f32,
+    /// Drop tokens less likely than min_p times the likeliest (0: none).
+    pub min_p: f32,
+    /// Divide the positive logits of tokens already seen by this, multiply the negative ones (1: off).
+    pub repetition_penalty: f32,
+}
+
+impl Default for SamplingParams {
+    fn default() -> Self {
+        SamplingParams { temperature: 1.0, top_k: 0, top_p: 1.0, min_p: 0.0, repetition_penalty: 1.0 }
+    }
+}
+
+/// A drawn token and its log-prob under softmax(logits / temperature) over the whole vocabulary (temperature 1 when greedy):
+/// the quantity that training recomputes, before penalty and truncation.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Sampled {
+    pub token: u32,
+    pub logprob: f32,
+}
+
+/// Draws from `logits` `[vocab]` (used as scratch). `seen` are the tokens of the sequence so far, `uniform` is in (0, 1).
+pub fn sample(logits: &mut [f32], seen: &[u32], params: &SamplingParams, uniform: f32) -> Sampled {
+    let scale = if params.temperature > 0.0 { 1.0 / params.temperature } else { 1.0 };
+    let max = max(logits);
+    let log_sum = logits.iter().map(|l| f64::from(((l - max) * scale).exp())).sum::<f64>().ln() as f32;
+    let logprob = |l: f32| (l - max) * scale - log_sum;
+    let plain = logits.to_vec();
+    penalise(logits, seen, params.repetition_penalty);
+    let token = if params.temperature > 0.0 {
+        truncate(logits, params);
+        draw(logits, uniform)
+    } else {
+        argmax(logits)
+    };
+    Sampled { token: token as u32, logprob: logprob(plain[token]) }
+}
+
+/// Hugging Face's repetition penalty: each token of `seen` counts once.
+pub fn penalise(logits: &mut [f32], seen: &[u32], penalty: f32) {
+    if penalty == 1.0 {
+        return;
+    }
+    let mut seen = seen.to_vec();
+    seen.sort_unstable();
+    seen.dedup();
+    for token in seen {
+        let l = &mut logits[token as usize];
+        *l = if *l > 0.0 { *l / penalty } else { *l * penalty };
+    }
+}
+
+/// Divides by the temperature and sets every dropped logit to −∞. At least one token stays.
+pub fn truncate(logits: &mut [f32], params: &SamplingParams) {
+    logits.iter_mut().for_each(|l| *l /= params.temperature);
+    if params.top_k > 0 && params.top_k < logits.len() {
+        let mut sorted = logits.to_vec();
+        let (_, kth, _) = sorted.select_nth_unstable_by(params.top_k - 1, |a, b| descending(*a, *b));
+        let kth = *kth;
+        drop_where(logits, |l| l < kth);
+    }
+    if params.top_p < 1.0 {
+        let mut order: Vec<usize> = (0..logits.len()).collect();
+        order.sort_by(|&a, &b| descending(logits[b], logits[a]));
+        let (max, mut cumulative) = (max(logits), 0.0);
+        let total: f64 = logits.iter().map(|l| f64::from(l - max).exp()).sum();
+        for &i in &order[..order.len() - 1] {
+            cumulative += f64::from(logits[i] - max).exp() / total;
+            if cumulative > 1.0 - f64::from(params.top_p) {
+                break;
+            }
+            logits[i] = f32::NEG_INFINITY;
+        }
+    }
+    if params.min_p > 0.0 {
+        let floor = max(logits) + params.min_p.ln();
+        drop_where(logits, |l| l < floor);
+    }
+}
+
+/// The token at which the cumulative probability of softmax(logits) passes `uniform`.
+fn draw(logits: &[f32], uniform: f32) -> usize {
+    let max = max(logits);
+    let weights: Vec<f64> = logits.iter().map(|l| f64::from((l - max).exp())).collect();
+    let target = f64::from(uniform) * weights.iter().sum::<f64>();
+    let (mut cumulative, mut last) = (0.0, 0);
+    for (i, w) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
+        cumulative += w;
+        last = i;
+        if cumulative > target {
+            break;
+        }
+    }
+    last
+}
+
+/// The first of the largest logits.
+fn argmax(logits: &[f32]) -> usize {
+    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
+}
+
+fn drop_where(logits: &mut [f32], drop: impl Fn(f32) -> bool) {
+    logits.iter_mut().filter(|l| drop(**l)).for_each(|l| *l = f32::NEG_INFINITY);
+}
+
+fn max(logits: &[f32]) -> f32 {
+    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+}
+
+fn descending(a: f32, b: f32) -> Ordering {
+    b.total_cmp(&a)
+}
