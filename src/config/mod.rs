@@ -64,10 +64,23 @@ pub struct Env {
     pub max_steps: u32,
 }
 
+/// How a turn of the agent is laid out in tokens.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Observation, `<|im_start|>`, command, `<|im_end|>`, observation, ... : the fewest tokens.
+    Compact,
+    /// The model's chat template; the answer is the command.
+    Chat,
+    /// The model's chat template; the answer is `<think>…</think><action>command</action>`.
+    Think,
+}
+
 /// What the agent is shown.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prompt {
+    pub format: Format,
     /// List the admissible commands in every observation.
     pub admissible: bool,
 }
@@ -227,7 +240,7 @@ impl Default for Env {
 }
 impl Default for Prompt {
     fn default() -> Self {
-        Prompt { admissible: false }
+        Prompt { format: Format::Compact, admissible: false }
     }
 }
 impl Default for Sft {

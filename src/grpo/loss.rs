@@ -1,6 +1,15 @@
 //! The clipped policy loss over a forest (DESIGN section 2; TRL's definitions).
+//!
+//! With `d = logp - old`, `r = exp(d)` (sequence level: `r = exp(mean of d over the row's loss tokens)`):
+//!
+//! ```text
+//! l  = -min(r A, clip(r, 1 - low, 1 + high) A),  A < 0 and dual clip c: l = min(l, -c A)
+//! l += beta k3 (r if kl_ratio),  k3 = exp(ref - logp) - (ref - logp) - 1
+//! l -= entropy_coef H
+//! loss = sum of weight(row) l over the loss tokens
+//! ```
 
-use crate::config::Grpo;
+use crate::config::{Aggregation, Grpo, RatioLevel};
 use crate::forest::Forest;
 use crate::ops::grouped_logprob::TokenGrad;
 
@@ -17,58 +26,280 @@ pub struct Sample {
     pub ref_logprobs: Option<Vec<f32>>,
 }
 
+impl Sample {
+    /// Positions of the tokens that carry loss, ascending.
+    pub fn loss_positions(&self) -> impl Iterator<Item = usize> + '_ {
+        (1..self.tokens.len()).filter(|&t| self.mask[t])
+    }
+}
+
 /// What the aggregation divides by: totals of the whole generation batch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Normaliser {
     /// Loss tokens of the generation batch.
     pub tokens: usize,
+    /// Sequences of the generation batch, those without a loss token included.
+    pub sequences: usize,
     /// Micro-batches the generation batch is split into.
     pub micro_batches: usize,
 }
 
+impl Normaliser {
+    /// The totals of `samples`, the whole generation batch.
+    pub fn new(samples: &[Sample], micro_batches: usize) -> Normaliser {
+        Normaliser {
+            tokens: samples.iter().map(|s| s.loss_positions().count()).sum(),
+            sequences: samples.len(),
+            micro_batches,
+        }
+    }
+}
+
 /// The loss of one micro-batch, fed token by token by the head's single pass.
 pub struct PolicyLoss<'a> {
-    _todo: std::marker::PhantomData<&'a ()>,
+    config: &'a Grpo,
+    samples: &'a [Sample],
+    nodes: Vec<u32>,
+    /// `uses[offsets[i]..offsets[i + 1]]` are the loss tokens that lie on `nodes[i]`.
+    offsets: Vec<usize>,
+    uses: Vec<Use>,
+    rows: Vec<Row>,
+    logprobs_set: bool,
+    loss: f64,
+    kl: f64,
+    entropy: f64,
+}
+
+/// Token `at` of sample `row`.
+#[derive(Clone, Copy)]
+struct Use {
+    row: usize,
+    at: usize,
+}
+
+/// Per-sample state.
+#[derive(Default)]
+struct Row {
+    tokens: usize,
+    /// Weight of each of the row's token losses in the total.
+    weight: f64,
+    /// Sequence level: the row's ratio, and the derivative of the sum of its token losses by that ratio.
+    ratio: f64,
+    d_ratio: f64,
+    clipped_low: usize,
+    clipped_high: usize,
 }
 
 /// What one micro-batch's loss came to; field names as TRL's metrics.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct LossReport {
+    /// This micro-batch's share of the loss: the shares of all micro-batches add up.
     pub loss: f64,
+    /// Mean over loss tokens, after the ratio factor where `kl_ratio` is on.
     pub kl: f64,
+    /// Mean over loss tokens, nats.
     pub entropy: f64,
+    /// Share of loss tokens (sequence-level ratio: of sequences) where the lower clip binds: `r < 1 - low` and `A < 0`.
     pub clip_ratio_low_mean: f64,
+    /// The same for the upper clip: `r > 1 + high` and `A > 0`.
     pub clip_ratio_high_mean: f64,
+    /// Either side.
     pub clip_ratio_region_mean: f64,
+    /// Smallest share among sequences that have loss tokens.
     pub clip_ratio_low_min: f64,
+    /// Largest share among sequences.
     pub clip_ratio_high_max: f64,
 }
 
 impl<'a> PolicyLoss<'a> {
     /// `samples[i]` is the forest's sequence `i`.
-    pub fn new(config: &'a Grpo, forest: &'a Forest, samples: &'a [Sample], norm: Normaliser) -> PolicyLoss<'a> {
-        let _ = (config, forest, samples, norm);
-        unimplemented!()
+    ///
+    /// # Panics
+    /// When the forest is not that of the samples, or `beta > 0` and a sample has no reference log-probs.
+    pub fn new(config: &'a Grpo, forest: &Forest, samples: &'a [Sample], norm: Normaliser) -> PolicyLoss<'a> {
+        assert_eq!(forest.paths.len(), samples.len(), "policy loss: one sample for each sequence of the forest");
+        assert!(
+            config.beta == 0.0 || samples.iter().all(|s| s.ref_logprobs.is_some()),
+            "policy loss: grpo.beta > 0 needs the reference's log-probs in every sample"
+        );
+        let mut keyed: Vec<(u32, Use)> = Vec::new();
+        let mut rows: Vec<Row> = Vec::with_capacity(samples.len());
+        for (row, (sample, path)) in samples.iter().zip(&forest.paths).enumerate() {
+            let before = keyed.len();
+            keyed.extend(sample.loss_positions().map(|at| (path[at], Use { row, at })));
+            rows.push(Row { tokens: keyed.len() - before, ratio: 1.0, ..Row::default() });
+        }
+        // Stable, so that the terms of a shared token add up in the order of the samples.
+        keyed.sort_by_key(|(node, _)| *node);
+        let (mut nodes, mut offsets): (Vec<u32>, Vec<usize>) = (Vec::new(), Vec::new());
+        for (k, (node, _)) in keyed.iter().enumerate() {
+            if nodes.last() != Some(node) {
+                nodes.push(*node);
+                offsets.push(k);
+            }
+        }
+        offsets.push(keyed.len());
+        let weigh = |tokens: usize| match config.aggregation {
+            Aggregation::TokenMean => 1.0 / norm.tokens as f64,
+            Aggregation::MicroTokenMean => 1.0 / (keyed.len() * norm.micro_batches) as f64,
+            Aggregation::SequenceMean => 1.0 / (norm.sequences * tokens.max(1)) as f64,
+            Aggregation::Constant => 1.0 / (norm.sequences as f64 * f64::from(config.constant_length)),
+        };
+        for row in &mut rows {
+            row.weight = weigh(row.tokens);
+        }
+        PolicyLoss {
+            config,
+            samples,
+            nodes,
+            offsets,
+            uses: keyed.into_iter().map(|(_, u)| u).collect(),
+            rows,
+            logprobs_set: false,
+            loss: 0.0,
+            kl: 0.0,
+            entropy: 0.0,
+        }
     }
+
     /// The nodes whose log-probs the loss reads, ascending.
     pub fn nodes(&self) -> &[u32] {
-        unimplemented!()
+        &self.nodes
     }
+
     /// Whether [`PolicyLoss::set_logprobs`] must be called before the pass (sequence-level ratio).
     pub fn needs_logprobs(&self) -> bool {
-        unimplemented!()
+        self.config.ratio == RatioLevel::Sequence
     }
+
     /// The current policy's log-prob of each of [`PolicyLoss::nodes`].
+    ///
+    /// # Panics
+    /// When there is not one for each node.
     pub fn set_logprobs(&mut self, logprobs: &[f32]) {
-        let _ = logprobs;
-        unimplemented!()
+        assert_eq!(logprobs.len(), self.nodes.len(), "policy loss: one log-prob for each node");
+        self.logprobs_set = true;
+        for row in &mut self.rows {
+            (row.ratio, row.d_ratio) = (0.0, 0.0);
+        }
+        for (i, &logprob) in logprobs.iter().enumerate() {
+            for u in &self.uses[self.offsets[i]..self.offsets[i + 1]] {
+                self.rows[u.row].ratio += log_ratio(&self.samples[u.row], u.at, logprob.into());
+            }
+        }
+        for row in &mut self.rows {
+            row.ratio = (row.ratio / row.tokens.max(1) as f64).exp();
+        }
+        for (i, &logprob) in logprobs.iter().enumerate() {
+            for k in self.offsets[i]..self.offsets[i + 1] {
+                let Use { row, at } = self.uses[k];
+                let term = self.term(row, at, logprob.into(), self.rows[row].ratio);
+                self.rows[row].d_ratio += term.d_ratio;
+            }
+        }
     }
+
     /// The loss gradient at `nodes()[i]`; adds the token's terms to the report. A shared token carries the sum of its terms.
     pub fn token(&mut self, i: usize, logprob: f32, entropy: f32) -> TokenGrad {
-        let _ = (i, logprob, entropy);
-        unimplemented!()
+        debug_assert!(self.logprobs_set || !self.needs_logprobs(), "policy loss: set_logprobs comes first");
+        let (mut d_logprob, mut d_entropy) = (0.0, 0.0);
+        let coef = f64::from(self.config.entropy_coef);
+        let (logprob, entropy) = (f64::from(logprob), f64::from(entropy));
+        for k in self.offsets[i]..self.offsets[i + 1] {
+            let Use { row, at } = self.uses[k];
+            let (term, through_ratio) = match self.config.ratio {
+                RatioLevel::Token => {
+                    let ratio = log_ratio(&self.samples[row], at, logprob).exp();
+                    let term = self.term(row, at, logprob, ratio);
+                    (term, term.d_ratio * ratio)
+                }
+                RatioLevel::Sequence => {
+                    let r = &self.rows[row];
+                    (self.term(row, at, logprob, r.ratio), r.d_ratio * r.ratio / r.tokens as f64)
+                }
+            };
+            let row = &mut self.rows[row];
+            row.clipped_low += usize::from(term.low);
+            row.clipped_high += usize::from(term.high);
+            self.kl += term.kl;
+            self.entropy += entropy;
+            self.loss += row.weight * (term.loss - coef * entropy);
+            d_logprob += row.weight * (term.d_logprob + through_ratio);
+            d_entropy -= row.weight * coef;
+        }
+        TokenGrad { logprob: d_logprob as f32, entropy: d_entropy as f32 }
     }
+
     pub fn finish(self) -> LossReport {
-        unimplemented!()
+        let tokens = self.uses.len().max(1) as f64;
+        // Shares of clipped tokens: over tokens, or over rows when a row has one ratio.
+        let mean = |count: fn(&Row) -> usize| match self.config.ratio {
+            RatioLevel::Token => self.rows.iter().map(count).sum::<usize>() as f64 / tokens,
+            RatioLevel::Sequence => {
+                self.rows.iter().map(|r| share(r, count)).sum::<f64>() / self.rows.len().max(1) as f64
+            }
+        };
+        let with_tokens = || self.rows.iter().filter(|r| r.tokens > 0);
+        LossReport {
+            loss: self.loss,
+            kl: self.kl / tokens,
+            entropy: self.entropy / tokens,
+            clip_ratio_low_mean: mean(|r| r.clipped_low),
+            clip_ratio_high_mean: mean(|r| r.clipped_high),
+            clip_ratio_region_mean: mean(|r| r.clipped_low + r.clipped_high),
+            clip_ratio_low_min: with_tokens().map(|r| share(r, |r| r.clipped_low)).reduce(f64::min).unwrap_or(0.0),
+            clip_ratio_high_max: with_tokens().map(|r| share(r, |r| r.clipped_high)).reduce(f64::max).unwrap_or(0.0),
+        }
     }
+
+    /// One token's loss and its partial derivatives, given the ratio that applies to it.
+    fn term(&self, row: usize, at: usize, logprob: f64, ratio: f64) -> Term {
+        let (c, sample) = (self.config, &self.samples[row]);
+        let a = f64::from(sample.advantage[at]);
+        let (lowest, highest) = (1.0 - f64::from(c.epsilon_low), 1.0 + f64::from(c.epsilon_high));
+        let mut term = Term {
+            loss: -(ratio * a),
+            d_ratio: -a,
+            low: ratio < lowest && a < 0.0,
+            high: ratio > highest && a > 0.0,
+            ..Term::default()
+        };
+        if term.low || term.high {
+            (term.loss, term.d_ratio) = (-(ratio.clamp(lowest, highest) * a), 0.0);
+        }
+        let dual = -f64::from(c.dual_clip) * a;
+        if c.dual_clip > 0.0 && a < 0.0 && term.loss > dual {
+            (term.loss, term.d_ratio) = (dual, 0.0);
+        }
+        if let (true, Some(reference)) = (c.beta != 0.0, &sample.ref_logprobs) {
+            let (beta, x) = (f64::from(c.beta), f64::from(reference[at]) - logprob);
+            let (k3, d_k3) = (x.exp() - x - 1.0, 1.0 - x.exp());
+            let factor = if c.kl_ratio { ratio } else { 1.0 };
+            term.kl = k3 * factor;
+            term.loss += beta * term.kl;
+            term.d_logprob = beta * d_k3 * factor;
+            term.d_ratio += if c.kl_ratio { beta * k3 } else { 0.0 };
+        }
+        term
+    }
+}
+
+#[derive(Clone, Copy, Default)]
+struct Term {
+    loss: f64,
+    kl: f64,
+    /// By the ratio.
+    d_ratio: f64,
+    /// By the token's own log-prob, the ratio held fixed.
+    d_logprob: f64,
+    low: bool,
+    high: bool,
+}
+
+fn log_ratio(sample: &Sample, at: usize, logprob: f64) -> f64 {
+    sample.old_logprobs.as_ref().map_or(0.0, |old| logprob - f64::from(old[at]))
+}
+
+fn share(row: &Row, count: fn(&Row) -> usize) -> f64 {
+    count(row) as f64 / row.tokens.max(1) as f64
 }

@@ -1,0 +1,77 @@
+//! The record of one episode: every token as it was read or sampled, and what each turn came to.
+
+use super::Refusal;
+use crate::env::Task;
+use std::ops::Range;
+
+/// One finished episode.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Episode {
+    pub task: Task,
+    /// Which group, and which member of it.
+    pub group: usize,
+    pub sample: usize,
+    /// Everything the model read and wrote, in order.
+    pub tokens: Vec<u32>,
+    /// For each sampled token its log-prob when sampled (softmax over the whole vocabulary at the sampling temperature);
+    /// 0 for all other tokens.
+    pub logprobs: Vec<f32>,
+    pub turns: Vec<Turn>,
+    pub finish: Finish,
+    pub success: bool,
+    /// Wall-clock time from the first observation to the end.
+    pub seconds: f64,
+}
+
+/// One turn of the agent.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Turn {
+    /// What the environment had said.
+    pub observation: String,
+    /// What the agent wrote, without the end token.
+    pub action: String,
+    /// The sampled tokens of the turn in [`Episode::tokens`]; these carry loss.
+    pub tokens: Range<usize>,
+    /// The action could be read and the environment understood it.
+    pub valid: bool,
+    /// Why the action could not be read.
+    pub refusal: Option<Refusal>,
+    /// The environment's reward.
+    pub reward: f32,
+}
+
+/// Why an episode ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Finish {
+    /// The goal is reached.
+    Won,
+    /// The environment ended the episode without success.
+    Lost,
+    /// As many turns as `env.max_steps`.
+    StepLimit,
+    /// As many tokens as `rollout.max_episode_tokens`.
+    TokenLimit,
+    /// The model's context is full.
+    ContextLimit,
+    /// The environment failed; the episode says nothing about the policy.
+    EnvFailed(String),
+}
+
+impl Finish {
+    /// Whether the environment, not the agent, is to blame.
+    pub fn is_failure(&self) -> bool {
+        matches!(self, Finish::EnvFailed(_))
+    }
+
+    /// Short name for logs and tables.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Finish::Won => "won",
+            Finish::Lost => "lost",
+            Finish::StepLimit => "step-limit",
+            Finish::TokenLimit => "token-limit",
+            Finish::ContextLimit => "context-limit",
+            Finish::EnvFailed(_) => "env-failed",
+        }
+    }
+}

@@ -1,0 +1,440 @@
+//! The policy loss: TRL's values on the golden inputs, finite differences for every option, sharing of prefixes, and the
+//! way from episodes to samples.
+
+use proptest::prelude::*;
+use std::collections::HashMap;
+use uncouple::agent::{Episode, Finish, Turn};
+use uncouple::config::{AdvantageScale, Aggregation, Config, Grpo, RatioLevel};
+use uncouple::env::{Split, Task};
+use uncouple::forest::{Forest, ROOT};
+use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, samples};
+use uncouple::ops::advantage::{Scale, advantages};
+
+/// The arrays the loss reads of a forest, with prefixes shared or not.
+fn forest(samples: &[Sample], share: bool) -> Forest {
+    let mut seen: HashMap<(u32, u32, usize), u32> = HashMap::new();
+    let mut out = Forest::default();
+    for (i, sample) in samples.iter().enumerate() {
+        let mut parent = ROOT;
+        let mut path = Vec::new();
+        for &token in &sample.tokens {
+            let fresh = out.tokens.len() as u32;
+            parent = *seen.entry((parent, token, if share { 0 } else { i })).or_insert(fresh);
+            if parent == fresh {
+                out.tokens.push(token);
+            }
+            path.push(parent);
+        }
+        out.paths.push(path);
+    }
+    out
+}
+
+/// Runs the loss with a log-prob and an entropy for each (row, position): the report, and the gradients by node.
+fn run(
+    config: &Grpo,
+    forest: &Forest,
+    samples: &[Sample],
+    norm: Normaliser,
+    logprob: &dyn Fn(usize, usize) -> f32,
+    entropy: &dyn Fn(usize, usize) -> f32,
+) -> (LossReport, HashMap<u32, (f64, f64)>) {
+    let mut place = HashMap::new();
+    for (row, path) in forest.paths.iter().enumerate() {
+        for (at, &node) in path.iter().enumerate() {
+            place.insert(node, (row, at));
+        }
+    }
+    let mut loss = PolicyLoss::new(config, forest, samples, norm);
+    let nodes = loss.nodes().to_vec();
+    assert!(nodes.windows(2).all(|w| w[0] < w[1]), "nodes are ascending and distinct");
+    let values: Vec<f32> = nodes.iter().map(|n| logprob(place[n].0, place[n].1)).collect();
+    if loss.needs_logprobs() {
+        loss.set_logprobs(&values);
+    }
+    let mut grads = HashMap::new();
+    for (i, node) in nodes.iter().enumerate() {
+        let g = loss.token(i, values[i], entropy(place[node].0, place[node].1));
+        grads.insert(*node, (f64::from(g.logprob), f64::from(g.entropy)));
+    }
+    (loss.finish(), grads)
+}
+
+// ---- TRL's values ----
+
+struct Tensors(Vec<u8>);
+
+impl Tensors {
+    fn f64s(&self, name: &str) -> Vec<f64> {
+        let file = safetensors::SafeTensors::deserialize(&self.0).unwrap();
+        let view = file.tensor(name).unwrap();
+        let bytes = view.data();
+        match view.dtype() {
+            safetensors::Dtype::F32 => {
+                bytes.chunks_exact(4).map(|b| f64::from(f32::from_le_bytes(b.try_into().unwrap()))).collect()
+            }
+            safetensors::Dtype::I64 => {
+                bytes.chunks_exact(8).map(|b| i64::from_le_bytes(b.try_into().unwrap()) as f64).collect()
+            }
+            safetensors::Dtype::I32 => {
+                bytes.chunks_exact(4).map(|b| f64::from(i32::from_le_bytes(b.try_into().unwrap()))).collect()
+            }
+            safetensors::Dtype::BOOL | safetensors::Dtype::U8 => bytes.iter().map(|&b| f64::from(b)).collect(),
+            other => panic!("{name} is {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn losses_and_metrics_are_those_of_trl() {
+    for model in ["tiny-tied", "tiny-untied-gqa"] {
+        let folder = format!("{}/tests/fixtures/golden/golden/{model}", env!("CARGO_MANIFEST_DIR"));
+        let json: serde_json::Value =
+            serde_json::from_slice(&std::fs::read(format!("{folder}/golden.json")).unwrap()).unwrap();
+        let tensors = Tensors(std::fs::read(format!("{folder}/golden.safetensors")).unwrap());
+        let g = &json["grpo"];
+        let ids = |v: &serde_json::Value| -> Vec<u32> { serde_json::from_value(v.clone()).unwrap() };
+        let group_size = g["group_size"].as_u64().unwrap() as usize;
+        let completions: Vec<Vec<u32>> = g["completions"].as_array().unwrap().iter().map(ids).collect();
+        let rows = completions.len();
+        let width = tensors.f64s("grpo.policy_logps").len() / rows;
+        let [policy, entropy, old, reference, tool] =
+            ["policy_logps", "entropy", "old_logps", "ref_logps", "tool_mask"]
+                .map(|name| tensors.f64s(&format!("grpo.{name}")));
+        let mut checked = 0;
+        for (name, case) in g["cases"].as_object().unwrap() {
+            let number = |key: &str| case[key].as_f64().unwrap() as f32;
+            let flag = |key: &str| case[key].as_bool().unwrap();
+            let config = Grpo {
+                aggregation: match case["loss"].as_str().unwrap() {
+                    "dapo" => Aggregation::TokenMean,
+                    "bnpo" => Aggregation::MicroTokenMean,
+                    "grpo" => Aggregation::SequenceMean,
+                    "dr_grpo" => Aggregation::Constant,
+                    other => panic!("loss {other}"),
+                },
+                constant_length: g["max_completion_length"].as_u64().unwrap() as u32,
+                epsilon_low: number("lo"),
+                epsilon_high: number("hi"),
+                beta: number("beta"),
+                kl_ratio: flag("bc"),
+                ratio: if case["level"] == "sequence" { RatioLevel::Sequence } else { RatioLevel::Token },
+                ..Grpo::default()
+            };
+            let advantage: Vec<f32> =
+                serde_json::from_value(g["advantages"][case["scale"].as_str().unwrap()].clone()).unwrap();
+            let mut prompt_lens = Vec::new();
+            let all: Vec<Sample> = (0..rows)
+                .map(|i| {
+                    let mut tokens = ids(&g["prompts"][i / group_size]);
+                    let p = tokens.len();
+                    prompt_lens.push(p);
+                    tokens.extend(&completions[i]);
+                    let n = tokens.len();
+                    // Value of a [rows, width] array at each token; prompts hold NaN, which must never be read.
+                    let spread = |x: &[f64]| -> Vec<f32> {
+                        (0..n).map(|t| if t < p { f32::NAN } else { x[i * width + t - p] as f32 }).collect()
+                    };
+                    let empty = flag("empty") && g["empty_row_index"] == i;
+                    Sample {
+                        mask: (0..n)
+                            .map(|t| t >= p && !empty && (!flag("tool") || tool[i * width + t - p] != 0.0))
+                            .collect(),
+                        advantage: vec![advantage[i]; n],
+                        old_logprobs: flag("old").then(|| spread(&old)),
+                        ref_logprobs: Some(spread(&reference)),
+                        tokens,
+                    }
+                })
+                .collect();
+            let micro = case["micro"].as_u64().unwrap() as usize;
+            let norm = Normaliser::new(&all, micro);
+            assert_eq!(norm.tokens as u64, case["num_items_in_batch"].as_u64().unwrap(), "{model} {name}");
+            for k in 0..micro {
+                let from = k * rows / micro;
+                let part = &all[from..(k + 1) * rows / micro];
+                let at = |x: &[f64], row: usize, t: usize| x[(from + row) * width + t - prompt_lens[from + row]] as f32;
+                let (report, _) =
+                    run(&config, &forest(part, true), part, norm, &|row, t| at(&policy, row, t), &|row, t| {
+                        at(&entropy, row, t)
+                    });
+                let mut expect = vec![("loss", report.loss, case["losses"][k].as_f64().unwrap())];
+                let metrics = &case["metrics"];
+                let mut metric = |key: &'static str, ours: f64| {
+                    if let Some(theirs) = metrics.get(key) {
+                        expect.push((key, ours, theirs[k].as_f64().unwrap()));
+                    }
+                };
+                metric("kl", report.kl);
+                // The stored entropies are those at temperature 1.
+                if case["temp"] == 1.0 {
+                    metric("entropy", report.entropy);
+                }
+                metric("clip_ratio/low_mean", report.clip_ratio_low_mean);
+                metric("clip_ratio/high_mean", report.clip_ratio_high_mean);
+                metric("clip_ratio/region_mean", report.clip_ratio_region_mean);
+                metric("clip_ratio/low_min", report.clip_ratio_low_min);
+                metric("clip_ratio/high_max", report.clip_ratio_high_max);
+                for (key, ours, theirs) in expect {
+                    assert!((ours - theirs).abs() < 2e-6, "{model} {name} {key}: {ours}, TRL has {theirs}");
+                    checked += 1;
+                }
+            }
+        }
+        assert!(checked > 100, "{model}: {checked} values compared");
+        let rewards: Vec<f64> = serde_json::from_value(g["rewards"].clone()).unwrap();
+        for (key, scale) in [("group", Scale::Group), ("none", Scale::None), ("batch", Scale::Batch)] {
+            let theirs: Vec<f64> = serde_json::from_value(g["advantages_f64"][key].clone()).unwrap();
+            let eps = g["advantage_eps"].as_f64().unwrap();
+            for (a, b) in advantages(&rewards, &vec![group_size; rows / group_size], scale, eps).iter().zip(theirs) {
+                assert!((a - b).abs() < 1e-12, "{model} {key}: {a}, TRL has {b}");
+            }
+        }
+    }
+}
+
+// ---- gradients ----
+
+/// A batch in which rows share prefixes: few token values, so that the trie is dense.
+fn batch() -> impl Strategy<Value = Vec<Sample>> {
+    let token = (0u32..2, any::<bool>(), -2.0f32..2.0, -0.6f32..0.6, -0.6f32..0.6);
+    prop::collection::vec(prop::collection::vec(token, 1..7), 1..5).prop_map(|rows| {
+        rows.iter()
+            .map(|row| Sample {
+                tokens: row.iter().map(|t| t.0).collect(),
+                mask: row.iter().map(|t| t.1).collect(),
+                advantage: row.iter().map(|t| t.2).collect(),
+                old_logprobs: Some(row.iter().map(|t| t.3 - 1.0).collect()),
+                ref_logprobs: Some(row.iter().map(|t| t.4 - 1.0).collect()),
+            })
+            .collect()
+    })
+}
+
+fn options() -> impl Strategy<Value = Grpo> {
+    let aggregation = prop_oneof![
+        Just(Aggregation::TokenMean),
+        Just(Aggregation::MicroTokenMean),
+        Just(Aggregation::SequenceMean),
+        Just(Aggregation::Constant)
+    ];
+    let ratio = prop_oneof![Just(RatioLevel::Token), Just(RatioLevel::Sequence)];
+    let switch = |on: f32| prop_oneof![Just(0.0f32), Just(on)];
+    (aggregation, ratio, switch(1.5), switch(0.3), any::<bool>(), switch(0.2)).prop_map(
+        |(aggregation, ratio, dual_clip, beta, kl_ratio, entropy_coef)| Grpo {
+            aggregation,
+            ratio,
+            dual_clip,
+            beta,
+            kl_ratio,
+            entropy_coef,
+            constant_length: 5,
+            ..Grpo::default()
+        },
+    )
+}
+
+/// Log-prob and entropy of a node: any numbers will do, as long as rows that share a node agree.
+fn noise(node: u32, salt: u32) -> f32 {
+    let x = (node + 1).wrapping_mul(0x9e37_79b9) ^ salt.wrapping_mul(0x85eb_ca6b);
+    let x = (x ^ (x >> 15)).wrapping_mul(0x2c1b_3c6d);
+    ((x ^ (x >> 12)) % 1000) as f32 / 1000.0 - 1.5
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn gradients_are_those_of_the_loss(batch in batch(), config in options(), detached: bool, salt: u32) {
+        let shared = forest(&batch, true);
+        let norm = Normaliser::new(&batch, 2);
+        let logprob = |row: usize, at: usize| noise(shared.paths[row][at], salt);
+        let entropy = |row: usize, at: usize| noise(shared.paths[row][at], salt ^ 1) + 2.0;
+        // The detached old policy is the current one, held fixed while the log-probs move.
+        let held: Vec<Sample> = batch.iter().enumerate().map(|(row, s)| {
+            let own: Vec<f32> = (0..s.tokens.len()).map(|at| logprob(row, at)).collect();
+            Sample { old_logprobs: if detached { Some(own) } else { s.old_logprobs.clone() }, ..s.clone() }
+        }).collect();
+        let asked: Vec<Sample> = batch.iter().map(|s| {
+            Sample { old_logprobs: if detached { None } else { s.old_logprobs.clone() }, ..s.clone() }
+        }).collect();
+        let (report, grads) = run(&config, &shared, &asked, norm, &logprob, &entropy);
+        let loss = |node: u32, dl: f32, de: f32| {
+            let moved = |row: usize, at: usize| shared.paths[row][at] == node;
+            run(
+                &config, &shared, &held, norm,
+                &|row, at| logprob(row, at) + if moved(row, at) { dl } else { 0.0 },
+                &|row, at| entropy(row, at) + if moved(row, at) { de } else { 0.0 },
+            ).0.loss
+        };
+        prop_assert!((report.loss - loss(ROOT, 0.0, 0.0)).abs() < 1e-12);
+        for (&node, &(by_logprob, by_entropy)) in &grads {
+            // A power of two, so that every step is exact in f32 up to the rounding of the base.
+            let h = 1.0 / 1024.0f32;
+            let base = noise(node, salt);
+            let (up, down) = (base + h, base - h);
+            let slope = (loss(node, h, 0.0) - loss(node, -h, 0.0)) / f64::from(up - down);
+            let left = (loss(node, 0.0, 0.0) - loss(node, -h, 0.0)) / f64::from(base - down);
+            let right = (loss(node, h, 0.0) - loss(node, 0.0, 0.0)) / f64::from(up - base);
+            // At a corner of the clip the two sides differ; there is nothing to compare with.
+            if (left - right).abs() < 0.02 * (1.0 + left.abs()) {
+                prop_assert!((slope - by_logprob).abs() < 1e-2 * (left - right).abs() + 2e-5 * (1.0 + slope.abs()),
+                    "node {node}: {by_logprob}, by differences {slope}");
+            }
+            let slope = (loss(node, 0.0, 0.5) - loss(node, 0.0, -0.5)) / 1.0;
+            prop_assert!((slope - by_entropy).abs() < 1e-6, "node {node}: {by_entropy}, by differences {slope}");
+        }
+    }
+
+    #[test]
+    fn a_forest_is_as_good_as_its_sequences(batch in batch(), config in options(), salt: u32) {
+        let (shared, alone) = (forest(&batch, true), forest(&batch, false));
+        let norm = Normaliser::new(&batch, 1);
+        let logprob = |row: usize, at: usize| noise(shared.paths[row][at], salt);
+        let entropy = |row: usize, at: usize| noise(shared.paths[row][at], salt ^ 1) + 2.0;
+        let (a, by_shared) = run(&config, &shared, &batch, norm, &logprob, &entropy);
+        let (b, by_alone) = run(&config, &alone, &batch, norm, &logprob, &entropy);
+        let pairs = [
+            (a.loss, b.loss), (a.kl, b.kl), (a.entropy, b.entropy),
+            (a.clip_ratio_low_mean, b.clip_ratio_low_mean), (a.clip_ratio_high_max, b.clip_ratio_high_max),
+        ];
+        for (x, y) in pairs {
+            prop_assert!((x - y).abs() < 1e-9, "{a:?} and {b:?}");
+        }
+        let mut summed: HashMap<u32, f64> = HashMap::new();
+        for (row, sample) in batch.iter().enumerate() {
+            for at in sample.loss_positions() {
+                *summed.entry(shared.paths[row][at]).or_default() += by_alone[&alone.paths[row][at]].0;
+            }
+        }
+        prop_assert_eq!(summed.len(), by_shared.len());
+        for (node, sum) in summed {
+            prop_assert!((by_shared[&node].0 - sum).abs() < 1e-5 * (1.0 + sum.abs()));
+        }
+    }
+
+    /// Micro-batches of any size add up to the whole, except where the definition is per micro-batch.
+    #[test]
+    fn micro_batches_add_up(batch in batch(), config in options(), cut in 0usize..5, salt: u32) {
+        prop_assume!(config.aggregation != Aggregation::MicroTokenMean);
+        let cut = cut.min(batch.len());
+        let norm = Normaliser::new(&batch, 2);
+        let alone = forest(&batch, false);
+        let value = |from: usize, salt: u32| {
+            let paths = &alone.paths;
+            move |row: usize, at: usize| noise(paths[from + row][at], salt)
+        };
+        let loss = |from: usize, to: usize| {
+            let part = &batch[from..to];
+            run(&config, &forest(part, false), part, norm, &value(from, salt), &value(from, salt ^ 1)).0.loss
+        };
+        let (whole, parts) = (loss(0, batch.len()), loss(0, cut) + loss(cut, batch.len()));
+        prop_assert!((whole - parts).abs() < 1e-9, "{whole} and {parts}");
+    }
+}
+
+#[test]
+fn dual_clip_bounds_the_loss_of_a_bad_token() {
+    let sample = Sample {
+        tokens: vec![0, 1],
+        mask: vec![false, true],
+        advantage: vec![-2.0; 2],
+        old_logprobs: Some(vec![-3.0; 2]),
+        ref_logprobs: None,
+    };
+    let batch = [sample];
+    let packed = forest(&batch, true);
+    let at_ratio = |dual_clip: f32, ratio: f32| {
+        let config = Grpo { dual_clip, ..Grpo::default() };
+        let value = move |_: usize, _: usize| ratio.ln() - 3.0;
+        let (report, grads) = run(&config, &packed, &batch, Normaliser::new(&batch, 1), &value, &|_, _| 0.0);
+        (report.loss, grads[&1].0)
+    };
+    let (loss, grad) = at_ratio(0.0, 5.0);
+    assert!((loss - 10.0).abs() < 1e-5 && (grad - 10.0).abs() < 1e-5);
+    let (loss, grad) = at_ratio(3.0, 5.0);
+    assert!((loss - 6.0).abs() < 1e-6 && grad == 0.0);
+    assert_eq!(at_ratio(3.0, 2.0), at_ratio(0.0, 2.0));
+}
+
+#[test]
+fn a_batch_without_loss_tokens_is_zero() {
+    let batch = [Sample { tokens: vec![1, 2], mask: vec![true, false], advantage: vec![1.0; 2], ..Sample::default() }];
+    for aggregation in
+        [Aggregation::TokenMean, Aggregation::MicroTokenMean, Aggregation::SequenceMean, Aggregation::Constant]
+    {
+        let config = Grpo { aggregation, ..Grpo::default() };
+        let norm = Normaliser::new(&batch, 1);
+        let (report, grads) = run(&config, &forest(&batch, true), &batch, norm, &|_, _| 0.0, &|_, _| 0.0);
+        assert_eq!(report, LossReport::default());
+        assert!(grads.is_empty());
+    }
+}
+
+// ---- episodes to samples ----
+
+/// An episode of two turns of two tokens each, after two tokens of observation each.
+fn episode(group: usize, success: bool, valid: [bool; 2], finish: Finish) -> Episode {
+    let turn = |from: usize, valid| Turn {
+        observation: "a room".into(),
+        action: "look".into(),
+        tokens: from..from + 2,
+        valid,
+        refusal: None,
+        reward: 0.0,
+    };
+    Episode {
+        task: Task { id: format!("task-{group}"), kind: "test".into(), split: Split::Train },
+        group,
+        sample: 0,
+        tokens: (0..8).collect(),
+        logprobs: vec![0.0, 0.0, -1.0, -2.0, 0.0, 0.0, -3.0, -4.0],
+        turns: vec![turn(2, valid[0]), turn(6, valid[1])],
+        finish,
+        success,
+        seconds: 0.0,
+    }
+}
+
+fn config(advantage: AdvantageScale) -> Config {
+    let mut config = Config::default();
+    config.grpo.advantage = advantage;
+    config.rollout.invalid_reward = -0.25;
+    config
+}
+
+#[test]
+fn only_sampled_tokens_carry_loss() {
+    let out = samples(&[episode(0, true, [true; 2], Finish::Won)], &config(AdvantageScale::Group));
+    assert_eq!(out[0].mask, [false, false, true, true, false, false, true, true]);
+    assert_eq!(out[0].old_logprobs.as_deref(), Some(&[0.0, 0.0, -1.0, -2.0, 0.0, 0.0, -3.0, -4.0][..]));
+    // A group of one teaches nothing.
+    assert_eq!(out[0].advantage, [0.0; 8]);
+}
+
+#[test]
+fn an_invalid_turn_counts_in_the_return_and_at_its_last_token() {
+    let episodes = [
+        episode(0, true, [false, true], Finish::Won),
+        episode(0, false, [true, true], Finish::StepLimit),
+        episode(1, false, [true, false], Finish::StepLimit),
+        episode(1, false, [false, true], Finish::StepLimit),
+    ];
+    let out = samples(&episodes, &config(AdvantageScale::None));
+    // Returns 0.75 and 0: mean 0.375.
+    assert_eq!(out[0].advantage, [0.375, 0.375, 0.375, 0.125, 0.375, 0.375, 0.375, 0.375]);
+    assert_eq!(out[1].advantage, [-0.375; 8]);
+    // Both returned -0.25: only the turns tell them apart.
+    assert_eq!(out[2].advantage, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.25]);
+    assert_eq!(out[3].advantage, [0.0, 0.0, 0.0, -0.25, 0.0, 0.0, 0.0, 0.0]);
+}
+
+#[test]
+fn a_failed_environment_leaves_the_group() {
+    let failed = || episode(0, false, [true; 2], Finish::EnvFailed("gone".into()));
+    let good = [episode(0, true, [true; 2], Finish::Won), episode(0, false, [true; 2], Finish::StepLimit)];
+    let with = [good[0].clone(), failed(), good[1].clone(), failed()];
+    let config = config(AdvantageScale::Group);
+    assert_eq!(samples(&with, &config), samples(&good, &config));
+    assert!(samples(&[failed()], &config).is_empty());
+}
