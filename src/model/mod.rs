@@ -13,5 +13,5 @@ pub mod tokenizer;
 pub use config::{Qwen2Config, TokenIds};
 pub use kv_cache::{KvCache, Slot};
 pub use params::Params;
-pub use tokenizer::{Message, Tokenizer};
 pub use qwen2::{Activations, Keep, Model};
+pub use tokenizer::{Message, Tokenizer};
