@@ -197,6 +197,15 @@ impl Tokenizer {
         self.inner.token_to_id(token)
     }
 
+    /// Text and id of each special token, by id.
+    pub fn special_tokens(&self) -> Vec<(String, u32)> {
+        let added = self.inner.get_added_tokens_decoder();
+        let mut specials: Vec<_> =
+            added.into_iter().filter(|(_, t)| t.special).map(|(id, t)| (t.content, id)).collect();
+        specials.sort_by_key(|(_, id)| *id);
+        specials
+    }
+
     /// Number of ids, special tokens included. A model's vocabulary may be larger.
     pub fn vocab_size(&self) -> usize {
         self.inner.get_vocab_size(true)
