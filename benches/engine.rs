@@ -26,7 +26,8 @@ fn engine(c: &mut Criterion) {
     let mut games: Vec<_> = (0..16).map(|i| suite.open(&suite.task(Split::L0, i).unwrap()).unwrap()).collect();
     group.bench_function("household step with admissible list", |b| b.iter(|| walk(&mut games)));
 
-    let shared = std::env::var("UNCOUPLE_SHARED").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../shared").into());
+    let shared =
+        std::env::var("UNCOUPLE_SHARED").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../shared").into());
     if let Ok(types) = std::fs::read_dir(format!("{shared}/alfworld/games/train")) {
         let mut games: Vec<Box<dyn Environment>> = Vec::new();
         let mut file = None;

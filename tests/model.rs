@@ -78,9 +78,18 @@ fn gradients_agree_with_finite_differences() {
             };
             let step = 1.0f32 / 1024.0;
             let numeric = (shifted(step) - shifted(-step)) / (2.0 * f64::from(step));
-            let exact: f64 = entry.range.clone().zip(&direction).map(|(i, &s)| f64::from(grads.flat[i]) * (2.0 * f64::from(s) - 1.0)).sum();
+            let exact: f64 = entry
+                .range
+                .clone()
+                .zip(&direction)
+                .map(|(i, &s)| f64::from(grads.flat[i]) * (2.0 * f64::from(s) - 1.0))
+                .sum();
             let scale = grads.flat[entry.range.clone()].iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
-            assert!((numeric - exact).abs() < 2e-3 * (scale + 1e-2), "{}: {numeric} against {exact} (norm {scale})", entry.name);
+            assert!(
+                (numeric - exact).abs() < 2e-3 * (scale + 1e-2),
+                "{}: {numeric} against {exact} (norm {scale})",
+                entry.name
+            );
         }
     }
 }

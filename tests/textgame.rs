@@ -36,7 +36,9 @@ fn recorded() -> Option<PathBuf> {
 #[test]
 fn plays_the_recorded_games_word_for_word() {
     let Some(folder) = recorded() else {
-        eprintln!("SKIPPED: no recorded games in ../shared/alfworld (set UNCOUPLE_SHARED to the folder that holds alfworld)");
+        eprintln!(
+            "SKIPPED: no recorded games in ../shared/alfworld (set UNCOUPLE_SHARED to the folder that holds alfworld)"
+        );
         return;
     };
     let mut text = String::new();
@@ -60,7 +62,10 @@ fn plays_the_recorded_games_word_for_word() {
             steps += 1;
             let mut report = |what: &str, ours: String, theirs: String| {
                 if ours != theirs {
-                    wrong.push(format!("{} {} step {i} {what}:\n  ours   {ours}\n  theirs {theirs}", transcript.game, transcript.kind));
+                    wrong.push(format!(
+                        "{} {} step {i} {what}:\n  ours   {ours}\n  theirs {theirs}",
+                        transcript.game, transcript.kind
+                    ));
                 }
             };
             report("feedback", format!("{:?}", seen.text), format!("{:?}", step.feedback));

@@ -160,7 +160,12 @@ fn gemm_rate() -> Check {
     if rate >= 20.0 {
         Check::ok("gemm", found)
     } else {
-        Check::but("gemm", Status::Note, found, "slow: build with --release, and see that no other program uses the cores")
+        Check::but(
+            "gemm",
+            Status::Note,
+            found,
+            "slow: build with --release, and see that no other program uses the cores",
+        )
     }
 }
 

@@ -1,1 +1,164 @@
-pub mod reference;
+//! The command line: parse, call, print. What a command does is elsewhere.
+
+mod doctor;
+mod eval;
+mod output;
+mod reference;
+mod train;
+
+use anyhow::{Result, bail};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+/// Trains language-model agents on one device with GRPO and Generative Classification Disentanglement (GCD).
+#[derive(Debug, Parser)]
+#[command(version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Train an agent; without arguments: the embedded model on the embedded household games
+    Train(TrainArgs),
+    /// Evaluate a run or a model on the evaluation splits
+    Eval(EvalArgs),
+    /// Look at this machine and say what training will find here
+    Doctor(DoctorArgs),
+    /// Write or check reference numbers for other backends
+    #[command(subcommand)]
+    Reference(reference::ReferenceCommand),
+    /// Measure speed
+    Bench(BenchArgs),
+}
+
+/// Exit code of a command that Ctrl-C ended: 128 + SIGINT, as shells report it.
+pub const INTERRUPTED: u8 = 130;
+
+/// Where the numbers live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum DeviceArg {
+    #[default]
+    Cpu,
+    Cuda,
+}
+
+impl DeviceArg {
+    /// Refuses a device that this build does not have.
+    pub fn check(self) -> Result<()> {
+        match self {
+            DeviceArg::Cpu => Ok(()),
+            DeviceArg::Cuda => bail!("--device cuda: this build has no CUDA device yet: use --device cpu"),
+        }
+    }
+}
+
+#[derive(Debug, Args)]
+pub struct TrainArgs {
+    /// TOML file; keys it leaves out keep their defaults
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Hugging Face Qwen2 directory to start from [config: model.path]
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<String>,
+    /// Set one value, e.g. --set rollout.group_size=16 (repeatable; wins over --config)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+    /// Name of the run's folder [config: run.name; default: suite and time]
+    #[arg(long)]
+    pub name: Option<String>,
+    /// Folder that holds the run folders [config: run.dir]
+    #[arg(long)]
+    pub dir: Option<String>,
+    /// Continue the run of this name where it stopped
+    #[arg(long, conflicts_with = "overwrite")]
+    pub resume: bool,
+    /// Replace the run of this name
+    #[arg(long)]
+    pub overwrite: bool,
+    /// Print the resolved configuration and the memory plan, and stop
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
+}
+
+#[derive(Debug, Args)]
+#[command(group(clap::ArgGroup::new("what").required(true).args(["run", "model"])))]
+pub struct EvalArgs {
+    /// Run folder whose last checkpoint to evaluate
+    #[arg(long, value_name = "DIR")]
+    pub run: Option<PathBuf>,
+    /// Hugging Face Qwen2 directory to evaluate
+    #[arg(long, value_name = "DIR")]
+    pub model: Option<PathBuf>,
+    /// Which split
+    #[arg(long, value_enum, default_value_t)]
+    pub split: SplitArg,
+    /// Games per split (0: the whole panel) [default: the configuration's eval.games]
+    #[arg(long)]
+    pub games: Option<u32>,
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
+pub enum SplitArg {
+    #[default]
+    All,
+    #[value(name = "L0")]
+    L0,
+    #[value(name = "L1")]
+    L1,
+    #[value(name = "L2")]
+    L2,
+}
+
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Folder where runs will be kept
+    #[arg(long, default_value = "runs")]
+    pub dir: PathBuf,
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
+pub struct BenchArgs {
+    /// What to measure
+    #[arg(value_enum)]
+    pub what: BenchArg,
+    /// Measure the PyTorch peer in the same run
+    #[arg(long)]
+    pub peer: bool,
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum BenchArg {
+    TrainStep,
+    Generate,
+    GrpoStep,
+}
+
+/// Runs a parsed command; the exit code is the command's own verdict.
+pub fn run(cli: Cli) -> Result<ExitCode> {
+    match cli.command {
+        Command::Train(args) => train::run(args),
+        Command::Doctor(args) => doctor::run(args),
+        Command::Eval(args) => eval::run(args),
+        Command::Reference(command) => reference::run(command),
+        Command::Bench(_) => bail!("`uncouple bench` is not in this build yet"),
+    }
+}

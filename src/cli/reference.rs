@@ -1,7 +1,8 @@
 //! `uncouple reference`: golden sets, for authors of other backends and for our own proof.
 
+use super::DeviceArg;
 use crate::reference::{self, Report};
-use clap::{Subcommand, ValueEnum};
+use clap::Subcommand;
 use comfy_table::{CellAlignment, Table, presets};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -19,8 +20,8 @@ pub enum ReferenceCommand {
         /// Where NAME/ and tokenizer_golden.json are written.
         #[arg(long, value_name = "OUT")]
         out: PathBuf,
-        #[arg(long, value_enum, default_value_t = Device::Cpu)]
-        device: Device,
+        #[arg(long, value_enum, default_value_t)]
+        device: DeviceArg,
     },
     /// Replay every model of a golden set and judge each quantity against the set's noise floor.
     Check {
@@ -33,27 +34,18 @@ pub enum ReferenceCommand {
     },
 }
 
-/// Where the numbers are computed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum Device {
-    Cpu,
-    Cuda,
-}
-
 /// Exit status: 0 when all went well and, for a check, every quantity passed.
-pub fn run(command: &ReferenceCommand) -> anyhow::Result<ExitCode> {
+pub fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
     match command {
-        ReferenceCommand::Replay { device: Device::Cuda, .. } => {
-            anyhow::bail!("this build has no CUDA device; use --device cpu")
-        }
-        ReferenceCommand::Replay { set, model, out, device: Device::Cpu } => {
-            reference::replay(set, model, out)?;
-            eprintln!("wrote {}", out.join(model).display());
+        ReferenceCommand::Replay { set, model, out, device } => {
+            device.check()?;
+            reference::replay(&set, &model, &out)?;
+            eprintln!("wrote {}", out.join(&model).display());
             Ok(ExitCode::SUCCESS)
         }
         ReferenceCommand::Check { set, json } => {
-            let report = reference::check(set)?;
-            if *json {
+            let report = reference::check(&set)?;
+            if json {
                 println!("{}", serde_json::to_string_pretty(&report)?);
             } else {
                 println!("{}", table(&report));

@@ -1,16 +1,18 @@
 //! `uncouple train`.
 
-use super::{TrainArgs, output};
+use super::{INTERRUPTED, TrainArgs, output};
 use crate::config::{Config, Override};
+use crate::report::results::{self, Summary};
 use crate::train::memory::{self, Part};
 use crate::train::run_folder::{Existing, RunFolder};
-use anyhow::{Context, Result, bail, ensure};
+use crate::train::{TrainError, interrupt, train};
+use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     args.device.check()?;
-    let mut config = configuration(&args)?;
+    let config = configuration(&args)?;
     let shape = memory::model_shape(&config).context("the model cannot be used")?;
     if args.dry_run {
         let plan = memory::plan(&config, &shape);
@@ -26,13 +28,32 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         (_, true) => Existing::Overwrite,
         _ => Existing::Refuse,
     };
-    let _folder = RunFolder::open(&mut config, existing)?;
-    bail!("`uncouple train` cannot train in this build yet: --dry-run works")
+    interrupt::install().context("cannot listen for Ctrl-C")?;
+    let outcome = match train(config, existing) {
+        Err(stopped @ TrainError::Interrupted(_)) => {
+            eprintln!("{stopped}");
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        other => other?,
+    };
+    if args.json {
+        output::print_json(&outcome.summary)?;
+    } else {
+        output::print(&results::table(&outcome.rows))?;
+        let Summary { seconds, env_steps, tokens, .. } = outcome.summary;
+        output::print(&format!("{seconds:.0} s, {env_steps} environment steps, {tokens} tokens"))?;
+        output::print(&format!("everything is in {}: begin with report.html", outcome.folder.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Defaults, file, `--set`, flags. A resumed run goes on with its own configuration; what it computes cannot change.
 fn configuration(args: &TrainArgs) -> Result<Config> {
     let mut overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
+    // A model directory speaks its own chat template, unless --set says otherwise.
+    if args.model.is_some() {
+        overrides.insert(0, Override::flag("--model", "prompt.format", "chat"));
+    }
     for (flag, key, value) in
         [("--model", "model.path", &args.model), ("--name", "run.name", &args.name), ("--dir", "run.dir", &args.dir)]
     {

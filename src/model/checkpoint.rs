@@ -91,6 +91,11 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     Ok(Model::new(config, params))
 }
 
+/// Reads one safetensors file that holds exactly the tensors of `layout`.
+pub fn load_params(file: &Path, layout: &Arc<Layout>) -> Result<Params, CheckpointError> {
+    from_shards(layout.clone(), file, &[Shard::open(file.into())?])
+}
+
 /// A memory-mapped weight file.
 struct Shard {
     file: PathBuf,

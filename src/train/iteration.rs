@@ -186,7 +186,8 @@ impl Weighted {
         s.clip_ratio_low_mean += r.clip_ratio_low_mean * w;
         s.clip_ratio_high_mean += r.clip_ratio_high_mean * w;
         s.clip_ratio_region_mean += r.clip_ratio_region_mean * w;
-        s.clip_ratio_low_min = if self.tokens == 0 { r.clip_ratio_low_min } else { s.clip_ratio_low_min.min(r.clip_ratio_low_min) };
+        s.clip_ratio_low_min =
+            if self.tokens == 0 { r.clip_ratio_low_min } else { s.clip_ratio_low_min.min(r.clip_ratio_low_min) };
         s.clip_ratio_high_max = s.clip_ratio_high_max.max(r.clip_ratio_high_max);
         self.tokens += tokens;
     }
@@ -194,7 +195,13 @@ impl Weighted {
     fn mean(mut self) -> LossReport {
         let n = self.tokens.max(1) as f64;
         let s = &mut self.sum;
-        for mean in [&mut s.kl, &mut s.entropy, &mut s.clip_ratio_low_mean, &mut s.clip_ratio_high_mean, &mut s.clip_ratio_region_mean] {
+        for mean in [
+            &mut s.kl,
+            &mut s.entropy,
+            &mut s.clip_ratio_low_mean,
+            &mut s.clip_ratio_high_mean,
+            &mut s.clip_ratio_region_mean,
+        ] {
             *mean /= n;
         }
         self.sum

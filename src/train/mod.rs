@@ -43,8 +43,6 @@ pub enum TrainError {
     Env(#[from] EnvError),
     #[error(transparent)]
     Rollout(#[from] RolloutError),
-    #[error("--resume with another configuration than the run's: {}; change it back, or start a new run", .0.join(", "))]
-    Changed(Vec<String>),
     #[error("{}: not a training state of this version ({reason}); start a new run", .file.display())]
     State { file: PathBuf, reason: String },
     #[error(

@@ -168,7 +168,12 @@ impl RunFolder {
 
     /// The finished checkpoints, oldest first.
     pub fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>, FileError> {
-        let parent = self.path.join(CHECKPOINTS);
+        Self::finished_checkpoints(&self.path)
+    }
+
+    /// The finished checkpoints of any run, oldest first, without opening it for training.
+    pub fn finished_checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>, FileError> {
+        let parent = run.join(CHECKPOINTS);
         let entries = match fs::read_dir(&parent) {
             Ok(entries) => entries,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -36,15 +36,6 @@ const EXAMPLES: u32 = 6;
 
 /// Runs the whole training: cold start, evaluation, GRPO, evaluation, report.
 pub fn train(mut config: Config, existing: Existing) -> Result<Outcome, TrainError> {
-    if existing == Existing::Resume {
-        let saved = RunFolder::saved_config(&config.run.dir, &config.run.name);
-        if saved.exists() {
-            let changed = config.changed_since(&Config::load(Some(&saved), &[])?);
-            if !changed.is_empty() {
-                return Err(TrainError::Changed(changed));
-            }
-        }
-    }
     let suite = suite(&config)?;
     // Everything a user can get wrong about the model is found before a folder is made.
     let base = (!config.model.path.is_empty()).then(|| load_base(&config)).transpose()?;
@@ -109,7 +100,11 @@ impl<'a> Session<'a> {
                 let shape = memory::model_shape(&config).map_err(checkpoint::CheckpointError::from)?;
                 let tokenizer = Tokenizer::train(&cold_start::texts(&scripts), shape.vocab_size)?;
                 let model = Model::new(shape.clone(), Params::random(&shape, config.run.seed));
-                let ids = TokenIds { bos: None, eos: tokenizer.id(TURN_END).into_iter().collect(), pad: tokenizer.id(END_OF_TEXT) };
+                let ids = TokenIds {
+                    bos: None,
+                    eos: tokenizer.id(TURN_END).into_iter().collect(),
+                    pad: tokenizer.id(END_OF_TEXT),
+                };
                 (Learner::new(model, config.model.recompute), State::default(), tokenizer, ids)
             }
         };
@@ -123,11 +118,16 @@ impl<'a> Session<'a> {
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
             "sft" => r.step <= u64::from(done.sft_steps),
             "grpo" => r.step <= u64::from(done.iterations),
-            _ => done.cold_start.is_some() && r.step <= u64::from(done.iterations) && r.step < u64::from(config.run.iterations),
+            _ => {
+                done.cold_start.is_some()
+                    && r.step <= u64::from(done.iterations)
+                    && r.step < u64::from(config.run.iterations)
+            }
         })?;
         let trajectories = Trajectories::open(folder.path(), u64::from(state.iterations) + 1)?;
         let reference = folder.path().join(REFERENCE);
-        let reference = if state.iterations > 0 && reference.exists() { Some(checkpoint::load(&reference)?) } else { None };
+        let reference =
+            if state.iterations > 0 && reference.exists() { Some(checkpoint::load(&reference)?) } else { None };
         let earlier = state.seconds;
         Ok(Session {
             config,
@@ -222,7 +222,10 @@ impl<'a> Session<'a> {
             if every > 0 && self.state.iterations % every == 0 {
                 self.checkpoint()?;
             }
-            if self.config.eval.every > 0 && self.state.iterations % self.config.eval.every == 0 && index + 1 < iterations {
+            if self.config.eval.every > 0
+                && self.state.iterations % self.config.eval.every == 0
+                && index + 1 < iterations
+            {
                 self.evaluate("during GRPO")?;
             }
         }
@@ -266,7 +269,10 @@ impl<'a> Session<'a> {
             .with("repeat_rate/won", s.won.repeat_rate)
             .with("repeat_rate/lost", s.lost.repeat_rate)
             .with("env_failed", s.env_failed as f64)
-            .with("tokens_per_second", (sampled + done.packed_tokens) as f64 / (done.rollout_seconds + done.train_seconds))
+            .with(
+                "tokens_per_second",
+                (sampled + done.packed_tokens) as f64 / (done.rollout_seconds + done.train_seconds),
+            )
             .with("seconds/rollout", done.rollout_seconds)
             .with("seconds/train", done.train_seconds)
             .with("sharing", done.shared_tokens as f64 / done.packed_tokens.max(1) as f64);

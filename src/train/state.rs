@@ -2,9 +2,9 @@
 
 use super::TrainError;
 use super::learner::Learner;
+use crate::model::TokenIds;
 use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::tokenizer::Tokenizer;
-use crate::model::TokenIds;
 use crate::report::files;
 use crate::report::results::Evaluation;
 use serde::{Deserialize, Serialize};

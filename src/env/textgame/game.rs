@@ -84,8 +84,7 @@ impl Game {
 
     pub fn initial(&self) -> State {
         let words = self.watching.len().div_ceil(64);
-        let mut state =
-            State { fixed: self.task.fixed, holds: vec![0; words].into(), deleted: vec![0; words].into() };
+        let mut state = State { fixed: self.task.fixed, holds: vec![0; words].into(), deleted: vec![0; words].into() };
         self.task.init.iter().for_each(|fact| state.set(*fact, true));
         state
     }

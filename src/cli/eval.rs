@@ -1,0 +1,95 @@
+//! `uncouple eval`.
+
+use super::{EvalArgs, SplitArg, output};
+use crate::agent::Prompter;
+use crate::config::{Config, Format};
+use crate::env::Split;
+use crate::env::baseline::{Baselines, baselines};
+use crate::model::checkpoint;
+use crate::model::tokenizer::Tokenizer;
+use crate::report::results;
+use crate::train::run_folder::RunFolder;
+use crate::train::{TrainError, evaluate, interrupt, suite};
+use anyhow::{Context, Result, bail};
+use comfy_table::{Table, presets};
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+pub fn run(args: EvalArgs) -> Result<ExitCode> {
+    args.device.check()?;
+    let (mut config, dir) = subject(&args)?;
+    if let Some(games) = args.games {
+        config.eval.games = games;
+    }
+    let model = checkpoint::load(&dir)?;
+    let prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt)?;
+    let suite = suite(&config)?;
+    let splits = match args.split {
+        SplitArg::All => evaluate::SPLITS.to_vec(),
+        SplitArg::L0 => vec![Split::L0],
+        SplitArg::L1 => vec![Split::L1],
+        SplitArg::L2 => vec![Split::L2],
+    };
+    interrupt::install().context("cannot listen for Ctrl-C")?;
+    let episodes = evaluate::evaluate(&config, &*suite, &model, &prompter, &splits)?;
+    let rows = results::rows(&[("model", &evaluate::count(&episodes))]);
+    let limit = config.env.max_steps as usize;
+    let games = |split| Ok::<_, TrainError>(evaluate::panel(&config, &*suite, &[split])?.len() as u64);
+    let baselines: Vec<(Split, Baselines)> = splits
+        .iter()
+        .map(|&split| Ok((split, baselines(&*suite, split, games(split)?, limit, config.run.seed)?)))
+        .collect::<Result<_, TrainError>>()?;
+    if args.json {
+        let baselines: Vec<_> =
+            baselines.iter().map(|(split, b)| serde_json::json!({"split": split, "baselines": b})).collect();
+        let limits = serde_json::json!({"max_steps": config.env.max_steps, "temperature": config.eval.temperature});
+        output::print_json(&serde_json::json!({"results": rows, "baselines": baselines, "limits": limits}))?;
+    } else {
+        output::print(&results::table(&rows))?;
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
+            "split",
+            "random policy %",
+            "demonstrator %",
+            "oracle %",
+        ]);
+        for (split, b) in &baselines {
+            let rates = [b.random, b.demonstrator, b.oracle].map(|rate| format!("{:.1}", 100.0 * rate));
+            table.add_row([&[split.to_string()], &rates[..]].concat());
+        }
+        output::print(&table.to_string())?;
+        output::print(&format!("at most {} steps, temperature {}", config.env.max_steps, config.eval.temperature))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The configuration to evaluate under, and the model directory.
+fn subject(args: &EvalArgs) -> Result<(Config, PathBuf)> {
+    match (&args.run, &args.model) {
+        (Some(run), _) => {
+            let file = run.join("config.toml");
+            let config = Config::load(Some(&file), &[])
+                .with_context(|| format!("{} is not the folder of a run", run.display()))?;
+            let Some((_, dir)) = RunFolder::finished_checkpoints(run)?.pop() else {
+                bail!("{} has no checkpoint yet: let it train longer", run.display());
+            };
+            Ok((config, dir))
+        }
+        (None, Some(model)) => {
+            // A checkpoint of the embedded model lies in its run and is read in the run's own words.
+            let mut config = Config::default();
+            match own_config(model) {
+                Some(file) => config = Config::load(Some(&file), &[])?,
+                None => config.prompt.format = Format::Chat,
+            }
+            Ok((config, model.clone()))
+        }
+        (None, None) => bail!("say what to evaluate: --run DIR or --model DIR"),
+    }
+}
+
+/// The run's configuration, when `model` is RUN/checkpoints/step-N.
+fn own_config(model: &Path) -> Option<PathBuf> {
+    let file = model.canonicalize().ok()?.parent()?.parent()?.join("config.toml");
+    file.exists().then_some(file)
+}
