@@ -69,7 +69,14 @@ fn the_splits_do_not_overlap_and_the_panels_are_fixed() {
 fn ids_read_back_and_nonsense_is_refused() {
     let id: TaskId = "clean-and-place/scene-18/seed-123".parse().unwrap();
     assert_eq!(id.to_string(), "clean-and-place/scene-18/seed-123");
-    for text in ["", "place", "fly/scene-1/seed-1", "place/scene-60/seed-1", "place/scene-1/seed-x", "heat-and-place/scene-1/seed-1"] {
+    for text in [
+        "",
+        "place",
+        "fly/scene-1/seed-1",
+        "place/scene-60/seed-1",
+        "place/scene-1/seed-x",
+        "heat-and-place/scene-1/seed-1",
+    ] {
         let error = text.parse::<TaskId>().unwrap_err().to_string();
         assert!(error.contains("TYPE/scene-N/seed-N"), "{error}");
     }

@@ -17,13 +17,7 @@ pub struct Baselines {
 
 /// Plays the first `games` tasks of a split (fewer where the split ends) with at most `limit` steps each.
 /// The random player's choices depend on `seed` only.
-pub fn baselines(
-    suite: &dyn Suite,
-    split: Split,
-    games: u64,
-    limit: usize,
-    seed: u64,
-) -> Result<Baselines, EnvError> {
+pub fn baselines(suite: &dyn Suite, split: Split, games: u64, limit: usize, seed: u64) -> Result<Baselines, EnvError> {
     let games = suite.len(split).map_or(games, |len| len.min(games));
     let mut won = [0u64; 3];
     let mut random = super::household::Random::new(&[5, seed]);

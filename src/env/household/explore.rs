@@ -46,7 +46,8 @@ impl HouseholdGame {
     /// else it takes what the task asks for, carries the first of two to its place, and looks where it has not looked.
     fn search(&mut self) -> Option<String> {
         let game = self.inner.game();
-        let unseen: Vec<&String> = self.about.places.iter().zip(&self.seen).filter(|(_, s)| !**s).map(|(p, _)| p).collect();
+        let unseen: Vec<&String> =
+            self.about.places.iter().zip(&self.seen).filter(|(_, s)| !**s).map(|(p, _)| p).collect();
         let hidden = |predicate: &str, args: &[&str]| {
             predicate == "in" && args.get(1).is_some_and(|p| unseen.iter().any(|u| u == p))
         };

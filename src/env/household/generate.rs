@@ -90,8 +90,9 @@ fn layout(scene: u64) -> (Vec<Named>, Option<usize>) {
     }
     let places: Vec<Named> =
         sorts.iter().enumerate().map(|(i, s)| (*s, sorts[..=i].iter().filter(|t| t == &s).count())).collect();
-    let surfaces: Vec<usize> =
-        (0..places.len()).filter(|i| stores(places[*i].0) && !openable(places[*i].0) && places[*i].0 != "bed").collect();
+    let surfaces: Vec<usize> = (0..places.len())
+        .filter(|i| stores(places[*i].0) && !openable(places[*i].0) && places[*i].0 != "bed")
+        .collect();
     let lamp = if room.lamp { random.pick(&surfaces).copied() } else { None };
     (places, lamp)
 }
@@ -204,21 +205,18 @@ fn texts(
     }
     let name = kind.name;
     let sort = target.unwrap_or("lamp");
-    let placed = |t: &str, p: &str, state: &str| {
-        format!("(kind {t} {name}-kind) {state} (in {t} {p}) (sort {p} {sort})")
-    };
+    let placed =
+        |t: &str, p: &str, state: &str| format!("(kind {t} {name}-kind) {state} (in {t} {p}) (sort {p} {sort})");
     let (sentence, goal) = match id.kind {
         TaskType::Inspect => {
             let (word, state) = if cool_inspect { ("cool ", "(cool ?t)") } else { ("", "") };
-            let goal = format!(
-                "(exists (?t - thing ?l - thing) (and (kind ?t {name}-kind) {state} (holding ?t) (lit ?l)))"
-            );
+            let goal =
+                format!("(exists (?t - thing ?l - thing) (and (kind ?t {name}-kind) {state} (holding ?t) (lit ?l)))");
             (format!("hold a {word}{name} and light a lamp"), goal)
         }
         TaskType::PlaceTwo => {
             let pair = format!("{} {}", placed("?t", "?p", ""), placed("?u", "?q", ""));
-            let goal =
-                format!("(exists (?t - thing ?p - place ?u - thing ?q - place) (and {pair} (not (= ?t ?u))))");
+            let goal = format!("(exists (?t - thing ?p - place ?u - thing ?q - place) (and {pair} (not (= ?t ?u))))");
             (format!("put a {name} and a {name} in {sort}"), goal)
         }
         one => {

@@ -15,8 +15,8 @@ use std::sync::Arc;
 use sha2::{Digest, Sha256};
 
 pub use explore::HouseholdGame;
-pub use generate::{Generated, TaskType, generate};
 use generate::room_of;
+pub use generate::{Generated, TaskType, generate};
 pub(crate) use world::Random;
 
 use super::textgame::{Game, Shared};
@@ -104,14 +104,16 @@ impl Household {
 /// Why a task may not be trained on, if so.
 fn held_out(id: &TaskId) -> Option<String> {
     if matches!(id.kind, TaskType::CoolAndPlace | TaskType::PlaceTwo) {
-        return Some(format!("task type {} is held out for L2; train on place, inspect, clean-and-place or heat-and-place", id.kind.name()));
+        return Some(format!(
+            "task type {} is held out for L2; train on place, inspect, clean-and-place or heat-and-place",
+            id.kind.name()
+        ));
     }
     if id.scene >= TRAIN_SCENES {
         return Some(format!("scene {} is held out for L1; train on scenes 0 to {}", id.scene, TRAIN_SCENES - 1));
     }
-    (id.seed >= FIRST_EVALUATION_SEED).then(|| {
-        format!("seed {} is an evaluation seed; train on seeds below {FIRST_EVALUATION_SEED}", id.seed)
-    })
+    (id.seed >= FIRST_EVALUATION_SEED)
+        .then(|| format!("seed {} is an evaluation seed; train on seeds below {FIRST_EVALUATION_SEED}", id.seed))
 }
 
 /// The game of an id: the first try that is neither trivial nor too long.

@@ -66,7 +66,7 @@ impl Game {
         let problem = Problem::parse(problem, &domain)?;
         let task = Task::new(&domain, &problem);
         let names = display_names(&task);
-        let changing = task.facts.len() - task.fixed as usize;
+        let changing = task.facts.count() - task.fixed as usize;
         let mut game = Self {
             domain,
             grammar,
@@ -84,8 +84,7 @@ impl Game {
 
     pub fn initial(&self) -> State {
         let words = self.watching.len().div_ceil(64);
-        let mut state =
-            State { fixed: self.task.fixed, holds: vec![0; words].into(), deleted: vec![0; words].into() };
+        let mut state = State { fixed: self.task.fixed, holds: vec![0; words].into(), deleted: vec![0; words].into() };
         self.task.init.iter().for_each(|fact| state.set(*fact, true));
         state
     }
@@ -137,7 +136,7 @@ impl Game {
     pub fn without(&self, state: &State, hidden: impl Fn(&str, &[&str]) -> bool) -> State {
         let mut believed = state.clone();
         let facts = &self.task.facts;
-        for fact in self.task.fixed..facts.len() as FactId {
+        for fact in self.task.fixed..facts.count() as FactId {
             let names: Vec<&str> = facts.args(fact).iter().map(|e| self.names[usize::from(*e)].as_str()).collect();
             if state.holds(fact) && hidden(&self.domain.predicates[usize::from(facts.predicate(fact))].name, &names) {
                 believed.set(fact, false);

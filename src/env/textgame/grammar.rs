@@ -289,13 +289,12 @@ impl<'a> File<'a> {
             let column = if line <= 1 { first.column + column.max(1) - 1 } else { column };
             Position { line: first.line + line.max(1) - 1, column }
         };
-        let value: serde_json::Map<String, serde_json::Value> =
-            serde_json::from_str(&json).map_err(|e| GameError {
-                part: "grammar",
-                at: place(e.line(), e.column()),
-                expected: "JSON rules".into(),
-                found: e.to_string(),
-            })?;
+        let value: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&json).map_err(|e| GameError {
+            part: "grammar",
+            at: place(e.line(), e.column()),
+            expected: "JSON rules".into(),
+            found: e.to_string(),
+        })?;
         for (name, alternatives) in value {
             let offset = json.find(&format!("\"{name}\"")).unwrap_or(0);
             let inner = Position::of(&json, offset);
@@ -378,7 +377,8 @@ impl Builder<'_> {
 
     fn symbols(&mut self, text: &str, at: Position) -> Result<Vec<Symbol>, GameError> {
         let text = text.replace("\\n", "\n");
-        let mut rest = text.as_str();
+        // The original reader skips white space where a text begins.
+        let mut rest = text.trim_start();
         let mut out = Vec::new();
         while let Some(first) = rest.chars().next() {
             let closed = |mark: char| {

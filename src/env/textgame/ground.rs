@@ -167,7 +167,7 @@ impl Task {
                 }
             }
             if !fluent {
-                g.fixed = g.facts.len() as FactId;
+                g.fixed = g.facts.count() as FactId;
             }
         }
         let (actions, ways) = g.actions(&init);
@@ -260,8 +260,7 @@ impl Grounder<'_> {
             let (a, b) = (self.value(a, binding), self.value(b, binding));
             (a.is_some() && a == b) == *wanted
         };
-        let fixed_but_true =
-            |atom: &Atom| self.find(atom, binding).is_some_and(|f| f < self.fixed);
+        let fixed_but_true = |atom: &Atom| self.find(atom, binding).is_some_and(|f| f < self.fixed);
         if pattern.equal.iter().all(equal) && !pattern.negative.iter().any(fixed_but_true) {
             found.push(binding.clone());
         }

@@ -38,9 +38,8 @@ impl GameFile {
     pub fn read(path: &Path) -> Result<Self, EnvError> {
         let bad = |reason: String| EnvError::BadGame { file: path.display().to_string(), reason };
         let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
-        serde_json::from_str(&text).map_err(|e| {
-            bad(format!("is not a game file (JSON with pddl_domain, grammar and pddl_problem): {e}"))
-        })
+        serde_json::from_str(&text)
+            .map_err(|e| bad(format!("is not a game file (JSON with pddl_domain, grammar and pddl_problem): {e}")))
     }
 
     /// Compiles the game. Games in a row that share a domain or a grammar share it in memory through `shared`.
@@ -126,7 +125,8 @@ impl TextGame {
         fixed.sort_unstable();
         fixed.dedup_by_key(|(command, _)| *command);
         self.legal.clear();
-        self.legal.extend(fixed.iter().map(|(command, action)| (*action, self.game.commands[*command as usize].clone())));
+        self.legal
+            .extend(fixed.iter().map(|(command, action)| (*action, self.game.commands[*command as usize].clone())));
         if !spoken.is_empty() {
             for action in spoken {
                 let command = self.game.command(action, &self.state).map_err(|e| self.failed(e))?;
@@ -153,11 +153,8 @@ impl Environment for TextGame {
         self.state = self.game.initial();
         self.won = false;
         let mut text = String::new();
-        let said = Speaker { game: &self.game, state: &self.state }.say_rule(
-            self.game.grammar.intro,
-            &Vec::new(),
-            &mut text,
-        );
+        let said =
+            Speaker { game: &self.game, state: &self.state }.say_rule(self.game.grammar.intro, &Vec::new(), &mut text);
         said.map_err(|e| self.failed(e))?;
         let observation = self.observe(text, true)?;
         Ok(Observation { reward: 0.0, ..observation })

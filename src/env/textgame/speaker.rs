@@ -54,7 +54,10 @@ impl Speaker<'_> {
                 let count = answers.len();
                 let between = |rule: Option<RuleId>, out: &mut String| match rule {
                     Some(rule) => self.rule(rule, context, out, depth),
-                    None => Err("the grammar lists something but lacks list_empty, list_separator or list_last_separator".into()),
+                    None => {
+                        Err("the grammar lists something but lacks list_empty, list_separator or list_last_separator"
+                            .into())
+                    }
                 };
                 if count == 0 {
                     between(grammar.list_empty, out)?;
@@ -91,7 +94,8 @@ impl Speaker<'_> {
     fn property(&self, name: &str, property: Property, context: &Context) -> Result<&str, String> {
         let variables = &self.game.grammar.variables;
         let bound = context.iter().rev().find(|(v, _)| variables[usize::from(*v)].0 == name);
-        let (_, entity) = bound.ok_or_else(|| format!("the grammar speaks of '{name}', which stands for nothing here"))?;
+        let (_, entity) =
+            bound.ok_or_else(|| format!("the grammar speaks of '{name}', which stands for nothing here"))?;
         let (id, kind) = &self.game.task.entities[usize::from(*entity)];
         Ok(match property {
             Property::Name => &self.game.names[usize::from(*entity)],
