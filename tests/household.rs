@@ -109,7 +109,7 @@ fn blind_search(game: &Game, most: u32) -> Option<u32> {
 #[test]
 fn the_planner_is_exact() {
     let mut compared = 0;
-    for seed in 0..60 {
+    for seed in 0..96 {
         let kind = TaskType::ALL[seed % 6];
         let Ok(id) = TaskId { kind, scene: (seed * 7 % 60) as u64, seed: seed as u64 }.to_string().parse() else {
             continue;

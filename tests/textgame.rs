@@ -103,7 +103,7 @@ const LIFT_GRAMMAR: &str = r##"
 grammar :: """{ "intro": [{"rhs": "a lift."}], "who": [
   {"condition": "inside(r:rider)", "rhs": "inside: [{r.indefinite + ' ' + r.name | inside(r:rider)}]."},
   {"rhs": "inside: [{r.name | inside(r:rider)}]."}],
-  "list_empty": [{"rhs": "nobody"}], "list_separator": [{"rhs": ", "}], "list_last_separator": [{"rhs": " and "}] }""";
+  "list_empty": [{"rhs": "nobody"}], "list_separator": [{"rhs": ", "}], "list_last_separator": [{"rhs": ", and "}] }""";
 action ride { template :: "ride to {g}"; feedback :: "#who#"; }
 action doors { template :: "doors"; feedback :: "#who#"; }
 action greet { template :: "greet {v}"; feedback :: "hello, {v.name or v.id}."; }
@@ -133,10 +133,10 @@ fn interprets_or_imply_forall_when_and_subtypes() {
         ("doors", "inside: a ann 1."),
         ("ring", "Nothing happens."),
         ("ride to f 2", "inside: a ann 1."),
-        ("doors", "inside: a ann 1 and a bob 1."),
+        ("doors", "inside: a ann 1, and a bob 1."),
         ("greet ann 1", "Nothing happens."),
         ("greet bob 1", "hello, bob 1."),
-        ("ride to f 1", "inside: a ann 1 and a bob 1."),
+        ("ride to f 1", "inside: a ann 1, and a bob 1."),
         ("ride to ground ", "Nothing happens."),
     ];
     for (command, said) in plays {
@@ -169,7 +169,7 @@ fn errors_name_text_line_and_column_and_what_was_expected() {
             LIFT.replace("(inside ?v)", "(inside ?w)"),
             LIFT_GRAMMAR.into(),
             LIFT_PROBLEM.into(),
-            "line 14, column 58: expected a variable in scope, found '?w'",
+            "line 14, column 62: expected a variable in scope, found '?w'",
         ),
         (
             LIFT.replace("(warm ?v)", "(warm ?v ?v)"),
@@ -181,7 +181,7 @@ fn errors_name_text_line_and_column_and_what_was_expected() {
             LIFT.into(),
             LIFT_GRAMMAR.into(),
             LIFT_PROBLEM.replace("(lift ground)", "(lift attic)"),
-            "pddl_problem, line 3, column 8: expected objects that :objects declares, found 'attic'",
+            "pddl_problem, line 3, column 9: expected objects that :objects declares, found 'attic'",
         ),
         (
             LIFT.into(),
