@@ -25,13 +25,13 @@ impl Facts {
         Self { of_predicate: vec![Vec::new(); predicates], starts: vec![0], ..Self::default() }
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.predicates.len()
     }
 
     /// The fact's number, and whether it is new.
     pub fn insert(&mut self, predicate: PredicateId, args: &[EntityId]) -> (FactId, bool) {
-        let id = self.len() as FactId;
+        let id = self.count() as FactId;
         match self.ids.entry((predicate, args.into())) {
             std::collections::hash_map::Entry::Occupied(known) => (*known.get(), false),
             std::collections::hash_map::Entry::Vacant(free) => {

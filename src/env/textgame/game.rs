@@ -66,7 +66,7 @@ impl Game {
         let problem = Problem::parse(problem, &domain)?;
         let task = Task::new(&domain, &problem);
         let names = display_names(&task);
-        let changing = task.facts.len() - task.fixed as usize;
+        let changing = task.facts.count() - task.fixed as usize;
         let mut game = Self {
             domain,
             grammar,
@@ -136,7 +136,7 @@ impl Game {
     pub fn without(&self, state: &State, hidden: impl Fn(&str, &[&str]) -> bool) -> State {
         let mut believed = state.clone();
         let facts = &self.task.facts;
-        for fact in self.task.fixed..facts.len() as FactId {
+        for fact in self.task.fixed..facts.count() as FactId {
             let names: Vec<&str> = facts.args(fact).iter().map(|e| self.names[usize::from(*e)].as_str()).collect();
             if state.holds(fact) && hidden(&self.domain.predicates[usize::from(facts.predicate(fact))].name, &names) {
                 believed.set(fact, false);

@@ -167,7 +167,7 @@ impl Task {
                 }
             }
             if !fluent {
-                g.fixed = g.facts.len() as FactId;
+                g.fixed = g.facts.count() as FactId;
             }
         }
         let (actions, ways) = g.actions(&init);

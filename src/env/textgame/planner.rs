@@ -137,7 +137,7 @@ fn wanted_by(test: &Test, truth: bool, visit: &mut impl FnMut(FactId, bool)) {
 /// The ways (see [`super::ground::Way`]) that bear on the goal from `start`.
 fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
     let task = &game.task;
-    let changing = task.facts.len() - task.fixed as usize;
+    let changing = task.facts.count() - task.fixed as usize;
     let index = |fact: FactId| (fact - task.fixed) as usize;
     // Ways by the facts that they make true and false.
     let mut makers: [Vec<Vec<u32>>; 2] = [vec![Vec::new(); changing], vec![Vec::new(); changing]];
@@ -227,7 +227,7 @@ const FAR: u32 = u32::MAX;
 impl Bound {
     fn new(game: &Game, ways: &[u32]) -> Self {
         let task = &game.task;
-        let changing = task.facts.len() - task.fixed as usize;
+        let changing = task.facts.count() - task.fixed as usize;
         let (always, goal, facts) = (2 * changing as u32, 2 * changing as u32 + 1, 2 * changing + 2);
         let yes = |f: &FactId| f - task.fixed;
         let no = |f: &FactId| f - task.fixed + changing as u32;
