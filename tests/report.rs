@@ -262,7 +262,10 @@ fn the_table_sets_cold_start_against_final() {
     let names: Vec<(&str, &str)> = rows.iter().map(|r| (&r.split[..], &r.stage[..])).collect();
     assert_eq!(names[..3], [("L0", "cold start"), ("L0", "final"), ("L1", "cold start")]);
     let table = results::table(&rows);
-    assert!(table.contains("75.0 [53.1, 88.8]") && table.contains("20.2 [18.7, 21.7]") && table.contains("40.4 ["), "{table}");
+    assert!(
+        table.contains("75.0 [53.1, 88.8]") && table.contains("20.2 [18.7, 21.7]") && table.contains("40.4 ["),
+        "{table}"
+    );
     assert!(!table.contains('\u{1b}'), "no colours");
     let json = serde_json::to_value(&rows[1]).unwrap();
     assert_eq!((&json["split"], &json["stage"], &json["games"]), (&"L0".into(), &"final".into(), &20.into()));
