@@ -132,22 +132,23 @@ impl Block {
     }
 }
 
-/// `qkv` `[tokens, qkv_dim]` (rotated) to `out` `[tokens, heads · head_dim]`; `lse` `[tokens, heads]` keeps each row's log-sum-exp.
+/// `qkv` `[tokens, qkv_dim]` (rotated) to `out` `[tokens, heads · head_dim]`. `softmax` `[tokens, heads, 2]` keeps each row's
+/// maximum and the inverse of its sum: their f32 log-sum-exp would cost the backward pass several bits where scores are large.
 /// Parallel over query blocks.
-pub fn forward(qkv: &[f32], shape: Shape, visibility: &Visibility, out: &mut [f32], lse: &mut [f32]) {
-    let (mut tasks, mut out, mut lse) = (Vec::new(), out, lse);
+pub fn forward(qkv: &[f32], shape: Shape, visibility: &Visibility, out: &mut [f32], softmax: &mut [f32]) {
+    let (mut tasks, mut out, mut softmax) = (Vec::new(), out, softmax);
     for block in visibility.runs.iter().flat_map(Run::blocks) {
         let (o, rest) = std::mem::take(&mut out).split_at_mut(block.rows.len() * shape.q_dim());
-        let (l, tail) = std::mem::take(&mut lse).split_at_mut(block.rows.len() * shape.heads);
-        (out, lse) = (rest, tail);
+        let (l, tail) = std::mem::take(&mut softmax).split_at_mut(block.rows.len() * shape.heads * 2);
+        (out, softmax) = (rest, tail);
         tasks.push((block, o, l));
     }
     tasks
         .into_par_iter()
-        .for_each_init(Vec::new, |s, (block, out, lse)| forward_block(qkv, shape, &block, s, out, lse));
+        .for_each_init(Vec::new, |s, (block, out, softmax)| forward_block(qkv, shape, &block, s, out, softmax));
 }
 
-fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out: &mut [f32], lse: &mut [f32]) {
+fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out: &mut [f32], softmax: &mut [f32]) {
     let (d, stride, rows) = (shape.head_dim, shape.qkv_dim(), block.rows.len());
     s.resize(rows * block.total, 0.0);
     for h in 0..shape.heads {
@@ -162,8 +163,8 @@ fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out
                     hidden.fill(0.0);
                     let max = max(row);
                     let sum = exp_sum(row, max);
-                    lse[i * shape.heads + h] = max + sum.ln();
                     let inv = 1.0 / sum;
+                    softmax[(i * shape.heads + h) * 2..][..2].copy_from_slice(&[max, inv]);
                     row.iter_mut().for_each(|p| *p *= inv);
                 }
             },
@@ -192,7 +193,7 @@ pub fn backward(
     d_out: &[f32],
     qkv: &[f32],
     out: &[f32],
-    lse: &[f32],
+    softmax: &[f32],
     shape: Shape,
     visibility: &Visibility,
     d_qkv: &mut [f32],
@@ -201,7 +202,7 @@ pub fn backward(
     let chunks = visibility.chunks();
     let tasks: Vec<_> = chunks.iter().flat_map(|&runs| (0..shape.kv_heads).map(move |kv| (runs, kv))).collect();
     let grads: Vec<_> =
-        tasks.into_par_iter().map(|(runs, kv)| backward_chunk(d_out, qkv, out, lse, shape, runs, kv)).collect();
+        tasks.into_par_iter().map(|(runs, kv)| backward_chunk(d_out, qkv, out, softmax, shape, runs, kv)).collect();
     d_qkv.par_chunks_mut(stride).for_each(|row| row[shape.q_dim()..].fill(0.0));
     for (i, g) in grads.iter().enumerate() {
         let kv = i % shape.kv_heads;
@@ -255,7 +256,7 @@ fn backward_chunk(
     d_out: &[f32],
     qkv: &[f32],
     out: &[f32],
-    lse: &[f32],
+    softmax: &[f32],
     shape: Shape,
     runs: &[Run],
     kv: usize,
@@ -284,11 +285,12 @@ fn backward_chunk(
                         let seen = block.visible(i);
                         p[seen..].fill(0.0);
                         ds[seen..].fill(0.0);
-                        let lse = lse[(block.rows.start + i) * shape.heads + h];
+                        let row = (block.rows.start + i) * shape.heads + h;
+                        let (max, inv) = (softmax[row * 2], softmax[row * 2 + 1]);
                         let delta: f32 =
                             d_o[i * q_dim..][..d].iter().zip(&o[i * q_dim..][..d]).map(|(a, b)| a * b).sum();
                         for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                            *p = exp(*p - lse);
+                            *p = exp(*p - max) * inv;
                             *ds = *p * (*ds - delta);
                         }
                     }
