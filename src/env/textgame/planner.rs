@@ -6,7 +6,9 @@
 //! or bears on the goal anyway. So nobody picks up things that do not matter only to put them down again.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
+
+use foldhash::HashMap;
 
 use super::facts::FactId;
 use super::game::{Game, State};
@@ -69,7 +71,8 @@ pub fn shortest_plan(game: &Game, start: &State) -> Option<Vec<u32>> {
         closed: bool,
     }
     let mut nodes = vec![Node { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false }];
-    let mut seen: HashMap<Box<[u64]>, usize> = HashMap::from([(start.bits().into(), 0)]);
+    let mut seen: HashMap<Box<[u64]>, usize> = HashMap::default();
+    seen.insert(start.bits().into(), 0);
     // Lowest estimate first, then the deepest, then the latest. A node's bound is computed when it is taken, not when it is made.
     let mut open = BinaryHeap::from([(Reverse(0u32), 0u32, 0usize)]);
     while let Some((Reverse(estimate), cost, id)) = open.pop() {
