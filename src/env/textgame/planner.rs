@@ -17,11 +17,14 @@ use super::ground::Test;
 /// States looked at before the search gives up.
 const MOST_STATES: usize = 200_000;
 
+/// The distance and the next action of a shortest plan; `None`: no way, or given up.
+type Known = Option<(u32, Option<u32>)>;
+
 /// Finds plans and remembers them: after one search every state on the found plan is known.
 #[derive(Debug, Default)]
 pub struct Planner {
-    /// For a state: the distance and the next action of a shortest plan (`None`: no way, or given up).
-    known: HashMap<Box<[u64]>, Option<(u32, Option<u32>)>>,
+    /// By the changing facts that hold.
+    known: HashMap<Box<[u64]>, Known>,
 }
 
 impl Planner {
@@ -35,7 +38,7 @@ impl Planner {
         self.look_up(game, state).and_then(|(_, action)| action)
     }
 
-    fn look_up(&mut self, game: &Game, state: &State) -> Option<(u32, Option<u32>)> {
+    fn look_up(&mut self, game: &Game, state: &State) -> Known {
         if let Some(known) = self.known.get(state.bits()) {
             return *known;
         }
