@@ -28,7 +28,9 @@ fn engine(c: &mut Criterion) {
     group.throughput(Throughput::Elements(1000));
     let mut games: Vec<_> = (0..16).map(|i| suite.open(&suite.task(Split::L0, i).unwrap()).unwrap()).collect();
     group.bench_function("household step with admissible list", |b| b.iter(|| walk(&mut games, false)));
-    group.bench_function("household step, admissible list and distance", |b| b.iter(|| walk(&mut games, true)));
+    group.bench_function("household step, admissible list and remembered distance", |b| {
+        b.iter(|| walk(&mut games, true))
+    });
 
     let shared =
         std::env::var("UNCOUPLE_SHARED").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../shared").into());
@@ -42,7 +44,9 @@ fn engine(c: &mut Criterion) {
         }
         group.bench_function("alfworld step with admissible list", |b| b.iter(|| walk(&mut games, false)));
         group.sample_size(10);
-        group.bench_function("alfworld step, admissible list and distance", |b| b.iter(|| walk(&mut games, true)));
+        group.bench_function("alfworld step, admissible list and remembered distance", |b| {
+            b.iter(|| walk(&mut games, true))
+        });
         group.throughput(Throughput::Elements(1));
         let mut shared = Shared::default();
         let file = file.unwrap();

@@ -187,7 +187,7 @@ fn errors_name_text_line_and_column_and_what_was_expected() {
             LIFT.into(),
             LIFT_GRAMMAR.into(),
             LIFT_PROBLEM.replace("- vip)", "- king)"),
-            "pddl_problem, line 2, column 51: expected a type",
+            "pddl_problem, line 2, column 54: expected a type",
         ),
         (
             LIFT.into(),

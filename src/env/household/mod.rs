@@ -2,7 +2,7 @@
 //!
 //! Training sees the types `place`, `inspect`, `clean-and-place` and `heat-and-place` in scenes 0 to 39. L0 holds fresh
 //! seeds of the same, L1 the same types in scenes 40 to 59, L2 the types `cool-and-place` and `place-two`, whose verbs,
-//! things and places training has shown (`inspect` asks for cool things in half of its games).
+//! things and places training has shown (`inspect` asks for cool things in half of its games), in scenes 0 to 39.
 
 mod explore;
 mod generate;

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::facts::MOST_ARGUMENTS;
 use super::syntax::{GameError, Node, Position, read};
 
 /// Index into [`Domain::types`].
@@ -143,6 +144,10 @@ impl Domain {
                     for item in items {
                         let (name, args) = reader.headed(item)?;
                         let arity = reader.typed(args)?.len();
+                        if arity > MOST_ARGUMENTS {
+                            let expected = format!("at most {MOST_ARGUMENTS} arguments of '{name}'");
+                            return Err(reader.fail(item.at(), &expected, arity.to_string()));
+                        }
                         domain.predicates.push(Predicate { name: name.into(), arity, fluent: false });
                     }
                 }
