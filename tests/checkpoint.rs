@@ -282,9 +282,11 @@ fn random_weights_have_their_deviations_and_their_seed() {
         let w = params.get(name).unwrap();
         (w.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / w.len() as f64).sqrt()
     };
-    assert!((std("model.embed_tokens.weight") - 0.02).abs() < 2e-4);
-    assert!((std("model.layers.0.self_attn.o_proj.weight") - 0.01).abs() < 2e-4); // 0.02 / sqrt(2 * 2 layers)
-    assert!((std("model.layers.1.mlp.down_proj.weight") - 0.01).abs() < 2e-4);
+    let wide = (0.4f64 / 256.0).sqrt();
+    assert!((std("model.embed_tokens.weight") / wide - 1.0).abs() < 0.01);
+    // Two layers add four matrices to the residual stream.
+    assert!((std("model.layers.0.self_attn.o_proj.weight") / (wide / 2.0) - 1.0).abs() < 0.01);
+    assert!((std("model.layers.1.mlp.down_proj.weight") / (wide / 2.0) - 1.0).abs() < 0.01);
     assert!(params.get("model.norm.weight").unwrap().iter().all(|x| *x == 1.0));
     assert!(params.get("model.layers.0.self_attn.q_proj.bias").unwrap().iter().all(|x| *x == 0.0));
     assert!(params == Params::random(&config, 7));

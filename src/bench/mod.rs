@@ -118,7 +118,8 @@ fn gemm_rate() -> f64 {
     let mut best = f64::INFINITY;
     for _ in 0..8 {
         let began = Instant::now();
-        c.par_chunks_mut(N * N).for_each(|c| cpu::gemm((N, N, N), c, N, false, 1.0, Mat::rows(&a, N), Mat::rows(&b, N)));
+        c.par_chunks_mut(N * N)
+            .for_each(|c| cpu::gemm((N, N, N), c, N, false, 1.0, Mat::rows(&a, N), Mat::rows(&b, N)));
         best = best.min(began.elapsed().as_secs_f64());
     }
     (2 * N * N * N * tasks) as f64 / best / 1e9
@@ -127,7 +128,8 @@ fn gemm_rate() -> f64 {
 /// Multiply-adds of one token through the matrices (head included), times two.
 fn token_flops() -> f64 {
     let c = shape();
-    let attention = (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim + c.num_attention_heads * c.head_dim;
+    let attention =
+        (c.num_attention_heads + 2 * c.num_key_value_heads) * c.head_dim + c.num_attention_heads * c.head_dim;
     let layer = c.hidden_size * (attention + 3 * c.intermediate_size);
     2.0 * (c.num_hidden_layers * layer + c.vocab_size * c.hidden_size) as f64
 }
@@ -203,12 +205,14 @@ fn decode(
     }
     for step in 0..new {
         let mut logits = model.logits(&hidden);
-        rows.par_iter_mut().zip(logits.par_chunks_mut(vocab)).enumerate().for_each(|(i, ((tokens, logprobs), logits))| {
-            let uniform = philox::uniform(philox::block(3, i as u64, step as u64)[0]);
-            let sampled = sampling::sample(logits, tokens, params, uniform);
-            tokens.push(sampled.token);
-            logprobs.push(sampled.logprob);
-        });
+        rows.par_iter_mut().zip(logits.par_chunks_mut(vocab)).enumerate().for_each(
+            |(i, ((tokens, logprobs), logits))| {
+                let uniform = philox::uniform(philox::block(3, i as u64, step as u64)[0]);
+                let sampled = sampling::sample(logits, tokens, params, uniform);
+                tokens.push(sampled.token);
+                logprobs.push(sampled.logprob);
+            },
+        );
         if step + 1 < new {
             let feeds: Vec<_> = slots.iter().zip(&rows).map(|(s, (t, _))| (*s, &t[t.len() - 1..])).collect();
             hidden = model.extend(&mut cache, &feeds);

@@ -13,29 +13,27 @@ use crate::ops::advantage::{Scale, advantages};
 /// group's statistics.
 ///
 /// An episode's return is 1 for success, else 0, plus `rollout.invalid_reward` for each of its invalid turns. All its
-/// tokens get the return's advantage in the group. The last token of an invalid turn gets `invalid_reward` on top, so
-/// that the turn is told apart from its neighbours even in an episode that won, and in a group where all episodes are alike.
+/// tokens get the return's advantage in the group.
 pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let scale = match config.grpo.advantage {
         AdvantageScale::Group => Scale::Group,
         AdvantageScale::Batch => Scale::Batch,
         AdvantageScale::None => Scale::None,
     };
-    let invalid_reward = config.rollout.invalid_reward;
     let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
     let groups: Vec<usize> = usable.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
     let returns: Vec<f64> = usable
         .iter()
         .map(|e| {
             let invalid = e.turns.iter().filter(|t| !t.valid).count();
-            f64::from(u8::from(e.success)) + invalid as f64 * f64::from(invalid_reward)
+            f64::from(u8::from(e.success)) + invalid as f64 * f64::from(config.rollout.invalid_reward)
         })
         .collect();
     let advantage = advantages(&returns, &groups, scale, config.grpo.advantage_eps.into());
-    usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32, invalid_reward)).collect()
+    usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect()
 }
 
-fn sample(episode: &Episode, advantage: f32, invalid_reward: f32) -> Sample {
+fn sample(episode: &Episode, advantage: f32) -> Sample {
     let n = episode.tokens.len();
     let mut sample = Sample {
         tokens: episode.tokens.clone(),
@@ -46,9 +44,6 @@ fn sample(episode: &Episode, advantage: f32, invalid_reward: f32) -> Sample {
     };
     for turn in &episode.turns {
         sample.mask[turn.tokens.clone()].fill(true);
-        if let (false, Some(last)) = (turn.valid, turn.tokens.clone().next_back()) {
-            sample.advantage[last] += invalid_reward;
-        }
     }
     sample
 }
