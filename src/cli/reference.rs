@@ -58,7 +58,7 @@ pub fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// One aligned line per quantity.
-pub fn table(report: &Report) -> Table {
+fn table(report: &Report) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["model", "quantity", "measure", "error", "noise floor", "ratio", ""]);

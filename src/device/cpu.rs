@@ -79,6 +79,21 @@ pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
 }
 
+/// Dot product summed in f64, for the few reductions whose result scales a whole row.
+#[inline(always)]
+pub fn dot(a: &[f32], b: &[f32]) -> f32 {
+    const LANES: usize = 8;
+    let mut lanes = [0.0f64; LANES];
+    let (a8, b8) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tail: f64 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
+    for (a, b) in a8.zip(b8) {
+        for i in 0..LANES {
+            lanes[i] = f64::from(a[i]).mul_add(f64::from(b[i]), lanes[i]);
+        }
+    }
+    (lanes.iter().sum::<f64>() + tail) as f32
+}
+
 /// e^x to about one unit in the last place, written so that loops over it vectorise. Below -87 the result is 0.
 #[inline(always)]
 pub fn exp(x: f32) -> f32 {

@@ -329,7 +329,7 @@ impl Model {
             .collect();
         add_all(&mut grads[layer.post_norm.clone()], &dw);
 
-        attention::backward(&g.attn, &a.qkv, &a.attn, &a.lse, d.attention, visibility, &mut g.qkv);
+        attention::backward(&g.attn, &a.qkv, &a.lse, d.attention, visibility, &mut g.qkv);
 
         let w_norm = self.weight(&layer.input_norm);
         let parts = g

@@ -4,10 +4,10 @@
 //! before, and a run sees its ancestors' intervals in full and itself causally. So no mask is ever read, nothing invisible is
 //! computed, and the largest scratch is one query block against its own keys.
 //!
-//! Backward, with P the softmax, dP = dO Vᵀ and δ_i = dO_i·O_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
+//! Backward, with P the softmax, dP = dO Vᵀ and δ_i = P_i·dP_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
 
 use super::residual;
-use crate::device::cpu::{Mat, exp, gemm, simd};
+use crate::device::cpu::{Mat, dot, exp, gemm, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -188,20 +188,12 @@ fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out
 /// Gradient of `qkv` (overwritten, still rotated). Parallel over chunks of runs and kv heads; each task sums the gradient of the
 /// keys it reads in a private buffer, and the buffers are added in a fixed order.
 #[allow(clippy::too_many_arguments)]
-pub fn backward(
-    d_out: &[f32],
-    qkv: &[f32],
-    out: &[f32],
-    lse: &[f32],
-    shape: Shape,
-    visibility: &Visibility,
-    d_qkv: &mut [f32],
-) {
+pub fn backward(d_out: &[f32], qkv: &[f32], lse: &[f32], shape: Shape, visibility: &Visibility, d_qkv: &mut [f32]) {
     let (d, stride) = (shape.head_dim, shape.qkv_dim());
     let chunks = visibility.chunks();
     let tasks: Vec<_> = chunks.iter().flat_map(|&runs| (0..shape.kv_heads).map(move |kv| (runs, kv))).collect();
     let grads: Vec<_> =
-        tasks.into_par_iter().map(|(runs, kv)| backward_chunk(d_out, qkv, out, lse, shape, runs, kv)).collect();
+        tasks.into_par_iter().map(|(runs, kv)| backward_chunk(d_out, qkv, lse, shape, runs, kv)).collect();
     d_qkv.par_chunks_mut(stride).for_each(|row| row[shape.q_dim()..].fill(0.0));
     for (i, g) in grads.iter().enumerate() {
         let kv = i % shape.kv_heads;
@@ -251,15 +243,7 @@ impl ChunkGrads {
     }
 }
 
-fn backward_chunk(
-    d_out: &[f32],
-    qkv: &[f32],
-    out: &[f32],
-    lse: &[f32],
-    shape: Shape,
-    runs: &[Run],
-    kv: usize,
-) -> ChunkGrads {
+fn backward_chunk(d_out: &[f32], qkv: &[f32], lse: &[f32], shape: Shape, runs: &[Run], kv: usize) -> ChunkGrads {
     let (d, stride, q_dim) = (shape.head_dim, shape.qkv_dim(), shape.q_dim());
     let width = shape.group() * d;
     let mut g = ChunkGrads::new(runs, shape);
@@ -270,8 +254,8 @@ fn backward_chunk(
         ds.resize(rows * block.total, 0.0);
         for h in kv * shape.group()..(kv + 1) * shape.group() {
             let q = Mat::rows(&qkv[block.rows.start * stride + h * d..], stride);
-            let (o_at, o_end) = (block.rows.start * q_dim + h * d, (block.rows.end - 1) * q_dim + (h + 1) * d);
-            let (d_o, o) = (&d_out[o_at..o_end], &out[o_at..o_end]);
+            let o_at = block.rows.start * q_dim + h * d;
+            let d_o = &d_out[o_at..(block.rows.end - 1) * q_dim + (h + 1) * d];
             block.scores(&mut p, q, &qkv[(shape.heads + kv) * d..], stride, d, shape.scale());
             let v_at = (shape.heads + shape.kv_heads + kv) * d;
             block.scores(&mut ds, Mat::rows(d_o, q_dim), &qkv[v_at..], stride, d, 1.0);
@@ -285,11 +269,14 @@ fn backward_chunk(
                         p[seen..].fill(0.0);
                         ds[seen..].fill(0.0);
                         let lse = lse[(block.rows.start + i) * shape.heads + h];
-                        let delta: f32 =
-                            d_o[i * q_dim..][..d].iter().zip(&o[i * q_dim..][..d]).map(|(a, b)| a * b).sum();
-                        for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                            *p = exp(*p - lse);
-                            *ds = *p * (*ds - delta);
+                        let (p, ds) = (&mut p[..seen], &mut ds[..seen]);
+                        p.iter_mut().for_each(|p| *p = exp(*p - lse));
+                        // `lse` is a rounded number of size log(keys): dividing by the row's sum takes that error out again.
+                        let inv = (1.0 / p.iter().map(|p| f64::from(*p)).sum::<f64>()) as f32;
+                        p.iter_mut().for_each(|p| *p *= inv);
+                        let delta = dot(p, ds);
+                        for (p, ds) in p.iter().zip(ds) {
+                            *ds = p * (*ds - delta);
                         }
                     }
                 },
