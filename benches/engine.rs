@@ -6,12 +6,15 @@ use uncouple::env::textgame::{GameFile, Shared, TextGame};
 use uncouple::env::{Environment, Split, Suite};
 
 /// 1000 steps over `games` in turn, each choosing among the admissible commands by a counter; a win starts again.
-fn walk(games: &mut [Box<dyn Environment>]) {
+fn walk(games: &mut [Box<dyn Environment>], oracle: bool) {
     let mut admissible: Vec<Vec<String>> = games.iter_mut().map(|g| g.reset().unwrap().admissible).collect();
     for i in 0..1000 {
         let at = i % games.len();
         let command = admissible[at][(i * 7919 + i / 3) % admissible[at].len()].clone();
         let mut seen = games[at].step(&command).unwrap();
+        if oracle {
+            std::hint::black_box(games[at].distance());
+        }
         if seen.done {
             seen = games[at].reset().unwrap();
         }
@@ -24,7 +27,10 @@ fn engine(c: &mut Criterion) {
     let mut group = c.benchmark_group("engine");
     group.throughput(Throughput::Elements(1000));
     let mut games: Vec<_> = (0..16).map(|i| suite.open(&suite.task(Split::L0, i).unwrap()).unwrap()).collect();
-    group.bench_function("household step with admissible list", |b| b.iter(|| walk(&mut games)));
+    group.bench_function("household step with admissible list", |b| b.iter(|| walk(&mut games, false)));
+    group.bench_function("household step, admissible list and remembered distance", |b| {
+        b.iter(|| walk(&mut games, true))
+    });
 
     let shared =
         std::env::var("UNCOUPLE_SHARED").unwrap_or_else(|_| concat!(env!("CARGO_MANIFEST_DIR"), "/../shared").into());
@@ -36,7 +42,11 @@ fn engine(c: &mut Criterion) {
             games.push(Box::new(TextGame::new("alfworld", read.compile(&mut Shared::default()).unwrap().into())));
             file = Some(read);
         }
-        group.bench_function("alfworld step with admissible list", |b| b.iter(|| walk(&mut games)));
+        group.bench_function("alfworld step with admissible list", |b| b.iter(|| walk(&mut games, false)));
+        group.sample_size(10);
+        group.bench_function("alfworld step, admissible list and remembered distance", |b| {
+            b.iter(|| walk(&mut games, true))
+        });
         group.throughput(Throughput::Elements(1));
         let mut shared = Shared::default();
         let file = file.unwrap();

@@ -55,7 +55,7 @@ fn chat_turns_add_up_to_the_template() {
 #[test]
 fn admissible_commands_are_listed_on_demand() {
     let listed = prompter(Format::Compact, true);
-    let text = |p: &Prompter, o| p.tokenizer().decode(&p.next(o).unwrap(), false).unwrap();
+    let text = |p: &Prompter, o: &Observation| p.tokenizer().decode(&p.next(o).unwrap(), false).unwrap();
     assert_eq!(text(&listed, &saw("A hall.")), "A hall.\nCommands: go north, look.<|im_start|>");
     let silent = Observation { text: "A hall.".into(), ..Observation::default() };
     assert_eq!(text(&listed, &silent), "A hall.<|im_start|>");

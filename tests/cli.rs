@@ -35,6 +35,12 @@ fn bad_configurations_are_refused_in_one_line() {
 fn a_missing_model_folder_is_named() {
     let error = refused(&["train", "--dry-run", "--model", "no/such/model"]);
     assert!(error.contains("no/such/model"), "{error}");
+    assert!(refused(&["eval", "--model", "no/such/model"]).contains("no/such/model"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().to_str().unwrap();
+    assert!(refused(&["eval", "--run", path]).contains("config.toml"));
+    std::fs::write(dir.path().join("config.toml"), "").unwrap();
+    assert!(refused(&["eval", "--run", path]).contains("no checkpoint"));
 }
 
 #[test]

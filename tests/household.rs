@@ -1,7 +1,8 @@
 //! Generated household games: solvable, honest about distances, reproducible.
 
 use proptest::prelude::*;
-use uncouple::env::household::{Household, PLAN_LENGTHS, SCENES, SEARCH_LIMIT, TaskId, TaskType};
+use uncouple::env::household::{Household, PLAN_LENGTHS, SCENES, SEARCH_LIMIT, TaskId, TaskType, generate};
+use uncouple::env::textgame::{Game, Planner, Shared};
 use uncouple::env::{Environment, Split, Suite, Task};
 
 fn open(id: &TaskId) -> Box<dyn Environment> {
@@ -80,6 +81,80 @@ proptest! {
         };
         prop_assert_eq!(play(), play());
     }
+}
+
+/// Fewest steps to the goal, by looking at every state within `most` steps.
+fn blind_search(game: &Game, most: u32) -> Option<u32> {
+    let mut layer = vec![game.initial()];
+    let mut seen: std::collections::HashSet<Box<[u64]>> = layer.iter().map(|s| s.bits().into()).collect();
+    for depth in 0..=most {
+        if layer.iter().any(|s| game.won(s)) {
+            return Some(depth);
+        }
+        let mut next = Vec::new();
+        for state in &layer {
+            game.possible(state, |action| {
+                let mut after = state.clone();
+                game.apply(&mut after, action);
+                if seen.insert(after.bits().into()) {
+                    next.push(after);
+                }
+            });
+        }
+        layer = next;
+    }
+    None
+}
+
+#[test]
+fn the_planner_is_exact() {
+    let mut compared = 0;
+    for seed in 0..96 {
+        let kind = TaskType::ALL[seed % 6];
+        let Ok(id) = TaskId { kind, scene: (seed * 7 % 60) as u64, seed: seed as u64 }.to_string().parse() else {
+            continue;
+        };
+        let Some(made) = generate(&id, 0) else { continue };
+        let game = made.file.compile(&mut Shared::default()).unwrap();
+        let planned = Planner::default().distance(&game, &game.initial()).unwrap();
+        if planned <= 7 {
+            assert_eq!(blind_search(&game, 7), Some(planned), "{id}");
+            compared += 1;
+        } else {
+            assert_eq!(blind_search(&game, 7), None, "{id}");
+        }
+    }
+    assert!(compared >= 25, "only {compared} games were compared");
+}
+
+/// Plays of the searching player, kept so that a change of the games is seen. `UNCOUPLE_BLESS=1` writes them anew.
+#[test]
+fn the_games_are_those_of_the_fixture() {
+    let mut text = String::new();
+    for id in [
+        "place/scene-3",
+        "inspect/scene-0",
+        "clean-and-place/scene-1",
+        "heat-and-place/scene-2",
+        "cool-and-place/scene-6",
+        "place-two/scene-4",
+    ] {
+        for seed in [1, 2] {
+            let id = format!("{id}/seed-{seed}").parse().unwrap();
+            let mut game = open(&id);
+            let mut seen = game.reset().unwrap();
+            text += &format!("# {id}\n{}\n", seen.text);
+            while let Some(command) = game.demonstrate().filter(|_| !seen.done) {
+                seen = game.step(&command).unwrap();
+                text += &format!("> {command}\n{}\n", seen.text);
+            }
+        }
+    }
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/household/plays.txt");
+    if std::env::var_os("UNCOUPLE_BLESS").is_some() {
+        std::fs::write(path, &text).unwrap();
+    }
+    assert_eq!(std::fs::read_to_string(path).unwrap(), text);
 }
 
 #[test]

@@ -35,7 +35,7 @@ impl Environment for Scripted {
             text: if self.kind == "talk" { "and on ".repeat(40) } else { format!("Step {}.", self.steps) },
             done: over && (self.kind == "win" || self.kind == "lose"),
             won: over && self.kind == "win",
-            valid: command.len() % 2 == 0,
+            valid: command.len().is_multiple_of(2),
             reward: 0.5,
             ..Observation::default()
         })

@@ -81,3 +81,173 @@ fn plays_the_recorded_games_word_for_word() {
     }
     assert!(wrong.is_empty(), "{} differences in {steps} steps", wrong.len());
 }
+
+/// A lift that exercises what the household rules do not: `or`, `imply`, `forall`, `when`, constants and subtypes.
+const LIFT: &str = "(define (domain lift)
+ (:types floor rider - object vip - rider)
+ (:constants ground - floor)
+ (:predicates (lift ?f - floor) (next ?a ?b - floor) (waits ?r - rider ?f - floor) (inside ?r - rider)
+   (served ?r - rider) (warm ?r - rider) (locked) (rung))
+ (:action ride :parameters (?f - floor ?g - floor)
+  :precondition (and (lift ?f) (or (next ?f ?g) (next ?g ?f)) (imply (locked) (= ?g ground)))
+  :effect (and (not (lift ?f)) (lift ?g) (increase (total-cost) 1)))
+ (:action doors :parameters ()
+  :precondition (exists (?r - rider ?f - floor) (and (lift ?f) (or (inside ?r) (waits ?r ?f))))
+  :effect (forall (?r - rider ?f - floor) (and
+    (when (and (lift ?f) (waits ?r ?f)) (and (not (waits ?r ?f)) (inside ?r)))
+    (when (and (lift ?f) (inside ?r) (= ?f ground)) (and (not (inside ?r)) (served ?r))))))
+ (:action greet :parameters (?v - vip) :precondition (inside ?v) :effect (warm ?v))
+ (:action ring :parameters () :precondition (forall (?r - rider) (served ?r)) :effect (rung)))";
+
+const LIFT_GRAMMAR: &str = r##"
+grammar :: """{ "intro": [{"rhs": "a lift."}], "who": [
+  {"condition": "inside(r:rider)", "rhs": "inside: [{r.indefinite + ' ' + r.name | inside(r:rider)}]."},
+  {"rhs": "inside: [{r.name | inside(r:rider)}]."}],
+  "list_empty": [{"rhs": "nobody"}], "list_separator": [{"rhs": ", "}], "list_last_separator": [{"rhs": ", and "}] }""";
+action ride { template :: "ride to {g}"; feedback :: "#who#"; }
+action doors { template :: "doors"; feedback :: "#who#"; }
+action greet { template :: "greet {v}"; feedback :: "hello, {v.name or v.id}."; }
+action ring { template :: "ring"; feedback :: "done."; }
+"##;
+
+const LIFT_PROBLEM: &str = "(define (problem p) (:domain lift)
+ (:objects f_bar_1 f_bar_2 - floor ann_bar_1 - rider bob_bar_1 - vip)
+ (:init (lift ground) (next ground f_bar_2) (next f_bar_2 f_bar_1)
+        (waits ann_bar_1 f_bar_2) (waits bob_bar_1 f_bar_1))
+ (:goal (and (rung) (forall (?v - vip) (warm ?v)))))";
+
+fn lift(domain: &str, grammar: &str, problem: &str) -> Result<TextGame, String> {
+    let file = GameFile { pddl_domain: domain.into(), grammar: grammar.into(), pddl_problem: problem.into() };
+    let game = file.compile(&mut Shared::default()).map_err(|e| e.to_string())?;
+    Ok(TextGame::new("lift", Arc::new(game)))
+}
+
+#[test]
+fn interprets_or_imply_forall_when_and_subtypes() {
+    let mut game = lift(LIFT, LIFT_GRAMMAR, LIFT_PROBLEM).unwrap();
+    assert_eq!(game.reset().unwrap().admissible, ["ride to f 1"]);
+    // Up, doors, up, doors, greet, down, down, doors, ring.
+    assert_eq!(game.distance(), Some(9));
+    let plays = [
+        ("ride to f 1", "inside: nobody."),
+        ("doors", "inside: a ann 1."),
+        ("ring", "Nothing happens."),
+        ("ride to f 2", "inside: a ann 1."),
+        ("doors", "inside: a ann 1, and a bob 1."),
+        ("greet ann 1", "Nothing happens."),
+        ("greet bob 1", "hello, bob 1."),
+        ("ride to f 1", "inside: a ann 1, and a bob 1."),
+        ("ride to ground ", "Nothing happens."),
+    ];
+    for (command, said) in plays {
+        assert_eq!(game.step(command).unwrap().text, said, "{command}");
+    }
+    // An object outside every class keeps the space for a number, as in the original; a command is trimmed.
+    let down = game.step("ride to ground").unwrap();
+    assert_eq!((down.valid, game.distance()), (false, Some(3)));
+}
+
+#[test]
+fn a_locked_lift_goes_only_where_its_rule_allows() {
+    let problem = LIFT_PROBLEM.replace("(:init (lift ground)", "(:init (locked) (lift f_bar_2)");
+    let mut game = lift(LIFT, LIFT_GRAMMAR, &problem).unwrap();
+    assert_eq!(game.reset().unwrap().admissible, ["doors", "ride to ground "]);
+    assert_eq!(game.distance(), None, "nobody can fetch bob");
+}
+
+#[test]
+fn errors_name_text_line_and_column_and_what_was_expected() {
+    let cases = [
+        (LIFT.replace("(rung))", "(rung)"), LIFT_GRAMMAR.into(), LIFT_PROBLEM.into(), "pddl_domain, line"),
+        (
+            LIFT.replace("(:action greet", "(:axiom greet"),
+            LIFT_GRAMMAR.into(),
+            LIFT_PROBLEM.into(),
+            "pddl_domain, line 14, column 2: expected :requirements",
+        ),
+        (
+            LIFT.replace("(inside ?v)", "(inside ?w)"),
+            LIFT_GRAMMAR.into(),
+            LIFT_PROBLEM.into(),
+            "line 14, column 62: expected a variable in scope, found '?w'",
+        ),
+        (
+            LIFT.replace("(warm ?v)", "(warm ?v ?v)"),
+            LIFT_GRAMMAR.into(),
+            LIFT_PROBLEM.into(),
+            "expected 1 arguments of 'warm', found 2",
+        ),
+        (
+            LIFT.into(),
+            LIFT_GRAMMAR.into(),
+            LIFT_PROBLEM.replace("(lift ground)", "(lift attic)"),
+            "pddl_problem, line 3, column 9: expected objects that :objects declares, found 'attic'",
+        ),
+        (
+            LIFT.into(),
+            LIFT_GRAMMAR.into(),
+            LIFT_PROBLEM.replace("- vip)", "- king)"),
+            "pddl_problem, line 2, column 54: expected a type",
+        ),
+        (
+            LIFT.into(),
+            LIFT_GRAMMAR.into(),
+            "(".repeat(100_000),
+            "pddl_problem, line 1, column 201: expected at most 200 nested brackets",
+        ),
+        (
+            LIFT.into(),
+            LIFT_GRAMMAR.into(),
+            LIFT_PROBLEM.replace("(:goal", "(:gaol"),
+            "pddl_problem, line 5, column 2: expected :domain",
+        ),
+        (
+            LIFT.into(),
+            LIFT_GRAMMAR.replace("#who#", "#whom#"),
+            LIFT_PROBLEM.into(),
+            "grammar, line 6, column 8: expected the name of a rule between '#', found 'whom'",
+        ),
+        (
+            LIFT.into(),
+            LIFT_GRAMMAR.replace("action ring {", "action ring ("),
+            LIFT_PROBLEM.into(),
+            "grammar, line 9, column 13: expected '{', found '('",
+        ),
+        (LIFT.into(), LIFT_GRAMMAR.replace("\"who\": [", "\"who\" ["), LIFT_PROBLEM.into(), "grammar, line 2, column"),
+        (
+            LIFT.into(),
+            LIFT_GRAMMAR.replace("action greet", "action meet"),
+            LIFT_PROBLEM.into(),
+            "expected an 'action' block for 'greet'",
+        ),
+        (
+            LIFT.into(),
+            LIFT_GRAMMAR.replace("inside(r:rider)}", "within(r:rider)}"),
+            LIFT_PROBLEM.into(),
+            "expected a predicate of the domain in a condition, found 'within'",
+        ),
+    ];
+    for (domain, grammar, problem, expected) in cases {
+        match lift(&domain, &grammar, &problem) {
+            Err(error) => assert!(error.contains(expected), "{error}\n  should say: {expected}"),
+            Ok(_) => panic!("accepted, but should say: {expected}"),
+        }
+    }
+}
+
+#[test]
+fn a_grammar_that_circles_fails_with_the_rules_name() {
+    let grammar =
+        LIFT_GRAMMAR.replace("a lift.", "#who#").replace("{\"rhs\": \"inside: [{r.name", "{\"rhs\": \"#who# [{r.name");
+    let error = lift(LIFT, &grammar, LIFT_PROBLEM).unwrap().reset().unwrap_err().to_string();
+    assert!(error.contains("rule 'who' of the grammar comes back to itself"), "{error}");
+}
+
+#[test]
+fn a_missing_or_broken_game_file_is_named() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("game.tw-pddl");
+    assert!(GameFile::read(&path).unwrap_err().to_string().contains("game.tw-pddl: cannot be read"));
+    std::fs::write(&path, "{\"pddl_domain\": 3").unwrap();
+    assert!(GameFile::read(&path).unwrap_err().to_string().contains("is not a game file"));
+}

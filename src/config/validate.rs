@@ -82,6 +82,7 @@ impl Config {
         need(r.top_p > 0.0 && r.top_p <= 1.0, "rollout.top_p", r.top_p, "must be above 0 and at most 1 (1: off)")?;
         need((0.0..1.0).contains(&r.min_p), "rollout.min_p", r.min_p, "must be in [0, 1) (0: off)")?;
         positive("rollout.repetition_penalty", r.repetition_penalty)?;
+        at_least_one("rollout.max_live", r.max_live)?;
         at_least_one("rollout.max_turn_tokens", r.max_turn_tokens)?;
         let most = r.max_episode_tokens;
         let room = format!("must exceed rollout.max_turn_tokens = {} (0: the model's context)", r.max_turn_tokens);

@@ -63,7 +63,7 @@ struct LayerActs {
     rstd1: Vec<f32>,
     qkv: Vec<f32>,
     attn: Vec<f32>,
-    lse: Vec<f32>,
+    softmax: Vec<f32>,
     mid: Vec<f32>,
     norm2: Vec<f32>,
     rstd2: Vec<f32>,
@@ -168,7 +168,7 @@ impl Model {
             .zip(a.rstd1.par_chunks_mut(BLOCK))
             .zip(a.qkv.par_chunks_mut(BLOCK * d.attention.qkv_dim()));
         parts.for_each(|((((x, position), norm), rstd), qkv)| self.qkv_forward(layer, x, position, norm, rstd, qkv));
-        attention::forward(&a.qkv, d.attention, visibility, &mut a.attn, &mut a.lse);
+        attention::forward(&a.qkv, d.attention, visibility, &mut a.attn, &mut a.softmax);
         let parts = x
             .par_chunks(BLOCK * d.hidden)
             .zip(a.attn.par_chunks(BLOCK * d.attention.q_dim()))
@@ -329,7 +329,7 @@ impl Model {
             .collect();
         add_all(&mut grads[layer.post_norm.clone()], &dw);
 
-        attention::backward(&g.attn, &a.qkv, &a.lse, d.attention, visibility, &mut g.qkv);
+        attention::backward(&g.attn, &a.qkv, &a.attn, &a.softmax, d.attention, visibility, &mut g.qkv);
 
         let w_norm = self.weight(&layer.input_norm);
         let parts = g
@@ -422,13 +422,13 @@ fn norm_backward(dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32],
 
 impl LayerActs {
     fn resize(&mut self, tokens: usize, d: &Dims) {
-        let LayerActs { norm1, rstd1, qkv, attn, lse, mid, norm2, rstd2, gate_up, act } = self;
+        let LayerActs { norm1, rstd1, qkv, attn, softmax, mid, norm2, rstd2, gate_up, act } = self;
         let sizes = [
             (norm1, d.hidden),
             (rstd1, 1),
             (qkv, d.attention.qkv_dim()),
             (attn, d.attention.q_dim()),
-            (lse, d.attention.heads),
+            (softmax, 2 * d.attention.heads),
             (mid, d.hidden),
             (norm2, d.hidden),
             (rstd2, 1),

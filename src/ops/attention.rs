@@ -4,10 +4,10 @@
 //! before, and a run sees its ancestors' intervals in full and itself causally. So no mask is ever read, nothing invisible is
 //! computed, and the largest scratch is one query block against its own keys.
 //!
-//! Backward, with P the softmax, dP = dO Vᵀ and δ_i = P_i·dP_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
+//! Backward, with P the softmax, dP = dO Vᵀ and δ_i = dO_i·O_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
 
 use super::residual;
-use crate::device::cpu::{Mat, dot, exp, gemm, simd};
+use crate::device::cpu::{Mat, exp, gemm, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -132,22 +132,23 @@ impl Block {
     }
 }
 
-/// `qkv` `[tokens, qkv_dim]` (rotated) to `out` `[tokens, heads · head_dim]`; `lse` `[tokens, heads]` keeps each row's log-sum-exp.
+/// `qkv` `[tokens, qkv_dim]` (rotated) to `out` `[tokens, heads · head_dim]`. `softmax` `[tokens, heads, 2]` keeps each row's
+/// maximum and the inverse of its sum: their f32 log-sum-exp would cost the backward pass several bits where scores are large.
 /// Parallel over query blocks.
-pub fn forward(qkv: &[f32], shape: Shape, visibility: &Visibility, out: &mut [f32], lse: &mut [f32]) {
-    let (mut tasks, mut out, mut lse) = (Vec::new(), out, lse);
+pub fn forward(qkv: &[f32], shape: Shape, visibility: &Visibility, out: &mut [f32], softmax: &mut [f32]) {
+    let (mut tasks, mut out, mut softmax) = (Vec::new(), out, softmax);
     for block in visibility.runs.iter().flat_map(Run::blocks) {
         let (o, rest) = std::mem::take(&mut out).split_at_mut(block.rows.len() * shape.q_dim());
-        let (l, tail) = std::mem::take(&mut lse).split_at_mut(block.rows.len() * shape.heads);
-        (out, lse) = (rest, tail);
+        let (l, tail) = std::mem::take(&mut softmax).split_at_mut(block.rows.len() * shape.heads * 2);
+        (out, softmax) = (rest, tail);
         tasks.push((block, o, l));
     }
     tasks
         .into_par_iter()
-        .for_each_init(Vec::new, |s, (block, out, lse)| forward_block(qkv, shape, &block, s, out, lse));
+        .for_each_init(Vec::new, |s, (block, out, softmax)| forward_block(qkv, shape, &block, s, out, softmax));
 }
 
-fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out: &mut [f32], lse: &mut [f32]) {
+fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out: &mut [f32], softmax: &mut [f32]) {
     let (d, stride, rows) = (shape.head_dim, shape.qkv_dim(), block.rows.len());
     s.resize(rows * block.total, 0.0);
     for h in 0..shape.heads {
@@ -162,8 +163,8 @@ fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out
                     hidden.fill(0.0);
                     let max = max(row);
                     let sum = exp_sum(row, max);
-                    lse[i * shape.heads + h] = max + sum.ln();
                     let inv = 1.0 / sum;
+                    softmax[(i * shape.heads + h) * 2..][..2].copy_from_slice(&[max, inv]);
                     row.iter_mut().for_each(|p| *p *= inv);
                 }
             },
@@ -188,12 +189,20 @@ fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out
 /// Gradient of `qkv` (overwritten, still rotated). Parallel over chunks of runs and kv heads; each task sums the gradient of the
 /// keys it reads in a private buffer, and the buffers are added in a fixed order.
 #[allow(clippy::too_many_arguments)]
-pub fn backward(d_out: &[f32], qkv: &[f32], lse: &[f32], shape: Shape, visibility: &Visibility, d_qkv: &mut [f32]) {
+pub fn backward(
+    d_out: &[f32],
+    qkv: &[f32],
+    out: &[f32],
+    softmax: &[f32],
+    shape: Shape,
+    visibility: &Visibility,
+    d_qkv: &mut [f32],
+) {
     let (d, stride) = (shape.head_dim, shape.qkv_dim());
     let chunks = visibility.chunks();
     let tasks: Vec<_> = chunks.iter().flat_map(|&runs| (0..shape.kv_heads).map(move |kv| (runs, kv))).collect();
     let grads: Vec<_> =
-        tasks.into_par_iter().map(|(runs, kv)| backward_chunk(d_out, qkv, lse, shape, runs, kv)).collect();
+        tasks.into_par_iter().map(|(runs, kv)| backward_chunk(d_out, qkv, out, softmax, shape, runs, kv)).collect();
     d_qkv.par_chunks_mut(stride).for_each(|row| row[shape.q_dim()..].fill(0.0));
     for (i, g) in grads.iter().enumerate() {
         let kv = i % shape.kv_heads;
@@ -243,7 +252,15 @@ impl ChunkGrads {
     }
 }
 
-fn backward_chunk(d_out: &[f32], qkv: &[f32], lse: &[f32], shape: Shape, runs: &[Run], kv: usize) -> ChunkGrads {
+fn backward_chunk(
+    d_out: &[f32],
+    qkv: &[f32],
+    out: &[f32],
+    softmax: &[f32],
+    shape: Shape,
+    runs: &[Run],
+    kv: usize,
+) -> ChunkGrads {
     let (d, stride, q_dim) = (shape.head_dim, shape.qkv_dim(), shape.q_dim());
     let width = shape.group() * d;
     let mut g = ChunkGrads::new(runs, shape);
@@ -254,8 +271,8 @@ fn backward_chunk(d_out: &[f32], qkv: &[f32], lse: &[f32], shape: Shape, runs: &
         ds.resize(rows * block.total, 0.0);
         for h in kv * shape.group()..(kv + 1) * shape.group() {
             let q = Mat::rows(&qkv[block.rows.start * stride + h * d..], stride);
-            let o_at = block.rows.start * q_dim + h * d;
-            let d_o = &d_out[o_at..(block.rows.end - 1) * q_dim + (h + 1) * d];
+            let (o_at, o_end) = (block.rows.start * q_dim + h * d, (block.rows.end - 1) * q_dim + (h + 1) * d);
+            let (d_o, o) = (&d_out[o_at..o_end], &out[o_at..o_end]);
             block.scores(&mut p, q, &qkv[(shape.heads + kv) * d..], stride, d, shape.scale());
             let v_at = (shape.heads + shape.kv_heads + kv) * d;
             block.scores(&mut ds, Mat::rows(d_o, q_dim), &qkv[v_at..], stride, d, 1.0);
@@ -268,15 +285,13 @@ fn backward_chunk(d_out: &[f32], qkv: &[f32], lse: &[f32], shape: Shape, runs: &
                         let seen = block.visible(i);
                         p[seen..].fill(0.0);
                         ds[seen..].fill(0.0);
-                        let lse = lse[(block.rows.start + i) * shape.heads + h];
-                        let (p, ds) = (&mut p[..seen], &mut ds[..seen]);
-                        p.iter_mut().for_each(|p| *p = exp(*p - lse));
-                        // `lse` is a rounded number of size log(keys): dividing by the row's sum takes that error out again.
-                        let inv = (1.0 / p.iter().map(|p| f64::from(*p)).sum::<f64>()) as f32;
-                        p.iter_mut().for_each(|p| *p *= inv);
-                        let delta = dot(p, ds);
-                        for (p, ds) in p.iter().zip(ds) {
-                            *ds = p * (*ds - delta);
+                        let row = (block.rows.start + i) * shape.heads + h;
+                        let (max, inv) = (softmax[row * 2], softmax[row * 2 + 1]);
+                        let delta: f32 =
+                            d_o[i * q_dim..][..d].iter().zip(&o[i * q_dim..][..d]).map(|(a, b)| a * b).sum();
+                        for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
+                            *p = exp(*p - max) * inv;
+                            *ds = *p * (*ds - delta);
                         }
                     }
                 },

@@ -5,7 +5,8 @@ use plotters::prelude::*;
 /// The line's colour; legible on light and dark paper. Axes and text are coloured by the page's style sheet.
 const LINE: RGBColor = RGBColor(59, 130, 246);
 const GRID: RGBColor = RGBColor(128, 128, 128);
-const SIZE: (u32, u32) = (360, 190);
+/// Three units to a pixel of the page: the backend draws on whole units.
+const SIZE: (u32, u32) = (1080, 540);
 
 /// Points (x, y) as an SVG element; values that are not finite are left out. `None` without a point.
 pub fn curve(points: &[(f64, f64)]) -> Option<String> {
@@ -21,25 +22,25 @@ pub fn curve(points: &[(f64, f64)]) -> Option<String> {
 fn draw(points: &[(f64, f64)], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&root)
-        .margin(6)
-        .x_label_area_size(22)
-        .y_label_area_size(52)
+        .margin(15)
+        .x_label_area_size(54)
+        .y_label_area_size(150)
         .build_cartesian_2d(span(points.iter().map(|p| p.0)), span(points.iter().map(|p| p.1)))?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(TRANSPARENT)
-        .bold_line_style(GRID.mix(0.25))
-        .axis_style(GRID.mix(0.6))
+        .bold_line_style(GRID.mix(0.25).stroke_width(3))
+        .axis_style(GRID.mix(0.6).stroke_width(3))
         .x_labels(5)
         .y_labels(5)
         .x_label_formatter(&|x| number(*x))
         .y_label_formatter(&|y| number(*y))
-        .label_style(("sans-serif", 11))
+        .label_style(("sans-serif", 33))
         .draw()?;
-    chart.draw_series(LineSeries::new(points.iter().copied(), LINE.stroke_width(2)))?;
+    chart.draw_series(LineSeries::new(points.iter().copied(), LINE.stroke_width(6)))?;
     if let [point] = points {
-        chart.draw_series([Circle::new(*point, 3, LINE.filled())])?;
+        chart.draw_series([Circle::new(*point, 9, LINE.filled())])?;
     }
     root.present()?;
     Ok(())

@@ -35,7 +35,7 @@ impl Live {
         open: Open<'_>,
         mut episode: Episode,
         index: usize,
-    ) -> Result<Result<Live, Episode>, RolloutError> {
+    ) -> Result<Result<Live, Box<Episode>>, RolloutError> {
         let started = Instant::now();
         let begin = || -> Result<_, EnvError> {
             let mut env = open(&episode.task)?;
@@ -47,7 +47,7 @@ impl Live {
             Err(error @ EnvError::HeldOut { .. }) => return Err(RolloutError::HeldOut(error)),
             Err(error) => {
                 episode.finish = Finish::EnvFailed(error.to_string());
-                return Ok(Err(episode));
+                return Ok(Err(Box::new(episode)));
             }
         };
         let prompt = table.prompter.first(&shown)?;

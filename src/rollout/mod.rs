@@ -98,7 +98,7 @@ struct Group {
 impl Group {
     /// Lets a member in, or gives back its failed episode: a group is one instance, so a member that began elsewhere
     /// cannot be compared with the others.
-    fn admit(&mut self, cache: &mut KvCache, entrant: Live) -> Result<Live, Episode> {
+    fn admit(&mut self, cache: &mut KvCache, entrant: Live) -> Result<Live, Box<Episode>> {
         if self.prompt.is_empty() {
             self.prompt.clone_from(&entrant.episode.tokens);
             self.slot = Some(cache.alloc());
@@ -107,7 +107,7 @@ impl Group {
             return Ok(entrant);
         }
         let reason = "it began with another observation than the rest of its group".into();
-        Err(Episode { finish: Finish::EnvFailed(reason), ..entrant.episode })
+        Err(Box::new(Episode { finish: Finish::EnvFailed(reason), ..entrant.episode }))
     }
 
     /// One member fewer will need the prompt.
@@ -167,7 +167,7 @@ pub fn rollout(
                 Ok(entrant) => live.push(entrant),
                 Err(failed) => {
                     group.release(&mut cache);
-                    done[index] = Some(failed);
+                    done[index] = Some(*failed);
                 }
             }
         }

@@ -77,7 +77,7 @@ fn activations(config: &Config, model: &Qwen2Config) -> Part {
 /// Keys and values of every layer, as if no two episodes shared a prefix; whole pages.
 fn kv_cache(config: &Config, model: &Qwen2Config) -> Part {
     let r = &config.rollout;
-    let episodes = u64::from(r.groups) * u64::from(r.group_size);
+    let episodes = (u64::from(r.groups) * u64::from(r.group_size)).min(r.max_live.into());
     let context = model.max_position_embeddings;
     let tokens = if r.max_episode_tokens == 0 { context } else { context.min(r.max_episode_tokens as usize) };
     let pages = tokens.div_ceil(PAGE) * PAGE;

@@ -102,7 +102,7 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let room = room_of(id.scene);
     let (places, lamp) = layout(id.scene);
     let mut random = Random::new(&[2, id.kind as u64, id.scene, id.seed, attempt]);
-    let cool_inspect = id.kind == TaskType::Inspect && room.fixtures.contains(&"fridge") && random.below(3) < 2;
+    let cool_inspect = id.kind == TaskType::Inspect && room.fixtures.contains(&"fridge") && random.below(4) < 3;
     let fits = |k: &&Kind| match id.kind {
         TaskType::Place | TaskType::PlaceTwo => true,
         TaskType::Inspect => !cool_inspect || k.coolable,

@@ -1,6 +1,6 @@
 //! Ground facts: numbered, found by value, and listed by what they mention.
 
-use std::collections::HashMap;
+use foldhash::HashMap;
 
 use super::pddl::PredicateId;
 
@@ -9,13 +9,31 @@ pub type EntityId = u16;
 /// Index of a fact. Facts that no action changes come first.
 pub type FactId = u32;
 
+/// Most arguments of a predicate: a fact's predicate and arguments are one 128-bit key.
+pub const MOST_ARGUMENTS: usize = 7;
+
+/// A predicate and its arguments as one number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Key(u128);
+
+impl Key {
+    /// `None` when an argument is unknown.
+    pub fn new(predicate: PredicateId, args: impl Iterator<Item = Option<EntityId>>) -> Option<Self> {
+        let mut key = 0;
+        for arg in args {
+            key = key << 16 | u128::from(arg?);
+        }
+        Some(Self(u128::from(predicate) << (16 * MOST_ARGUMENTS) | key))
+    }
+}
+
 /// Every fact that holds at the start or that some reachable action makes true.
 #[derive(Debug, Default)]
 pub struct Facts {
     predicates: Vec<PredicateId>,
     starts: Vec<u32>,
     args: Vec<EntityId>,
-    ids: HashMap<(PredicateId, Box<[EntityId]>), FactId>,
+    ids: HashMap<Key, FactId>,
     of_predicate: Vec<Vec<FactId>>,
     mentioning: HashMap<(PredicateId, u8, EntityId), Vec<FactId>>,
 }
@@ -25,31 +43,31 @@ impl Facts {
         Self { of_predicate: vec![Vec::new(); predicates], starts: vec![0], ..Self::default() }
     }
 
-    pub fn len(&self) -> usize {
+    pub fn count(&self) -> usize {
         self.predicates.len()
     }
 
-    /// The fact's number, and whether it is new.
-    pub fn insert(&mut self, predicate: PredicateId, args: &[EntityId]) -> (FactId, bool) {
-        let id = self.len() as FactId;
-        match self.ids.entry((predicate, args.into())) {
-            std::collections::hash_map::Entry::Occupied(known) => (*known.get(), false),
-            std::collections::hash_map::Entry::Vacant(free) => {
-                free.insert(id);
-                self.predicates.push(predicate);
-                self.args.extend_from_slice(args);
-                self.starts.push(self.args.len() as u32);
-                self.of_predicate[usize::from(predicate)].push(id);
-                for (place, arg) in args.iter().enumerate() {
-                    self.mentioning.entry((predicate, place as u8, *arg)).or_default().push(id);
-                }
-                (id, true)
-            }
+    /// Adds a fact of `arity` arguments: its number, and whether it is new.
+    pub fn insert(&mut self, key: Key, arity: usize) -> (FactId, bool) {
+        let id = self.count() as FactId;
+        let known = *self.ids.entry(key).or_insert(id);
+        if known != id {
+            return (known, false);
         }
+        let predicate = (key.0 >> (16 * MOST_ARGUMENTS)) as PredicateId;
+        self.predicates.push(predicate);
+        self.of_predicate[usize::from(predicate)].push(id);
+        for place in 0..arity {
+            let arg = (key.0 >> (16 * (arity - 1 - place))) as EntityId;
+            self.args.push(arg);
+            self.mentioning.entry((predicate, place as u8, arg)).or_default().push(id);
+        }
+        self.starts.push(self.args.len() as u32);
+        (id, true)
     }
 
-    pub fn find(&self, predicate: PredicateId, args: &[EntityId]) -> Option<FactId> {
-        self.ids.get(&(predicate, args.into())).copied()
+    pub fn find(&self, key: Key) -> Option<FactId> {
+        self.ids.get(&key).copied()
     }
 
     pub fn predicate(&self, fact: FactId) -> PredicateId {

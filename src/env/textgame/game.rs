@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::facts::FactId;
+use super::facts::{FactId, Key};
 use super::grammar::{Expression, Grammar, Piece, Query, Symbol};
 use super::ground::Task;
 use super::pddl::{Domain, Problem};
@@ -66,7 +66,7 @@ impl Game {
         let problem = Problem::parse(problem, &domain)?;
         let task = Task::new(&domain, &problem);
         let names = display_names(&task);
-        let changing = task.facts.len() - task.fixed as usize;
+        let changing = task.facts.count() - task.fixed as usize;
         let mut game = Self {
             domain,
             grammar,
@@ -127,8 +127,9 @@ impl Game {
     /// Whether a fact holds, given the display names of what it speaks of.
     pub fn holds(&self, state: &State, predicate: &str, names: &[&str]) -> bool {
         let entity = |name: &&str| self.names.iter().position(|n| n == name).map(|i| i as u16);
-        let args: Option<Vec<u16>> = names.iter().map(entity).collect();
-        let fact = args.zip(self.domain.predicate_named(predicate)).and_then(|(a, p)| self.task.facts.find(p, &a));
+        let predicate = self.domain.predicate_named(predicate);
+        let key = predicate.and_then(|p| Key::new(p, names.iter().map(entity)));
+        let fact = key.and_then(|key| self.task.facts.find(key));
         fact.is_some_and(|f| state.holds(f))
     }
 
@@ -136,7 +137,7 @@ impl Game {
     pub fn without(&self, state: &State, hidden: impl Fn(&str, &[&str]) -> bool) -> State {
         let mut believed = state.clone();
         let facts = &self.task.facts;
-        for fact in self.task.fixed..facts.len() as FactId {
+        for fact in self.task.fixed..facts.count() as FactId {
             let names: Vec<&str> = facts.args(fact).iter().map(|e| self.names[usize::from(*e)].as_str()).collect();
             if state.holds(fact) && hidden(&self.domain.predicates[usize::from(facts.predicate(fact))].name, &names) {
                 believed.set(fact, false);

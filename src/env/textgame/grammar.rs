@@ -377,7 +377,8 @@ impl Builder<'_> {
 
     fn symbols(&mut self, text: &str, at: Position) -> Result<Vec<Symbol>, GameError> {
         let text = text.replace("\\n", "\n");
-        let mut rest = text.as_str();
+        // The original reader skips white space where a text begins.
+        let mut rest = text.trim_start();
         let mut out = Vec::new();
         while let Some(first) = rest.chars().next() {
             let closed = |mark: char| {

@@ -4,9 +4,11 @@
 //! become true when deletions are ignored, starting anew only from facts just found. So only actions that can ever be
 //! possible are made.
 
-use std::collections::{HashMap, HashSet};
+use std::borrow::Cow;
 
-use super::facts::{EntityId, FactId, Facts};
+use foldhash::HashMap;
+
+use super::facts::{EntityId, FactId, Facts, Key, MOST_ARGUMENTS};
 use super::pddl::{Atom, Condition, Domain, Effect, Problem, Scoped, Term, TypeId};
 
 /// A ground condition that is not a plain conjunction.
@@ -137,6 +139,24 @@ impl Pattern {
     }
 }
 
+/// A search for the bindings of a pattern.
+#[derive(Clone, Copy)]
+struct Join<'a> {
+    pattern: &'a Pattern,
+    types: &'a [TypeId],
+    parameters: usize,
+    /// Atoms not yet matched, as bits.
+    todo: u64,
+    /// The fact that set off the search and the atom that it matches: all else is older, so nothing is found twice.
+    newest: Option<(FactId, usize)>,
+}
+
+impl Join<'_> {
+    fn allows(&self, atom: usize, fact: FactId) -> bool {
+        self.newest.is_none_or(|(newest, at)| fact < newest || (fact == newest && atom > at))
+    }
+}
+
 /// What the slots stand for.
 type Binding = Vec<Option<EntityId>>;
 
@@ -160,17 +180,17 @@ impl Task {
         let mut init = Vec::new();
         for fluent in [false, true] {
             for (predicate, args) in problem.init.iter().filter(|(p, _)| is_fluent(*p) == fluent) {
-                let args: Vec<EntityId> = args.iter().map(|a| g.by_name[a]).collect();
-                let (fact, new) = g.facts.insert(*predicate, &args);
+                let Some(key) = Key::new(*predicate, args.iter().map(|a| g.by_name.get(a).copied())) else { continue };
+                let (fact, new) = g.facts.insert(key, args.len());
                 if fluent && new {
                     init.push(fact);
                 }
             }
             if !fluent {
-                g.fixed = g.facts.len() as FactId;
+                g.fixed = g.facts.count() as FactId;
             }
         }
-        let (actions, ways) = g.actions(&init);
+        let (actions, ways) = g.actions();
         let goal = g.conjunctions(&problem.goal);
         g.facts.sort();
         Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, ways, goal }
@@ -185,13 +205,13 @@ impl Grounder<'_> {
         }
     }
 
-    /// The arguments of an atom with every slot filled; `None` when it names an object that the problem lacks.
-    fn arguments(&self, atom: &Atom, binding: &Binding) -> Option<Vec<EntityId>> {
-        atom.terms.iter().map(|t| self.value(t, binding)).collect()
+    /// An atom with every slot filled; `None` when it names an object that the problem lacks.
+    fn key(&self, atom: &Atom, binding: &Binding) -> Option<Key> {
+        Key::new(atom.predicate, atom.terms.iter().map(|t| self.value(t, binding)))
     }
 
     fn find(&self, atom: &Atom, binding: &Binding) -> Option<FactId> {
-        self.facts.find(atom.predicate, &self.arguments(atom, binding)?)
+        self.facts.find(self.key(atom, binding)?)
     }
 
     fn members(&self, kind: TypeId) -> impl Iterator<Item = EntityId> {
@@ -218,30 +238,25 @@ impl Grounder<'_> {
         true
     }
 
-    /// Fills what `todo` (atoms not yet matched, as bits) and `pattern.slots` leave open, in every possible way.
-    fn join(
-        &self,
-        pattern: &Pattern,
-        types: &[TypeId],
-        parameters: usize,
-        todo: u64,
-        binding: &mut Binding,
-        found: &mut Vec<Binding>,
-    ) {
+    /// Fills what `join.todo` and the pattern's slots leave open, in every possible way.
+    fn join(&self, join: Join, binding: &mut Binding, found: &mut Vec<Binding>) {
+        let Join { pattern, types, parameters, todo, .. } = join;
         let open = (0..pattern.positive.len()).filter(|i| todo >> i & 1 == 1);
         let cheapest = open
             .map(|i| {
                 let atom = &pattern.positive[i];
-                let args: Vec<_> = atom.terms.iter().map(|t| self.value(t, binding)).collect();
-                let lost = atom.terms.iter().zip(&args).any(|(t, a)| a.is_none() && matches!(t, Term::Object(_)));
-                (i, if lost { &[][..] } else { self.facts.candidates(atom.predicate, &args) })
+                let mut args = [None; MOST_ARGUMENTS];
+                let args = &mut args[..atom.terms.len()];
+                args.iter_mut().zip(&atom.terms).for_each(|(a, t)| *a = self.value(t, binding));
+                let lost = atom.terms.iter().zip(&*args).any(|(t, a)| a.is_none() && matches!(t, Term::Object(_)));
+                (i, if lost { &[][..] } else { self.facts.candidates(atom.predicate, args) })
             })
             .min_by_key(|(_, list)| list.len());
         if let Some((i, candidates)) = cheapest {
             let mut trail = Vec::new();
-            for fact in candidates {
+            for fact in candidates.iter().filter(|f| join.allows(i, **f)) {
                 if self.unify(&pattern.positive[i], *fact, types, binding, &mut trail) {
-                    self.join(pattern, types, parameters, todo & !(1 << i), binding, found);
+                    self.join(Join { todo: todo & !(1 << i), ..join }, binding, found);
                 }
                 trail.drain(..).for_each(|slot| binding[usize::from(slot)] = None);
             }
@@ -251,7 +266,7 @@ impl Grounder<'_> {
         if let Some(slot) = needed.into_iter().find(|s| binding[usize::from(*s)].is_none()) {
             for entity in self.members(types[usize::from(slot)]) {
                 binding[usize::from(slot)] = Some(entity);
-                self.join(pattern, types, parameters, 0, binding, found);
+                self.join(join, binding, found);
             }
             binding[usize::from(slot)] = None;
             return;
@@ -266,7 +281,7 @@ impl Grounder<'_> {
         }
     }
 
-    fn actions(&mut self, init: &[FactId]) -> (Vec<GroundAction>, Vec<Way>) {
+    fn actions(&mut self) -> (Vec<GroundAction>, Vec<Way>) {
         let domain = self.domain;
         let all: Vec<(usize, Pattern)> = domain
             .actions
@@ -274,66 +289,74 @@ impl Grounder<'_> {
             .enumerate()
             .flat_map(|(s, a)| patterns(&a.precondition.condition, true).into_iter().map(move |p| (s, p)))
             .collect();
-        let mut seen: HashSet<(usize, Binding)> = HashSet::new();
+        let is_fluent = |a: &Atom| domain.predicates[usize::from(a.predicate)].fluent;
+        // Patterns and the atom in them that a new fact of a predicate may match.
+        let mut triggered: Vec<Vec<(usize, usize)>> = vec![Vec::new(); domain.predicates.len()];
+        let mut idle = Vec::new();
+        for (index, (_, pattern)) in all.iter().enumerate() {
+            for (i, atom) in pattern.positive.iter().enumerate().filter(|(_, a)| is_fluent(a)) {
+                triggered[usize::from(atom.predicate)].push((index, i));
+            }
+            if !pattern.positive.iter().any(is_fluent) {
+                idle.push(index);
+            }
+        }
         let mut order: Vec<(usize, Binding)> = Vec::new();
-        let mut queue: Vec<FactId> = init.to_vec();
-        let mut next = 0;
         let mut found = Vec::new();
-        // Patterns that need no changing fact are possible from the start; `None` stands for them.
-        let mut trigger = None;
-        loop {
-            for (index, (schema, pattern)) in all.iter().enumerate() {
-                let scoped = &domain.actions[*schema].precondition;
-                let types = &scoped.slot_types;
-                let parameters = domain.actions[*schema].parameters.len();
-                let every = (1u64 << pattern.positive.len()) - 1;
-                let mut binding = vec![None; types.len()];
-                let is_fluent = |a: &Atom| domain.predicates[usize::from(a.predicate)].fluent;
-                match trigger {
-                    None if pattern.positive.iter().any(is_fluent) => {}
-                    None => self.join(pattern, types, parameters, every, &mut binding, &mut found),
-                    Some(fact) => {
-                        let mut trail = Vec::new();
-                        for (i, atom) in pattern.positive.iter().enumerate() {
-                            if atom.predicate == self.facts.predicate(fact) {
-                                if self.unify(atom, fact, types, &mut binding, &mut trail) {
-                                    self.join(pattern, types, parameters, every & !(1 << i), &mut binding, &mut found);
-                                }
-                                trail.drain(..).for_each(|slot| binding[usize::from(slot)] = None);
-                            }
-                        }
-                    }
-                }
-                for binding in found.drain(..) {
-                    let key = (index, binding);
-                    if seen.contains(&key) {
-                        continue;
-                    }
-                    for effect in domain.actions[*schema].effects.iter().filter(|e| e.value) {
-                        for filled in self.fillings(&effect.slots, types, &key.1) {
-                            if let Some(args) = self.arguments(&effect.atom, &filled) {
-                                let (fact, new) = self.facts.insert(effect.atom.predicate, &args);
-                                if new {
-                                    queue.push(fact);
-                                }
-                            }
-                        }
-                    }
-                    order.push(key.clone());
-                    seen.insert(key);
+        let start = |index: usize| {
+            let (schema, pattern): &(usize, Pattern) = &all[index];
+            let action = &domain.actions[*schema];
+            let types = action.precondition.slot_types.as_slice();
+            let todo = (1u64 << pattern.positive.len()) - 1;
+            Join { pattern, types, parameters: action.parameters.len(), todo, newest: None }
+        };
+        for index in idle {
+            self.join(start(index), &mut vec![None; start(index).types.len()], &mut found);
+            self.reach(&all, index, &mut found, &mut order);
+        }
+        let mut next = self.fixed;
+        while (next as usize) < self.facts.count() {
+            for (index, i) in &triggered[usize::from(self.facts.predicate(next))] {
+                let join = start(*index);
+                let mut binding = vec![None; join.types.len()];
+                if self.unify(&join.pattern.positive[*i], next, join.types, &mut binding, &mut Vec::new()) {
+                    let join = Join { todo: join.todo & !(1 << i), newest: Some((next, *i)), ..join };
+                    self.join(join, &mut binding, &mut found);
+                    self.reach(&all, *index, &mut found, &mut order);
                 }
             }
-            trigger = queue.get(next).copied();
             next += 1;
-            if trigger.is_none() {
-                break;
-            }
         }
         self.finish(&all, order)
     }
 
-    fn fillings(&self, slots: &[u16], types: &[TypeId], binding: &Binding) -> Vec<Binding> {
-        slots.iter().fold(vec![binding.clone()], |partial, slot| {
+    /// Notes what was found possible, and that what it makes true can become true.
+    fn reach(
+        &mut self,
+        all: &[(usize, Pattern)],
+        index: usize,
+        found: &mut Vec<Binding>,
+        order: &mut Vec<(usize, Binding)>,
+    ) {
+        let action = &self.domain.actions[all[index].0];
+        for binding in found.drain(..) {
+            for effect in action.effects.iter().filter(|e| e.value) {
+                for filled in self.fillings(&effect.slots, &action.precondition.slot_types, &binding).iter() {
+                    if let Some(key) = self.key(&effect.atom, filled) {
+                        self.facts.insert(key, effect.atom.terms.len());
+                    }
+                }
+            }
+            order.push((index, binding));
+        }
+    }
+
+    /// The binding with `slots` filled in every possible way.
+    fn fillings<'b>(&self, slots: &[u16], types: &[TypeId], binding: &'b Binding) -> Cow<'b, [Binding]> {
+        if slots.is_empty() {
+            return Cow::Borrowed(std::slice::from_ref(binding));
+        }
+        let all: Vec<Binding> = slots.iter().fold(vec![binding.clone()], |partial, slot| {
             let fill = |b: Binding| {
                 self.members(types[usize::from(*slot)]).map(move |e| {
                     let mut b = b.clone();
@@ -342,14 +365,15 @@ impl Grounder<'_> {
                 })
             };
             partial.into_iter().flat_map(fill).collect()
-        })
+        });
+        Cow::Owned(all)
     }
 
     /// Once all reachable facts are known: the actions' effects and the remaining conditions.
     fn finish(&self, all: &[(usize, Pattern)], order: Vec<(usize, Binding)>) -> (Vec<GroundAction>, Vec<Way>) {
         let mut actions: Vec<GroundAction> = Vec::new();
         let mut ways = Vec::new();
-        let mut known: HashMap<(usize, Box<[EntityId]>), u32> = HashMap::new();
+        let mut known: HashMap<(usize, Box<[EntityId]>), u32> = HashMap::default();
         for (index, binding) in order {
             let (schema, pattern) = &all[index];
             let action = &self.domain.actions[*schema];
@@ -383,9 +407,9 @@ impl Grounder<'_> {
     ) -> GroundAction {
         let (mut adds, mut deletes, mut conditional) = (Vec::new(), Vec::new(), Vec::new());
         for effect in effects {
-            for filled in self.fillings(&effect.slots, types, binding) {
-                let Some(fact) = self.find(&effect.atom, &filled) else { continue };
-                let tests = effect.conditions.iter().map(|c| self.test(c, types, &filled)).collect();
+            for filled in self.fillings(&effect.slots, types, binding).iter() {
+                let Some(fact) = self.find(&effect.atom, filled) else { continue };
+                let tests = effect.conditions.iter().map(|c| self.test(c, types, filled)).collect();
                 match (simplified(tests, true), effect.value) {
                     (Test::Is(false), _) => {}
                     (Test::Is(true), true) => adds.push(fact),
@@ -421,9 +445,10 @@ impl Grounder<'_> {
         let mut all = Vec::new();
         for pattern in patterns(&goal.condition, true) {
             let mut found = Vec::new();
-            let every = (1u64 << pattern.positive.len()) - 1;
+            let todo = (1u64 << pattern.positive.len()) - 1;
             let mut binding = vec![None; goal.slot_types.len()];
-            self.join(&pattern, &goal.slot_types, 0, every, &mut binding, &mut found);
+            let join = Join { pattern: &pattern, types: &goal.slot_types, parameters: 0, todo, newest: None };
+            self.join(join, &mut binding, &mut found);
             all.extend(found.iter().filter_map(|b| self.conjunction(&pattern, &goal.slot_types, b)));
         }
         all

@@ -2,6 +2,7 @@
 
 use std::collections::HashSet;
 
+use super::facts::MOST_ARGUMENTS;
 use super::syntax::{GameError, Node, Position, read};
 
 /// Index into [`Domain::types`].
@@ -33,6 +34,29 @@ pub enum Condition {
     Forall(Vec<u16>, Box<Condition>),
     Equal(Term, Term),
     Atom(Atom),
+}
+
+/// Larger conditions are refused: conjunctions after expansion, and atoms in one of them.
+const MOST_CONJUNCTIONS: usize = 4096;
+const MOST_ATOMS: usize = 60;
+
+impl Condition {
+    /// How many conjunctions the condition expands to, and the most atoms in one.
+    fn size(&self, wanted: bool) -> (usize, usize) {
+        match self {
+            Condition::And(parts) | Condition::Or(parts) => {
+                let sizes = parts.iter().map(|p| p.size(wanted));
+                if matches!(self, Condition::And(_)) == wanted {
+                    sizes.fold((1, 0), |(n, atoms), (m, more)| (n.saturating_mul(m), atoms.saturating_add(more)))
+                } else {
+                    sizes.fold((0, 0), |(n, atoms), (m, more)| (n.saturating_add(m), atoms.max(more)))
+                }
+            }
+            Condition::Not(inner) => inner.size(!wanted),
+            Condition::Exists(_, body) | Condition::Forall(_, body) => body.size(wanted),
+            Condition::Equal(..) | Condition::Atom(_) => (1, 1),
+        }
+    }
 }
 
 /// One elementary effect: for every filling of `slots`, when all of `conditions` held before, `atom` becomes `value`.
@@ -120,6 +144,10 @@ impl Domain {
                     for item in items {
                         let (name, args) = reader.headed(item)?;
                         let arity = reader.typed(args)?.len();
+                        if arity > MOST_ARGUMENTS {
+                            let expected = format!("at most {MOST_ARGUMENTS} arguments of '{name}'");
+                            return Err(reader.fail(item.at(), &expected, arity.to_string()));
+                        }
                         domain.predicates.push(Predicate { name: name.into(), arity, fluent: false });
                     }
                 }
@@ -201,7 +229,7 @@ impl Problem {
                         return Err(reader.fail(section.at(), "one condition", format!("{} items", items.len())));
                     };
                     let mut scope = Scope::default();
-                    let condition = reader.condition(body, &mut local, &mut scope)?;
+                    let condition = reader.whole_condition(body, &mut local, &mut scope)?;
                     goal = Some(Scoped { condition, slot_types: scope.types });
                 }
                 other => {
@@ -209,6 +237,9 @@ impl Problem {
                     return Err(reader.fail(section.at(), expected, format!("'{other}'")));
                 }
             }
+        }
+        if objects.len() > usize::from(u16::MAX) {
+            return Err(reader.fail(root.at(), "at most 65535 objects", objects.len().to_string()));
         }
         let known: HashSet<&str> = objects.iter().map(|(name, _)| name.as_str()).collect();
         for (_, args, at) in &init {
@@ -342,7 +373,7 @@ impl Reader {
                         parameters.push(variable.trim_start_matches('?').to_string());
                     }
                 }
-                ":precondition" => precondition = self.condition(value, domain, &mut scope)?,
+                ":precondition" => precondition = self.whole_condition(value, domain, &mut scope)?,
                 ":effect" => self.effect(value, domain, &mut scope, &[], &[], &mut effects)?,
                 other => {
                     let expected = ":parameters, :precondition or :effect";
@@ -375,6 +406,17 @@ impl Reader {
     fn declare(&self, node: &Node, domain: &mut Domain, scope: &mut Scope) -> Result<Vec<u16>, GameError> {
         let names = self.typed(self.list(node, "a list of variables")?)?;
         Ok(names.iter().map(|(name, kind, _)| scope.declare(name, domain.type_or_new(kind))).collect())
+    }
+
+    /// A precondition or goal: small enough to be expanded.
+    fn whole_condition(&self, node: &Node, domain: &mut Domain, scope: &mut Scope) -> Result<Condition, GameError> {
+        let condition = self.condition(node, domain, scope)?;
+        let (conjunctions, atoms) = condition.size(true);
+        if conjunctions > MOST_CONJUNCTIONS || atoms > MOST_ATOMS {
+            let expected = format!("at most {MOST_CONJUNCTIONS} alternatives of at most {MOST_ATOMS} atoms");
+            return Err(self.fail(node.at(), &expected, format!("{conjunctions} of up to {atoms}")));
+        }
+        Ok(condition)
     }
 
     fn condition(&self, node: &Node, domain: &mut Domain, scope: &mut Scope) -> Result<Condition, GameError> {

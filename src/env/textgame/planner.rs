@@ -6,7 +6,9 @@
 //! or bears on the goal anyway. So nobody picks up things that do not matter only to put them down again.
 
 use std::cmp::Reverse;
-use std::collections::{BinaryHeap, HashMap};
+use std::collections::BinaryHeap;
+
+use foldhash::HashMap;
 
 use super::facts::FactId;
 use super::game::{Game, State};
@@ -15,11 +17,14 @@ use super::ground::Test;
 /// States looked at before the search gives up.
 const MOST_STATES: usize = 200_000;
 
+/// The distance and the next action of a shortest plan; `None`: no way, or given up.
+type Known = Option<(u32, Option<u32>)>;
+
 /// Finds plans and remembers them: after one search every state on the found plan is known.
 #[derive(Debug, Default)]
 pub struct Planner {
-    /// For a state: the distance and the next action of a shortest plan (`None`: no way, or given up).
-    known: HashMap<Box<[u64]>, Option<(u32, Option<u32>)>>,
+    /// By the changing facts that hold.
+    known: HashMap<Box<[u64]>, Known>,
 }
 
 impl Planner {
@@ -33,7 +38,7 @@ impl Planner {
         self.look_up(game, state).and_then(|(_, action)| action)
     }
 
-    fn look_up(&mut self, game: &Game, state: &State) -> Option<(u32, Option<u32>)> {
+    fn look_up(&mut self, game: &Game, state: &State) -> Known {
         if let Some(known) = self.known.get(state.bits()) {
             return *known;
         }
@@ -69,7 +74,8 @@ pub fn shortest_plan(game: &Game, start: &State) -> Option<Vec<u32>> {
         closed: bool,
     }
     let mut nodes = vec![Node { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false }];
-    let mut seen: HashMap<Box<[u64]>, usize> = HashMap::from([(start.bits().into(), 0)]);
+    let mut seen: HashMap<Box<[u64]>, usize> = HashMap::default();
+    seen.insert(start.bits().into(), 0);
     // Lowest estimate first, then the deepest, then the latest. A node's bound is computed when it is taken, not when it is made.
     let mut open = BinaryHeap::from([(Reverse(0u32), 0u32, 0usize)]);
     while let Some((Reverse(estimate), cost, id)) = open.pop() {
@@ -137,7 +143,7 @@ fn wanted_by(test: &Test, truth: bool, visit: &mut impl FnMut(FactId, bool)) {
 /// The ways (see [`super::ground::Way`]) that bear on the goal from `start`.
 fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
     let task = &game.task;
-    let changing = task.facts.len() - task.fixed as usize;
+    let changing = task.facts.count() - task.fixed as usize;
     let index = |fact: FactId| (fact - task.fixed) as usize;
     // Ways by the facts that they make true and false.
     let mut makers: [Vec<Vec<u32>>; 2] = [vec![Vec::new(); changing], vec![Vec::new(); changing]];
@@ -227,7 +233,7 @@ const FAR: u32 = u32::MAX;
 impl Bound {
     fn new(game: &Game, ways: &[u32]) -> Self {
         let task = &game.task;
-        let changing = task.facts.len() - task.fixed as usize;
+        let changing = task.facts.count() - task.fixed as usize;
         let (always, goal, facts) = (2 * changing as u32, 2 * changing as u32 + 1, 2 * changing + 2);
         let yes = |f: &FactId| f - task.fixed;
         let no = |f: &FactId| f - task.fixed + changing as u32;

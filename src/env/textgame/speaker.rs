@@ -1,6 +1,6 @@
 //! Texts of a grammar in a state.
 
-use super::facts::EntityId;
+use super::facts::{EntityId, MOST_ARGUMENTS};
 use super::game::{Game, State};
 use super::grammar::{Expression, Piece, Property, Query, RuleId, Symbol, VariableId};
 
@@ -119,8 +119,8 @@ impl Speaker<'_> {
             return;
         };
         let lookup = |context: &Context, v: VariableId| context.iter().find(|(w, _)| *w == v).map(|(_, e)| *e);
-        let mut args = [None; 8];
-        let known = &mut args[..atom.variables.len().min(8)];
+        let mut args = [None; MOST_ARGUMENTS];
+        let known = &mut args[..atom.variables.len()];
         for (arg, variable) in known.iter_mut().zip(&atom.variables) {
             *arg = lookup(context, *variable);
         }

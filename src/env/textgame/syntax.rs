@@ -57,6 +57,9 @@ impl fmt::Display for Node {
     }
 }
 
+/// Brackets nested deeper than this are refused, so that reading them cannot exhaust the stack.
+const DEEPEST: usize = 200;
+
 /// Reads the single bracketed list that a PDDL text is; `;` starts a comment.
 pub fn read(part: &'static str, text: &str) -> Result<Node, GameError> {
     let fail = |at, expected: &str, found: &str| GameError { part, at, expected: expected.into(), found: found.into() };
@@ -84,6 +87,7 @@ pub fn read(part: &'static str, text: &str) -> Result<Node, GameError> {
             _ if comment => {}
             ';' => comment = true,
             '(' if whole.is_some() => return Err(fail(at, "the end of the text", "'('")),
+            '(' if open.len() == DEEPEST => return Err(fail(at, &format!("at most {DEEPEST} nested brackets"), "'('")),
             '(' => open.push((Vec::new(), at)),
             ')' => {
                 let (items, start) = open.pop().ok_or_else(|| fail(at, "'(' or the end of the text", "')'"))?;
