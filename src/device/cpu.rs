@@ -1,5 +1,7 @@
 //! The CPU device: f32, threads by rayon, matrix products by the `gemm` crate (AVX-512, AVX2/FMA or NEON, chosen at run time).
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 /// Rows of a token block: one task of a parallel loop. Large enough for efficient matrix products, small enough that a
 /// block's activations stay in the second-level cache.
 pub const BLOCK: usize = 256;
@@ -47,6 +49,9 @@ pub fn gemm(
         a.holds(m, k) && b.holds(k, n) && (m - 1) * c_stride + n <= c.len(),
         "gemm: a matrix is shorter than its shape"
     );
+    if EXACT_PRODUCTS.load(Ordering::Relaxed) {
+        return exact((m, n, k), c, c_stride, accumulate, alpha, a, b);
+    }
     // SAFETY: every index the product touches lies inside its slice, checked just above.
     unsafe {
         gemm::gemm(
@@ -73,25 +78,48 @@ pub fn gemm(
     }
 }
 
+static EXACT_PRODUCTS: AtomicBool = AtomicBool::new(false);
+
+/// From now on (in the whole process) matrix products accumulate in f64 and round once. For reference numbers only: an f32
+/// product of length k errs by about √k roundings, which AdamW then magnifies wherever a gradient is nearly 0.
+pub fn use_exact_products() {
+    EXACT_PRODUCTS.store(true, Ordering::Relaxed);
+}
+
+fn exact(
+    (m, n, k): (usize, usize, usize),
+    c: &mut [f32],
+    c_stride: usize,
+    accumulate: bool,
+    alpha: f32,
+    a: Mat<'_>,
+    b: Mat<'_>,
+) {
+    let widen = |x: Mat<'_>, rows: usize, cols: usize| -> Vec<f64> {
+        let at = |i: usize, j: usize| f64::from(x.data[i * x.row_stride + j * x.col_stride]);
+        (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))).map(|(i, j)| at(i, j)).collect()
+    };
+    let (a, b, mut product) = (widen(a, m, k), widen(b, k, n), vec![0.0f64; m * n]);
+    let (out, a, b) = (product.as_mut_ptr(), a.as_ptr(), b.as_ptr());
+    let (n_stride, k_stride, alpha) = (n as isize, k as isize, f64::from(alpha));
+    // SAFETY: the three matrices were just made, contiguous, of exactly these shapes.
+    unsafe {
+        let serial = gemm::Parallelism::None;
+        gemm::gemm(
+            m, n, k, out, 1, n_stride, false, a, 1, k_stride, b, 1, n_stride, 0.0, alpha, false, false, false, serial,
+        )
+    }
+    for (c, product) in c.chunks_mut(c_stride).zip(product.chunks_exact(n)) {
+        for (c, p) in c.iter_mut().zip(product) {
+            *c = if accumulate { (f64::from(*c) + p) as f32 } else { *p as f32 };
+        }
+    }
+}
+
 /// Runs `f` compiled for the best instruction set of this machine, so that its plain loops vectorise.
 #[inline(always)]
 pub fn simd<R>(f: impl FnOnce() -> R) -> R {
     pulp::Arch::new().dispatch(f)
-}
-
-/// Dot product summed in f64, for the few reductions whose result scales a whole row.
-#[inline(always)]
-pub fn dot(a: &[f32], b: &[f32]) -> f32 {
-    const LANES: usize = 8;
-    let mut lanes = [0.0f64; LANES];
-    let (a8, b8) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
-    let tail: f64 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum();
-    for (a, b) in a8.zip(b8) {
-        for i in 0..LANES {
-            lanes[i] = f64::from(a[i]).mul_add(f64::from(b[i]), lanes[i]);
-        }
-    }
-    (lanes.iter().sum::<f64>() + tail) as f32
 }
 
 /// e^x to about one unit in the last place, written so that loops over it vectorise. Below -87 the result is 0.

@@ -2,7 +2,7 @@
 //!
 //! Backward, with c = mean(dy · w · x): dx = r · (w · dy − x · r² · c), dw = Σ_rows dy · x · r.
 
-use crate::device::cpu::{dot, simd};
+use crate::device::cpu::simd;
 
 /// `x`, `y`: `[rows, hidden]`; `rstd`: `[rows]`, kept for the backward pass.
 pub fn forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) {
@@ -51,3 +51,16 @@ pub fn backward(dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], 
 }
 
 const LANES: usize = 16;
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (a8, b8) = (a.chunks_exact(LANES), b.chunks_exact(LANES));
+    let tail: f32 = a8.remainder().iter().zip(b8.remainder()).map(|(a, b)| a * b).sum();
+    for (a, b) in a8.zip(b8) {
+        for i in 0..LANES {
+            lanes[i] = a[i].mul_add(b[i], lanes[i]);
+        }
+    }
+    lanes.iter().sum::<f32>() + tail
+}

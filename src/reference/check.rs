@@ -4,7 +4,7 @@
 //! states, as noted beside each quantity; where a floor is exactly 0 it is f32's spacing times the quantity's magnitude.
 //! A stored floor is one draw: the reference run may have come closer to float64 than it usually would. Where the floor of
 //! the gradients, carried through to a quantity, says more than the quantity's own, a row that fails by its own is judged by
-//! that one, and its name says so ([`CARRIED`]).
+//! that one, and [`Row::own_ratio`] says so.
 //! Every tensor and file of the stored outputs is either an input or judged: a name that no rule knows fails.
 
 use super::adamw;
@@ -25,6 +25,7 @@ pub struct Report {
 }
 
 impl Report {
+    /// Whether every row passes.
     pub fn passed(&self) -> bool {
         !self.rows.is_empty() && self.rows.iter().all(|(_, row)| row.pass)
     }
@@ -365,7 +366,7 @@ impl<'a> Judge<'a> {
         let known = |name: &str| {
             inputs.contains(&name)
                 || (name.starts_with("seq") && (name.ends_with(".logprobs") || name.ends_with(".entropy")))
-                || self.rows.iter().any(|row| row.quantity.strip_suffix(CARRIED).unwrap_or(&row.quantity) == name)
+                || self.rows.iter().any(|row| row.quantity == name)
         };
         let unknown: Vec<Row> = self.tensors.0.keys().filter(|n| !known(n)).map(|n| Row::absent(n)).collect();
         self.rows.extend(unknown);
@@ -379,9 +380,6 @@ fn compared(quantity: &str, ours: Option<Vec<f64>>, golden: Option<Vec<f64>>, fl
     }
 }
 
-/// Marks a quantity that passed only by the gradients' floor.
-const CARRIED: &str = " (by gradient noise)";
-
 /// Judges by a quantity's own floor; if that fails, by the gradients' floor carried through to it.
 fn either(own: Floor, carried: Floor, row: impl Fn(Floor) -> Row) -> Row {
     let first = row(own);
@@ -389,7 +387,7 @@ fn either(own: Floor, carried: Floor, row: impl Fn(Floor) -> Row) -> Row {
         return first;
     }
     let second = row(carried);
-    if second.pass { Row { quantity: second.quantity + CARRIED, ..second } } else { first }
+    if second.pass { Row { own_ratio: Some(first.ratio), ..second } } else { first }
 }
 
 /// All numbers of a JSON value, in order; of an object, by key.
