@@ -83,6 +83,7 @@ pub fn replay(set: &Path, name: &str, out: &Path) -> Result<(), ReferenceError> 
 
 /// Computes everything that `golden/NAME/` holds from the set's inputs.
 pub(crate) fn compute(set: &Path, name: &str) -> Result<Outputs, ReferenceError> {
+    crate::device::cpu::use_exact_products();
     let model_dir = set.join("models").join(name);
     let model = checkpoint::load(&model_dir)?;
     let stored = !model_dir.join("recipe.json").exists();
