@@ -2,14 +2,9 @@
 //!
 //! The limit of every quantity is ten of the set's own noise floors. Where a set states no floor, it follows from one it
 //! states, as noted beside each quantity; where a floor is exactly 0 it is f32's spacing times the quantity's magnitude.
-//! A stored floor is one draw: the reference run may have come closer to float64 than it usually would. Where the floor of
-//! the gradients, carried through to a quantity, says more than the quantity's own, a row that fails by its own is judged by
-//! that one, and [`Row::own_ratio`] says so.
 //! Every tensor and file of the stored outputs is either an input or judged: a name that no rule knows fails.
 
-use super::adamw;
 use super::compare::{self, EPS, Floor, Row};
-use super::inputs::AdamWInputs;
 use super::tensors::{Tensor, Tensors};
 use super::{ADAMW_PARAMS, CE_GRADS, GRPO_GRADS, GRPO_GRADS_CASE, Outputs, ReferenceError};
 use super::{compute, models, read_json, tokenizer};
@@ -25,7 +20,6 @@ pub struct Report {
 }
 
 impl Report {
-    /// Whether every row passes.
     pub fn passed(&self) -> bool {
         !self.rows.is_empty() && self.rows.iter().all(|(_, row)| row.pass)
     }
@@ -94,27 +88,22 @@ impl<'a> Judge<'a> {
     }
 
     fn push(&mut self, quantity: &str, ours: Option<Vec<f64>>, golden: Option<Vec<f64>>, floor: Floor) {
-        self.rows.push(compared(quantity, ours, golden, floor));
+        self.rows.push(match (ours, golden) {
+            (Some(ours), Some(golden)) => compare::values(quantity, &ours, &golden, floor),
+            _ => Row::absent(quantity),
+        });
     }
 
     fn tensor(&mut self, name: &str, floor: Floor) {
-        self.rows.push(self.tensor_row(name, floor));
-    }
-
-    fn tensor_row(&self, name: &str, floor: Floor) -> Row {
         let values = |t: &Tensors| t.get(name).map(Tensor::to_f64);
-        compared(name, values(&self.ours.tensors), values(&self.tensors), floor)
+        self.push(name, values(&self.ours.tensors), values(&self.tensors), floor);
     }
 
     /// Numbers of golden.json at a JSON pointer, nested lists and objects flattened.
     fn numbers(&mut self, pointer: &str, floor: Floor) {
-        self.rows.push(self.numbers_row(pointer, floor));
-    }
-
-    fn numbers_row(&self, pointer: &str, floor: Floor) -> Row {
         let quantity = pointer.trim_start_matches('/').replace('/', ".");
         let get = |json: &Value| json.pointer(pointer).map(flatten);
-        compared(&quantity, get(&self.ours.json), get(&self.json), floor)
+        self.push(&quantity, get(&self.ours.json), get(&self.json), floor);
     }
 
     fn exact(&mut self, pointer: &str) {
@@ -187,32 +176,26 @@ impl<'a> Judge<'a> {
 
     /// Parameters are judged by how they moved: p - p0.
     fn adamw(&mut self) -> Result<(), ReferenceError> {
-        let model = checkpoint::load(&self.set.join("models").join(self.name))?;
-        let inputs: AdamWInputs = serde_json::from_value(self.json["adamw"].clone())
-            .map_err(|e| ReferenceError::Inputs { what: format!("adamw: {e}") })?;
-        let grads = self.floor("/forward/noise_floor/ce_grads").rel_l2.unwrap_or(0.0);
-        let noise = adamw::noise(&model, &inputs, grads);
+        let floor = self.floor("/adamw/noise_floor/update");
         // Single elements with a gradient near 0 move by up to the learning rate either way: no max_abs here.
-        let floor = Floor { max_abs: None, ..self.floor("/adamw/noise_floor/update") };
-        for (k, noise) in noise.iter().enumerate() {
+        let floor = Floor { max_abs: None, ..floor };
+        for k in 0..self.ours.update_l2.len() {
             let name = format!("adamw.step{}.sketch", k + 1);
             let row = match (self.ours.tensors.get(&name), self.tensors.get(&name)) {
-                (Some(ours), Some(golden)) => either(floor, Floor::rel(noise.update), |floor| {
-                    compare::sketches(&name, ours, golden, self.ours.update_l2[k], floor)
-                }),
+                (Some(ours), Some(golden)) => compare::sketches(&name, ours, golden, self.ours.update_l2[k], floor),
                 _ => Row::absent(&name),
             };
             self.rows.push(row);
         }
-        if let (Some((Some(ours), golden)), Some(noise)) = (self.whole(ADAMW_PARAMS)?, noise.last()) {
+        if let Some((Some(ours), golden)) = self.whole(ADAMW_PARAMS)? {
+            let model = checkpoint::load(&self.set.join("models").join(self.name))?;
             let first: Vec<f64> = super::named(&model.params).0.values().flat_map(Tensor::to_f64).collect();
             let moved = |p: Vec<f64>| p.iter().zip(&first).map(|(p, p0)| p - p0).collect::<Vec<f64>>();
-            let (ours, golden) = (moved(ours), moved(golden));
-            self.rows.push(either(floor, Floor::rel(noise.update), |floor| {
-                compare::values("adamw_params (update)", &ours, &golden, floor)
-            }));
+            self.push("adamw_params (update)", Some(moved(ours)), Some(moved(golden)), floor);
         }
-        for (k, noise) in noise.iter().enumerate() {
+        let grads = self.floor("/forward/noise_floor/ce_grads").rel_l2.unwrap_or(0.0);
+        for k in 0..self.ours.update_l2.len() {
+            let at = format!("/adamw/steps/{k}");
             let stored = |field: &str| {
                 let of =
                     |steps: &str| self.json.pointer(&format!("/adamw/{steps}/{k}/{field}")).and_then(Value::as_f64);
@@ -220,14 +203,8 @@ impl<'a> Judge<'a> {
                 (value, (value - of("steps_f64").unwrap_or(value)).abs())
             };
             let ((loss, loss_floor), (norm, norm_floor)) = (stored("loss"), stored("grad_norm_before_clip"));
-            for (field, own, carried) in [
-                ("loss", loss_floor.max(EPS * loss), noise.loss),
-                ("grad_norm_before_clip", norm_floor.max(grads * norm), noise.norm),
-            ] {
-                let pointer = format!("/adamw/steps/{k}/{field}");
-                let row = either(Floor::abs(own), Floor::abs(carried), |floor| self.numbers_row(&pointer, floor));
-                self.rows.push(row);
-            }
+            self.numbers(&format!("{at}/loss"), Floor::abs(loss_floor.max(EPS * loss)));
+            self.numbers(&format!("{at}/grad_norm_before_clip"), Floor::abs(norm_floor.max(grads * norm)));
         }
         Ok(())
     }
@@ -237,15 +214,9 @@ impl<'a> Judge<'a> {
         let cosine = self.floor("/persample/noise_floor/cosine");
         self.exact("/persample/positive");
         self.exact("/persample/negative");
-        // Two gradients that are each this noisy cannot in general have a less noisy product.
-        let carried = Floor { max_abs: None, ..self.floor("/forward/noise_floor/ce_grads") };
-        for (name, own) in [
-            ("persample.inner", inner),
-            ("persample.inner_per_tensor", inner),
-            ("persample.inner_unweighted", Floor { max_abs: None, ..inner }),
-        ] {
-            self.rows.push(either(own, carried, |floor| self.tensor_row(name, floor)));
-        }
+        self.tensor("persample.inner", inner);
+        self.tensor("persample.inner_per_tensor", inner);
+        self.tensor("persample.inner_unweighted", Floor { max_abs: None, ..inner });
         self.tensor("persample.cosine", cosine);
         self.tensor("persample.cosine_unweighted", cosine);
         // P_ij = cos_ij |g_j| / |g_i|: judged as the cosine it is, so that short gradients do not drown the others. The two
@@ -267,9 +238,8 @@ impl<'a> Judge<'a> {
         let inner_abs = Floor { rel_l2: None, ..inner };
         let stretch = norms.iter().copied().fold(0.0, f64::max)
             / norms.iter().copied().filter(|n| *n > 0.0).fold(f64::INFINITY, f64::min);
-        for pointer in ["/persample/inner_by_layer", "/persample/inner_by_kind"] {
-            self.rows.push(either(inner, carried, |floor| self.numbers_row(pointer, floor)));
-        }
+        self.numbers("/persample/inner_by_layer", inner);
+        self.numbers("/persample/inner_by_kind", inner);
         self.numbers("/persample/inner_means", inner_abs);
         self.numbers("/persample/cosine_means", Floor { rel_l2: None, ..cosine });
         self.numbers("/persample/cosine_unweighted_means", Floor { rel_l2: None, ..cosine });
@@ -371,23 +341,6 @@ impl<'a> Judge<'a> {
         let unknown: Vec<Row> = self.tensors.0.keys().filter(|n| !known(n)).map(|n| Row::absent(n)).collect();
         self.rows.extend(unknown);
     }
-}
-
-fn compared(quantity: &str, ours: Option<Vec<f64>>, golden: Option<Vec<f64>>, floor: Floor) -> Row {
-    match (ours, golden) {
-        (Some(ours), Some(golden)) => compare::values(quantity, &ours, &golden, floor),
-        _ => Row::absent(quantity),
-    }
-}
-
-/// Judges by a quantity's own floor; if that fails, by the gradients' floor carried through to it.
-fn either(own: Floor, carried: Floor, row: impl Fn(Floor) -> Row) -> Row {
-    let first = row(own);
-    if first.pass {
-        return first;
-    }
-    let second = row(carried);
-    if second.pass { Row { own_ratio: Some(first.ratio), ..second } } else { first }
 }
 
 /// All numbers of a JSON value, in order; of an object, by key.

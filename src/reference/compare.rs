@@ -19,9 +19,6 @@ pub struct Floor {
 }
 
 impl Floor {
-    pub fn rel(rel_l2: f64) -> Floor {
-        Floor { rel_l2: Some(rel_l2), max_abs: None }
-    }
     pub fn abs(max_abs: f64) -> Floor {
         Floor { rel_l2: None, max_abs: Some(max_abs) }
     }
@@ -37,8 +34,6 @@ pub struct Row {
     pub floor: f64,
     /// error / floor
     pub ratio: f64,
-    /// Only where the floor is not the set's own but the gradients' carried through: the ratio by its own, which was too large.
-    pub own_ratio: Option<f64>,
     pub pass: bool,
 }
 
@@ -46,7 +41,7 @@ impl Row {
     fn judged(quantity: &str, measure: &'static str, error: f64, floor: f64) -> Row {
         let ratio = if error == 0.0 { 0.0 } else { error / floor };
         // Written so that NaN fails.
-        Row { quantity: quantity.into(), measure, error, floor, ratio, own_ratio: None, pass: ratio <= TOLERANCE }
+        Row { quantity: quantity.into(), measure, error, floor, ratio, pass: ratio <= TOLERANCE }
     }
 
     /// A quantity that must agree exactly.
@@ -57,7 +52,6 @@ impl Row {
             error: differences as f64,
             floor: 0.0,
             ratio: if differences == 0 { 0.0 } else { f64::INFINITY },
-            own_ratio: None,
             pass: differences == 0,
         }
     }
