@@ -32,7 +32,7 @@ proptest! {
     fn one_node_for_each_distinct_prefix_in_any_order(sequences in sequences(), seed in any::<usize>()) {
         let forest = Forest::new(&sequences);
         prop_assert_eq!(forest.len(), prefixes(&sequences).len());
-        prop_assert_eq!(forest.is_empty(), forest.len() == 0);
+        prop_assert_eq!(forest.is_empty(), prefixes(&sequences).is_empty());
         let mut shuffled = sequences.clone();
         (1..shuffled.len()).for_each(|i| shuffled.swap(i, seed / (i + 1) % (i + 1)));
         prop_assert_eq!(Forest::new(&shuffled).len(), forest.len());
