@@ -129,8 +129,8 @@ fn run(
                     }
                 };
                 raw(l, own);
-                let (lse, entropy) = softmax(l);
-                own.iter_mut().for_each(|x| *x -= lse);
+                let (max, log_sum, entropy) = softmax(l);
+                own.iter_mut().for_each(|x| *x = (*x - max) - log_sum);
                 r.entropy = entropy;
             }
         });
@@ -167,8 +167,9 @@ fn run(
     }
 }
 
-/// Replaces logits by probabilities; returns the log-sum-exp and the entropy.
-fn softmax(l: &mut [f32]) -> (f32, f32) {
+/// Replaces logits by probabilities; returns the maximum, the log of the sum of exp(l − maximum), and the entropy. Maximum and
+/// log-sum stay apart: added up in f32, a likely token's small log-prob would drown in a large logit's last bits.
+fn softmax(l: &mut [f32]) -> (f32, f32, f32) {
     simd(
         #[inline(always)]
         || {
@@ -192,7 +193,7 @@ fn softmax(l: &mut [f32]) -> (f32, f32) {
             let (sum, weighted) = (sum.iter().sum::<f32>(), weighted.iter().sum::<f32>());
             let inv = 1.0 / sum;
             l.iter_mut().for_each(|p| *p *= inv);
-            (max + sum.ln(), sum.ln() - weighted * inv)
+            (max, sum.ln(), sum.ln() - weighted * inv)
         },
     )
 }

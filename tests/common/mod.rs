@@ -1,7 +1,8 @@
-//! Small models and a plain f64 Qwen2 to hold the real one against.
+//! Small models and a plain f64 Qwen2 to hold the real one against; the same for single ops in `numeric`.
 #![allow(dead_code)]
 
 pub mod dense;
+pub mod numeric;
 
 use std::sync::Arc;
 use uncouple::model::params::Layout;

@@ -1,0 +1,24 @@
+//! AdamW on all threads: bytes per second, of seven f32 values for each parameter (p, m, v read and written, g read).
+
+mod common;
+
+use common::{bytes, values};
+use criterion::{Criterion, criterion_group, criterion_main};
+use uncouple::ops::adamw::{AdamW, grad_norm, step};
+
+/// Larger than any cache.
+const PARAMS: usize = 1 << 24;
+
+fn bench(c: &mut Criterion) {
+    let (mut p, g) = (values(1, PARAMS), values(2, PARAMS));
+    let (mut m, mut v) = (vec![0.0; PARAMS], vec![0.0; PARAMS]);
+    let o = AdamW { lr: 1e-6, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, grad_scale: 1.0, step: 10 };
+    let mut group = c.benchmark_group("adamw");
+    group.throughput(bytes(PARAMS));
+    group.bench_function("norm", |b| b.iter(|| grad_norm(&g)));
+    group.throughput(bytes(7 * PARAMS));
+    group.bench_function("step", |b| b.iter(|| step(&o, true, &mut p, &g, &mut m, &mut v)));
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);

@@ -1,0 +1,39 @@
+//! Attention on all threads: floating-point operations per second of the matrix products over visible pairs alone, for one
+//! chain, and for a group of eight that shares its prompt.
+
+mod common;
+
+use common::{flops, values};
+use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use uncouple::forest::Forest;
+use uncouple::ops::attention::{self, Shape, Visibility};
+
+const SHAPE: Shape = Shape { heads: 14, kv_heads: 2, head_dim: 64 };
+
+fn bench(c: &mut Criterion) {
+    let chain: Vec<u32> = (0..1024).collect();
+    let with_answer =
+        |i: u32| -> Vec<u32> { chain[..768].iter().copied().chain((0..64).map(|t| 10_000 * i + t)).collect() };
+    let shared: Vec<_> = (1..=8).map(with_answer).collect();
+    let mut group = c.benchmark_group("attention");
+    for (name, forest) in [("chain", Forest::new(&[&chain[..]])), ("shared prompt", Forest::new(&shared))] {
+        let n = forest.len();
+        let pairs: usize = forest.position.iter().map(|p| *p as usize + 1).sum();
+        let visibility = Visibility::new(&forest.reach);
+        let (qkv, d_out) = (values(1, n * SHAPE.qkv_dim()), values(2, n * SHAPE.q_dim()));
+        let (mut out, mut softmax) = (vec![0.0; d_out.len()], vec![0.0; n * SHAPE.heads * 2]);
+        let mut d_qkv = vec![0.0; qkv.len()];
+        // A product over the pairs costs two operations for each element of every head: two products forward, five backward.
+        group.throughput(flops(4 * pairs * SHAPE.q_dim()));
+        group.bench_function(BenchmarkId::new("forward", name), |b| {
+            b.iter(|| attention::forward(&qkv, SHAPE, &visibility, &mut out, &mut softmax))
+        });
+        group.throughput(flops(10 * pairs * SHAPE.q_dim()));
+        group.bench_function(BenchmarkId::new("backward", name), |b| {
+            b.iter(|| attention::backward(&d_out, &qkv, &out, &softmax, SHAPE, &visibility, &mut d_qkv))
+        });
+    }
+}
+
+criterion_group!(benches, bench);
+criterion_main!(benches);
