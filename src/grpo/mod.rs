@@ -12,8 +12,7 @@ use crate::ops::advantage::{Scale, advantages};
 /// Episodes that the environment failed say nothing about the policy: they give no sample and are left out of their
 /// group's statistics.
 ///
-/// An episode's return is 1 for success, else 0, plus `rollout.invalid_reward` for each of its invalid turns. All its
-/// tokens get the return's advantage in the group. The last token of an invalid turn gets `invalid_reward` on top, so
+/// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group. The last token of an invalid turn gets `invalid_reward` on top, so
 /// that the turn is told apart from its neighbours even in an episode that won, and in a group where all episodes are alike.
 pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let scale = match config.grpo.advantage {
@@ -24,15 +23,15 @@ pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let invalid_reward = config.rollout.invalid_reward;
     let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
     let groups: Vec<usize> = usable.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
-    let returns: Vec<f64> = usable
-        .iter()
-        .map(|e| {
-            let invalid = e.turns.iter().filter(|t| !t.valid).count();
-            f64::from(u8::from(e.success)) + invalid as f64 * f64::from(invalid_reward)
-        })
-        .collect();
+    let returns: Vec<f64> = usable.iter().map(|e| episode_return(e, config)).collect();
     let advantage = advantages(&returns, &groups, scale, config.grpo.advantage_eps.into());
     usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32, invalid_reward)).collect()
+}
+
+/// 1 for success, else 0, plus `rollout.invalid_reward` for each invalid turn.
+pub fn episode_return(episode: &Episode, config: &Config) -> f64 {
+    let invalid = episode.turns.iter().filter(|t| !t.valid).count();
+    f64::from(u8::from(episode.success)) + invalid as f64 * f64::from(config.rollout.invalid_reward)
 }
 
 fn sample(episode: &Episode, advantage: f32, invalid_reward: f32) -> Sample {

@@ -19,9 +19,6 @@ pub struct Floor {
 }
 
 impl Floor {
-    pub fn rel(rel_l2: f64) -> Floor {
-        Floor { rel_l2: Some(rel_l2), max_abs: None }
-    }
     pub fn abs(max_abs: f64) -> Floor {
         Floor { rel_l2: None, max_abs: Some(max_abs) }
     }

@@ -4,7 +4,7 @@
 //! select task, avg(success) from episodes where phase = 'grpo' group by task;
 //! ```
 
-use super::files::FileError;
+use crate::files::FileError;
 use rusqlite::{Connection, ErrorCode, params};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -67,8 +67,9 @@ const SCHEMA: &str = "
     create index if not exists episodes_by_iteration on episodes(iteration);";
 
 impl Trajectories {
-    /// Opens the database of a run folder and deletes the episodes of `iteration` and later: those the run will write (again).
-    pub fn open(run: &Path, iteration: u64) -> Result<Trajectories, FileError> {
+    /// Opens the database of a run folder. `next` names for each phase the first iteration that the run will write: its
+    /// episodes and later ones, left by an earlier process, are deleted, so that none is kept twice.
+    pub fn open(run: &Path, next: &[(&str, u64)]) -> Result<Trajectories, FileError> {
         let path = run.join(FILE);
         let open = || {
             let db = Connection::open(&path)?;
@@ -78,7 +79,12 @@ impl Trajectories {
             db.pragma_update(None, "synchronous", "normal")?;
             db.pragma_update(None, "foreign_keys", true)?;
             db.execute_batch(SCHEMA)?;
-            db.execute("delete from episodes where iteration >= ?1", [iteration as i64])?;
+            for (phase, iteration) in next {
+                db.execute(
+                    "delete from episodes where phase = ?1 and iteration >= ?2",
+                    params![phase, *iteration as i64],
+                )?;
+            }
             Ok(db)
         };
         let db = open().map_err(|e| error("open", &path, e))?;
@@ -195,7 +201,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_and_loses_nothing_earned() {
         let dir = tempfile::tempdir().unwrap();
-        let mut kept = Trajectories::open(dir.path(), 0).unwrap();
+        let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
         let turn = Turn { observation: "x".repeat(10_000), ..Turn::default() };
         let episode = Episode { phase: "grpo".into(), turns: vec![turn], ..Episode::default() };
         kept.append(std::slice::from_ref(&episode)).unwrap();
