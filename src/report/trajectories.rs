@@ -40,7 +40,7 @@ pub struct Turn {
     pub valid: bool,
     /// The action's tokens as sampled.
     pub tokens: Vec<u32>,
-    /// Sum of their log-probs (nats) when sampled.
+    /// Sum of their log-probs (nats) when sampled; not-a-number is kept as null.
     pub logprob_sum: f64,
     pub reward: f64,
     /// Absent outside training.
@@ -62,7 +62,7 @@ const SCHEMA: &str = "
     create table if not exists turns (
         episode integer not null references episodes(id) on delete cascade, turn integer not null,
         observation text not null, action text not null, valid integer not null, tokens text not null,
-        logprob_sum real not null, reward real not null, advantage real,
+        logprob_sum real, reward real not null, advantage real,
         primary key (episode, turn)) without rowid;
     create index if not exists episodes_by_iteration on episodes(iteration);";
 
@@ -169,7 +169,7 @@ fn examples(db: &Connection, phase: &str, count: u32) -> rusqlite::Result<Vec<Ep
                 action: row.get(1)?,
                 valid: row.get(2)?,
                 tokens: serde_json::from_str(&row.get::<_, String>(3)?).unwrap_or_default(),
-                logprob_sum: row.get(4)?,
+                logprob_sum: row.get::<_, Option<f64>>(4)?.unwrap_or(f64::NAN),
                 reward: row.get(5)?,
                 advantage: row.get(6)?,
             })

@@ -2,6 +2,7 @@
 #![allow(dead_code)]
 
 pub mod dense;
+pub mod runs;
 
 use std::sync::Arc;
 use uncouple::model::params::Layout;
