@@ -140,7 +140,8 @@ fn a_longer_run_is_a_shorter_one_resumed() {
 #[test]
 fn every_form_of_the_loss_trains() {
     let dir = tempfile::tempdir().unwrap();
-    let plain = weights(&run(&tiny(dir.path(), "plain", &[])));
+    let small = "grpo.micro_tokens=64";
+    let plain = weights(&run(&tiny(dir.path(), "plain", &[small])));
     let forms = [
         "grpo.aggregation=micro-token-mean",
         "grpo.aggregation=sequence-mean",
@@ -155,7 +156,7 @@ fn every_form_of_the_loss_trains() {
         "prompt.admissible=true",
     ];
     for (i, form) in forms.into_iter().enumerate() {
-        let path = run(&tiny(dir.path(), &format!("form-{i}"), &[form]));
+        let path = run(&tiny(dir.path(), &format!("form-{i}"), &[small, form]));
         let records = metrics::read(&path).unwrap();
         let taught = records.iter().filter(|r| r.phase == "grpo" && r.values.contains_key("loss"));
         assert!(taught.clone().count() > 0, "{form}: something was learnt");
@@ -276,16 +277,24 @@ fn a_model_with_nan_is_never_trained_or_saved() {
 #[test]
 fn a_run_that_breaks_keeps_its_good_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
-    let set = |n| ["run.checkpoint_every=1", "run.max_bad_steps=3", "optim.warmup=1", n];
-    let good = run(&tiny(dir.path(), "good", &["run.checkpoint_every=1", "run.iterations=0"]));
-    let config = tiny(dir.path(), "a", &[&set("run.iterations=9")[..], &["optim.lr=1e38"]].concat());
-    let error = refused(&config, Existing::Refuse);
-    assert!(error.contains("not finite 3 times in a row"), "{error}");
-    let path = dir.path().join("a");
-    assert!(checkpoints(&path).contains(&4), "{:?}", checkpoints(&path));
-    let cold = path.join("checkpoints/step-4");
-    assert!(fs::read(cold.join("model.safetensors")).unwrap() == weights(&good), "as it was after the cold start");
-    assert!(path.join("bad_batches/grpo-2.json").exists());
+    let good = weights(&run(&tiny(dir.path(), "good", &["run.iterations=0"])));
+    let set = |every, lr| ["run.max_bad_steps=3", "run.iterations=9", "optim.warmup=1", every, lr];
+    // The first step breaks the weights: so much that they are no numbers, or that no gradient comes out.
+    for (i, (every, lr, told)) in [
+        ("run.checkpoint_every=1", "optim.lr=1e38", "the weights are no longer finite"),
+        ("run.checkpoint_every=0", "optim.lr=1e38", "not finite 3 times in a row"),
+        ("run.checkpoint_every=1", "optim.lr=1e30", "not finite 3 times in a row"),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let path = dir.path().join(format!("bad-{i}"));
+        let error = refused(&tiny(dir.path(), &format!("bad-{i}"), &set(every, lr)), Existing::Refuse);
+        assert!(error.contains(told), "{error}");
+        let cold = path.join("checkpoints/step-4/model.safetensors");
+        assert!(fs::read(cold).unwrap() == good, "as it was after the cold start");
+        assert_eq!(path.join("bad_batches/grpo-2.json").exists(), told.contains("in a row"));
+    }
 }
 
 /// Household games, but from some training task on something else happens.
