@@ -6,9 +6,10 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use uncouple::forest::Forest;
 use uncouple::model::checkpoint::{self, CheckpointError, SaveDtype};
 use uncouple::model::config::ConfigError;
-use uncouple::model::{Model, Params, Qwen2Config, TokenIds, Tokenizer};
+use uncouple::model::{Activations, Keep, Message, Model, Params, Qwen2Config, TokenIds, Tokenizer};
 
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/models");
 
@@ -191,6 +192,60 @@ fn refusals_name_the_tensor_and_the_file() {
 }
 
 #[test]
+fn absurd_sizes_are_refused_before_memory_is_asked_for() {
+    let dir = copy_of("tiny-tied");
+    edit_json(&dir.path().join("config.json"), |c| {
+        c["vocab_size"] = json!(1 << 24);
+        c["hidden_size"] = json!(1 << 24);
+    });
+    assert!(matches!(refusal(dir.path()), CheckpointError::Shape { .. }));
+}
+
+/// The logits that transformers computes from what we saved, against ours. Needs a Python with torch and transformers
+/// (`UNCOUPLE_PYTHON`, else `python3`); says so and passes where there is none.
+#[test]
+fn transformers_loads_what_we_save() {
+    let python = std::env::var("UNCOUPLE_PYTHON").unwrap_or("python3".into());
+    let has = Command::new(&python).args(["-c", "import torch, transformers"]).output();
+    if !has.is_ok_and(|o| o.status.success()) {
+        eprintln!("SKIPPED: {python} has no torch and transformers; set UNCOUPLE_PYTHON to one that has");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let trained = Tokenizer::train(&["go to desk 1", "take the mug from the desk"], 300).unwrap();
+    for (name, untied) in [("tied", false), ("untied", true)] {
+        let config = Qwen2Config {
+            tie_word_embeddings: !untied,
+            vocab_size: 300,
+            ..Qwen2Config::read(&stored("tiny-tied")).unwrap()
+        };
+        let model = Model::new(config.clone(), Params::random(&config, 3));
+        let ids =
+            TokenIds { bos: None, eos: vec![trained.id("<|im_end|>").unwrap()], pad: trained.id("<|endoftext|>") };
+        let target = dir.path().join(name);
+        checkpoint::save(&target, &model, &ids, trained.files(), SaveDtype::F32).unwrap();
+        let prompt = trained.render(&[Message::new("user", "go to desk 1")], true).unwrap();
+        let tokens = trained.encode(&prompt).unwrap();
+
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/transformers_logits.py");
+        let output = Command::new(&python).arg(script).arg(&target).arg("go to desk 1").output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        let theirs: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(theirs["ids"], json!(tokens), "{name}");
+        assert_eq!(theirs["eos"], json!(ids.eos), "{name}");
+
+        let forest = Forest::new(&[&tokens]);
+        let mut acts = Activations::default();
+        model.forward(&forest, Keep::Nothing, &mut acts);
+        let logits = model.logits(&acts.hidden);
+        let theirs: Vec<f64> = serde_json::from_value(theirs["logits"].clone()).unwrap();
+        assert_eq!(logits.len(), theirs.len());
+        let worst = logits.iter().zip(&theirs).map(|(a, b)| (f64::from(*a) - b).abs()).fold(0.0, f64::max);
+        assert!(worst < 2e-6, "{name}: logits differ by {worst}");
+    }
+}
+
+#[test]
 fn damaged_files_are_refused() {
     let whole = fs::read(stored("tiny-tied").join("model.safetensors")).unwrap();
     let dir = copy_of("tiny-tied");
@@ -257,6 +312,7 @@ fn configurations_of_other_models_are_refused() {
         ("num_attention_heads", json!(5)),
         ("num_key_value_heads", json!(3)),
         ("head_dim", json!(15)),
+        ("num_hidden_layers", json!(1_000_000)),
         ("vocab_size", json!("512")),
         ("num_hidden_layers", Value::Null),
         ("tie_word_embeddings", json!("yes")),
@@ -282,9 +338,11 @@ fn random_weights_have_their_deviations_and_their_seed() {
         let w = params.get(name).unwrap();
         (w.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>() / w.len() as f64).sqrt()
     };
-    assert!((std("model.embed_tokens.weight") - 0.02).abs() < 2e-4);
-    assert!((std("model.layers.0.self_attn.o_proj.weight") - 0.01).abs() < 2e-4); // 0.02 / sqrt(2 * 2 layers)
-    assert!((std("model.layers.1.mlp.down_proj.weight") - 0.01).abs() < 2e-4);
+    let wide = (0.4f64 / 256.0).sqrt();
+    assert!((std("model.embed_tokens.weight") / wide - 1.0).abs() < 0.01);
+    // Two layers add four matrices to the residual stream.
+    assert!((std("model.layers.0.self_attn.o_proj.weight") / (wide / 2.0) - 1.0).abs() < 0.01);
+    assert!((std("model.layers.1.mlp.down_proj.weight") / (wide / 2.0) - 1.0).abs() < 0.01);
     assert!(params.get("model.norm.weight").unwrap().iter().all(|x| *x == 1.0));
     assert!(params.get("model.layers.0.self_attn.q_proj.bias").unwrap().iter().all(|x| *x == 0.0));
     assert!(params == Params::random(&config, 7));
@@ -296,7 +354,7 @@ fn random_weights_have_their_deviations_and_their_seed() {
 #[ignore = "a child process of a_full_disk_loses_nothing"]
 fn save_where_there_is_no_room() {
     let target = PathBuf::from(std::env::var_os("UNCOUPLE_TEST_TARGET").expect("run by a_full_disk_loses_nothing"));
-    let error = save_to(&target, &model(), SaveDtype::F32).err().expect("there is no room");
+    let error = save_to(&target, &model(), SaveDtype::F32).expect_err("there is no room");
     assert!(matches!(error, CheckpointError::File(_)), "{error}");
     let message = error.to_string();
     assert!(message.contains("model.safetensors") && !message.contains('\n'), "{message}");

@@ -412,20 +412,18 @@ fn only_sampled_tokens_carry_loss() {
 }
 
 #[test]
-fn an_invalid_turn_counts_in_the_return_and_at_its_last_token() {
+fn invalid_turns_count_in_the_return() {
     let episodes = [
         episode(0, true, [false, true], Finish::Won),
         episode(0, false, [true, true], Finish::StepLimit),
         episode(1, false, [true, false], Finish::StepLimit),
-        episode(1, false, [false, true], Finish::StepLimit),
+        episode(1, false, [true, true], Finish::StepLimit),
     ];
     let out = samples(&episodes, &config(AdvantageScale::None));
-    // Returns 0.75 and 0: mean 0.375.
-    assert_eq!(out[0].advantage, [0.375, 0.375, 0.375, 0.125, 0.375, 0.375, 0.375, 0.375]);
-    assert_eq!(out[1].advantage, [-0.375; 8]);
-    // Both returned -0.25: only the turns tell them apart.
-    assert_eq!(out[2].advantage, [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -0.25]);
-    assert_eq!(out[3].advantage, [0.0, 0.0, 0.0, -0.25, 0.0, 0.0, 0.0, 0.0]);
+    // Returns 0.75 and 0, then -0.25 and 0.
+    for (sample, want) in out.iter().zip([0.375, -0.375, -0.125, 0.125]) {
+        assert_eq!(sample.advantage, [want; 8]);
+    }
 }
 
 #[test]

@@ -1,5 +1,6 @@
 //! The command line: parse, call, print. What a command does is elsewhere.
 
+mod bench;
 mod doctor;
 mod eval;
 mod output;
@@ -140,6 +141,9 @@ pub struct BenchArgs {
     /// Measure the PyTorch peer in the same run
     #[arg(long)]
     pub peer: bool,
+    /// Python that has torch, transformers and trl
+    #[arg(long, value_name = "FILE", default_value = "python3")]
+    pub python: PathBuf,
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
@@ -159,6 +163,6 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Reference(command) => reference::run(command),
-        Command::Bench(_) => bail!("`uncouple bench` is not in this build yet"),
+        Command::Bench(args) => bench::run(args),
     }
 }

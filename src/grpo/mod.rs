@@ -12,20 +12,18 @@ use crate::ops::advantage::{Scale, advantages};
 /// Episodes that the environment failed say nothing about the policy: they give no sample and are left out of their
 /// group's statistics.
 ///
-/// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group. The last token of an invalid turn gets `invalid_reward` on top, so
-/// that the turn is told apart from its neighbours even in an episode that won, and in a group where all episodes are alike.
+/// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group.
 pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let scale = match config.grpo.advantage {
         AdvantageScale::Group => Scale::Group,
         AdvantageScale::Batch => Scale::Batch,
         AdvantageScale::None => Scale::None,
     };
-    let invalid_reward = config.rollout.invalid_reward;
     let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
     let groups: Vec<usize> = usable.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
     let returns: Vec<f64> = usable.iter().map(|e| episode_return(e, config)).collect();
     let advantage = advantages(&returns, &groups, scale, config.grpo.advantage_eps.into());
-    usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32, invalid_reward)).collect()
+    usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect()
 }
 
 /// 1 for success, else 0, plus `rollout.invalid_reward` for each invalid turn.
@@ -34,7 +32,7 @@ pub fn episode_return(episode: &Episode, config: &Config) -> f64 {
     f64::from(u8::from(episode.success)) + invalid as f64 * f64::from(config.rollout.invalid_reward)
 }
 
-fn sample(episode: &Episode, advantage: f32, invalid_reward: f32) -> Sample {
+fn sample(episode: &Episode, advantage: f32) -> Sample {
     let n = episode.tokens.len();
     let mut sample = Sample {
         tokens: episode.tokens.clone(),
@@ -45,9 +43,6 @@ fn sample(episode: &Episode, advantage: f32, invalid_reward: f32) -> Sample {
     };
     for turn in &episode.turns {
         sample.mask[turn.tokens.clone()].fill(true);
-        if let (false, Some(last)) = (turn.valid, turn.tokens.clone().next_back()) {
-            sample.advantage[last] += invalid_reward;
-        }
     }
     sample
 }

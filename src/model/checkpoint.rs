@@ -158,12 +158,16 @@ fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Pa
         }
     }
 
-    let mut params = Params::zeros(layout.clone());
+    // All shapes first: a config.json with absurd sizes is refused before memory is asked for them.
     for entry in &layout.entries {
         let (file, view) = found
-            .remove(&entry.name)
+            .get(&entry.name)
             .ok_or_else(|| CheckpointError::Missing { file: whole.into(), tensor: entry.name.clone() })?;
         check_shape(file, entry, view.shape())?;
+    }
+    let mut params = Params::zeros(layout.clone());
+    for entry in &layout.entries {
+        let Some((file, view)) = found.remove(&entry.name) else { continue };
         convert(file, &entry.name, &view, &mut params.flat[entry.range.clone()])?;
     }
     // Some exporters store the head of a tied model once more.

@@ -41,6 +41,8 @@ pub enum ConfigError {
 
 /// Larger than any size a real model has, small enough that no product of two overflows.
 const MAX_SIZE: usize = 1 << 24;
+/// Each layer costs a table entry even before its weights are looked for.
+const MAX_LAYERS: usize = 1 << 12;
 
 impl Qwen2Config {
     /// Reads `dir/config.json`.
@@ -57,6 +59,10 @@ impl Qwen2Config {
             let mend = format!("it must divide num_attention_heads ({num_attention_heads})");
             return Err(doc.refuse("num_key_value_heads", mend));
         }
+        let num_hidden_layers = doc.size("num_hidden_layers", None)?;
+        if num_hidden_layers > MAX_LAYERS {
+            return Err(doc.refuse("num_hidden_layers", format!("at most {MAX_LAYERS} are supported")));
+        }
         let head_dim = doc.size("head_dim", Some(hidden_size / num_attention_heads))?;
         if !head_dim.is_multiple_of(2) {
             return Err(doc.refuse("head_dim", format!("rotary embeddings need an even head size, not {head_dim}")));
@@ -64,7 +70,7 @@ impl Qwen2Config {
         Ok(Qwen2Config {
             vocab_size: doc.size("vocab_size", None)?,
             hidden_size,
-            num_hidden_layers: doc.size("num_hidden_layers", None)?,
+            num_hidden_layers,
             num_attention_heads,
             num_key_value_heads,
             head_dim,

@@ -6,14 +6,12 @@ use super::{Params, Qwen2Config};
 use crate::ops::philox;
 use std::sync::Arc;
 
-/// Standard deviation of every weight matrix but those that write into the residual stream.
-const STD: f32 = 0.02;
-
 impl Params {
-    /// Fresh weights: normal with deviation 0.02, divided by sqrt(2 layers) for the two matrices per layer whose outputs add
+    /// Fresh weights: normal with deviation √(2 / 5h) (Nguyen & Salazar 2019; 0.02 at h = 1000), divided by sqrt(2 layers) for the two matrices per layer whose outputs add
     /// up in the residual stream; norms 1, biases 0. A pure function of shape and seed.
     pub fn random(config: &Qwen2Config, seed: u64) -> Params {
-        let residual_std = STD / (2.0 * config.num_hidden_layers as f32).sqrt();
+        let std = (0.4 / config.hidden_size as f32).sqrt();
+        let residual_std = std / (2.0 * config.num_hidden_layers as f32).sqrt();
         let mut params = Params::zeros(Arc::new(Layout::new(config)));
         let layout = params.layout.clone();
         for entry in &layout.entries {
@@ -21,7 +19,7 @@ impl Params {
             match kind(entry) {
                 Kind::Bias => {}
                 Kind::Norm => values.fill(1.0),
-                Kind::Weight => fill_normal(values, STD, seed, &entry.name),
+                Kind::Weight => fill_normal(values, std, seed, &entry.name),
                 Kind::Residual => fill_normal(values, residual_std, seed, &entry.name),
             }
         }

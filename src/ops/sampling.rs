@@ -1,6 +1,7 @@
 //! Sampling: repetition penalty, temperature, top-k, top-p, min-p (Hugging Face's definitions, in that order), then one draw by
 //! inverting the cumulative distribution at a uniform number (see [`super::philox`]).
 
+use crate::device::cpu::{exp, simd};
 use std::cmp::Ordering;
 
 /// How a token is drawn.
@@ -36,7 +37,7 @@ pub struct Sampled {
 pub fn sample(logits: &mut [f32], seen: &[u32], params: &SamplingParams, uniform: f32) -> Sampled {
     let scale = if params.temperature > 0.0 { 1.0 / params.temperature } else { 1.0 };
     let max = max(logits);
-    let log_sum = logits.iter().map(|l| f64::from(((l - max) * scale).exp())).sum::<f64>().ln() as f32;
+    let log_sum = weights(logits, max, scale).iter().map(|w| f64::from(*w)).sum::<f64>().ln() as f32;
     let logprob = |l: f32| (l - max) * scale - log_sum;
     let plain = logits.to_vec();
     penalise(logits, seen, params.repetition_penalty);
@@ -93,12 +94,11 @@ pub fn truncate(logits: &mut [f32], params: &SamplingParams) {
 
 /// The token at which the cumulative probability of softmax(logits) passes `uniform`.
 fn draw(logits: &[f32], uniform: f32) -> usize {
-    let max = max(logits);
-    let weights: Vec<f64> = logits.iter().map(|l| f64::from((l - max).exp())).collect();
-    let target = f64::from(uniform) * weights.iter().sum::<f64>();
+    let weights = weights(logits, max(logits), 1.0);
+    let target = f64::from(uniform) * weights.iter().map(|w| f64::from(*w)).sum::<f64>();
     let (mut cumulative, mut last) = (0.0, 0);
     for (i, w) in weights.iter().enumerate().filter(|(_, w)| **w > 0.0) {
-        cumulative += w;
+        cumulative += f64::from(*w);
         last = i;
         if cumulative > target {
             break;
@@ -107,9 +107,20 @@ fn draw(logits: &[f32], uniform: f32) -> usize {
     last
 }
 
+/// exp((logit − max) · scale) of every token.
+fn weights(logits: &[f32], max: f32, scale: f32) -> Vec<f32> {
+    let mut weights = logits.to_vec();
+    simd(
+        #[inline(always)]
+        || weights.iter_mut().for_each(|w| *w = exp((*w - max) * scale)),
+    );
+    weights
+}
+
 /// The first of the largest logits.
 fn argmax(logits: &[f32]) -> usize {
-    (0..logits.len()).fold(0, |best, i| if logits[i] > logits[best] { i } else { best })
+    let max = max(logits);
+    logits.iter().position(|l| *l == max).unwrap_or(0)
 }
 
 fn drop_where(logits: &mut [f32], drop: impl Fn(f32) -> bool) {
@@ -117,7 +128,10 @@ fn drop_where(logits: &mut [f32], drop: impl Fn(f32) -> bool) {
 }
 
 fn max(logits: &[f32]) -> f32 {
-    logits.iter().copied().fold(f32::NEG_INFINITY, f32::max)
+    simd(
+        #[inline(always)]
+        || logits.iter().fold(f32::NEG_INFINITY, |a, &b| if b > a { b } else { a }),
+    )
 }
 
 fn descending(a: f32, b: f32) -> Ordering {

@@ -1,0 +1,52 @@
+//! The peer's side: benches/peers/peer_cpu.py in a Python that has torch, transformers and TRL.
+
+use super::Bench;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+/// Why the peer could not be measured.
+#[derive(Debug, thiserror::Error)]
+pub enum PeerError {
+    #[error("there is no {}: run from the project's folder", .0.display())]
+    NoScript(PathBuf),
+    #[error("cannot start {}: {source}; name a Python that has torch, transformers and trl with --python", .python.display())]
+    Start { python: PathBuf, source: std::io::Error },
+    #[error("the peer script failed: {0}; it needs torch, transformers and trl (see benches/peers/requirements.txt)")]
+    Failed(String),
+    #[error("the peer script printed no line of `{0}`: {1}")]
+    NoLine(&'static str, String),
+}
+
+const SCRIPT: &str = "benches/peers/peer_cpu.py";
+
+/// The peer's lines on this work: (name, median seconds).
+pub fn run(python: &Path, bench: Bench) -> Result<Vec<(String, f64)>, PeerError> {
+    let script = PathBuf::from(SCRIPT);
+    if !script.exists() {
+        return Err(PeerError::NoScript(script));
+    }
+    let (part, prefix) = match bench {
+        Bench::TrainStep => ("train", "(i) train step"),
+        Bench::Generate => ("generate", "(ii) generate greedy 128 new, batch 64"),
+        Bench::GrpoStep => ("trl", "(iii) TRL GRPO step"),
+    };
+    let output = Command::new(python)
+        .arg(&script)
+        .arg(part)
+        .output()
+        .map_err(|source| PeerError::Start { python: python.into(), source })?;
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    if !output.status.success() {
+        let error = String::from_utf8_lossy(&output.stderr);
+        return Err(PeerError::Failed(error.lines().last().unwrap_or("no message").into()));
+    }
+    let lines: Vec<_> = text.lines().filter(|l| l.starts_with(prefix)).filter_map(read).collect();
+    if lines.is_empty() { Err(PeerError::NoLine(prefix, text)) } else { Ok(lines) }
+}
+
+/// `NAME   123.4 ms  ...`.
+fn read(line: &str) -> Option<(String, f64)> {
+    let (head, _) = line.split_once(" ms ")?;
+    let (name, milliseconds) = head.trim_end().rsplit_once(' ')?;
+    Some((name.trim_end().into(), milliseconds.parse::<f64>().ok()? / 1e3))
+}
