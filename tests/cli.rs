@@ -1,7 +1,9 @@
 //! The binary as users meet it: flags, messages, exit codes.
 
+mod common;
+
 use std::path::Path;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 
 fn uncouple(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_uncouple")).args(args).output().unwrap()
@@ -125,4 +127,72 @@ fn usage_errors_exit_with_2() {
         assert_eq!(uncouple(args).status.code(), Some(2), "{args:?}");
     }
     assert!(stdout(&uncouple(&["--version"])).starts_with("uncouple "));
+}
+
+#[test]
+fn a_small_run_trains_prints_its_results_and_is_evaluated() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, config) = (dir.path().to_str().unwrap(), dir.path().join("tiny.toml"));
+    std::fs::write(&config, common::runs::TINY).unwrap();
+    let output = uncouple(&["train", "--config", config.to_str().unwrap(), "--dir", path, "--name", "a"]);
+    let logged = String::from_utf8(output.stderr.clone()).unwrap();
+    assert!(output.status.success(), "{logged}");
+    assert!(
+        logged.contains("cold start 4/4") && logged.contains("grpo 2/2") && logged.contains("final: L0"),
+        "{logged}"
+    );
+    let text = stdout(&output);
+    for part in ["cold start", "final", "L0", "L1", "L2", "report.html"] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+
+    let run = dir.path().join("a");
+    let (run, model) = (run.to_str().unwrap(), run.join("checkpoints/step-6"));
+    let model = model.to_str().unwrap();
+    let json = |flags: &[&str]| {
+        let output = uncouple(&[&["eval", "--json"], flags].concat());
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        serde_json::from_str::<serde_json::Value>(&stdout(&output)).unwrap()
+    };
+    let four = ["--split", "L1", "--games", "4"];
+    let of_run = json(&[&["--run", run], &four[..]].concat());
+    let results = of_run["results"].as_array().unwrap();
+    assert_eq!((results.len(), &results[0]["split"], &results[0]["games"]), (1, &"L1".into(), &4.into()));
+    assert_eq!(of_run["limits"]["max_steps"], 3, "the run's own limits");
+    let baselines = &of_run["baselines"][0]["baselines"];
+    assert!(baselines["games"] == 4 && baselines["oracle"].is_number() && baselines["random"].is_number(), "{of_run}");
+    assert_eq!(of_run, json(&[&["--model", model], &four[..]].concat()), "a checkpoint is read in its run's own words");
+    assert_eq!(json(&["--run", run])["results"].as_array().unwrap().len(), 3, "all splits, the configuration's panel");
+
+    let table = stdout(&uncouple(&[&["eval", "--run", run], &four[..]].concat()));
+    for part in ["L1", "success %", "random policy %", "demonstrator %", "oracle %", "at most 3 steps"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    assert!(!table.contains("L0") && !table.contains('\u{1b}'), "{table}");
+
+    // A model directory that belongs to no run is spoken to through its chat template.
+    let alone = dir.path().join("model");
+    std::fs::create_dir(&alone).unwrap();
+    for file in std::fs::read_dir(model).unwrap().map(|f| f.unwrap().path()) {
+        std::fs::copy(&file, alone.join(file.file_name().unwrap())).unwrap();
+    }
+    let alone = json(&[&["--model", alone.to_str().unwrap()], &four[..]].concat());
+    assert_eq!((&alone["results"][0]["games"], &alone["limits"]["max_steps"]), (&4.into(), &20.into()));
+}
+
+#[test]
+fn nobody_reading_the_output_does_not_stop_training() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("tiny.toml");
+    std::fs::write(&config, common::runs::TINY).unwrap();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_uncouple"))
+        .args(["train", "--name", "a", "--dir"])
+        .args([dir.path().as_os_str(), "--config".as_ref(), config.as_os_str()])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    drop((child.stdout.take(), child.stderr.take()));
+    assert!(child.wait().unwrap().success());
+    assert!(dir.path().join("a/summary.json").exists());
 }

@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// Top to bottom. `config` and the record types of `report` stand above `ops` and may be imported by all that is higher.
-const LAYERS: [&[&str]; 8] = [
+const LAYERS: [&[&str]; 9] = [
     &["main"],
     &["cli"],
     &["reference", "bench"],
@@ -14,6 +14,7 @@ const LAYERS: [&[&str]; 8] = [
     &["agent", "env", "model", "forest"],
     &["config", "report"],
     &["ops", "device"],
+    &["files"],
 ];
 
 /// Pairs within a layer with a fixed direction.

@@ -172,7 +172,7 @@ fn episode(iteration: u64, success: bool, actions: &[&str]) -> Episode {
 #[test]
 fn trajectories_read_back_and_resume_deletes_what_comes_again() {
     let dir = tempfile::tempdir().unwrap();
-    let mut kept = Trajectories::open(dir.path(), 0).unwrap();
+    let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
     kept.append(&[episode(1, true, &["look", "take mug"]), episode(2, false, &["look"; 5])]).unwrap();
     let third =
         [episode(3, true, &["a", "b"]), episode(3, false, &["a"; 4]), episode(3, true, &["a"]), episode(3, false, &[])];
@@ -188,7 +188,7 @@ fn trajectories_read_back_and_resume_deletes_what_comes_again() {
     assert!(kept.examples("eval", 9).unwrap().is_empty());
     drop(kept);
 
-    let kept = Trajectories::open(dir.path(), 3).unwrap();
+    let kept = Trajectories::open(dir.path(), &[("eval", 0), ("grpo", 3)]).unwrap();
     assert_eq!(kept.examples("grpo", 9).unwrap(), [episode(2, false, &["look"; 5])]);
     drop(kept);
     let db = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
@@ -200,7 +200,7 @@ fn trajectories_read_back_and_resume_deletes_what_comes_again() {
 #[test]
 fn a_locked_database_is_a_clear_error() {
     let dir = tempfile::tempdir().unwrap();
-    let mut kept = Trajectories::open(dir.path(), 0).unwrap();
+    let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
     let other = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
     other.execute_batch("begin immediate").unwrap();
     let error = kept.append(&[episode(1, true, &["look"])]).unwrap_err().to_string();
@@ -213,7 +213,7 @@ fn a_locked_database_is_a_clear_error() {
 fn something_else_under_the_database_name_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     fs::write(dir.path().join("trajectories.sqlite"), "not a database, but long enough to look at".repeat(40)).unwrap();
-    let error = Trajectories::open(dir.path(), 0).err().unwrap().to_string();
+    let error = Trajectories::open(dir.path(), &[]).err().unwrap().to_string();
     assert!(error.contains("trajectories.sqlite") && error.contains("move the file away"), "{error}");
 }
 

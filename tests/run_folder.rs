@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 use uncouple::config::Config;
-use uncouple::report::files::{self, FileError};
+use uncouple::files::{self, FileError};
 use uncouple::train::run_folder::{Existing, RunFolder, RunFolderError};
 
 fn config(dir: &Path, name: &str) -> Config {

@@ -1,13 +1,15 @@
 //! `uncouple eval`.
 
-use super::{EvalArgs, SplitArg, output};
+use super::{EvalArgs, INTERRUPTED, SplitArg, output};
 use crate::agent::Prompter;
 use crate::config::{Config, Format};
 use crate::env::Split;
 use crate::env::baseline::{Baselines, baselines};
 use crate::model::checkpoint;
 use crate::model::tokenizer::Tokenizer;
+use crate::report::progress::say;
 use crate::report::results;
+use crate::rollout::RolloutError;
 use crate::train::run_folder::RunFolder;
 use crate::train::{TrainError, evaluate, interrupt, suite};
 use anyhow::{Context, Result, bail};
@@ -31,7 +33,16 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         SplitArg::L2 => vec![Split::L2],
     };
     interrupt::install().context("cannot listen for Ctrl-C")?;
-    let episodes = evaluate::evaluate(&config, &*suite, &model, &prompter, &splits)?;
+    let episodes = match evaluate::evaluate(&config, &*suite, &model, &prompter, &splits) {
+        Err(stopped @ TrainError::Rollout(RolloutError::Interrupted)) => {
+            say(&stopped.to_string());
+            return Ok(ExitCode::from(INTERRUPTED));
+        }
+        other => other?,
+    };
+    if let Some(line) = evaluate::failures(&episodes) {
+        say(&line);
+    }
     let rows = results::rows(&[("model", &evaluate::count(&episodes))]);
     let limit = config.env.max_steps as usize;
     let games = |split| Ok::<_, TrainError>(evaluate::panel(&config, &*suite, &[split])?.len() as u64);
@@ -90,6 +101,8 @@ fn subject(args: &EvalArgs) -> Result<(Config, PathBuf)> {
 
 /// The run's configuration, when `model` is RUN/checkpoints/step-N.
 fn own_config(model: &Path) -> Option<PathBuf> {
-    let file = model.canonicalize().ok()?.parent()?.parent()?.join("config.toml");
+    let model = model.canonicalize().ok()?;
+    let checkpoints = model.parent().filter(|p| p.ends_with("checkpoints"))?;
+    let file = checkpoints.parent()?.join("config.toml");
     file.exists().then_some(file)
 }

@@ -1,6 +1,6 @@
 //! `uncouple reference`: golden sets, for authors of other backends and for our own proof.
 
-use super::DeviceArg;
+use super::{DeviceArg, output};
 use crate::reference::{self, Report};
 use clap::Subcommand;
 use comfy_table::{CellAlignment, Table, presets};
@@ -46,11 +46,11 @@ pub fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
         ReferenceCommand::Check { set, json } => {
             let report = reference::check(&set)?;
             if json {
-                println!("{}", serde_json::to_string_pretty(&report)?);
+                output::print_json(&report)?;
             } else {
-                println!("{}", table(&report));
+                output::print(&table(&report).to_string())?;
                 let failed = report.rows.iter().filter(|(_, row)| !row.pass).count();
-                println!("{} of {} quantities pass", report.rows.len() - failed, report.rows.len());
+                output::print(&format!("{} of {} quantities pass", report.rows.len() - failed, report.rows.len()))?;
             }
             Ok(if report.passed() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }

@@ -2,10 +2,11 @@
 
 use super::{INTERRUPTED, TrainArgs, output};
 use crate::config::{Config, Override};
+use crate::report::progress::say;
 use crate::report::results::{self, Summary};
 use crate::train::memory::{self, Part};
 use crate::train::run_folder::{Existing, RunFolder};
-use crate::train::{TrainError, interrupt, train};
+use crate::train::{TrainError, interrupt, suite, train};
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use std::process::ExitCode;
@@ -13,8 +14,8 @@ use std::process::ExitCode;
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     args.device.check()?;
     let config = configuration(&args)?;
-    let shape = memory::model_shape(&config).context("the model cannot be used")?;
     if args.dry_run {
+        let shape = memory::model_shape(&config).context("the model cannot be used")?;
         let plan = memory::plan(&config, &shape);
         if args.json {
             output::print_json(&serde_json::json!({ "config": config, "memory": plan }))?;
@@ -29,9 +30,10 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         _ => Existing::Refuse,
     };
     interrupt::install().context("cannot listen for Ctrl-C")?;
-    let outcome = match train(config, existing) {
+    let suite = suite(&config)?;
+    let outcome = match train(config, &*suite, existing) {
         Err(stopped @ TrainError::Interrupted(_)) => {
-            eprintln!("{stopped}");
+            say(&stopped.to_string());
             return Ok(ExitCode::from(INTERRUPTED));
         }
         other => other?,

@@ -12,8 +12,7 @@ use crate::ops::advantage::{Scale, advantages};
 /// Episodes that the environment failed say nothing about the policy: they give no sample and are left out of their
 /// group's statistics.
 ///
-/// An episode's return is 1 for success, else 0, plus `rollout.invalid_reward` for each of its invalid turns. All its
-/// tokens get the return's advantage in the group.
+/// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group.
 pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let scale = match config.grpo.advantage {
         AdvantageScale::Group => Scale::Group,
@@ -22,15 +21,15 @@ pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     };
     let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
     let groups: Vec<usize> = usable.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
-    let returns: Vec<f64> = usable
-        .iter()
-        .map(|e| {
-            let invalid = e.turns.iter().filter(|t| !t.valid).count();
-            f64::from(u8::from(e.success)) + invalid as f64 * f64::from(config.rollout.invalid_reward)
-        })
-        .collect();
+    let returns: Vec<f64> = usable.iter().map(|e| episode_return(e, config)).collect();
     let advantage = advantages(&returns, &groups, scale, config.grpo.advantage_eps.into());
     usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect()
+}
+
+/// 1 for success, else 0, plus `rollout.invalid_reward` for each invalid turn.
+pub fn episode_return(episode: &Episode, config: &Config) -> f64 {
+    let invalid = episode.turns.iter().filter(|t| !t.valid).count();
+    f64::from(u8::from(episode.success)) + invalid as f64 * f64::from(config.rollout.invalid_reward)
 }
 
 fn sample(episode: &Episode, advantage: f32) -> Sample {

@@ -4,6 +4,7 @@ use super::config::{ConfigError, TokenIds};
 use super::params::{Entry, Layout};
 use super::recipe::Recipe;
 use super::{Model, Params, Qwen2Config};
+use crate::files::{self, FileError};
 use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -55,8 +56,8 @@ pub enum CheckpointError {
     NotTied { file: PathBuf },
     #[error("the weights built from {file} have digest {found}, but the recipe says {expected}")]
     Digest { file: PathBuf, expected: String, found: String },
-    #[error("cannot write {path}: {source}; nothing that was there before is lost")]
-    Write { path: PathBuf, source: std::io::Error },
+    #[error(transparent)]
+    File(#[from] FileError),
 }
 
 /// How weights are stored on disk.
@@ -299,74 +300,41 @@ pub fn save_params(file: &Path, params: &Params, dtype: SaveDtype) -> Result<(),
             SafeTensorError::IoError(source) => source,
             other => std::io::Error::other(other),
         };
-        CheckpointError::Write { path: file.into(), source }
+        FileError::new("write", file, source).into()
     })
 }
 
 /// Saves a model directory that transformers 4 and 5 load as it is, replacing what `dir` held only once all is on disk.
 ///
-/// `files` are the tokenizer's ([`super::Tokenizer::files`]), written as they are.
+/// `tokenizer` are its files ([`super::Tokenizer::files`]), written as they are.
 pub fn save(
     dir: &Path,
     model: &Model,
     ids: &TokenIds,
-    files: &[(String, Vec<u8>)],
+    tokenizer: &[(String, Vec<u8>)],
     dtype: SaveDtype,
 ) -> Result<(), CheckpointError> {
-    replace_dir(dir, |partial| {
-        let torch_dtype = match dtype {
-            SaveDtype::F32 => "float32",
-            SaveDtype::Bf16 => "bfloat16",
-        };
-        let config = format!("{:#}\n", model.config.to_json(ids, torch_dtype)).into_bytes();
-        let generation = format!("{:#}\n", ids.to_generation_config()).into_bytes();
-        let own = [("config.json".to_string(), config), ("generation_config.json".to_string(), generation)];
-        for (name, content) in own.iter().chain(files) {
-            let path = partial.join(name);
-            std::fs::write(&path, content).map_err(|source| CheckpointError::Write { path, source })?;
-        }
-        save_params(&partial.join(SINGLE), &model.params, dtype)
-    })
+    files::write_folder(dir, |partial| fill(partial, model, ids, tokenizer, dtype))
 }
 
-/// Replaces the folder `dir` with one that `fill` writes, so that a reader (or a crash, or a full disk) sees the old content
-/// or the new, never a part: `fill` writes into a hidden sibling, every file is synced, and only then is it renamed.
-pub fn replace_dir(dir: &Path, fill: impl FnOnce(&Path) -> Result<(), CheckpointError>) -> Result<(), CheckpointError> {
-    let write = |path: &Path| {
-        let path = path.to_path_buf();
-        move |source| CheckpointError::Write { path, source }
+/// Writes the files of [`save`] into the folder `dir`, which is not yet where anybody looks for a model.
+pub fn fill(
+    dir: &Path,
+    model: &Model,
+    ids: &TokenIds,
+    tokenizer: &[(String, Vec<u8>)],
+    dtype: SaveDtype,
+) -> Result<(), CheckpointError> {
+    let torch_dtype = match dtype {
+        SaveDtype::F32 => "float32",
+        SaveDtype::Bf16 => "bfloat16",
     };
-    let name = dir
-        .file_name()
-        .ok_or_else(|| write(dir)(std::io::Error::new(std::io::ErrorKind::InvalidInput, "the path has no last part")))?
-        .to_string_lossy();
-    let parent = match dir.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    let [partial, old] = ["partial", "old"].map(|tail| parent.join(format!(".{name}.{}.{tail}", std::process::id())));
-    let result = (|| {
-        std::fs::create_dir_all(&partial).map_err(write(&partial))?;
-        fill(&partial)?;
-        for entry in std::fs::read_dir(&partial).map_err(write(&partial))? {
-            let path = entry.map_err(write(&partial))?.path();
-            File::open(&path).and_then(|f| f.sync_all()).map_err(write(&path))?;
-        }
-        File::open(&partial).and_then(|f| f.sync_all()).map_err(write(&partial))?;
-        if dir.exists() {
-            std::fs::rename(dir, &old).map_err(write(dir))?;
-        }
-        std::fs::rename(&partial, dir).map_err(|source| {
-            // Best effort: what was there goes back to its place.
-            let _ = std::fs::rename(&old, dir);
-            CheckpointError::Write { path: dir.into(), source }
-        })?;
-        File::open(parent).and_then(|f| f.sync_all()).map_err(write(parent))
-    })();
-    // Leftovers are only a waste of space: a failure to remove them is no failure to save.
-    let _ = std::fs::remove_dir_all(&partial);
-    if dir.exists() {
-        let _ = std::fs::remove_dir_all(&old);
+    let config = format!("{:#}\n", model.config.to_json(ids, torch_dtype)).into_bytes();
+    let generation = format!("{:#}\n", ids.to_generation_config()).into_bytes();
+    let own = [("config.json".to_string(), config), ("generation_config.json".to_string(), generation)];
+    for (name, content) in own.iter().chain(tokenizer) {
+        let path = dir.join(name);
+        std::fs::write(&path, content).map_err(|e| FileError::new("write", path, e))?;
     }
-    result
+    save_params(&dir.join(SINGLE), &model.params, dtype)
 }

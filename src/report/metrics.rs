@@ -1,7 +1,7 @@
 //! What training measures, one record a step: `metrics.jsonl` for programs, TensorBoard events for eyes.
 
-use super::files::{self, FileError};
 use super::tensorboard::EventWriter;
+use crate::files::{self, FileError};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};

@@ -1,6 +1,5 @@
 //! What a run leaves behind for people and programs: metrics, trajectories, tables, the report page.
 
-pub mod files;
 pub mod html;
 pub mod metrics;
 mod plot;

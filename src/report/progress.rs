@@ -1,11 +1,16 @@
 //! Progress of long work on stderr: a bar with an ETA on a terminal, plain lines otherwise.
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 /// Plain lines come at most this often (and at the end).
 const EVERY: Duration = Duration::from_secs(10);
+
+/// A line on stderr. That nobody reads it any more (a closed terminal, `2>&1 | head`) is no reason to stop training.
+pub fn say(line: &str) {
+    let _ = writeln!(std::io::stderr(), "{line}");
+}
 
 /// Progress of one phase.
 pub struct Progress {
@@ -54,8 +59,8 @@ impl Progress {
     /// A line of its own, without disturbing the bar.
     pub fn note(&self, line: &str) {
         match &self.bar {
-            Some(bar) => bar.suspend(|| eprintln!("{line}")),
-            None => eprintln!("{line}"),
+            Some(bar) => bar.suspend(|| say(line)),
+            None => say(line),
         }
     }
 
@@ -69,6 +74,6 @@ impl Progress {
 
     fn print(&self) {
         let seconds = self.began.elapsed().as_secs();
-        eprintln!("{} {}/{} {seconds} s {}", self.label, self.done, self.total, self.message);
+        say(&format!("{} {}/{} {seconds} s {}", self.label, self.done, self.total, self.message));
     }
 }

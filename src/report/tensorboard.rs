@@ -2,7 +2,7 @@
 //!
 //! A record is `length: u64, crc(length): u32, data, crc(data): u32`, little-endian, with masked CRC-32C.
 
-use super::files::FileError;
+use crate::files::FileError;
 use std::fs::File;
 use std::io::Write;
 use std::path::{Path, PathBuf};

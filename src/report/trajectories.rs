@@ -4,7 +4,7 @@
 //! select task, avg(success) from episodes where phase = 'grpo' group by task;
 //! ```
 
-use super::files::FileError;
+use crate::files::FileError;
 use rusqlite::{Connection, ErrorCode, params};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -40,7 +40,7 @@ pub struct Turn {
     pub valid: bool,
     /// The action's tokens as sampled.
     pub tokens: Vec<u32>,
-    /// Sum of their log-probs (nats) when sampled.
+    /// Sum of their log-probs (nats) when sampled; not-a-number is kept as null.
     pub logprob_sum: f64,
     pub reward: f64,
     /// Absent outside training.
@@ -62,13 +62,14 @@ const SCHEMA: &str = "
     create table if not exists turns (
         episode integer not null references episodes(id) on delete cascade, turn integer not null,
         observation text not null, action text not null, valid integer not null, tokens text not null,
-        logprob_sum real not null, reward real not null, advantage real,
+        logprob_sum real, reward real not null, advantage real,
         primary key (episode, turn)) without rowid;
     create index if not exists episodes_by_iteration on episodes(iteration);";
 
 impl Trajectories {
-    /// Opens the database of a run folder and deletes the episodes of `iteration` and later: those the run will write (again).
-    pub fn open(run: &Path, iteration: u64) -> Result<Trajectories, FileError> {
+    /// Opens the database of a run folder. `next` names for each phase the first iteration that the run will write: its
+    /// episodes and later ones, left by an earlier process, are deleted, so that none is kept twice.
+    pub fn open(run: &Path, next: &[(&str, u64)]) -> Result<Trajectories, FileError> {
         let path = run.join(FILE);
         let open = || {
             let db = Connection::open(&path)?;
@@ -78,7 +79,12 @@ impl Trajectories {
             db.pragma_update(None, "synchronous", "normal")?;
             db.pragma_update(None, "foreign_keys", true)?;
             db.execute_batch(SCHEMA)?;
-            db.execute("delete from episodes where iteration >= ?1", [iteration as i64])?;
+            for (phase, iteration) in next {
+                db.execute(
+                    "delete from episodes where phase = ?1 and iteration >= ?2",
+                    params![phase, *iteration as i64],
+                )?;
+            }
             Ok(db)
         };
         let db = open().map_err(|e| error("open", &path, e))?;
@@ -163,7 +169,7 @@ fn examples(db: &Connection, phase: &str, count: u32) -> rusqlite::Result<Vec<Ep
                 action: row.get(1)?,
                 valid: row.get(2)?,
                 tokens: serde_json::from_str(&row.get::<_, String>(3)?).unwrap_or_default(),
-                logprob_sum: row.get(4)?,
+                logprob_sum: row.get::<_, Option<f64>>(4)?.unwrap_or(f64::NAN),
                 reward: row.get(5)?,
                 advantage: row.get(6)?,
             })
@@ -195,7 +201,7 @@ mod tests {
     #[test]
     fn a_full_disk_is_told_and_loses_nothing_earned() {
         let dir = tempfile::tempdir().unwrap();
-        let mut kept = Trajectories::open(dir.path(), 0).unwrap();
+        let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
         let turn = Turn { observation: "x".repeat(10_000), ..Turn::default() };
         let episode = Episode { phase: "grpo".into(), turns: vec![turn], ..Episode::default() };
         kept.append(std::slice::from_ref(&episode)).unwrap();

@@ -1,10 +1,11 @@
 //! Cold start: supervised learning on demonstrations, played in training games only.
 
-use super::TrainError;
+use super::{TrainError, interrupt};
 use crate::agent::Prompter;
 use crate::config::Config;
-use crate::env::{Observation, Split, Suite};
+use crate::env::{EnvError, Observation, Split, Suite};
 use crate::ops::philox;
+use crate::rollout::RolloutError;
 use rayon::prelude::*;
 
 /// One demonstrated episode as tokens; `mask` marks what is taught: the commands and their end tokens.
@@ -13,36 +14,54 @@ pub struct Demonstration {
     pub mask: Vec<bool>,
 }
 
-/// One demonstrated episode as text: each observation with the command given in answer.
-type Script = Vec<(Observation, String)>;
+/// One demonstrated episode as text.
+pub struct Script {
+    /// The task's id.
+    task: String,
+    /// Each observation with the command given in answer; not empty.
+    turns: Vec<(Observation, String)>,
+}
 
 /// The demonstrations of `config.sft.games` training games, the first ones of the split.
 pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainError> {
     let play = |index| -> Result<Script, TrainError> {
-        let mut env = suite.open_for_training(&suite.task(Split::Train, index)?)?;
-        let (mut observation, mut script) = (env.reset()?, Vec::new());
-        while script.len() < config.env.max_steps as usize
+        if interrupt::interrupted() {
+            return Err(RolloutError::Interrupted.into());
+        }
+        let task = suite.task(Split::Train, index)?;
+        let mut env = suite.open_for_training(&task)?;
+        let (mut observation, mut turns) = (env.reset()?, Vec::new());
+        while turns.len() < config.env.max_steps as usize
             && !observation.done
             && let Some(command) = env.demonstrate()
         {
             let next = env.step(&command)?;
-            script.push((std::mem::replace(&mut observation, next), command));
+            turns.push((std::mem::replace(&mut observation, next), command));
         }
-        Ok(script)
+        if turns.is_empty() {
+            let reason = "it demonstrates nothing: set sft.steps = 0, or leave this task out".into();
+            return Err(EnvError::Failed { name: task.id, reason }.into());
+        }
+        Ok(Script { task: task.id, turns })
     };
     (0..u64::from(config.sft.games)).into_par_iter().map(play).collect()
 }
 
 /// The texts of the demonstrations, to train a tokenizer on.
 pub fn texts(scripts: &[Script]) -> Vec<String> {
-    scripts.iter().flatten().flat_map(|(observation, command)| [observation.text.clone(), command.clone()]).collect()
+    let turns = scripts.iter().flat_map(|script| &script.turns);
+    turns.flat_map(|(observation, command)| [observation.text.clone(), command.clone()]).collect()
 }
 
-/// Lays a script out exactly as an episode of the same words would be; at most `context` tokens.
+/// Lays a script out exactly as an episode of the same words would be; at most `context` tokens, the prompt must be shorter.
 pub fn demonstration(prompter: &Prompter, script: &Script, context: usize) -> Result<Demonstration, TrainError> {
     let (mut tokens, mut mask) = (Vec::new(), Vec::new());
-    for (turn, (observation, command)) in script.iter().enumerate() {
+    for (turn, (observation, command)) in script.turns.iter().enumerate() {
         let shown = if turn == 0 { prompter.first(observation)? } else { prompter.next(observation)? };
+        if turn == 0 && shown.len() >= context {
+            let (task, tokens) = (script.task.clone(), shown.len());
+            return Err(RolloutError::PromptTooLong { task, tokens, limit: context, what: "model's context" }.into());
+        }
         let taught = prompter.teach(command)?;
         mask.extend(std::iter::repeat_n(false, shown.len()).chain(std::iter::repeat_n(true, taught.len())));
         tokens.extend(shown.into_iter().chain(taught));

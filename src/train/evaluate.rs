@@ -1,7 +1,7 @@
 //! Evaluation on the fixed panels of L0, L1 and L2.
 
 use super::{TrainError, interrupt};
-use crate::agent::{Episode, Prompter};
+use crate::agent::{Episode, Finish, Prompter};
 use crate::config::Config;
 use crate::env::{Split, Suite, Task};
 use crate::model::Model;
@@ -39,6 +39,16 @@ pub fn evaluate(
     let open: rollout::Open<'_> = &|task| suite.open(task);
     let settings = Settings::evaluation(config, STREAM);
     Ok(rollout(model, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
+}
+
+/// A line about the episodes that the environment failed, if there are any.
+pub fn failures(episodes: &[Episode]) -> Option<String> {
+    let mut failed = episodes.iter().filter_map(|e| match &e.finish {
+        Finish::EnvFailed(reason) => Some(format!("{}: {reason}", e.task.id)),
+        _ => None,
+    });
+    let first = failed.next()?;
+    Some(format!("the environment failed {} of {} episodes, first {first}", 1 + failed.count(), episodes.len()))
 }
 
 /// The episodes of each split in numbers; those that the environment failed are left out.

@@ -1,5 +1,6 @@
 //! Ctrl-C: the first asks training to save and stop, the second ends the process at once.
 
+use crate::report::progress::say;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
@@ -11,7 +12,7 @@ pub fn install() -> Result<(), ctrlc::Error> {
             // 128 + SIGINT, as shells report it.
             std::process::exit(130);
         }
-        eprintln!("stopping at the next safe point and saving; press Ctrl-C again to stop at once");
+        say("stopping at the next safe point and saving; press Ctrl-C again to stop at once");
     })
 }
 

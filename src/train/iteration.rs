@@ -1,13 +1,15 @@
 //! One GRPO iteration: sample groups, form advantages, take the optimiser steps.
 
+use super::evaluate::failures;
 use super::learner::{Learner, StepReport};
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Prompter};
-use crate::config::Config;
+use crate::config::{Aggregation, Config};
 use crate::env::{Split, Suite};
 use crate::forest::{Forest, ROOT};
-use crate::grpo::{LossReport, Normaliser, Sample, samples};
+use crate::grpo::{LossReport, Normaliser, Sample, episode_return, samples};
 use crate::model::{Activations, Keep, Model};
+use crate::report::stats;
 use crate::rollout::{self, Settings, rollout};
 use std::time::Instant;
 
@@ -16,16 +18,16 @@ pub struct Iteration {
     pub episodes: Vec<Episode>,
     /// What training saw, for episodes that the environment did not fail.
     pub samples: Vec<Sample>,
-    /// Sums over the micro-batches of the last epoch where the field adds up, token-weighted means elsewhere.
-    pub loss: LossReport,
+    /// Of the last epoch: losses of the micro-batches add up, the rest are means over the tokens that were taught. `None` when
+    /// nothing was: then there was no step either.
+    pub loss: Option<LossReport>,
     pub steps: Vec<StepReport>,
     /// Mean and largest |log-prob in training − when sampled|: rounding only, or something is wrong.
     pub logprob_difference: (f64, f64),
     /// Tokens trained on, after and before prefix sharing.
     pub packed_tokens: usize,
     pub shared_tokens: usize,
-    /// Share of groups whose episodes all had the same return: they teach nothing.
-    pub constant_groups: f64,
+    pub returns: Returns,
     pub rollout_seconds: f64,
     pub train_seconds: f64,
 }
@@ -62,17 +64,20 @@ pub fn run(
     let began = Instant::now();
     let mut samples = samples(&episodes, config);
     if samples.is_empty() {
-        return Err(TrainError::NoEpisodes(episodes.len()));
+        return Err(TrainError::NoEpisodes(failures(&episodes).unwrap_or_default()));
     }
     if let Some(reference) = reference {
         add_reference(config, reference, &mut samples);
     }
     // A sample without advantage has no gradient unless a regulariser gives it one: exactly the same step, without its cost.
-    let regularised = config.grpo.beta > 0.0 || config.grpo.entropy_coef != 0.0;
-    let taught: Vec<Sample> = samples.iter().filter(|s| regularised || teaches(s)).cloned().collect();
+    // Only the mean over a micro-batch's own tokens depends on who else is in it.
+    let all = config.grpo.beta > 0.0
+        || config.grpo.entropy_coef != 0.0
+        || config.grpo.aggregation == Aggregation::MicroTokenMean;
+    let taught: Vec<Sample> = samples.iter().filter(|s| all || teaches(s)).cloned().collect();
     let batches = micro_batches(config, &taught);
     let norm = Normaliser::new(&samples, batches.len());
-    let (mut loss, mut steps) = (LossReport::default(), Vec::new());
+    let (mut loss, mut steps) = (None, Vec::new());
     let (mut packed_tokens, mut shared_tokens, mut difference) = (0, 0, Difference::default());
     for epoch in 0..config.grpo.epochs {
         let mut total = Weighted::default();
@@ -89,14 +94,12 @@ pub fn run(
             total.add(report, batch.iter().map(|s| s.loss_positions().count()).sum());
         }
         if !batches.is_empty() {
-            loss = total.mean();
+            loss = Some(total.mean());
             steps.push(learner.step(&config.optim, learning_rate(config, index)));
         }
     }
-    let groups: Vec<_> = episodes.chunk_by(|a, b| a.group == b.group).collect();
-    let constant = groups.iter().filter(|g| g.iter().all(|e| e.success == g[0].success)).count();
     Ok(Iteration {
-        constant_groups: constant as f64 / groups.len() as f64,
+        returns: Returns::of(&episodes, config),
         episodes,
         samples,
         loss,
@@ -147,6 +150,29 @@ fn add_reference(config: &Config, reference: &Model, samples: &mut [Sample]) {
         nodes.iter().zip(scored).for_each(|(&n, lp)| logprob[n as usize] = lp);
         for (sample, path) in batch.iter_mut().zip(&forest.paths) {
             sample.ref_logprobs = Some(path.iter().map(|&n| logprob[n as usize]).collect());
+        }
+    }
+}
+
+/// The returns of the episodes that the environment did not fail, in TRL's terms.
+pub struct Returns {
+    pub mean: f64,
+    /// Mean over groups of the standard deviation within the group.
+    pub std: f64,
+    /// Share of groups whose returns are all alike: nothing in them was better than the rest.
+    pub constant_groups: f64,
+}
+
+impl Returns {
+    fn of(episodes: &[Episode], config: &Config) -> Returns {
+        let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
+        let groups = usable.chunk_by(|a, b| a.group == b.group);
+        let groups: Vec<Vec<f64>> = groups.map(|g| g.iter().map(|e| episode_return(e, config)).collect()).collect();
+        let constant = |g: &&Vec<f64>| g.iter().all(|r| *r == g[0]);
+        Returns {
+            mean: stats::mean(&groups.concat()),
+            std: stats::mean(&groups.iter().map(|g| stats::std(g)).collect::<Vec<_>>()),
+            constant_groups: groups.iter().filter(constant).count() as f64 / groups.len().max(1) as f64,
         }
     }
 }

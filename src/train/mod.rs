@@ -17,12 +17,12 @@ use crate::agent::PromptError;
 use crate::config::{Config, ConfigError};
 use crate::env::household::Household;
 use crate::env::{EnvError, Suite};
+use crate::files::FileError;
 use crate::model::checkpoint::CheckpointError;
 use crate::model::tokenizer::TokenizerError;
-use crate::report::files::FileError;
 use crate::rollout::RolloutError;
 use run_folder::RunFolderError;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 /// Why training or evaluation ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -46,16 +46,34 @@ pub enum TrainError {
     #[error("{}: not a training state of this version ({reason}); start a new run", .file.display())]
     State { file: PathBuf, reason: String },
     #[error(
-        "the gradient was not finite {count} times in a row; the batches are kept in {}: lower optim.lr, or look at them",
+        "the gradient was not finite {count} times in a row; the batches are kept in {}, and the checkpoints as they are: look \
+         at the batches, or start another run with a lower sft.lr or optim.lr",
         .folder.display()
     )]
     NotFinite { count: u32, folder: PathBuf },
-    #[error("every one of the {0} episodes of an iteration was failed by its environment; the log above says why")]
-    NoEpisodes(usize),
+    #[error(
+        "the weights are no longer finite numbers, so they are not saved; the checkpoints stay as they are: start another run \
+         with a lower sft.lr or optim.lr, or, if it began so, with another model"
+    )]
+    BrokenWeights,
+    #[error("{}: its tokenizer has {tokens} tokens, but its model only {rows}; use the tokenizer of this model", .dir.display())]
+    Vocabulary { dir: PathBuf, tokens: usize, rows: usize },
+    #[error("not one episode of the iteration can be used: {0}")]
+    NoEpisodes(String),
     #[error("cannot render report.html: {0}")]
     Report(#[from] minijinja::Error),
-    #[error("interrupted: everything so far is saved in {}; go on with --resume --name {}", .0.display(), .0.file_name().unwrap_or_default().to_string_lossy())]
+    #[error("interrupted; everything so far is saved. Go on with: uncouple train --resume --dir {} --name {}", parent(.0), name(.0))]
     Interrupted(PathBuf),
+}
+
+/// The folder that holds a run's.
+fn parent(run: &Path) -> std::path::Display<'_> {
+    run.parent().unwrap_or(Path::new("")).display()
+}
+
+/// The run's name.
+fn name(run: &Path) -> std::borrow::Cow<'_, str> {
+    run.file_name().unwrap_or_default().to_string_lossy()
 }
 
 /// The suite that the configuration names.

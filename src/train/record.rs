@@ -3,8 +3,14 @@
 use crate::agent::Episode;
 use crate::report::trajectories;
 
-/// `advantage` runs over the episode's tokens (training only).
-pub fn stored(episode: &Episode, iteration: u64, phase: &str, advantage: Option<&[f32]>) -> trajectories::Episode {
+/// `reward` is the episode's return; `advantage` runs over its tokens (training only).
+pub fn stored(
+    episode: &Episode,
+    iteration: u64,
+    phase: &str,
+    reward: f64,
+    advantage: Option<&[f32]>,
+) -> trajectories::Episode {
     let turns = episode.turns.iter().map(|t| trajectories::Turn {
         observation: t.observation.clone(),
         action: t.action.clone(),
@@ -21,7 +27,7 @@ pub fn stored(episode: &Episode, iteration: u64, phase: &str, advantage: Option<
         task: episode.task.id.clone(),
         group: episode.group as u32,
         sample: episode.sample as u32,
-        reward: f64::from(u8::from(episode.success)),
+        reward,
         success: episode.success,
         finish: episode.finish.name().into(),
         seconds: episode.seconds,

@@ -1,7 +1,7 @@
 //! The folder of one run: created once, locked while a process trains in it, and whole at every moment.
 
 use crate::config::Config;
-use crate::report::files::{self, FileError};
+use crate::files::{self, FileError};
 use std::fs::{self, File, TryLockError};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -1,21 +1,23 @@
 //! A training run from its configuration to its report.
 
-use super::cold_start::{self, Demonstration};
+use super::cold_start::{self, Demonstration, Script};
 use super::iteration::{self, Iteration};
 use super::learner::Learner;
 use super::record::stored;
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
-use super::{TrainError, evaluate, interrupt, memory, suite};
+use super::{TrainError, evaluate, interrupt, memory};
 use crate::agent::Prompter;
 use crate::config::Config;
 use crate::env::Suite;
-use crate::model::checkpoint::{self, SaveDtype};
+use crate::files::FileError;
+use crate::grpo::episode_return;
+use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
 use crate::model::tokenizer::{END_OF_TEXT, TURN_END, Tokenizer};
 use crate::model::{Model, Params, TokenIds};
 use crate::report::html::{self, Page};
 use crate::report::metrics::{self, Metrics, Record};
-use crate::report::progress::Progress;
+use crate::report::progress::{Progress, say};
 use crate::report::results::{self, EvalSummary, Evaluation, Row, Summary};
 use crate::report::trajectories::Trajectories;
 use crate::rollout::{RolloutError, Statistics};
@@ -34,29 +36,64 @@ const BAD_BATCHES: &str = "bad_batches";
 /// Episodes shown in report.html.
 const EXAMPLES: u32 = 6;
 
-/// Runs the whole training: cold start, evaluation, GRPO, evaluation, report.
-pub fn train(mut config: Config, existing: Existing) -> Result<Outcome, TrainError> {
-    let suite = suite(&config)?;
-    // Everything a user can get wrong about the model is found before a folder is made.
-    let base = (!config.model.path.is_empty()).then(|| load_base(&config)).transpose()?;
+/// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report.
+pub fn train(mut config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
+    // Everything a user can get wrong about the model is found before a folder is made. A resumed run has its own.
+    let base = if existing == Existing::Resume { None } else { load_base(&config)? };
     let folder = RunFolder::open(&mut config, existing)?;
-    let mut session = Session::open(config, folder, &*suite, base)?;
-    match session.run() {
-        // Whatever the phase, nothing was changed since the last whole step: save it and say how to go on.
-        Err(TrainError::Rollout(RolloutError::Interrupted)) => {
-            session.checkpoint()?;
-            Err(TrainError::Interrupted(session.folder.path().into()))
-        }
+    let path = folder.path().to_path_buf();
+    let outcome = Session::open(config, folder, suite, base)
+        .and_then(|mut session| session.run().map_err(|error| session.give_up(error)));
+    outcome.map_err(|error| match error {
+        TrainError::Rollout(RolloutError::Interrupted) => TrainError::Interrupted(path),
         other => other,
+    })
+}
+
+/// What training begins with, or goes on with.
+struct Start {
+    learner: Learner,
+    state: State,
+    tokenizer: Tokenizer,
+    ids: TokenIds,
+}
+
+impl Start {
+    fn new(config: &Config, model: Model, tokenizer: Tokenizer, ids: TokenIds) -> Start {
+        Start { learner: Learner::new(model, config.model.recompute), state: State::default(), tokenizer, ids }
     }
 }
 
-/// The user's model directory.
-fn load_base(config: &Config) -> Result<(Model, Tokenizer, TokenIds), TrainError> {
+/// The user's model directory, if the configuration names one.
+fn load_base(config: &Config) -> Result<Option<Start>, TrainError> {
     let dir = Path::new(&config.model.path);
-    let model = checkpoint::load(dir)?;
-    let ids = TokenIds::read(dir).map_err(checkpoint::CheckpointError::from)?;
-    Ok((model, Tokenizer::load(dir)?, ids))
+    if config.model.path.is_empty() {
+        return Ok(None);
+    }
+    let (model, tokenizer) = (checkpoint::load(dir)?, Tokenizer::load(dir)?);
+    let (tokens, rows) = (tokenizer.vocab_size(), model.config.vocab_size);
+    if tokens > rows {
+        return Err(TrainError::Vocabulary { dir: dir.into(), tokens, rows });
+    }
+    let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
+    Ok(Some(Start::new(config, model, tokenizer, ids)))
+}
+
+/// The embedded model: random weights, and a tokenizer made for the demonstrations.
+fn embedded(config: &Config, scripts: &[Script]) -> Result<Start, TrainError> {
+    let shape = memory::model_shape(config).map_err(CheckpointError::from)?;
+    let tokenizer = Tokenizer::train(&cold_start::texts(scripts), shape.vocab_size)?;
+    let model = Model::new(shape.clone(), Params::random(&shape, config.run.seed));
+    let eos = tokenizer.id(TURN_END).into_iter().collect();
+    let ids = TokenIds { bos: None, eos, pad: tokenizer.id(END_OF_TEXT) };
+    Ok(Start::new(config, model, tokenizer, ids))
+}
+
+/// A run's checkpoint.
+fn load_checkpoint(config: &Config, dir: &Path) -> Result<Start, TrainError> {
+    let (learner, state) = state::load(dir, config.model.recompute)?;
+    let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
+    Ok(Start { learner, state, tokenizer: Tokenizer::load(dir)?, ids })
 }
 
 struct Session<'a> {
@@ -66,12 +103,14 @@ struct Session<'a> {
     prompter: Prompter,
     ids: TokenIds,
     learner: Learner,
+    /// The frozen model of the KL term, once GRPO has begun.
     reference: Option<Model>,
+    /// Empty when the cold start is over.
     demonstrations: Vec<Demonstration>,
     state: State,
     metrics: Metrics,
     trajectories: Trajectories,
-    /// When this process began, less the run's earlier wall time.
+    /// When this process began; the run's earlier wall time is in `earlier`.
     began: Instant,
     earlier: f64,
 }
@@ -82,52 +121,35 @@ impl<'a> Session<'a> {
         config: Config,
         folder: RunFolder,
         suite: &'a dyn Suite,
-        base: Option<(Model, Tokenizer, TokenIds)>,
+        base: Option<Start>,
     ) -> Result<Session<'a>, TrainError> {
         let began = Instant::now();
-        let scripts = cold_start::scripts(&config, suite)?;
-        let last = folder.checkpoints()?.pop();
-        let (learner, state, tokenizer, ids) = match (last, base) {
-            (Some((_, dir)), _) => {
-                let (learner, state) = state::load(&dir, config.model.recompute)?;
-                let ids = TokenIds::read(&dir).map_err(checkpoint::CheckpointError::from)?;
-                (learner, state, Tokenizer::load(&dir)?, ids)
-            }
-            (None, Some((model, tokenizer, ids))) => {
-                (Learner::new(model, config.model.recompute), State::default(), tokenizer, ids)
-            }
-            (None, None) => {
-                let shape = memory::model_shape(&config).map_err(checkpoint::CheckpointError::from)?;
-                let tokenizer = Tokenizer::train(&cold_start::texts(&scripts), shape.vocab_size)?;
-                let model = Model::new(shape.clone(), Params::random(&shape, config.run.seed));
-                let ids = TokenIds {
-                    bos: None,
-                    eos: tokenizer.id(TURN_END).into_iter().collect(),
-                    pad: tokenizer.id(END_OF_TEXT),
-                };
-                (Learner::new(model, config.model.recompute), State::default(), tokenizer, ids)
-            }
+        let given = match folder.checkpoints()?.pop() {
+            Some((_, dir)) => Some(load_checkpoint(&config, &dir)?),
+            None if base.is_none() => load_base(&config)?,
+            None => base,
+        };
+        let to_learn = given.as_ref().map_or(0, |s| s.state.sft_steps) < config.sft.steps;
+        let scripts = if to_learn || given.is_none() { cold_start::scripts(&config, suite)? } else { Vec::new() };
+        let Start { learner, state, tokenizer, ids } = match given {
+            Some(start) => start,
+            None => embedded(&config, &scripts)?,
         };
         let prompter = Prompter::new(tokenizer, &config.prompt)?;
         let context = learner.model.config.max_position_embeddings;
-        let demonstrations = scripts
-            .iter()
-            .map(|script| cold_start::demonstration(&prompter, script, context))
-            .collect::<Result<_, _>>()?;
-        let done = state.clone();
+        let taught = if to_learn { &scripts[..] } else { &[] };
+        let demonstrations =
+            taught.iter().map(|s| cold_start::demonstration(&prompter, s, context)).collect::<Result<_, _>>()?;
+        // What an earlier process recorded after the checkpoint comes again.
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
-            "sft" => r.step <= u64::from(done.sft_steps),
-            "grpo" => r.step <= u64::from(done.iterations),
-            _ => {
-                done.cold_start.is_some()
-                    && r.step <= u64::from(done.iterations)
-                    && r.step < u64::from(config.run.iterations)
-            }
+            "sft" => r.step <= u64::from(state.sft_steps),
+            "grpo" => r.step <= u64::from(state.iterations),
+            _ => r.step < u64::from(state.next_eval),
         })?;
-        let trajectories = Trajectories::open(folder.path(), u64::from(state.iterations) + 1)?;
-        let reference = folder.path().join(REFERENCE);
-        let reference =
-            if state.iterations > 0 && reference.exists() { Some(checkpoint::load(&reference)?) } else { None };
+        let next = [("grpo", u64::from(state.iterations) + 1), ("eval", u64::from(state.next_eval))];
+        let trajectories = Trajectories::open(folder.path(), &next)?;
+        let frozen = config.grpo.beta > 0.0 && state.iterations > 0;
+        let reference = frozen.then(|| checkpoint::load(&folder.path().join(REFERENCE))).transpose()?;
         let earlier = state.seconds;
         Ok(Session {
             config,
@@ -149,12 +171,21 @@ impl<'a> Session<'a> {
     fn run(&mut self) -> Result<Outcome, TrainError> {
         self.cold_start()?;
         if self.state.cold_start.is_none() {
-            self.state.cold_start = Some(self.evaluate("cold start")?);
+            self.state.cold_start = Some(self.evaluate("cold start", &say)?);
             self.checkpoint()?;
         }
         self.grpo()?;
-        let last = self.evaluate("final")?;
+        // Without GRPO there is nothing to set against the cold start.
+        let last = if self.state.iterations > 0 { self.evaluate("final", &say)? } else { Evaluation::new() };
         self.report(last)
+    }
+
+    /// An error ended the run. Sampling and evaluating change nothing: where they ended it, every step so far is whole and saved.
+    fn give_up(&mut self, error: TrainError) -> TrainError {
+        match error {
+            TrainError::Rollout(_) | TrainError::NoEpisodes(_) => self.checkpoint().err().unwrap_or(error),
+            other => other,
+        }
     }
 
     fn seconds(&self) -> f64 {
@@ -180,26 +211,28 @@ impl<'a> Session<'a> {
             let loss = self.learner.cross_entropy(&batch);
             let lr = cold_start::learning_rate(&self.config, step);
             let report = self.learner.step(&self.config.optim, lr);
-            self.state.sft_steps += 1;
-            self.state.tokens += tokens as u64;
-            let kept = || batch_json(batch.iter().map(|(tokens, _)| *tokens));
-            let file = format!("sft-{}.json", step + 1);
-            let bad = if report.skipped { Some((file, kept())) } else { None };
-            self.count_step(bad)?;
-            let record = Record::new("sft", u64::from(step) + 1, self.seconds());
+            let at = u64::from(step) + 1;
+            let bad =
+                report.skipped.then(|| Bad::new(format!("sft-{at}.json"), batch.iter().map(|(tokens, _)| *tokens)));
+            let record = Record::new("sft", at, self.seconds());
             let record = record.with("loss", loss).with("grad_norm", report.grad_norm).with("learning_rate", lr);
             self.metrics.append(&record)?;
-            progress.step(u64::from(step) + 1, format!("loss {loss:.3}"));
+            self.state.sft_steps += 1;
+            self.state.tokens += tokens as u64;
+            self.count_step(bad, &|line| progress.note(line))?;
+            progress.step(at, format!("loss {loss:.3}"));
         }
         progress.finish();
-        // GRPO is another objective: its moments start afresh.
-        self.learner.moments.iter_mut().for_each(|m| m.flat.fill(0.0));
-        self.learner.steps = 0;
-        Ok(())
+        self.checkpoint()
     }
 
     fn grpo(&mut self) -> Result<(), TrainError> {
         let iterations = self.config.run.iterations;
+        if self.state.iterations == 0 {
+            // GRPO is another objective than the cold start: its moments start afresh.
+            self.learner.moments.iter_mut().for_each(|m| m.flat.fill(0.0));
+            self.learner.steps = 0;
+        }
         if self.config.grpo.beta > 0.0 && self.reference.is_none() {
             let dir = self.folder.path().join(REFERENCE);
             checkpoint::save(&dir, &self.learner.model, &self.ids, self.prompter.tokenizer().files(), SaveDtype::F32)?;
@@ -209,57 +242,41 @@ impl<'a> Session<'a> {
         while self.state.iterations < iterations {
             self.pause()?;
             let index = self.state.iterations;
+            // Here and not after the iteration, so that a run resumed at this iteration comes by, too.
+            let every = self.config.eval.every;
+            if every > 0 && index.is_multiple_of(every) && self.state.next_eval <= index {
+                self.evaluate("during GRPO", &|line| progress.note(line))?;
+            }
             let (learner, reference) = (&mut self.learner, self.reference.as_ref());
             let done = iteration::run(&self.config, self.suite, learner, reference, &self.prompter, index)?;
-            self.state.iterations += 1;
             let statistics = Statistics::of(&done.episodes);
-            self.keep(&done, &statistics)?;
+            self.keep(&done, &statistics, &|line| progress.note(line))?;
             progress.step(
                 self.state.iterations.into(),
                 format!("success {:.0} % length {:.1}", 100.0 * statistics.success, statistics.all.episode_length),
             );
             let every = self.config.run.checkpoint_every;
-            if every > 0 && self.state.iterations % every == 0 {
+            if every > 0 && self.state.iterations.is_multiple_of(every) {
                 self.checkpoint()?;
-            }
-            if self.config.eval.every > 0
-                && self.state.iterations % self.config.eval.every == 0
-                && index + 1 < iterations
-            {
-                self.evaluate("during GRPO")?;
             }
         }
         progress.finish();
         self.checkpoint()
     }
 
-    /// Records an iteration: counters, metrics, trajectories, and the batch if its step had to be skipped.
-    fn keep(&mut self, done: &Iteration, statistics: &Statistics) -> Result<(), TrainError> {
-        let at = u64::from(self.state.iterations);
-        let sampled: usize = done.episodes.iter().map(|e| e.tokens.len()).sum();
-        self.state.env_steps += done.episodes.iter().map(|e| e.turns.len() as u64).sum::<u64>();
-        self.state.tokens += (sampled + done.packed_tokens) as u64;
-        for step in &done.steps {
-            let batch = || batch_json(done.samples.iter().map(|s| &s.tokens[..]));
-            let bad = step.skipped.then(|| (format!("grpo-{at}.json"), batch()));
-            self.count_step(bad)?;
+    /// Records an iteration: metrics, trajectories, counters, and the batch if its step had to be skipped.
+    fn keep(&mut self, done: &Iteration, statistics: &Statistics, say: &dyn Fn(&str)) -> Result<(), TrainError> {
+        if let Some(line) = evaluate::failures(&done.episodes) {
+            say(&line);
         }
-        let (s, loss) = (statistics, &done.loss);
-        let returns: Vec<f64> = done.episodes.iter().map(|e| f64::from(u8::from(e.success))).collect();
+        let at = u64::from(self.state.iterations) + 1;
+        let sampled: usize = done.episodes.iter().map(|e| e.tokens.len()).sum();
+        let (s, returns) = (statistics, &done.returns);
+        let tokens = sampled + done.packed_tokens;
         let mut record = Record::new("grpo", at, self.seconds())
-            .with("loss", loss.loss)
-            .with("kl", loss.kl)
-            .with("entropy", loss.entropy)
-            .with("clip_ratio/low_mean", loss.clip_ratio_low_mean)
-            .with("clip_ratio/high_mean", loss.clip_ratio_high_mean)
-            .with("clip_ratio/region_mean", loss.clip_ratio_region_mean)
-            .with("clip_ratio/low_min", loss.clip_ratio_low_min)
-            .with("clip_ratio/high_max", loss.clip_ratio_high_max)
-            .with("sampling/sampling_logp_difference/mean", done.logprob_difference.0)
-            .with("sampling/sampling_logp_difference/max", done.logprob_difference.1)
-            .with("reward", crate::report::stats::mean(&returns))
-            .with("reward_std", crate::report::stats::std(&returns))
-            .with("frac_reward_zero_std", done.constant_groups)
+            .with("reward", returns.mean)
+            .with("reward_std", returns.std)
+            .with("frac_reward_zero_std", returns.constant_groups)
             .with("success", s.success)
             .with("episode_length", s.all.episode_length)
             .with("completions/mean_length", s.all.episode_tokens)
@@ -269,53 +286,79 @@ impl<'a> Session<'a> {
             .with("repeat_rate/won", s.won.repeat_rate)
             .with("repeat_rate/lost", s.lost.repeat_rate)
             .with("env_failed", s.env_failed as f64)
-            .with(
-                "tokens_per_second",
-                (sampled + done.packed_tokens) as f64 / (done.rollout_seconds + done.train_seconds),
-            )
+            .with("tokens_per_second", tokens as f64 / (done.rollout_seconds + done.train_seconds))
             .with("seconds/rollout", done.rollout_seconds)
-            .with("seconds/train", done.train_seconds)
-            .with("sharing", done.shared_tokens as f64 / done.packed_tokens.max(1) as f64);
-        if let Some(step) = done.steps.last() {
-            record = record.with("grad_norm", step.grad_norm);
+            .with("seconds/train", done.train_seconds);
+        if let (Some(loss), Some(step)) = (&done.loss, done.steps.last()) {
+            record = record
+                .with("loss", loss.loss)
+                .with("kl", loss.kl)
+                .with("entropy", loss.entropy)
+                .with("clip_ratio/low_mean", loss.clip_ratio_low_mean)
+                .with("clip_ratio/high_mean", loss.clip_ratio_high_mean)
+                .with("clip_ratio/region_mean", loss.clip_ratio_region_mean)
+                .with("clip_ratio/low_min", loss.clip_ratio_low_min)
+                .with("clip_ratio/high_max", loss.clip_ratio_high_max)
+                .with("sampling/sampling_logp_difference/mean", done.logprob_difference.0)
+                .with("sampling/sampling_logp_difference/max", done.logprob_difference.1)
+                .with("sharing", done.shared_tokens as f64 / done.packed_tokens.max(1) as f64)
+                .with("grad_norm", step.grad_norm);
         }
         self.metrics.append(&record)?;
+        let config = &self.config;
         let kept: Vec<_> = done
             .episodes
             .iter()
             .scan(done.samples.iter(), |samples, e| {
                 let sample = if e.finish.is_failure() { None } else { samples.next() };
-                Some(stored(e, at, "grpo", sample.map(|s| &s.advantage[..])))
+                let advantage = sample.map(|s| &s.advantage[..]);
+                Some(stored(e, at, "grpo", episode_return(e, config), advantage))
             })
             .collect();
-        Ok(self.trajectories.append(&kept)?)
+        self.trajectories.append(&kept)?;
+        self.state.iterations += 1;
+        self.state.env_steps += done.episodes.iter().map(|e| e.turns.len() as u64).sum::<u64>();
+        self.state.tokens += tokens as u64;
+        for step in &done.steps {
+            let sequences = || done.samples.iter().map(|s| &s.tokens[..]);
+            self.count_step(step.skipped.then(|| Bad::new(format!("grpo-{at}.json"), sequences())), say)?;
+        }
+        Ok(())
     }
 
     /// Counts an optimiser step; a skipped one keeps its batch, and several in a row end the run.
-    fn count_step(&mut self, bad: Option<(String, Vec<u8>)>) -> Result<(), TrainError> {
-        let Some((file, batch)) = bad else {
+    fn count_step(&mut self, bad: Option<Bad>, say: &dyn Fn(&str)) -> Result<(), TrainError> {
+        let Some(Bad { file, json }) = bad else {
             self.state.train_steps += 1;
             self.state.bad_steps = 0;
             return Ok(());
         };
         let folder = self.folder.path().join(BAD_BATCHES);
-        std::fs::create_dir_all(&folder).map_err(|e| crate::report::files::FileError::new("create", &folder, e))?;
-        self.folder.write(&format!("{BAD_BATCHES}/{file}"), &batch)?;
-        eprintln!("the gradient is not finite: step skipped, its batch is kept in {}", folder.join(file).display());
+        std::fs::create_dir_all(&folder).map_err(|e| FileError::new("create", &folder, e))?;
+        self.folder.write(&format!("{BAD_BATCHES}/{file}"), json.as_bytes())?;
+        let file = folder.join(file);
+        say(&format!("the gradient is not finite: step skipped, its batch is kept in {}", file.display()));
         self.state.bad_steps += 1;
-        if self.state.bad_steps >= self.config.run.max_bad_steps {
-            self.checkpoint()?;
-            return Err(TrainError::NotFinite { count: self.state.bad_steps, folder });
+        if self.state.bad_steps < self.config.run.max_bad_steps {
+            return Ok(());
         }
-        Ok(())
+        match self.checkpoint() {
+            Ok(()) | Err(TrainError::BrokenWeights) => {
+                Err(TrainError::NotFinite { count: self.state.bad_steps, folder })
+            }
+            other => other,
+        }
     }
 
-    fn evaluate(&mut self, stage: &str) -> Result<Evaluation, TrainError> {
+    fn evaluate(&mut self, stage: &str, say: &dyn Fn(&str)) -> Result<Evaluation, TrainError> {
         let model = &self.learner.model;
         let episodes = evaluate::evaluate(&self.config, self.suite, model, &self.prompter, &evaluate::SPLITS)?;
-        let at = u64::from(self.state.iterations);
+        if let Some(line) = evaluate::failures(&episodes) {
+            say(&line);
+        }
+        let at = self.state.iterations;
         let evaluation = evaluate::count(&episodes);
-        let mut record = Record::new("eval", at, self.seconds());
+        let mut record = Record::new("eval", at.into(), self.seconds());
         let mut line = format!("{stage}:");
         for (split, episodes) in &evaluation {
             let t = results::SplitTable::new(episodes);
@@ -323,20 +366,28 @@ impl<'a> Session<'a> {
             record = record
                 .with(&format!("{split}/success"), t.success.value)
                 .with(&format!("{split}/repeat_rate"), t.repeat_rate.value)
+                .with(&format!("{split}/loop_rate"), t.loop_rate.value)
                 .with(&format!("{split}/episode_length"), t.episode_length.value);
         }
-        eprintln!("{line}");
+        say(&line);
         self.metrics.append(&record)?;
-        let kept: Vec<_> = episodes.iter().map(|e| stored(e, at, "eval", None)).collect();
+        let reward = |e| episode_return(e, &self.config);
+        let kept: Vec<_> = episodes.iter().map(|e| stored(e, at.into(), "eval", reward(e), None)).collect();
         self.trajectories.append(&kept)?;
+        self.state.next_eval = at + 1;
         Ok(evaluation)
     }
 
+    /// Saves all that resuming needs. Broken weights are never saved, and while gradients are bad no older checkpoint goes.
     fn checkpoint(&mut self) -> Result<(), TrainError> {
+        if !self.learner.model.params.flat.iter().all(|p| p.is_finite()) {
+            return Err(TrainError::BrokenWeights);
+        }
         self.state.seconds = self.seconds();
         self.state.optimizer_steps = self.learner.steps;
         let tokenizer = self.prompter.tokenizer();
-        self.folder.write_checkpoint(self.state.step(), self.config.run.keep_checkpoints, |dir| {
+        let keep = if self.state.bad_steps == 0 { self.config.run.keep_checkpoints } else { u32::MAX };
+        self.folder.write_checkpoint(self.state.step(), keep, |dir| {
             state::save(dir, &self.learner, &self.state, &self.ids, tokenizer)
         })?;
         Ok(())
@@ -368,7 +419,14 @@ impl<'a> Session<'a> {
     }
 }
 
-/// A batch as it is kept for a look: its token sequences.
-fn batch_json<'b>(sequences: impl Iterator<Item = &'b [u32]>) -> Vec<u8> {
-    serde_json::json!({ "sequences": sequences.collect::<Vec<_>>() }).to_string().into_bytes()
+/// The batch of a step that was skipped, as it is kept for a look: its token sequences.
+struct Bad {
+    file: String,
+    json: String,
+}
+
+impl Bad {
+    fn new<'b>(file: String, sequences: impl Iterator<Item = &'b [u32]>) -> Bad {
+        Bad { file, json: serde_json::json!({ "sequences": sequences.collect::<Vec<_>>() }).to_string() }
+    }
 }

@@ -2,10 +2,10 @@
 
 use super::TrainError;
 use super::learner::Learner;
+use crate::files::FileError;
 use crate::model::TokenIds;
 use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::tokenizer::Tokenizer;
-use crate::report::files;
 use crate::report::results::Evaluation;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -31,6 +31,8 @@ pub struct State {
     pub seconds: f64,
     /// Training steps skipped in a row because their gradient was not finite.
     pub bad_steps: u32,
+    /// Evaluations after fewer iterations than this are done.
+    pub next_eval: u32,
     /// The evaluation after the cold start, once it is done.
     pub cold_start: Option<Evaluation>,
 }
@@ -42,7 +44,7 @@ impl State {
     }
 }
 
-/// Fills a checkpoint folder: a model directory that transformers loads as it is, and what resuming needs.
+/// Fills the folder of a checkpoint: a model directory that transformers loads as it is, and what resuming needs.
 pub fn save(
     dir: &Path,
     learner: &Learner,
@@ -50,19 +52,19 @@ pub fn save(
     ids: &TokenIds,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
-    checkpoint::save(dir, &learner.model, ids, tokenizer.files(), SaveDtype::F32)?;
+    checkpoint::fill(dir, &learner.model, ids, tokenizer.files(), SaveDtype::F32)?;
     for (name, moment) in MOMENTS.iter().zip(&learner.moments) {
         checkpoint::save_params(&dir.join(name), moment, SaveDtype::F32)?;
     }
     let text = serde_json::to_vec_pretty(state).map_err(|e| unreadable(&dir.join(STATE), e))?;
-    files::write_file(&dir.join(STATE), |w| w.write_all(&text))?;
-    Ok(())
+    let file = dir.join(STATE);
+    Ok(std::fs::write(&file, text).map_err(|e| FileError::new("write", file, e))?)
 }
 
 /// Reads a checkpoint folder back.
 pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, State), TrainError> {
     let file = dir.join(STATE);
-    let text = std::fs::read(&file).map_err(|e| files::FileError::new("read", &file, e))?;
+    let text = std::fs::read(&file).map_err(|e| FileError::new("read", &file, e))?;
     let state: State = serde_json::from_slice(&text).map_err(|e| unreadable(&file, e))?;
     let mut learner = Learner::new(checkpoint::load(dir)?, recompute);
     for (name, moment) in MOMENTS.iter().zip(&mut learner.moments) {

@@ -3,6 +3,7 @@
 
 pub mod dense;
 pub mod numeric;
+pub mod runs;
 
 use std::sync::Arc;
 use uncouple::model::params::Layout;

@@ -48,6 +48,11 @@ fn sync_folder(folder: &Path) -> Result<(), FileError> {
     File::open(folder).and_then(|f| f.sync_all()).map_err(|e| FileError::new("sync", folder, e))
 }
 
+/// The folder that holds `path`.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
 /// Replaces `path` by what `fill` writes; on any error the old file stays as it was.
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
     let temporary = unfinished(path);
@@ -61,7 +66,7 @@ pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<(
         let _ = fs::remove_file(&temporary);
         FileError::new("write", path, e)
     })?;
-    sync_folder(path.parent().unwrap_or(Path::new(".")))
+    sync_folder(parent(path))
 }
 
 /// Replaces the folder `path` by one that `fill` filled under a temporary name; on any error the old folder stays.
@@ -74,8 +79,12 @@ pub fn write_folder<E: From<FileError>>(path: &Path, fill: impl FnOnce(&Path) ->
     let done = filled.and_then(|()| {
         sync_files(&temporary)?;
         let old = retire(path)?;
-        fs::rename(&temporary, path).map_err(|e| FileError::new("write", path, e))?;
-        sync_folder(path.parent().unwrap_or(Path::new(".")))?;
+        fs::rename(&temporary, path).map_err(|e| {
+            // Best effort: what was there goes back to its place.
+            let _ = fs::rename(&old, path);
+            FileError::new("write", path, e)
+        })?;
+        sync_folder(parent(path))?;
         Ok(remove_tree(&old).map_err(|e| FileError::new("remove", old, e))?)
     });
     if done.is_err() {
