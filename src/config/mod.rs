@@ -102,8 +102,10 @@ pub struct Sft {
     /// Trajectories in a step.
     pub batch: u32,
     pub lr: f32,
-    /// Different expert trajectories to learn from.
+    /// Different demonstrations to learn from.
     pub games: u32,
+    /// Chance that a turn of a demonstration is a mistake, which is shown but not taught, so that recovering from it is.
+    pub slip: f32,
 }
 
 /// How episodes are sampled.
@@ -255,15 +257,15 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 200, batch: 16, lr: 2e-3, games: 400 }
+        Sft { steps: 160, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
     }
 }
 impl Default for Rollout {
     fn default() -> Self {
         Rollout {
-            groups: 8,
+            groups: 16,
             group_size: 8,
-            temperature: 1.0,
+            temperature: 0.8,
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
@@ -271,16 +273,16 @@ impl Default for Rollout {
             max_turn_tokens: 24,
             max_episode_tokens: 0,
             max_live: 128,
-            invalid_reward: -0.1,
+            invalid_reward: -0.05,
         }
     }
 }
 impl Default for Grpo {
     fn default() -> Self {
         Grpo {
-            advantage: AdvantageScale::Group,
+            advantage: AdvantageScale::None,
             advantage_eps: 1e-4,
-            aggregation: Aggregation::TokenMean,
+            aggregation: Aggregation::SequenceMean,
             constant_length: 256,
             epsilon_low: 0.2,
             epsilon_high: 0.28,
@@ -296,11 +298,11 @@ impl Default for Grpo {
 }
 impl Default for Optim {
     fn default() -> Self {
-        Optim { lr: 3e-4, warmup: 3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+        Optim { lr: 2e-4, warmup: 3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
     }
 }
 impl Default for Eval {
     fn default() -> Self {
-        Eval { games: 64, temperature: 0.4, every: 0 }
+        Eval { games: 0, temperature: 0.4, every: 0 }
     }
 }

@@ -124,6 +124,7 @@ impl Config {
             at_least_one("sft.batch", s.batch)?;
             positive("sft.lr", s.lr)?;
             at_least_one("sft.games", s.games)?;
+            need((0.0..1.0).contains(&s.slip), "sft.slip", s.slip, "must be a chance from 0 to below 1")?;
         }
         Ok(())
     }

@@ -18,8 +18,16 @@ pub struct Demonstration {
 pub struct Script {
     /// The task's id.
     task: String,
-    /// Each observation with the command given in answer; not empty.
-    turns: Vec<(Observation, String)>,
+    /// Not empty.
+    turns: Vec<Turn>,
+}
+
+struct Turn {
+    observation: Observation,
+    /// The command given in answer.
+    command: String,
+    /// A slip is played but not taught.
+    slip: bool,
 }
 
 /// The demonstrations of `config.sft.games` training games, the first ones of the split.
@@ -30,13 +38,15 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
         }
         let task = suite.task(Split::Train, index)?;
         let mut env = suite.open_for_training(&task)?;
-        let (mut observation, mut turns) = (env.reset()?, Vec::new());
+        let (mut observation, mut turns) = (env.reset()?, Vec::<Turn>::new());
         while turns.len() < config.env.max_steps as usize
             && !observation.done
             && let Some(command) = env.demonstrate()
         {
-            let next = env.step(&command)?;
-            turns.push((std::mem::replace(&mut observation, next), command));
+            let slip = slip(config, index, &turns, &observation);
+            let turn = Turn { slip: slip.is_some(), command: slip.unwrap_or(command), observation };
+            observation = env.step(&turn.command)?;
+            turns.push(turn);
         }
         if turns.is_empty() {
             let reason = "it demonstrates nothing: set sft.steps = 0, or leave this task out".into();
@@ -47,23 +57,39 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
     (0..u64::from(config.sft.games)).into_par_iter().map(play).collect()
 }
 
+/// Now and then another command than the demonstrator's: the last one once more, or any that would do something. What the
+/// demonstrator does next teaches how to recover; without slips a learner's first mistake leads where nothing was ever taught
+/// (Laskey et al. 2017, noise injection).
+fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
+    let [chance, kind, choice, _] = philox::block(config.run.seed, u64::from(SLIP_STREAM) << 32 | index, turns.len() as u64);
+    if philox::uniform(chance) >= config.sft.slip {
+        return None;
+    }
+    let any = &observation.admissible;
+    match turns.last() {
+        Some(last) if kind % 2 == 0 => Some(last.command.clone()),
+        _ if any.is_empty() => None,
+        _ => Some(any[choice as usize % any.len()].clone()),
+    }
+}
+
 /// The texts of the demonstrations, to train a tokenizer on.
 pub fn texts(scripts: &[Script]) -> Vec<String> {
     let turns = scripts.iter().flat_map(|script| &script.turns);
-    turns.flat_map(|(observation, command)| [observation.text.clone(), command.clone()]).collect()
+    turns.flat_map(|turn| [turn.observation.text.clone(), turn.command.clone()]).collect()
 }
 
 /// Lays a script out exactly as an episode of the same words would be; at most `context` tokens, the prompt must be shorter.
 pub fn demonstration(prompter: &Prompter, script: &Script, context: usize) -> Result<Demonstration, TrainError> {
     let (mut tokens, mut mask) = (Vec::new(), Vec::new());
-    for (turn, (observation, command)) in script.turns.iter().enumerate() {
+    for (turn, Turn { observation, command, slip }) in script.turns.iter().enumerate() {
         let shown = if turn == 0 { prompter.first(observation)? } else { prompter.next(observation)? };
         if turn == 0 && shown.len() >= context {
             let (task, tokens) = (script.task.clone(), shown.len());
             return Err(RolloutError::PromptTooLong { task, tokens, limit: context, what: "model's context" }.into());
         }
         let taught = prompter.teach(command)?;
-        mask.extend(std::iter::repeat_n(false, shown.len()).chain(std::iter::repeat_n(true, taught.len())));
+        mask.extend(std::iter::repeat_n(false, shown.len()).chain(std::iter::repeat_n(!slip, taught.len())));
         tokens.extend(shown.into_iter().chain(taught));
     }
     tokens.truncate(context);
@@ -81,7 +107,8 @@ pub fn batch<'a>(config: &Config, all: &'a [Demonstration], step: u32) -> Vec<(&
     (0..config.sft.batch).map(draw).collect()
 }
 
-/// Philox stream of the batches.
+/// Philox streams of the slips and of the batches.
+const SLIP_STREAM: u32 = 0x511;
 const STREAM: u32 = 0x5f7;
 
 /// Learning rate of step `step`: linear warm-up over a twentieth of the steps, then linear decay to a tenth.
