@@ -271,7 +271,7 @@ fn a_model_with_nan_is_never_trained_or_saved() {
     assert!(checkpoints(&path).is_empty());
 
     let error = refused(&tiny(dir.path(), "grpo", &[&path_is, "sft.steps=0"]), Existing::Refuse);
-    assert!(error.contains("no longer finite") && checkpoints(&dir.path().join("grpo")).is_empty(), "{error}");
+    assert!(error.contains("no longer computes finite") && checkpoints(&dir.path().join("grpo")).is_empty(), "{error}");
 }
 
 #[test]
@@ -279,22 +279,34 @@ fn a_run_that_breaks_keeps_its_good_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     let good = weights(&run(&tiny(dir.path(), "good", &["run.iterations=0"])));
     let set = |every, lr| ["run.max_bad_steps=3", "run.iterations=9", "optim.warmup=1", every, lr];
-    // The first step breaks the weights: so much that they are no numbers, or that no gradient comes out.
-    for (i, (every, lr, told)) in [
-        ("run.checkpoint_every=1", "optim.lr=1e38", "the weights are no longer finite"),
-        ("run.checkpoint_every=0", "optim.lr=1e38", "not finite 3 times in a row"),
-        ("run.checkpoint_every=1", "optim.lr=1e30", "not finite 3 times in a row"),
+    // The first step breaks the weights: so much that they are no numbers, or that no log-prob comes out.
+    for (i, (every, lr)) in [
+        ("run.checkpoint_every=1", "optim.lr=1e38"),
+        ("run.checkpoint_every=0", "optim.lr=1e38"),
+        ("run.checkpoint_every=1", "optim.lr=1e30"),
     ]
     .into_iter()
     .enumerate()
     {
-        let path = dir.path().join(format!("bad-{i}"));
         let error = refused(&tiny(dir.path(), &format!("bad-{i}"), &set(every, lr)), Existing::Refuse);
-        assert!(error.contains(told), "{error}");
-        let cold = path.join("checkpoints/step-40/model.safetensors");
+        assert!(error.contains("no longer computes finite"), "{error}");
+        let cold = dir.path().join(format!("bad-{i}/checkpoints/step-40/model.safetensors"));
         assert!(fs::read(cold).unwrap() == good, "as it was after the cold start");
-        assert_eq!(path.join("bad_batches/grpo-2.json").exists(), told.contains("in a row"));
     }
+    // Sound weights, but advantages beyond f32: every step is skipped.
+    let config = [
+        "run.max_bad_steps=3",
+        "run.keep_checkpoints=1",
+        "grpo.advantage=none",
+        "rollout.invalid_reward=-3e38",
+        "run.iterations=5",
+    ];
+    let error = refused(&tiny(dir.path(), "skipped", &config), Existing::Refuse);
+    assert!(error.contains("not finite 3 times in a row"), "{error}");
+    let path = dir.path().join("skipped");
+    assert!(path.join("bad_batches/grpo-3.json").exists());
+    assert_eq!(checkpoints(&path), [40, 43], "while steps are bad no checkpoint goes");
+    assert!(weights(&path) == good, "a skipped step changes nothing");
 }
 
 /// Household games, but from some training task on something else happens.
