@@ -293,12 +293,13 @@ fn a_run_that_breaks_keeps_its_good_checkpoints() {
         let cold = dir.path().join(format!("bad-{i}/checkpoints/step-40/model.safetensors"));
         assert!(fs::read(cold).unwrap() == good, "as it was after the cold start");
     }
-    // Sound weights, but advantages beyond f32: every step is skipped.
+    // Sound weights, but an entropy bonus beyond f32: every step is skipped.
     let config = [
         "run.max_bad_steps=3",
         "run.keep_checkpoints=1",
-        "grpo.advantage=none",
-        "rollout.invalid_reward=-3e38",
+        "grpo.aggregation=constant",
+        "grpo.constant_length=1",
+        "grpo.entropy_coef=3e38",
         "run.iterations=5",
     ];
     let error = refused(&tiny(dir.path(), "skipped", &config), Existing::Refuse);
