@@ -4,7 +4,7 @@ mod bench;
 mod doctor;
 mod eval;
 mod output;
-mod reference;
+pub mod reference;
 mod train;
 
 use anyhow::{Result, bail};
