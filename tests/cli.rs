@@ -138,7 +138,7 @@ fn a_small_run_trains_prints_its_results_and_is_evaluated() {
     let logged = String::from_utf8(output.stderr.clone()).unwrap();
     assert!(output.status.success(), "{logged}");
     assert!(
-        logged.contains("cold start 4/4") && logged.contains("grpo 2/2") && logged.contains("final: L0"),
+        logged.contains("cold start 40/40") && logged.contains("grpo 2/2") && logged.contains("final: L0"),
         "{logged}"
     );
     let text = stdout(&output);
@@ -147,7 +147,7 @@ fn a_small_run_trains_prints_its_results_and_is_evaluated() {
     }
 
     let run = dir.path().join("a");
-    let (run, model) = (run.to_str().unwrap(), run.join("checkpoints/step-6"));
+    let (run, model) = (run.to_str().unwrap(), run.join("checkpoints/step-42"));
     let model = model.to_str().unwrap();
     let json = |flags: &[&str]| {
         let output = uncouple(&[&["eval", "--json"], flags].concat());

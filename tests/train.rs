@@ -51,7 +51,7 @@ fn a_run_leaves_everything_the_design_names() {
     let run = outcome.folder;
     assert_eq!(run, dir.path().join("a"));
     assert_eq!(Config::load(Some(&run.join("config.toml")), &[]).unwrap(), config);
-    assert_eq!(checkpoints(&run), [4, 6], "after the cold start and at the end");
+    assert_eq!(checkpoints(&run), [40, 42], "after the cold start and at the end");
     assert_eq!(fs::read_dir(run.join("tensorboard")).unwrap().count(), 1);
     let page = fs::read_to_string(run.join("report.html")).unwrap();
     assert!(page.contains("cold start") && page.contains("grpo") && page.contains("<svg"));
@@ -66,14 +66,14 @@ fn a_run_leaves_everything_the_design_names() {
         assert_eq!(keys(l1), ["success", "ci", "games", "repeat_rate", "loop_rate", "episode_length"]);
         assert_eq!(l1["games"], 2);
     }
-    assert_eq!(summary["train_steps"], 6);
+    assert_eq!(summary["train_steps"], 42);
     assert_eq!(serde_json::json!(outcome.summary), summary);
 
     let records = metrics::read(&run).unwrap();
     let steps: Vec<(&str, u64)> = records.iter().map(|r| (&r.phase[..], r.step)).collect();
-    let sft = [("sft", 1), ("sft", 2), ("sft", 3), ("sft", 4)];
+    let sft: Vec<_> = (1..=40).map(|step| ("sft", step)).collect();
     assert_eq!(steps, [&sft[..], &[("eval", 0), ("grpo", 1), ("grpo", 2), ("eval", 2)]].concat());
-    let first = &records[5];
+    let first = &records[41];
     for name in ["loss", "kl", "entropy", "grad_norm", "reward", "reward_std", "frac_reward_zero_std"] {
         assert!(first.values[name].is_finite(), "{name}");
     }
@@ -109,10 +109,10 @@ fn a_run_killed_anywhere_goes_on_from_its_last_checkpoint_as_if_nothing_had_been
     let whole = left(&run(&config));
     let path = dir.path().join("a");
     let all = checkpoints(&path);
-    assert_eq!(all, [4, 5, 6, 7]);
+    assert_eq!(all, [40, 41, 42, 43]);
     assert!(whole.records.iter().filter(|r| r.phase == "eval").map(|r| r.step).eq([0, 1, 2, 3]));
     // Everything after a checkpoint was recorded, but no later checkpoint was written; `None`: there was none at all.
-    for last in [None, Some(4), Some(5), Some(6), Some(7)] {
+    for last in [None, Some(40), Some(41), Some(42), Some(43)] {
         for step in checkpoints(&path) {
             if last.is_none_or(|last| step > last) {
                 fs::remove_dir_all(path.join(format!("checkpoints/step-{step}"))).unwrap();
@@ -235,7 +235,7 @@ fn models_that_cannot_be_used_are_refused_before_a_folder_is_made() {
 #[test]
 fn a_prompt_longer_than_the_context_is_named() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, steps) in [("cold", "sft.steps=4"), ("rollout", "sft.steps=0")] {
+    for (name, steps) in [("cold", "sft.steps=40"), ("rollout", "sft.steps=0")] {
         let set = ["model.max_position_embeddings=20", "rollout.max_turn_tokens=4", steps];
         let error = refused(&tiny(dir.path(), name, &set), Existing::Refuse);
         assert!(error.contains("the prompt of task") && error.contains("within 20, the model's context"), "{error}");
@@ -266,12 +266,12 @@ fn a_model_with_nan_is_never_trained_or_saved() {
     assert_eq!(fs::read_dir(path.join("bad_batches")).unwrap().count(), 3);
     let batch: serde_json::Value =
         serde_json::from_slice(&fs::read(path.join("bad_batches/sft-1.json")).unwrap()).unwrap();
-    assert!(batch["sequences"].as_array().unwrap().len() == 2 && batch["sequences"][0][0].is_u64());
+    assert!(batch["sequences"].as_array().unwrap().len() == 4 && batch["sequences"][0][0].is_u64());
     assert_eq!(metrics::read(&path).unwrap().len(), 3, "the bad steps are recorded, too");
     assert!(checkpoints(&path).is_empty());
 
     let error = refused(&tiny(dir.path(), "grpo", &[&path_is, "sft.steps=0"]), Existing::Refuse);
-    assert!(error.contains("no longer finite") && checkpoints(&dir.path().join("grpo")).is_empty(), "{error}");
+    assert!(error.contains("no longer computes finite") && checkpoints(&dir.path().join("grpo")).is_empty(), "{error}");
 }
 
 #[test]
@@ -279,22 +279,35 @@ fn a_run_that_breaks_keeps_its_good_checkpoints() {
     let dir = tempfile::tempdir().unwrap();
     let good = weights(&run(&tiny(dir.path(), "good", &["run.iterations=0"])));
     let set = |every, lr| ["run.max_bad_steps=3", "run.iterations=9", "optim.warmup=1", every, lr];
-    // The first step breaks the weights: so much that they are no numbers, or that no gradient comes out.
-    for (i, (every, lr, told)) in [
-        ("run.checkpoint_every=1", "optim.lr=1e38", "the weights are no longer finite"),
-        ("run.checkpoint_every=0", "optim.lr=1e38", "not finite 3 times in a row"),
-        ("run.checkpoint_every=1", "optim.lr=1e30", "not finite 3 times in a row"),
+    // The first step breaks the weights: so much that they are no numbers, or that no log-prob comes out.
+    for (i, (every, lr)) in [
+        ("run.checkpoint_every=1", "optim.lr=1e38"),
+        ("run.checkpoint_every=0", "optim.lr=1e38"),
+        ("run.checkpoint_every=1", "optim.lr=1e30"),
     ]
     .into_iter()
     .enumerate()
     {
-        let path = dir.path().join(format!("bad-{i}"));
         let error = refused(&tiny(dir.path(), &format!("bad-{i}"), &set(every, lr)), Existing::Refuse);
-        assert!(error.contains(told), "{error}");
-        let cold = path.join("checkpoints/step-4/model.safetensors");
+        assert!(error.contains("no longer computes finite"), "{error}");
+        let cold = dir.path().join(format!("bad-{i}/checkpoints/step-40/model.safetensors"));
         assert!(fs::read(cold).unwrap() == good, "as it was after the cold start");
-        assert_eq!(path.join("bad_batches/grpo-2.json").exists(), told.contains("in a row"));
     }
+    // Sound weights, but an entropy bonus beyond f32: every step is skipped.
+    let config = [
+        "run.max_bad_steps=3",
+        "run.keep_checkpoints=1",
+        "grpo.aggregation=constant",
+        "grpo.constant_length=1",
+        "grpo.entropy_coef=3e38",
+        "run.iterations=5",
+    ];
+    let error = refused(&tiny(dir.path(), "skipped", &config), Existing::Refuse);
+    assert!(error.contains("not finite 3 times in a row"), "{error}");
+    let path = dir.path().join("skipped");
+    assert!(path.join("bad_batches/grpo-3.json").exists());
+    assert_eq!(checkpoints(&path), [40, 43], "while steps are bad no checkpoint goes");
+    assert!(weights(&path) == good, "a skipped step changes nothing");
 }
 
 /// Household games, but from some training task on something else happens.
@@ -391,7 +404,7 @@ fn a_full_disk_while_saving_loses_nothing() {
     let error = String::from_utf8(limited.stderr).unwrap();
     assert_eq!(limited.status.code(), Some(1), "{error}");
     assert!(error.lines().last().unwrap().contains("model.safetensors"), "{error}");
-    assert_eq!(checkpoints(&path), [4, 5]);
+    assert_eq!(checkpoints(&path), [40, 41]);
     assert!(weights(&path) == before);
     let names = fs::read_dir(path.join("checkpoints")).unwrap();
     assert_eq!(names.count(), 2, "nothing half-written is left");

@@ -61,6 +61,10 @@ pub fn run(
     let began = Instant::now();
     let episodes = sample(config, suite, &learner.model, prompter, index)?;
     let rollout_seconds = began.elapsed().as_secs_f64();
+    // Such a model repeats one token for ever: its groups are constant, so that no gradient would ever tell.
+    if episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
+        return Err(TrainError::BrokenWeights);
+    }
     let began = Instant::now();
     let mut samples = samples(&episodes, config);
     if samples.is_empty() {

@@ -52,7 +52,7 @@ pub enum TrainError {
     )]
     NotFinite { count: u32, folder: PathBuf },
     #[error(
-        "the weights are no longer finite numbers, so they are not saved; the checkpoints stay as they are: start another run \
+        "the model no longer computes finite numbers, so it is not saved; the checkpoints stay as they are: start another run \
          with a lower sft.lr or optim.lr, or, if it began so, with another model"
     )]
     BrokenWeights,
