@@ -48,6 +48,50 @@ impl TaskType {
     }
 }
 
+/// What a task may ask of a thing besides where it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Plain,
+    Clean,
+    Hot,
+    Cool,
+}
+
+impl State {
+    /// `inspect` in a kitchen asks for every state, cool most often: nothing else in training does.
+    fn of(kind: TaskType, room: &Room, random: &mut Random) -> Option<State> {
+        match kind {
+            TaskType::Place | TaskType::PlaceTwo => Some(Self::Plain),
+            TaskType::CleanAndPlace => Some(Self::Clean),
+            TaskType::HeatAndPlace => Some(Self::Hot),
+            TaskType::CoolAndPlace => Some(Self::Cool),
+            TaskType::Inspect if !room.fixtures.contains(&"fridge") => Some(Self::Plain),
+            TaskType::Inspect => {
+                random.pick(&[Self::Clean, Self::Hot, Self::Cool, Self::Cool, Self::Cool, Self::Cool]).copied()
+            }
+        }
+    }
+
+    fn fits(self, kind: &Kind) -> bool {
+        match self {
+            Self::Plain => true,
+            Self::Clean => kind.washable,
+            Self::Hot => kind.heatable,
+            Self::Cool => kind.coolable,
+        }
+    }
+
+    /// The word before the thing in the task sentence, and the condition on the thing `?t`.
+    fn asked(self) -> (&'static str, &'static str) {
+        match self {
+            Self::Plain => ("", ""),
+            Self::Clean => ("clean ", "(clean ?t)"),
+            Self::Hot => ("hot ", "(hot ?t)"),
+            Self::Cool => ("cool ", "(cool ?t)"),
+        }
+    }
+}
+
 /// A place or a thing: what it is and its number.
 type Named = (&'static str, usize);
 
@@ -102,16 +146,9 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let room = room_of(id.scene);
     let (places, lamp) = layout(id.scene);
     let mut random = Random::new(&[2, id.kind as u64, id.scene, id.seed, attempt]);
-    let cool_inspect = id.kind == TaskType::Inspect && room.fixtures.contains(&"fridge") && random.below(4) < 3;
-    let fits = |k: &&Kind| match id.kind {
-        TaskType::Place | TaskType::PlaceTwo => true,
-        TaskType::Inspect => !cool_inspect || k.coolable,
-        TaskType::CleanAndPlace => k.washable,
-        TaskType::HeatAndPlace => k.heatable,
-        TaskType::CoolAndPlace => k.coolable,
-    };
+    let state = State::of(id.kind, room, &mut random)?;
     let here: Vec<&'static Kind> = KINDS.iter().filter(|k| k.rooms.contains(&room.name)).collect();
-    let able: Vec<&'static Kind> = here.iter().copied().filter(fits).collect();
+    let able: Vec<&'static Kind> = here.iter().copied().filter(|k| state.fits(k)).collect();
     let kind = *random.pick(&able)?;
     let targets: Vec<&'static str> = places.iter().map(|(s, _)| *s).filter(|s| stores(s)).collect();
     let target = *random.pick(&targets)?;
@@ -140,7 +177,7 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     if let Some(lamp) = lamp {
         things.push((("lamp", 1), lamp));
     }
-    let file = texts(id, room, &places, &things, kind, target, cool_inspect);
+    let file = texts(id, room, &places, &things, kind, target, state);
     let places = places.iter().map(|(sort, number)| format!("{sort} {number}")).collect();
     Some(Generated { file, kind, target, places })
 }
@@ -161,7 +198,7 @@ fn texts(
     things: &[(Named, usize)],
     kind: &Kind,
     target: Option<&str>,
-    cool_inspect: bool,
+    state: State,
 ) -> GameFile {
     let place_ids = ids(places);
     let thing_ids = ids(&things.iter().map(|(named, _)| *named).collect::<Vec<_>>());
@@ -207,9 +244,9 @@ fn texts(
     let sort = target.unwrap_or("lamp");
     let placed =
         |t: &str, p: &str, state: &str| format!("(kind {t} {name}-kind) {state} (in {t} {p}) (sort {p} {sort})");
+    let (word, state) = state.asked();
     let (sentence, goal) = match id.kind {
         TaskType::Inspect => {
-            let (word, state) = if cool_inspect { ("cool ", "(cool ?t)") } else { ("", "") };
             let goal =
                 format!("(exists (?t - thing ?l - thing) (and (kind ?t {name}-kind) {state} (holding ?t) (lit ?l)))");
             (format!("hold a {word}{name} and light a lamp"), goal)
@@ -219,13 +256,7 @@ fn texts(
             let goal = format!("(exists (?t - thing ?p - place ?u - thing ?q - place) (and {pair} (not (= ?t ?u))))");
             (format!("put a {name} and a {name} in {sort}"), goal)
         }
-        one => {
-            let (word, state) = match one {
-                TaskType::CleanAndPlace => ("clean ", "(clean ?t)"),
-                TaskType::HeatAndPlace => ("hot ", "(hot ?t)"),
-                TaskType::CoolAndPlace => ("cool ", "(cool ?t)"),
-                _ => ("", ""),
-            };
+        _ => {
             let goal = format!("(exists (?t - thing ?p - place) (and {}))", placed("?t", "?p", state));
             (format!("put a {word}{name} in {sort}"), goal)
         }

@@ -2,7 +2,7 @@
 //!
 //! Training sees the types `place`, `inspect`, `clean-and-place` and `heat-and-place` in scenes 0 to 39. L0 holds fresh
 //! seeds of the same, L1 the same types in scenes 40 to 59, L2 the types `cool-and-place` and `place-two`, whose verbs,
-//! things and places training has shown (`inspect` asks for cool things in half of its games), in scenes 0 to 39.
+//! things and places training has shown (`inspect` asks for things in every state, most often cool), in scenes 0 to 39.
 
 mod explore;
 mod generate;
@@ -163,7 +163,7 @@ impl Suite for Household {
             other => (FIRST_EVALUATION_SEED + other as u64 * PANEL + index, 0),
         };
         let mut random = Random::new(&[4, salt, split as u64, index]);
-        // Only kitchens can ask for cool things; enough games are played there that half of `inspect` does.
+        // Only kitchens can ask for a state, so two thirds of `inspect` are played there.
         let kitchen = random.below(3) < 2;
         let cools = |s: &u64| room_of(*s).fixtures.contains(&"fridge");
         let scenes: Vec<u64> = scenes.into_iter().filter(|s| kind != Inspect || cools(s) == kitchen).collect();
