@@ -2,9 +2,11 @@
 
 use super::{DoctorArgs, output};
 use crate::device::cpu::{self, Mat};
+use crate::device::kernels::MODULES;
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::Serialize;
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
@@ -43,7 +45,7 @@ impl Check {
 const GIB: u64 = 1 << 30;
 
 pub fn run(args: DoctorArgs) -> Result<ExitCode> {
-    let checks = [version(), processor(), simd(), memory(), disk(&args.dir), gpu(), gemm_rate()];
+    let checks = [version(), processor(), simd(), memory(), disk(&args.dir), gpu(), kernels(), gemm_rate()];
     if args.json {
         output::print_json(&checks)?;
     } else {
@@ -138,6 +140,18 @@ fn gpu() -> Check {
     };
     let smi = if smi { ", nvidia-smi" } else { "" };
     Check::but("gpu", Status::Note, found + smi, "this build trains on the CPU (--device cpu)")
+}
+
+/// The CUDA kernels in this program.
+fn kernels() -> Check {
+    if MODULES.is_empty() {
+        let mend = "build where nvcc is: UNCOUPLE_CUDA=require says where it looks and how to get one";
+        return Check::but("kernels", Status::Note, "none: built without nvcc", mend);
+    }
+    let usage: Vec<_> = MODULES.iter().flat_map(|m| m.usage()).collect();
+    let names: BTreeSet<_> = usage.iter().map(|u| &u.kernel).collect();
+    let archs: Vec<_> = usage.iter().map(|u| u.arch.as_str()).collect::<BTreeSet<_>>().into_iter().collect();
+    Check::ok("kernels", format!("{} for {} and PTX", names.len(), archs.join(", ")))
 }
 
 /// The rate of f32 products on all threads, the best of a few.

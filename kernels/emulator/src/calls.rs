@@ -1,0 +1,94 @@
+//! What kernels call (`shim.h`): each ends in the scheduler. A call that fails does not return to its kernel.
+
+use crate::block::{Line, Part, current, suspend};
+use crate::fault::{Fault, Site};
+use std::ffi::{CStr, c_char, c_int, c_void};
+use std::ptr::null_mut;
+
+impl Line {
+    pub fn site(self) -> Site {
+        let path = unsafe { CStr::from_ptr(self.0) }.to_string_lossy().replace('\\', "/");
+        // From the last `kernels/` on, as people know the files.
+        let file = path.rsplit_once("kernels/").map_or(&*path, |(_, file)| file);
+        Site { file: file.to_string(), line: self.1 as u32 }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_barrier(file: *const c_char, line: c_int) {
+    unsafe {
+        (*current()).arrive_at_barrier(Line(file, line));
+        suspend();
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_warp(
+    mask: u32,
+    what: *const c_char,
+    lane: *mut c_void,
+    body: unsafe extern "C" fn(*const *mut c_void, u32),
+    file: *const c_char,
+    line: c_int,
+) {
+    unsafe {
+        (*current()).arrive_at_collective(Part { mask, what, line: Line(file, line), lane, body });
+        suspend();
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_shared(file: *const c_char, line: c_int, bytes: usize) -> *mut u8 {
+    unsafe { or_suspend((*current()).shared_array(Line(file, line), bytes)) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_dynamic_shared() -> *mut u8 {
+    unsafe { or_suspend((*current()).dynamic_shared()) }
+}
+
+unsafe fn or_suspend(memory: Option<*mut u8>) -> *mut u8 {
+    memory.unwrap_or_else(|| {
+        unsafe { suspend() };
+        null_mut()
+    })
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_access(p: *const c_void, bytes: usize, file: *const c_char, line: c_int) {
+    unsafe {
+        (*current()).check_access(p as usize, bytes, Line(file, line));
+        if (*current()).failed() {
+            suspend();
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_async_copy(to: *mut u8, from: *const u8, valid: usize, file: *const c_char, line: c_int) {
+    emulator_access(to.cast(), 16, file, line);
+    if valid > 0 {
+        emulator_access(from.cast(), 16, file, line);
+    }
+    unsafe { (*current()).async_copy(to, from, valid == 0) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_async_commit() {
+    unsafe { (*current()).async_commit() }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_async_wait(pending: u32) {
+    unsafe { (*current()).async_wait(pending) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_broken_promise(condition: *const c_char, file: *const c_char, line: c_int) {
+    unsafe {
+        let condition = CStr::from_ptr(condition).to_string_lossy().into_owned();
+        let (place, site) = ((*current()).here(), Line(file, line).site());
+        (*current()).fail(Fault::BrokenPromise { place, site, condition });
+        suspend();
+    }
+}

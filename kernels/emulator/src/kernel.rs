@@ -1,0 +1,36 @@
+//! The table of compiled kernels, as C++ lays it out (`shim.h`).
+
+use std::ffi::{CStr, c_char, c_void};
+
+#[repr(C)]
+pub struct Parameter {
+    pub size: u32,
+    pub pointer: u32,
+}
+
+#[repr(C)]
+pub struct Kernel {
+    name: *const c_char,
+    pub call: unsafe extern "C" fn(*const *mut c_void),
+    parameters: *const Parameter,
+    count: usize,
+}
+
+// Constants.
+unsafe impl Sync for Kernel {}
+
+impl Kernel {
+    pub fn name(&self) -> &'static str {
+        unsafe { CStr::from_ptr(self.name) }.to_str().unwrap_or_default()
+    }
+
+    pub fn parameters(&self) -> &'static [Parameter] {
+        unsafe { std::slice::from_raw_parts(self.parameters, self.count) }
+    }
+}
+
+include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
+
+pub fn all() -> impl Iterator<Item = &'static Kernel> {
+    files().into_iter().flatten()
+}

@@ -1,0 +1,163 @@
+//! Launches: arguments checked as no driver does, every schedule run, memory inspected.
+
+use crate::block::Runner;
+use crate::kernel::{self, Kernel};
+use crate::{Buffer, Fault};
+use std::ffi::c_void;
+
+/// In which order threads that could run, do; the blocks of a grid likewise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Schedule {
+    /// The lowest first.
+    Forward,
+    /// The highest first.
+    Reverse,
+    /// Any, by seed.
+    Random(u64),
+}
+
+/// What [`launch`] runs.
+const SCHEDULES: [Schedule; 4] = [Schedule::Forward, Schedule::Reverse, Schedule::Random(1), Schedule::Random(2)];
+
+/// Extents of a grid or a block.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Dim(pub [u32; 3]);
+
+impl From<u32> for Dim {
+    fn from(x: u32) -> Dim {
+        Dim([x, 1, 1])
+    }
+}
+
+impl From<(u32, u32)> for Dim {
+    fn from((x, y): (u32, u32)) -> Dim {
+        Dim([x, y, 1])
+    }
+}
+
+impl Dim {
+    pub(crate) fn count(self) -> usize {
+        self.0.iter().map(|&n| n as usize).product()
+    }
+
+    /// Coordinates of a linear index.
+    pub(crate) fn at(self, linear: usize) -> [u32; 3] {
+        let [x, y, _] = self.0.map(|n| n as usize);
+        [(linear % x) as u32, (linear / x % y) as u32, (linear / x / y) as u32]
+    }
+}
+
+/// A kernel's argument.
+pub enum Arg<'a> {
+    Buffer(&'a Buffer),
+    Null,
+    Scalar(Vec<u8>),
+}
+
+impl<'a> From<&'a Buffer> for Arg<'a> {
+    fn from(buffer: &'a Buffer) -> Arg<'a> {
+        Arg::Buffer(buffer)
+    }
+}
+
+impl<T: bytemuck::Pod> From<T> for Arg<'_> {
+    fn from(scalar: T) -> Self {
+        Arg::Scalar(bytemuck::bytes_of(&scalar).to_vec())
+    }
+}
+
+/// The arguments of a launch: buffers by reference, scalars (and plain structs) by value.
+#[macro_export]
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &[$($crate::Arg::from($arg)),*] };
+}
+
+/// The names of all kernels.
+pub fn kernels() -> Vec<&'static str> {
+    kernel::all().map(Kernel::name).collect()
+}
+
+/// Launches under every schedule, from the same contents of the buffers; the results must agree bit for bit.
+pub fn launch(
+    kernel: &str,
+    grid: impl Into<Dim>,
+    block: impl Into<Dim>,
+    shared: usize,
+    args: &[Arg],
+) -> Result<(), Fault> {
+    let (grid, block) = (grid.into(), block.into());
+    let buffers: Vec<(usize, &Buffer)> = args
+        .iter()
+        .enumerate()
+        .filter_map(|(i, a)| if let Arg::Buffer(b) = a { Some((i, *b)) } else { None })
+        .collect();
+    let contents = || -> Vec<Vec<u8>> { buffers.iter().map(|(_, b)| b.snapshot()).collect() };
+    let before = contents();
+    launch_under(SCHEDULES[0], kernel, grid, block, shared, args)?;
+    let after = contents();
+    for second in &SCHEDULES[1..] {
+        buffers.iter().zip(&before).for_each(|((_, b), data)| b.restore(data));
+        launch_under(*second, kernel, grid, block, shared, args)?;
+        for ((argument, buffer), first) in buffers.iter().zip(&after) {
+            if let Some(byte) = buffer.snapshot().iter().zip(first).position(|(a, b)| a != b) {
+                let kernel = find(kernel)?.name();
+                let (argument, first, second) = (*argument, SCHEDULES[0], *second);
+                return Err(Fault::Race { kernel, argument, byte, first, second });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Launches under one schedule.
+pub fn launch_under(
+    schedule: Schedule,
+    kernel: &str,
+    grid: impl Into<Dim>,
+    block: impl Into<Dim>,
+    shared: usize,
+    args: &[Arg],
+) -> Result<(), Fault> {
+    let (kernel, grid, block) = (find(kernel)?, grid.into(), block.into());
+    let wrong = |problem: String| Err(Fault::Arguments { kernel: kernel.name(), problem });
+    if !(1..=1024).contains(&block.count()) || grid.count() == 0 || grid.0[1] > 65535 || grid.0[2] > 65535 {
+        return wrong(format!("a grid of {:?} blocks of {:?} threads cannot be launched", grid.0, block.0));
+    }
+    if args.len() != kernel.parameters().len() {
+        return wrong(format!("takes {} arguments, was given {}", kernel.parameters().len(), args.len()));
+    }
+    let mut values = Vec::new();
+    for (i, (arg, parameter)) in args.iter().zip(kernel.parameters()).enumerate() {
+        let bytes = match arg {
+            Arg::Buffer(buffer) => (buffer.data() as usize).to_ne_bytes().to_vec(),
+            Arg::Null => 0usize.to_ne_bytes().to_vec(),
+            Arg::Scalar(bytes) => bytes.clone(),
+        };
+        if (parameter.pointer == 1) == matches!(arg, Arg::Scalar(_)) {
+            return wrong(format!(
+                "argument {i} should {}be a buffer",
+                if parameter.pointer == 1 { "" } else { "not " }
+            ));
+        }
+        if bytes.len() != parameter.size as usize {
+            return wrong(format!("argument {i} has {} bytes, should have {}", bytes.len(), parameter.size));
+        }
+        // In words, so that it is aligned for any scalar.
+        let mut words = vec![0u64; bytes.len().div_ceil(8)];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(&bytes);
+        values.push(words);
+    }
+    let pointers: Vec<*mut c_void> = values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
+    let buffers =
+        || args.iter().enumerate().filter_map(|(i, a)| if let Arg::Buffer(b) = a { Some((i, b)) } else { None });
+    let memory = buffers().map(|(_, b)| b.addresses()).collect();
+    Runner::new(kernel, &pointers, memory, grid, block, shared, schedule).run()?;
+    match buffers().find_map(|(argument, b)| b.damage().map(|found| (argument, found))) {
+        Some((argument, (bytes, side))) => Err(Fault::Guard { kernel: kernel.name(), argument, bytes, side }),
+        None => Ok(()),
+    }
+}
+
+fn find(name: &str) -> Result<&'static Kernel, Fault> {
+    kernel::all().find(|k| k.name() == name).ok_or_else(|| Fault::UnknownKernel(name.to_string()))
+}

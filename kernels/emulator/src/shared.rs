@@ -1,0 +1,73 @@
+//! A block's shared memory: poisoned before each block, its arrays between guard zones.
+
+use crate::block::Line;
+use crate::buffer::POISON;
+use std::ops::Range;
+
+/// What a block of sm_90 can have.
+pub const LIMIT: usize = 227 << 10;
+const GUARD: usize = 256;
+
+struct Array {
+    /// The declaration: equal for all threads that pass it.
+    key: (Line, usize),
+    bytes: Range<usize>,
+}
+
+pub struct Shared {
+    words: Box<[u128]>,
+    arrays: Vec<Array>,
+    /// Bytes of arrays, guard zones left out.
+    used: usize,
+    end: usize,
+}
+
+const POISON_WORD: u128 = u128::MAX / 0xFFFF * POISON as u128;
+
+impl Shared {
+    pub fn new() -> Shared {
+        // Room for the arrays and the guard zones of a good many of them.
+        let words = vec![POISON_WORD; (LIMIT + 64 * GUARD) / 16].into();
+        Shared { words, arrays: Vec::new(), used: 0, end: GUARD }
+    }
+
+    /// Before a block.
+    pub fn poison(&mut self) {
+        let touched = (self.end + GUARD).min(16 * self.words.len()) / 16;
+        self.words[..touched].fill(POISON_WORD);
+        (self.used, self.end) = (0, GUARD);
+        self.arrays.clear();
+    }
+
+    /// The array of a declaration; `Err` holds the bytes that are too many.
+    pub fn array(&mut self, line: Line, bytes: usize) -> Result<*mut u8, usize> {
+        let key = (line, bytes);
+        if !self.arrays.iter().any(|a| a.key == key) {
+            self.used += bytes;
+            let start = self.end;
+            self.end = start + bytes.next_multiple_of(16) + GUARD;
+            if self.used > LIMIT || self.end > 16 * self.words.len() {
+                return Err(self.used);
+            }
+            self.arrays.push(Array { key, bytes: start..start + bytes });
+        }
+        let start = self.arrays.iter().find(|a| a.key == key).map_or(0, |a| a.bytes.start);
+        Ok(unsafe { self.words.as_mut_ptr().cast::<u8>().add(start) })
+    }
+
+    pub fn contains(&self, addresses: &Range<usize>) -> bool {
+        let base = self.words.as_ptr() as usize;
+        self.arrays.iter().any(|a| base + a.bytes.start <= addresses.start && addresses.end <= base + a.bytes.end)
+    }
+
+    /// After a block: the declaration of the array next to which something was written.
+    pub fn damage(&self) -> Option<Line> {
+        let bytes: &[u8] = bytemuck::cast_slice(&self.words[..]);
+        self.arrays.iter().find_map(|a| {
+            let gap = a.bytes.end..a.bytes.end.next_multiple_of(16) + GUARD;
+            let before = a.bytes.start - GUARD..a.bytes.start;
+            let whole = |range: Range<usize>| range.into_iter().all(|i| bytes[i] == POISON.to_ne_bytes()[i % 2]);
+            (!whole(gap) || !whole(before)).then_some(a.key.0)
+        })
+    }
+}
