@@ -128,7 +128,7 @@ pub struct Rollout {
     pub max_episode_tokens: u32,
     /// Most episodes alive at once; bounds the KV cache.
     pub max_live: u32,
-    /// Reward of a command the environment did not understand, at that turn's last token.
+    /// Reward of a turn that could not be read or that the environment did not understand; counts in the return.
     pub invalid_reward: f32,
 }
 
@@ -223,8 +223,8 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 40,
-            checkpoint_every: 10,
+            iterations: 110,
+            checkpoint_every: 25,
             keep_checkpoints: 2,
             max_bad_steps: 5,
         }
@@ -257,7 +257,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 160, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
+        Sft { steps: 195, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
     }
 }
 impl Default for Rollout {
@@ -273,7 +273,7 @@ impl Default for Rollout {
             max_turn_tokens: 24,
             max_episode_tokens: 0,
             max_live: 128,
-            invalid_reward: -0.05,
+            invalid_reward: -0.03,
         }
     }
 }
@@ -298,7 +298,7 @@ impl Default for Grpo {
 }
 impl Default for Optim {
     fn default() -> Self {
-        Optim { lr: 2e-4, warmup: 3, beta1: 0.9, beta2: 0.95, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+        Optim { lr: 3e-4, warmup: 3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
     }
 }
 impl Default for Eval {

@@ -61,7 +61,8 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
 /// demonstrator does next teaches how to recover; without slips a learner's first mistake leads where nothing was ever taught
 /// (Laskey et al. 2017, noise injection).
 fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
-    let [chance, kind, choice, _] = philox::block(config.run.seed, u64::from(SLIP_STREAM) << 32 | index, turns.len() as u64);
+    let [chance, kind, choice, _] =
+        philox::block(config.run.seed, u64::from(SLIP_STREAM) << 32 | index, turns.len() as u64);
     if philox::uniform(chance) >= config.sft.slip {
         return None;
     }
