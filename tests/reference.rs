@@ -208,7 +208,7 @@ fn a_wrong_number_fails_its_row_and_the_whole() {
 fn broken_sets_are_refused_by_name() {
     let (_keep, set) = set_of(&["tiny-tied"]);
     let out = set.join("out");
-    let refusal = |model: &str| reference::replay(&set, model, &out).err().expect("refused").to_string();
+    let refusal = |model: &str| reference::replay(&set, model, &out).expect_err("refused").to_string();
     assert!(refusal("tiny-large").contains("tiny-large"));
     let golden = set.join("golden/tiny-tied/golden.json");
     edit(&golden, |g| g["forward"]["sequences"][0][0] = 9999.into());

@@ -197,6 +197,8 @@ pub struct Grpo {
 pub struct Optim {
     /// Learning rate of GRPO.
     pub lr: f32,
+    /// Share of it that the last iteration has, after a linear decay (1: constant).
+    pub lr_end: f32,
     pub warmup: u32,
     pub beta1: f32,
     pub beta2: f32,
@@ -257,7 +259,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 195, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
+        Sft { steps: 160, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
     }
 }
 impl Default for Rollout {
@@ -273,7 +275,7 @@ impl Default for Rollout {
             max_turn_tokens: 24,
             max_episode_tokens: 0,
             max_live: 128,
-            invalid_reward: -0.03,
+            invalid_reward: -0.05,
         }
     }
 }
@@ -298,7 +300,7 @@ impl Default for Grpo {
 }
 impl Default for Optim {
     fn default() -> Self {
-        Optim { lr: 3e-4, warmup: 3, beta1: 0.9, beta2: 0.999, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+        Optim { lr: 4e-4, lr_end: 0.1, warmup: 3, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
     }
 }
 impl Default for Eval {

@@ -114,6 +114,7 @@ impl Config {
     fn validate_optimisers(&self) -> Result<(), ConfigError> {
         let (o, s) = (&self.optim, &self.sft);
         positive("optim.lr", o.lr)?;
+        need((0.0..=1.0).contains(&o.lr_end), "optim.lr_end", o.lr_end, "must be a share from 0 to 1")?;
         for (key, beta) in [("optim.beta1", o.beta1), ("optim.beta2", o.beta2)] {
             need((0.0..1.0).contains(&beta), key, beta, "must be in [0, 1)")?;
         }

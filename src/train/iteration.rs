@@ -120,9 +120,12 @@ fn teaches(sample: &Sample) -> bool {
     sample.loss_positions().any(|t| sample.advantage[t] != 0.0)
 }
 
-/// Linear warm-up, then constant.
+/// Linear warm-up times linear decay.
 fn learning_rate(config: &Config, index: u32) -> f32 {
-    config.optim.lr * ((index as f32 + 1.0) / config.optim.warmup.max(1) as f32).min(1.0)
+    let o = &config.optim;
+    let warmup = ((index as f32 + 1.0) / o.warmup.max(1) as f32).min(1.0);
+    let done = index as f32 / config.run.iterations.saturating_sub(1).max(1) as f32;
+    o.lr * warmup * (1.0 - (1.0 - o.lr_end) * done.min(1.0))
 }
 
 /// Consecutive samples of about `grpo.micro_tokens` tokens each (before sharing); neighbours share their prompts.
