@@ -225,7 +225,7 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 110,
+            iterations: 80,
             checkpoint_every: 25,
             keep_checkpoints: 2,
             max_bad_steps: 5,
@@ -259,7 +259,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 160, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
+        Sft { steps: 170, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
     }
 }
 impl Default for Rollout {
@@ -300,7 +300,7 @@ impl Default for Grpo {
 }
 impl Default for Optim {
     fn default() -> Self {
-        Optim { lr: 4e-4, lr_end: 0.1, warmup: 3, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+        Optim { lr: 3e-4, lr_end: 0.2, warmup: 3, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
     }
 }
 impl Default for Eval {

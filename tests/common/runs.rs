@@ -27,6 +27,9 @@ max_steps = 3
 groups = 2
 group_size = 4
 max_turn_tokens = 12
+[optim]
+# A run made longer on resume keeps its schedule.
+lr_end = 1
 [eval]
 games = 2
 ";
