@@ -195,12 +195,21 @@ fn a_wrong_number_fails_its_row_and_the_whole() {
         golden["generate"]["new_tokens_greedy"][1][3] = 7.into();
         golden["grpo"]["cases"]["gspo"]["metrics"]["clip_ratio/high_mean"][0] = 0.9.into();
     });
-    edit(&set.join("tokenizer_golden.json"), |golden| golden["strings"][5]["ids"] = Value::Array(vec![1.into()]));
+    edit(&set.join("tokenizer_golden.json"), |golden| {
+        golden["strings"][5]["ids"] = Value::Array(vec![1.into()]);
+        golden["templates"]["v5_style_dirs"] = "not the template".into();
+    });
     let report = reference::check(&set).unwrap();
     assert!(!report.passed());
     assert_eq!(
         failures(&report),
-        ["forward.ce_loss", "generate.new_tokens_greedy", "grpo.cases.gspo.metrics.clip_ratio~1high_mean", "strings"]
+        [
+            "forward.ce_loss",
+            "generate.new_tokens_greedy",
+            "grpo.cases.gspo.metrics.clip_ratio~1high_mean",
+            "strings",
+            "templates"
+        ]
     );
 }
 

@@ -44,7 +44,8 @@ pub fn compute(model: &Model, inputs: &AdamWInputs, raw: &Value, tensors: &mut T
         let moved = trained.params.flat.iter().zip(&model.params.flat);
         update_l2.push(moved.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt());
     }
-    let mut json = echo(raw, &["lr", "betas", "eps", "weight_decay", "clip", "no_decay", "batches"]);
+    let mut json = echo(raw, &["lr", "betas", "eps", "weight_decay", "clip", "batches"]);
+    json.insert("no_decay".into(), "norm weights and biases".into());
     json.insert("steps".into(), steps.into());
     AdamWOutputs { json: json.into(), params: trained.params, update_l2 }
 }
