@@ -75,7 +75,7 @@ fn model(prompter: &Prompter, bias: f32) -> Model {
     let width = config.hidden_size;
     let mut params = Params::random(&config, 3);
     // Wide enough that the distributions differ from token to token.
-    params.flat.iter_mut().for_each(|x| *x *= 10.0);
+    params.flat.iter_mut().for_each(|x| *x *= 1.79);
     let layout = params.layout.clone();
     for entry in &layout.entries {
         let values = &mut params.flat[entry.range.clone()];

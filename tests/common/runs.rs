@@ -27,7 +27,13 @@ max_steps = 3
 groups = 2
 group_size = 4
 max_turn_tokens = 12
+temperature = 1
+invalid_reward = -0.1
+[grpo]
+advantage = 'group'
+aggregation = 'token-mean'
 [optim]
+beta2 = 0.95
 # A run made longer on resume keeps its schedule.
 lr_end = 1
 [eval]
