@@ -177,32 +177,36 @@ fn nothing_invisible_is_read() {
 /// Every node decoded alone, from pages that hold its path, against the forest's output. Unused places hold NaN.
 #[test]
 fn decoding_equals_the_forest() {
-    for (s, page) in [(shape(4, 2, 8), 4), (shape(7, 1, 64), 32), (shape(2, 2, 128), 16)] {
-        let forest = branches(6, 10, 30);
-        let (d, group) = (s.head_dim, s.heads / s.kv_heads);
-        let (qkv, out) = check("decoding", &forest, s, 1.0, 2e-6);
-        let mut scores = Vec::new();
-        for (node, mut path) in visible(&forest).into_iter().enumerate() {
-            path.reverse();
-            for kv in 0..s.kv_heads {
-                let part = |t: usize, at: usize| &qkv[t * s.qkv_dim() + at * d..][..d];
-                let paged = |tokens: &[usize]| {
-                    let (mut keys, mut values) = (vec![f32::NAN; d * page], vec![f32::NAN; d * page]);
-                    for (i, t) in tokens.iter().enumerate() {
-                        part(*t, s.heads + kv).iter().enumerate().for_each(|(j, k)| keys[j * page + i] = *k);
-                        values[i * d..][..d].copy_from_slice(part(*t, s.heads + s.kv_heads + kv));
-                    }
-                    (keys, values)
-                };
-                let pages: Vec<_> = path.chunks(page).map(paged).collect();
-                let pages = pages.iter().map(|(k, v)| (&k[..], &v[..]));
-                let own = kv * group * d..(kv + 1) * group * d;
-                let mut got = vec![f32::NAN; group * d];
-                let q = &qkv[node * s.qkv_dim()..][own.clone()];
-                attention::decode(q, d, page, path.len(), pages, &mut scores, &mut got);
-                let want = wide(&out[node * s.q_dim()..][own]);
-                assert_close(&format!("node {node}, kv head {kv}"), &got, &want, 2e-6);
-            }
+    decoding_equals::<4>(shape(4, 2, 8));
+    decoding_equals::<32>(shape(7, 1, 64));
+    decoding_equals::<16>(shape(2, 2, 128));
+}
+
+fn decoding_equals<const PAGE: usize>(s: Shape) {
+    let forest = branches(6, 10, 30);
+    let (d, group) = (s.head_dim, s.heads / s.kv_heads);
+    let (qkv, out) = check("decoding", &forest, s, 1.0, 2e-6);
+    let mut scores = Vec::new();
+    for (node, mut path) in visible(&forest).into_iter().enumerate() {
+        path.reverse();
+        for kv in 0..s.kv_heads {
+            let part = |t: usize, at: usize| &qkv[t * s.qkv_dim() + at * d..][..d];
+            let paged = |tokens: &[usize]| {
+                let (mut keys, mut values) = (vec![f32::NAN; d * PAGE], vec![f32::NAN; d * PAGE]);
+                for (i, t) in tokens.iter().enumerate() {
+                    part(*t, s.heads + kv).iter().enumerate().for_each(|(j, k)| keys[j * PAGE + i] = *k);
+                    values[i * d..][..d].copy_from_slice(part(*t, s.heads + s.kv_heads + kv));
+                }
+                (keys, values)
+            };
+            let pages: Vec<_> = path.chunks(PAGE).map(paged).collect();
+            let pages = pages.iter().map(|(k, v)| (&k[..], &v[..]));
+            let own = kv * group * d..(kv + 1) * group * d;
+            let mut got = vec![f32::NAN; group * d];
+            let q = &qkv[node * s.qkv_dim()..][own.clone()];
+            attention::decode::<PAGE>(q, d, path.len(), pages, &mut scores, &mut got);
+            let want = wide(&out[node * s.q_dim()..][own]);
+            assert_close(&format!("node {node}, kv head {kv}"), &got, &want, 2e-6);
         }
     }
 }

@@ -3,7 +3,7 @@
 mod common;
 
 use common::numeric::{added, assert_close, assert_gradient, values, wide};
-use uncouple::ops::linear;
+use uncouple::ops::linear::{self, Weight};
 
 /// rows, in, out: one row, sizes that no vector width divides, more rows than a block.
 const SHAPES: [(usize, usize, usize); 6] =
@@ -21,17 +21,17 @@ fn forward_with_and_without_bias_and_adding() {
     for (rows, n_in, out) in SHAPES {
         let (x, w, b) = (values(1, rows * n_in, 1.0), values(2, out * n_in, 1.0), values(3, out, 1.0));
         let mut y = vec![f32::NAN; rows * out];
-        linear::forward(&x, &w, Some(&b), n_in, &mut y);
+        linear::forward(&x, Weight::new(&w, n_in), Some(&b), &mut y);
         assert_close("biased", &y, &reference(&wide(&x), &wide(&w), &wide(&b), n_in), 1e-6);
 
         let plain = reference(&wide(&x), &wide(&w), &vec![0.0; out], n_in);
         let mut y = vec![f32::NAN; rows * out];
-        linear::forward(&x, &w, None, n_in, &mut y);
+        linear::forward(&x, Weight::new(&w, n_in), None, &mut y);
         assert_close("plain", &y, &plain, 1e-6);
 
         let mut y = values(4, rows * out, 1.0);
         let want: Vec<f64> = plain.iter().zip(&y).map(|(p, y)| p + f64::from(*y)).collect();
-        linear::forward_add(&x, &w, n_in, &mut y);
+        linear::forward_add(&x, Weight::new(&w, n_in), &mut y);
         assert_close("added", &y, &want, 1e-6);
     }
 }

@@ -156,7 +156,7 @@ fn decoding_agrees_with_the_forward_pass() {
     let mut acts = Activations::default();
     model.forward(&forest, Keep::Nothing, &mut acts);
     let h = model.config.hidden_size;
-    let mut cache = KvCache::new(&model.config);
+    let mut cache = KvCache::new(&model);
     let check = |hidden: &[f32], sequence: usize, t: usize| {
         let want = &acts.hidden[forest.paths[sequence][t] as usize * h..][..h];
         assert!(relative(hidden, want) < 1e-5, "sequence {sequence}, token {t}: {}", relative(hidden, want));

@@ -191,7 +191,7 @@ fn decode(
     params: &SamplingParams,
 ) -> Vec<(Vec<u32>, Vec<f32>)> {
     let (width, vocab) = (model.config.hidden_size, model.config.vocab_size);
-    let mut cache = KvCache::new(&model.config);
+    let mut cache = KvCache::new(model);
     let roots: Vec<_> = prompts.iter().map(|p| (cache.alloc(), &p[..])).collect();
     let prefill = model.extend(&mut cache, &roots);
     let mut rows: Vec<(Vec<u32>, Vec<f32>)> = Vec::new();
@@ -204,7 +204,7 @@ fn decode(
         }
     }
     for step in 0..new {
-        let mut logits = model.logits(&hidden);
+        let mut logits = model.next_logits(&cache, &hidden);
         rows.par_iter_mut().zip(logits.par_chunks_mut(vocab)).enumerate().for_each(
             |(i, ((tokens, logprobs), logits))| {
                 let uniform = philox::uniform(philox::block(3, i as u64, step as u64)[0]);

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Rows of a token block: one task of a parallel loop. Large enough for efficient matrix products, small enough that a
 /// block's activations stay in the second-level cache.
-pub const BLOCK: usize = 256;
+pub const BLOCK: usize = 512;
 
 /// A strided read-only matrix view: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]

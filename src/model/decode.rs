@@ -1,11 +1,14 @@
 //! The forward pass against a KV cache: prefill and decoding are the same call.
 
 use super::kv_cache::{KvCache, PAGE, PageShape, Sequence, Slot};
+use super::qwen2::Weights;
 use super::{Model, params::LayerLayout};
 use crate::device::cpu::BLOCK;
 use crate::ops::{attention, embedding, linear, rmsnorm};
 use rayon::prelude::*;
 
+/// Columns transposed at a time.
+const TILE: usize = 16;
 /// Fewest rows worth a thread of their own.
 const MIN_ROWS: usize = 16;
 
@@ -34,9 +37,9 @@ impl Model {
             (feeds_left, sequences_left, out_left) = (feeds_rest, sequences_rest, out_rest);
             tasks.push((f, s, o));
         }
-        let shape = cache.shape();
+        let (shape, weights) = (cache.shape(), cache.weights());
         tasks.into_par_iter().with_max_len(1).for_each(|(feeds, sequences, out)| {
-            self.extend_share(shape, feeds, sequences, out);
+            self.extend_share(weights, shape, feeds, sequences, out);
         });
         for ((slot, _), sequence) in feeds.iter().zip(sequences) {
             cache.put(*slot, sequence);
@@ -44,7 +47,46 @@ impl Model {
         out
     }
 
-    fn extend_share(&self, shape: PageShape, feeds: &[(Slot, &[u32])], sequences: &mut [Sequence], out: &mut [f32]) {
+    /// The parameters with every matrix that decoding reads transposed in its place.
+    pub(super) fn transposed(&self) -> Vec<f32> {
+        let (c, layout) = (&self.config, &self.params.layout);
+        let (hidden, q_dim) = (c.hidden_size, c.num_attention_heads * c.head_dim);
+        let mut flat = self.params.flat.clone();
+        let mut transpose = |range: &std::ops::Range<usize>, columns: usize| {
+            let (from, to) = (&self.params.flat[range.clone()], &mut flat[range.clone()]);
+            let rows = from.len() / columns;
+            // Columns in tiles, so that the lines of `from` stay in cache.
+            to.par_chunks_mut(TILE * rows).enumerate().for_each(|(tile, to)| {
+                for (row, from) in from.chunks_exact(columns).enumerate() {
+                    for (j, x) in from[tile * TILE..].iter().take(to.len() / rows).enumerate() {
+                        to[j * rows + row] = *x;
+                    }
+                }
+            });
+        };
+        for layer in &layout.layers {
+            transpose(&layer.qkv, hidden);
+            transpose(&layer.o, q_dim);
+            transpose(&layer.gate_up, hidden);
+            transpose(&layer.down, c.intermediate_size);
+        }
+        transpose(&layout.head, hidden);
+        flat
+    }
+
+    /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`, for sampling.
+    pub fn next_logits(&self, cache: &KvCache, hidden: &[f32]) -> Vec<f32> {
+        self.logits_with(cache.weights(), hidden)
+    }
+
+    fn extend_share(
+        &self,
+        weights: Weights<'_>,
+        shape: PageShape,
+        feeds: &[(Slot, &[u32])],
+        sequences: &mut [Sequence],
+        out: &mut [f32],
+    ) {
         let (c, layout) = (&self.config, &self.params.layout);
         let hidden = c.hidden_size;
         let tokens: Vec<u32> = feeds.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
@@ -57,7 +99,7 @@ impl Model {
         embedding::forward(&tokens, &self.params.flat[layout.embed.clone()], hidden, &mut x);
         let mut scratch = Scratch::new(self, tokens.len());
         for (l, layer) in layout.layers.iter().enumerate() {
-            self.extend_layer(l, layer, shape, &position, sequences, feeds, &mut x, &mut scratch);
+            self.extend_layer(weights, l, layer, shape, &position, sequences, feeds, &mut x, &mut scratch);
         }
         let (mut at, mut last, mut rstd) = (0, Vec::with_capacity(out.len()), vec![0.0; feeds.len()]);
         for ((_, tokens), sequence) in feeds.iter().zip(sequences) {
@@ -71,6 +113,7 @@ impl Model {
     #[allow(clippy::too_many_arguments)]
     fn extend_layer(
         &self,
+        weights: Weights<'_>,
         l: usize,
         layer: &LayerLayout,
         shape: PageShape,
@@ -83,7 +126,7 @@ impl Model {
         let c = &self.config;
         let (d, q_dim, kv_dim) = (c.head_dim, c.num_attention_heads * c.head_dim, c.num_key_value_heads * c.head_dim);
         let (qkv_dim, group) = (q_dim + 2 * kv_dim, c.num_attention_heads / c.num_key_value_heads);
-        self.qkv_forward(layer, x, position, &mut s.norm, &mut s.rstd, &mut s.qkv);
+        self.qkv_forward(weights, layer, x, position, &mut s.norm, &mut s.rstd, &mut s.qkv);
         let (mut rows, mut outs, mut positions) =
             (s.qkv.chunks_exact(qkv_dim), s.attn.chunks_exact_mut(q_dim), position.iter());
         for ((_, tokens), sequence) in feeds.iter().zip(sequences) {
@@ -96,21 +139,14 @@ impl Model {
                 for kv in 0..c.num_key_value_heads {
                     let heads = kv * group * d..(kv + 1) * group * d;
                     let pages = sequence.pages(shape, l, kv);
-                    attention::decode(
-                        &row[heads.clone()],
-                        d,
-                        PAGE,
-                        p as usize + 1,
-                        pages,
-                        &mut s.scores,
-                        &mut out[heads],
-                    );
+                    let q = &row[heads.clone()];
+                    attention::decode::<PAGE>(q, d, p as usize + 1, pages, &mut s.scores, &mut out[heads]);
                 }
             }
         }
-        linear::forward_add(&s.attn, &self.params.flat[layer.o.clone()], q_dim, x);
+        linear::forward_add(&s.attn, weights.matrix(&layer.o, q_dim), x);
         s.mid.copy_from_slice(x);
-        self.mlp_forward(layer, &s.mid, &mut s.norm, &mut s.rstd, &mut s.gate_up, &mut s.act, x);
+        self.mlp_forward(weights, layer, &s.mid, &mut s.norm, &mut s.rstd, &mut s.gate_up, &mut s.act, x);
     }
 }
 

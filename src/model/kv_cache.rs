@@ -1,9 +1,10 @@
-//! A paged key/value cache whose slots share the pages of a common prefix.
+//! A paged key/value cache whose slots share the pages of a common prefix, for one state of the weights.
 //!
 //! A page holds [`PAGE`] tokens of every layer and kv head. Forking a slot shares its pages; the page that both go on to write is
 //! copied by the first to write it.
 
-use super::Qwen2Config;
+use super::Model;
+use super::qwen2::Weights;
 use std::sync::Arc;
 
 /// Tokens in a page.
@@ -16,6 +17,8 @@ pub struct Slot(pub(crate) u32);
 /// Keys and values of many sequences, in pages of fixed length.
 pub struct KvCache {
     shape: PageShape,
+    /// The model's parameters with every matrix transposed: decoding multiplies few rows at a time.
+    weights: Vec<f32>,
     slots: Vec<Option<Sequence>>,
 }
 
@@ -84,13 +87,15 @@ impl Sequence {
 }
 
 impl KvCache {
-    pub fn new(config: &Qwen2Config) -> KvCache {
+    /// For `model` with the weights it has now.
+    pub fn new(model: &Model) -> KvCache {
+        let config = &model.config;
         let shape = PageShape {
             layers: config.num_hidden_layers,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        KvCache { shape, slots: Vec::new() }
+        KvCache { shape, weights: model.transposed(), slots: Vec::new() }
     }
 
     /// An empty slot.
@@ -112,6 +117,10 @@ impl KvCache {
     /// Tokens held by the slot.
     pub fn len(&self, slot: Slot) -> usize {
         self.slots[slot.0 as usize].as_ref().map_or(0, |s| s.len)
+    }
+
+    pub(super) fn weights(&self) -> Weights<'_> {
+        Weights { flat: &self.weights, transposed: true }
     }
 
     pub(crate) fn shape(&self) -> PageShape {

@@ -80,6 +80,24 @@ struct LayerGrads {
     qkv: Vec<f32>,
 }
 
+/// Where the forward pass reads its matrices: the parameters, or a buffer of the same layout in which every one is transposed.
+#[derive(Clone, Copy)]
+pub(super) struct Weights<'a> {
+    pub flat: &'a [f32],
+    pub transposed: bool,
+}
+
+impl<'a> Weights<'a> {
+    pub fn matrix(&self, range: &std::ops::Range<usize>, in_features: usize) -> linear::Weight<'a> {
+        let data = &self.flat[range.clone()];
+        if self.transposed {
+            linear::Weight::transposed(data, in_features)
+        } else {
+            linear::Weight::new(data, in_features)
+        }
+    }
+}
+
 /// The sizes that recur in every function.
 #[derive(Clone, Copy)]
 struct Dims {
@@ -159,7 +177,7 @@ impl Model {
         a: &mut LayerActs,
         y: &mut [f32],
     ) {
-        let (d, layer) = (self.dims(), &self.params.layout.layers[l]);
+        let (d, layer, weights) = (self.dims(), &self.params.layout.layers[l], self.weights());
         a.resize(forest.len(), &d);
         let parts = x
             .par_chunks(BLOCK * d.hidden)
@@ -167,7 +185,9 @@ impl Model {
             .zip(a.norm1.par_chunks_mut(BLOCK * d.hidden))
             .zip(a.rstd1.par_chunks_mut(BLOCK))
             .zip(a.qkv.par_chunks_mut(BLOCK * d.attention.qkv_dim()));
-        parts.for_each(|((((x, position), norm), rstd), qkv)| self.qkv_forward(layer, x, position, norm, rstd, qkv));
+        parts.for_each(|((((x, position), norm), rstd), qkv)| {
+            self.qkv_forward(weights, layer, x, position, norm, rstd, qkv)
+        });
         attention::forward(&a.qkv, d.attention, visibility, &mut a.attn, &mut a.softmax);
         let parts = x
             .par_chunks(BLOCK * d.hidden)
@@ -180,15 +200,17 @@ impl Model {
             .zip(y.par_chunks_mut(BLOCK * d.hidden));
         parts.for_each(|(((((((x, attn), mid), norm), rstd), gate_up), act), y)| {
             mid.copy_from_slice(x);
-            linear::forward_add(attn, self.weight(&layer.o), d.attention.q_dim(), mid);
+            linear::forward_add(attn, weights.matrix(&layer.o, d.attention.q_dim()), mid);
             y.copy_from_slice(mid);
-            self.mlp_forward(layer, mid, norm, rstd, gate_up, act, y);
+            self.mlp_forward(weights, layer, mid, norm, rstd, gate_up, act, y);
         });
     }
 
     /// Norm, QKV projection and rotation of a block of rows.
+    #[allow(clippy::too_many_arguments)]
     pub(super) fn qkv_forward(
         &self,
+        weights: Weights<'_>,
         layer: &LayerLayout,
         x: &[f32],
         position: &[u32],
@@ -198,7 +220,8 @@ impl Model {
     ) {
         let d = self.dims();
         rmsnorm::forward(x, self.weight(&layer.input_norm), d.eps, norm, rstd);
-        linear::forward(norm, self.weight(&layer.qkv), Some(self.weight(&layer.qkv_bias)), d.hidden, qkv);
+        let bias = self.weight(&layer.qkv_bias);
+        linear::forward(norm, weights.matrix(&layer.qkv, d.hidden), Some(bias), qkv);
         let rotated = d.attention.heads + d.attention.kv_heads;
         rope::rotate(qkv, d.attention.qkv_dim(), rotated, position, &self.rope, false);
     }
@@ -207,6 +230,7 @@ impl Model {
     #[allow(clippy::too_many_arguments)]
     pub(super) fn mlp_forward(
         &self,
+        weights: Weights<'_>,
         layer: &LayerLayout,
         x: &[f32],
         norm: &mut [f32],
@@ -217,9 +241,9 @@ impl Model {
     ) {
         let d = self.dims();
         rmsnorm::forward(x, self.weight(&layer.post_norm), d.eps, norm, rstd);
-        linear::forward(norm, self.weight(&layer.gate_up), None, d.hidden, gate_up);
+        linear::forward(norm, weights.matrix(&layer.gate_up, d.hidden), None, gate_up);
         swiglu::forward(gate_up, d.ffn, act);
-        linear::forward_add(act, self.weight(&layer.down), d.ffn, y);
+        linear::forward_add(act, weights.matrix(&layer.down, d.ffn), y);
     }
 
     /// Log-prob (at `temperature`) of each node in `nodes` given its parent, and the entropy (nats) of that distribution.
@@ -380,22 +404,30 @@ impl Model {
         });
     }
 
-    /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`, for sampling.
+    fn weights(&self) -> Weights<'_> {
+        Weights { flat: &self.params.flat, transposed: false }
+    }
+
+    /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
+        self.logits_with(self.weights(), hidden)
+    }
+
+    pub(super) fn logits_with(&self, weights: Weights<'_>, hidden: &[f32]) -> Vec<f32> {
         let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let mut logits = vec![0.0; hidden.len() / h * vocab];
         let rows = (hidden.len() / h).div_ceil(rayon::current_num_threads()).clamp(1, BLOCK);
-        let weight = self.weight(&self.params.layout.head);
+        let weight = weights.matrix(&self.params.layout.head, h);
         hidden
             .par_chunks(rows * h)
             .zip(logits.par_chunks_mut(rows * vocab))
-            .for_each(|(x, y)| linear::forward(x, weight, None, h, y));
+            .for_each(|(x, y)| linear::forward(x, weight, None, y));
         logits
     }
 }
 
 /// Rows of one tile of a weight gradient.
-const WEIGHT_TILE: usize = 128;
+const WEIGHT_TILE: usize = 256;
 
 fn targets(forest: &Forest, nodes: &[u32]) -> Vec<Target> {
     let target = |&n: &u32| Target { row: forest.parent[n as usize], token: forest.tokens[n as usize] };

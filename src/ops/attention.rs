@@ -316,46 +316,100 @@ fn backward_chunk(
 }
 
 /// One query against a paged cache (decoding): `q` `[group, head_dim]` are the query heads of one kv head, `pages` yields
-/// (keys, values) of consecutive pages: keys `[head_dim, page]` (so that scores vectorise over tokens), values
-/// `[page, head_dim]`. `len` keys are visible. `out` `[group, head_dim]`; `scores` is scratch.
-pub fn decode<'a>(
+/// (keys, values) of consecutive pages: keys `[head_dim, PAGE]` (so that scores vectorise over tokens), values
+/// `[PAGE, head_dim]`. `len` keys are visible. `out` `[group, head_dim]`; `scores` is scratch.
+pub fn decode<'a, const PAGE: usize>(
     q: &[f32],
     head_dim: usize,
-    page: usize,
     len: usize,
     pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) {
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    scores.clear();
-    scores.resize(len.next_multiple_of(page), 0.0);
+    let padded = len.next_multiple_of(PAGE);
+    scores.resize(2 * padded, 0.0);
     simd(
         #[inline(always)]
         || {
-            for (q, out) in q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim)) {
-                for (s, (keys, _)) in scores.chunks_exact_mut(page).zip(pages.clone()) {
-                    s.fill(0.0);
-                    for (k, &q) in keys.chunks_exact(page).zip(q) {
-                        for (s, k) in s.iter_mut().zip(k) {
-                            *s = k.mul_add(q * scale, *s);
-                        }
-                    }
-                }
-                let seen = &mut scores[..len];
-                let max = max(seen);
-                let inv = 1.0 / exp_sum(seen, max);
-                out.fill(0.0);
-                for (s, (_, values)) in seen.chunks(page).zip(pages.clone()) {
-                    for (&p, v) in s.iter().zip(values.chunks_exact(head_dim)) {
-                        for (o, v) in out.iter_mut().zip(v) {
-                            *o = v.mul_add(p * inv, *o);
-                        }
-                    }
+            // Two heads share what is loaded, and keep two sums going.
+            for (q, out) in q.chunks(2 * head_dim).zip(out.chunks_mut(2 * head_dim)) {
+                let (pages, scores) = (pages.clone(), &mut scores[..padded * (q.len() / head_dim)]);
+                if q.len() == head_dim {
+                    decode_heads::<1, PAGE>(q, head_dim, len, pages, scores, out);
+                } else {
+                    decode_heads::<2, PAGE>(q, head_dim, len, pages, scores, out);
                 }
             }
         },
     )
+}
+
+#[inline(always)]
+fn decode_heads<'a, const HEADS: usize, const PAGE: usize>(
+    q: &[f32],
+    head_dim: usize,
+    len: usize,
+    pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
+    scores: &mut [f32],
+    out: &mut [f32],
+) {
+    let scale = 1.0 / (head_dim as f32).sqrt();
+    let padded = scores.len() / HEADS;
+    for (page, (keys, _)) in pages.clone().take(padded / PAGE).enumerate() {
+        let mut sum = [[0.0f32; PAGE]; HEADS];
+        for (j, k) in keys.as_chunks::<PAGE>().0.iter().enumerate() {
+            for h in 0..HEADS {
+                let q = q[h * head_dim + j] * scale;
+                for i in 0..PAGE {
+                    sum[h][i] = k[i].mul_add(q, sum[h][i]);
+                }
+            }
+        }
+        for h in 0..HEADS {
+            scores[h * padded + page * PAGE..][..PAGE].copy_from_slice(&sum[h]);
+        }
+    }
+    for scores in scores.chunks_exact_mut(padded) {
+        let seen = &mut scores[..len];
+        let max = max(seen);
+        let inv = 1.0 / exp_sum(seen, max);
+        seen.iter_mut().for_each(|p| *p *= inv);
+    }
+    if head_dim % 32 == 0 {
+        weigh::<HEADS, PAGE, 32>(scores, head_dim, len, pages, out);
+    } else {
+        weigh::<HEADS, PAGE, 2>(scores, head_dim, len, pages, out);
+    }
+}
+
+/// `out = probs · values`, `WIDTH` columns at a time: they stay in registers over all keys.
+#[inline(always)]
+fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize>(
+    probs: &[f32],
+    head_dim: usize,
+    len: usize,
+    pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
+    out: &mut [f32],
+) {
+    let padded = probs.len() / HEADS;
+    for column in (0..head_dim).step_by(WIDTH) {
+        let mut sum = [[0.0f32; WIDTH]; HEADS];
+        for (page, (_, values)) in pages.clone().take(padded / PAGE).enumerate() {
+            let first = page * PAGE;
+            for (i, v) in values.chunks_exact(head_dim).take(len - first).enumerate() {
+                let v = &v[column..column + WIDTH];
+                for h in 0..HEADS {
+                    let p = probs[h * padded + first + i];
+                    for c in 0..WIDTH {
+                        sum[h][c] = v[c].mul_add(p, sum[h][c]);
+                    }
+                }
+            }
+        }
+        for h in 0..HEADS {
+            out[h * head_dim + column..][..WIDTH].copy_from_slice(&sum[h]);
+        }
+    }
 }
 
 #[inline(always)]

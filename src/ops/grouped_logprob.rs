@@ -12,9 +12,9 @@ const CHUNK_LOGITS: usize = 8 << 20;
 /// Rows of a chunk: fewer waste the matrix product that forms dW, more the cache.
 const CHUNK_ROWS: std::ops::RangeInclusive<usize> = 64..=1024;
 /// Rows of one task.
-const ROWS: usize = 64;
+const ROWS: usize = 256;
 /// Vocabulary entries of one dW task.
-const TILE: usize = 256;
+const TILE: usize = 512;
 
 /// Gradient of the loss with respect to one scored token's log-prob and to the entropy of its distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]

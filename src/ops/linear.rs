@@ -4,22 +4,52 @@
 
 use crate::device::cpu::{Mat, gemm, simd};
 
+/// A weight matrix as the forward pass reads it.
+#[derive(Clone, Copy)]
+pub struct Weight<'a> {
+    data: &'a [f32],
+    in_features: usize,
+    transposed: bool,
+}
+
+impl<'a> Weight<'a> {
+    /// W as it is stored, `[out, in]`.
+    pub fn new(data: &'a [f32], in_features: usize) -> Weight<'a> {
+        Weight { data, in_features, transposed: false }
+    }
+
+    /// Wᵀ, `[in, out]`. A product of few rows spends most of its time bringing W into this order.
+    pub fn transposed(data: &'a [f32], in_features: usize) -> Weight<'a> {
+        Weight { data, in_features, transposed: true }
+    }
+
+    fn out_features(&self) -> usize {
+        self.data.len() / self.in_features
+    }
+
+    fn product(&self, x: &[f32], accumulate: bool, y: &mut [f32]) {
+        let (rows, out) = (x.len() / self.in_features, self.out_features());
+        let w = match self.transposed {
+            true => Mat::rows(self.data, out),
+            false => Mat::transposed(self.data, self.in_features),
+        };
+        gemm((rows, out, self.in_features), y, out, accumulate, 1.0, Mat::rows(x, self.in_features), w);
+    }
+}
+
 /// `y` `[rows, out]` from `x` `[rows, in]`.
-pub fn forward(x: &[f32], w: &[f32], bias: Option<&[f32]>, in_features: usize, y: &mut [f32]) {
-    let (rows, out) = (x.len() / in_features, w.len() / in_features);
+pub fn forward(x: &[f32], w: Weight<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
     if let Some(bias) = bias {
-        for row in y.chunks_exact_mut(out) {
+        for row in y.chunks_exact_mut(bias.len()) {
             row.copy_from_slice(bias);
         }
     }
-    let (x, w) = (Mat::rows(x, in_features), Mat::transposed(w, in_features));
-    gemm((rows, out, in_features), y, out, bias.is_some(), 1.0, x, w);
+    w.product(x, bias.is_some(), y);
 }
 
 /// `y += x Wᵀ`: a projection that writes straight into the residual stream.
-pub fn forward_add(x: &[f32], w: &[f32], in_features: usize, y: &mut [f32]) {
-    let (rows, out) = (x.len() / in_features, w.len() / in_features);
-    gemm((rows, out, in_features), y, out, true, 1.0, Mat::rows(x, in_features), Mat::transposed(w, in_features));
+pub fn forward_add(x: &[f32], w: Weight<'_>, y: &mut [f32]) {
+    w.product(x, true, y);
 }
 
 /// `dx = dy W`; `dy` `[rows, out]`, `dx` `[rows, in]`.

@@ -17,9 +17,10 @@ pub fn compute(model: &Model, inputs: &Inputs, raw: &Value, tensors: &mut Tensor
     let penalised = decode(model, &g.prompts, PENALTY);
     let stopped = stop(&greedy.tokens, &g.eos_ids_for_stop_case, inputs.forward.pad_id);
 
-    let mut cache = KvCache::new(&model.config);
+    let mut cache = KvCache::new(model);
     let slot = cache.alloc();
-    let logits = model.logits(&model.extend(&mut cache, &[(slot, &g.prompts[g.sampling_prompt])]));
+    let hidden = model.extend(&mut cache, &[(slot, &g.prompts[g.sampling_prompt])]);
+    let logits = model.next_logits(&cache, &hidden);
     let vocab = logits.len();
     let (mut probs, mut cases) = (Vec::new(), Vec::new());
     for (case, raw) in g.sampling_cases.iter().zip(raw["sampling_cases"].as_array().into_iter().flatten()) {
@@ -60,7 +61,7 @@ struct Decoded {
 
 /// Greedy decoding of all prompts as one batch, each in its own slot of the cache.
 fn decode(model: &Model, prompts: &[Vec<u32>], penalty: f32) -> Decoded {
-    let mut cache = KvCache::new(&model.config);
+    let mut cache = KvCache::new(model);
     let slots: Vec<_> = prompts.iter().map(|_| cache.alloc()).collect();
     let mut sequences = prompts.to_vec();
     let mut fed = vec![0; prompts.len()];
@@ -69,7 +70,7 @@ fn decode(model: &Model, prompts: &[Vec<u32>], penalty: f32) -> Decoded {
         let feeds: Vec<_> = slots.iter().zip(&sequences).zip(&fed).map(|((s, q), f)| (*s, &q[*f..])).collect();
         let hidden = model.extend(&mut cache, &feeds);
         fed = sequences.iter().map(Vec::len).collect();
-        let mut logits = model.logits(&hidden);
+        let mut logits = model.next_logits(&cache, &hidden);
         for (sequence, row) in sequences.iter_mut().zip(logits.chunks_exact_mut(model.config.vocab_size)) {
             sampling::penalise(row, sequence, penalty);
             let (best, runner_up) = top_two(row);

@@ -144,7 +144,7 @@ pub fn rollout(
     let table = Table { prompter, settings, limit };
     let total = tasks.len() * group_size;
     let (mut waiting, mut live) = (0..total, Vec::<Live>::new());
-    let mut cache = KvCache::new(&model.config);
+    let mut cache = KvCache::new(model);
     let mut groups: Vec<Group> = tasks.iter().map(|_| Group { expected: group_size, ..Group::default() }).collect();
     let mut done: Vec<Option<Episode>> = vec![None; total];
 
@@ -173,7 +173,7 @@ pub fn rollout(
         }
 
         let hidden = extend(model, &mut cache, &mut groups, &mut live);
-        let mut logits = model.logits(&hidden);
+        let mut logits = model.next_logits(&cache, &hidden);
         live.par_iter_mut()
             .zip(logits.par_chunks_mut(model.config.vocab_size))
             .try_for_each(|(l, logits)| l.advance(&table, logits))?;
