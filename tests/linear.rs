@@ -37,6 +37,17 @@ fn forward_with_and_without_bias_and_adding() {
 }
 
 #[test]
+fn forward_from_panels() {
+    for (rows, n_in, out) in SHAPES {
+        let (x, w, b) = (values(1, rows * n_in, 1.0), values(2, out * n_in, 1.0), values(3, out, 1.0));
+        let (mut panels, mut y) = (vec![f32::NAN; w.len()], vec![f32::NAN; rows * out]);
+        linear::to_panels(&w, n_in, &mut panels);
+        linear::forward(&x, Weight::panels(&panels, n_in), Some(&b), &mut y);
+        assert_close("panels", &y, &reference(&wide(&x), &wide(&w), &wide(&b), n_in), 1e-6);
+    }
+}
+
+#[test]
 fn gradients_of_input_weight_and_bias() {
     for (rows, n_in, out) in SHAPES {
         let (x, w, b) = (values(5, rows * n_in, 1.0), values(6, out * n_in, 1.0), values(7, out, 1.0));

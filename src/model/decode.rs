@@ -7,8 +7,6 @@ use crate::device::cpu::BLOCK;
 use crate::ops::{attention, embedding, linear, rmsnorm};
 use rayon::prelude::*;
 
-/// Columns transposed at a time.
-const TILE: usize = 16;
 /// Fewest rows worth a thread of their own.
 const MIN_ROWS: usize = 16;
 
@@ -47,30 +45,21 @@ impl Model {
         out
     }
 
-    /// The parameters with every matrix that decoding reads transposed in its place.
-    pub(super) fn transposed(&self) -> Vec<f32> {
+    /// The parameters with every matrix that decoding reads in panels.
+    pub(super) fn panels(&self) -> Vec<f32> {
         let (c, layout) = (&self.config, &self.params.layout);
         let (hidden, q_dim) = (c.hidden_size, c.num_attention_heads * c.head_dim);
         let mut flat = self.params.flat.clone();
-        let mut transpose = |range: &std::ops::Range<usize>, columns: usize| {
-            let (from, to) = (&self.params.flat[range.clone()], &mut flat[range.clone()]);
-            let rows = from.len() / columns;
-            // Columns in tiles, so that the lines of `from` stay in cache.
-            to.par_chunks_mut(TILE * rows).enumerate().for_each(|(tile, to)| {
-                for (row, from) in from.chunks_exact(columns).enumerate() {
-                    for (j, x) in from[tile * TILE..].iter().take(to.len() / rows).enumerate() {
-                        to[j * rows + row] = *x;
-                    }
-                }
-            });
+        let mut convert = |range: &std::ops::Range<usize>, in_features: usize| {
+            linear::to_panels(&self.params.flat[range.clone()], in_features, &mut flat[range.clone()]);
         };
         for layer in &layout.layers {
-            transpose(&layer.qkv, hidden);
-            transpose(&layer.o, q_dim);
-            transpose(&layer.gate_up, hidden);
-            transpose(&layer.down, c.intermediate_size);
+            convert(&layer.qkv, hidden);
+            convert(&layer.o, q_dim);
+            convert(&layer.gate_up, hidden);
+            convert(&layer.down, c.intermediate_size);
         }
-        transpose(&layout.head, hidden);
+        convert(&layout.head, hidden);
         flat
     }
 

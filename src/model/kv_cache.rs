@@ -17,7 +17,7 @@ pub struct Slot(pub(crate) u32);
 /// Keys and values of many sequences, in pages of fixed length.
 pub struct KvCache {
     shape: PageShape,
-    /// The model's parameters with every matrix transposed: decoding multiplies few rows at a time.
+    /// The model's parameters with every matrix in panels: decoding multiplies few rows at a time.
     weights: Vec<f32>,
     slots: Vec<Option<Sequence>>,
 }
@@ -95,7 +95,7 @@ impl KvCache {
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        KvCache { shape, weights: model.transposed(), slots: Vec::new() }
+        KvCache { shape, weights: model.panels(), slots: Vec::new() }
     }
 
     /// An empty slot.
@@ -120,7 +120,7 @@ impl KvCache {
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.weights, transposed: true }
+        Weights { flat: &self.weights, panels: true }
     }
 
     pub(crate) fn shape(&self) -> PageShape {

@@ -80,21 +80,17 @@ struct LayerGrads {
     qkv: Vec<f32>,
 }
 
-/// Where the forward pass reads its matrices: the parameters, or a buffer of the same layout in which every one is transposed.
+/// Where the forward pass reads its matrices: the parameters, or a buffer of the same layout that holds them in panels.
 #[derive(Clone, Copy)]
 pub(super) struct Weights<'a> {
     pub flat: &'a [f32],
-    pub transposed: bool,
+    pub panels: bool,
 }
 
 impl<'a> Weights<'a> {
     pub fn matrix(&self, range: &std::ops::Range<usize>, in_features: usize) -> linear::Weight<'a> {
         let data = &self.flat[range.clone()];
-        if self.transposed {
-            linear::Weight::transposed(data, in_features)
-        } else {
-            linear::Weight::new(data, in_features)
-        }
+        if self.panels { linear::Weight::panels(data, in_features) } else { linear::Weight::new(data, in_features) }
     }
 }
 
@@ -405,7 +401,7 @@ impl Model {
     }
 
     fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.params.flat, transposed: false }
+        Weights { flat: &self.params.flat, panels: false }
     }
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.

@@ -9,31 +9,48 @@ use crate::device::cpu::{Mat, gemm, simd};
 pub struct Weight<'a> {
     data: &'a [f32],
     in_features: usize,
-    transposed: bool,
+    panels: bool,
 }
+
+/// Output features of a panel: whole registers of every instruction set, and few enough that a panel's rows share no cache set.
+const PANEL: usize = 32;
 
 impl<'a> Weight<'a> {
     /// W as it is stored, `[out, in]`.
     pub fn new(data: &'a [f32], in_features: usize) -> Weight<'a> {
-        Weight { data, in_features, transposed: false }
+        Weight { data, in_features, panels: false }
     }
 
-    /// Wᵀ, `[in, out]`. A product of few rows spends most of its time bringing W into this order.
-    pub fn transposed(data: &'a [f32], in_features: usize) -> Weight<'a> {
-        Weight { data, in_features, transposed: true }
-    }
-
-    fn out_features(&self) -> usize {
-        self.data.len() / self.in_features
+    /// W as [`to_panels`] leaves it: a product of few rows spends much of its time bringing W into such an order.
+    pub fn panels(data: &'a [f32], in_features: usize) -> Weight<'a> {
+        Weight { data, in_features, panels: true }
     }
 
     fn product(&self, x: &[f32], accumulate: bool, y: &mut [f32]) {
-        let (rows, out) = (x.len() / self.in_features, self.out_features());
-        let w = match self.transposed {
-            true => Mat::rows(self.data, out),
-            false => Mat::transposed(self.data, self.in_features),
-        };
-        gemm((rows, out, self.in_features), y, out, accumulate, 1.0, Mat::rows(x, self.in_features), w);
+        let Weight { data, in_features, panels } = *self;
+        let (rows, out) = (x.len() / in_features, data.len() / in_features);
+        let x = Mat::rows(x, in_features);
+        if !panels {
+            let w = Mat::transposed(data, in_features);
+            return gemm((rows, out, in_features), y, out, accumulate, 1.0, x, w);
+        }
+        for (i, panel) in data.chunks(PANEL * in_features).enumerate() {
+            let width = panel.len() / in_features;
+            let w = Mat::rows(panel, width);
+            gemm((rows, width, in_features), &mut y[i * PANEL..], out, accumulate, 1.0, x, w);
+        }
+    }
+}
+
+/// Copies W, `[out, in]`, into panels of 32 output features, each `[in, 32]` (the last may be narrower).
+pub fn to_panels(w: &[f32], in_features: usize, panels: &mut [f32]) {
+    for (w, panel) in w.chunks(PANEL * in_features).zip(panels.chunks_mut(PANEL * in_features)) {
+        let width = w.len() / in_features;
+        for (i, row) in w.chunks_exact(in_features).enumerate() {
+            for (j, x) in row.iter().enumerate() {
+                panel[j * width + i] = *x;
+            }
+        }
     }
 }
 
