@@ -144,12 +144,13 @@ fn losses_and_metrics_are_those_of_trl() {
                         old_logprobs: flag("old").then(|| spread(&old)),
                         ref_logprobs: Some(spread(&reference)),
                         tokens,
+                        judgment: false,
                     }
                 })
                 .collect();
             let micro = case["micro"].as_u64().unwrap() as usize;
             let norm = Normaliser::new(&all, micro);
-            assert_eq!(norm.tokens as u64, case["num_items_in_batch"].as_u64().unwrap(), "{model} {name}");
+            assert_eq!(norm.tokens() as u64, case["num_items_in_batch"].as_u64().unwrap(), "{model} {name}");
             for k in 0..micro {
                 let from = k * rows / micro;
                 let part = &all[from..(k + 1) * rows / micro];
@@ -206,6 +207,7 @@ fn batch() -> impl Strategy<Value = Vec<Sample>> {
                 advantage: row.iter().map(|t| t.2).collect(),
                 old_logprobs: Some(row.iter().map(|t| t.3 - 1.0).collect()),
                 ref_logprobs: Some(row.iter().map(|t| t.4 - 1.0).collect()),
+                judgment: false,
             })
             .collect()
     })
@@ -340,6 +342,7 @@ fn dual_clip_bounds_the_loss_of_a_bad_token() {
         advantage: vec![-2.0; 2],
         old_logprobs: Some(vec![-3.0; 2]),
         ref_logprobs: None,
+        judgment: false,
     };
     let batch = [sample];
     let packed = forest(&batch, true);
@@ -381,6 +384,7 @@ fn episode(group: usize, success: bool, valid: [bool; 2], finish: Finish) -> Epi
         valid,
         refusal: None,
         reward: 0.0,
+        nearer: None,
     };
     Episode {
         task: Task { id: format!("task-{group}"), kind: "test".into(), split: Split::Train },

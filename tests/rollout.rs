@@ -111,6 +111,7 @@ fn settings() -> Settings {
         max_live: 8,
         seed: 1,
         stream: 0,
+        distances: false,
     }
 }
 
@@ -324,6 +325,7 @@ fn told(turns: &[(&str, &str, bool)], finish: Finish) -> Episode {
             valid: *valid,
             refusal: (action.is_empty()).then_some(Refusal::Empty),
             reward: 0.0,
+            nearer: None,
         })
         .collect();
     episode.success = finish == Finish::Won;

@@ -55,6 +55,8 @@ pub struct Turn {
     pub refusal: Option<Refusal>,
     /// The environment's reward.
     pub reward: f32,
+    /// Whether the fewest steps to the goal became fewer; `None` where the environment does not know, or was not asked.
+    pub nearer: Option<bool>,
 }
 
 /// Why an episode ended.

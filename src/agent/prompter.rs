@@ -105,6 +105,13 @@ impl Prompter {
         Ok(tokens)
     }
 
+    /// The tokens of a whole turn that is not a command: its text as it is, and the end token.
+    pub fn say(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        let mut tokens = self.tokenizer.encode(text)?;
+        tokens.push(self.end);
+        Ok(tokens)
+    }
+
     fn encode(&self, frame: &Frame, observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
         let mut text = observation.text.clone();
         if self.admissible && !observation.admissible.is_empty() {

@@ -237,8 +237,8 @@ fn grpo_step() -> Box<dyn FnMut()> {
                 mask: (0..tokens.len()).map(|t| t >= 64).collect(),
                 advantage: vec![a as f32; tokens.len()],
                 old_logprobs: Some(logprobs),
-                ref_logprobs: None,
                 tokens,
+                ..Sample::default()
             })
             .collect();
         learner_step(&mut learner, &grpo, &optim, &samples);

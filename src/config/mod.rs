@@ -3,9 +3,11 @@
 //! A new field needs only its place here and its default: loading, overrides, spelling hints and the printed form follow.
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
+mod gcd;
 mod load;
 mod validate;
 
+pub use gcd::{Disagreement, Gcd, GcdMode, LabelSource};
 pub use load::{ConfigError, Override};
 
 use serde::{Deserialize, Serialize};
@@ -21,6 +23,7 @@ pub struct Config {
     pub sft: Sft,
     pub rollout: Rollout,
     pub grpo: Grpo,
+    pub gcd: Gcd,
     pub optim: Optim,
     pub eval: Eval,
 }

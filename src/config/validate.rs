@@ -1,6 +1,6 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{Config, ConfigError};
+use super::{Config, ConfigError, GcdMode};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -29,6 +29,7 @@ impl Config {
         }
         self.validate_rollout()?;
         self.validate_grpo()?;
+        self.validate_gcd()?;
         self.validate_optimisers()?;
         at_least_one("env.max_steps", self.env.max_steps)?;
         not_negative("eval.temperature", self.eval.temperature)
@@ -109,6 +110,20 @@ impl Config {
         not_negative("grpo.entropy_coef", g.entropy_coef)?;
         at_least_one("grpo.epochs", g.epochs)?;
         at_least_one("grpo.micro_tokens", g.micro_tokens)
+    }
+
+    fn validate_gcd(&self) -> Result<(), ConfigError> {
+        let g = &self.gcd;
+        if g.mode == GcdMode::Off {
+            return Ok(());
+        }
+        at_least_one("gcd.pairs", g.pairs)?;
+        let lonely = "judgments of a pair are compared with each other: use 2 or more (8 is usual)";
+        need(g.judgments >= 2, "gcd.judgments", g.judgments, lonely)?;
+        not_negative("gcd.lambda", g.lambda)?;
+        need(!g.labels.is_empty(), "gcd.labels", "[]", "must name a source of labels, e.g. [\"loop\", \"oracle\"]")?;
+        at_least_one("gcd.cycle", g.cycle)?;
+        at_least_one("gcd.max_tokens", g.max_tokens)
     }
 
     fn validate_optimisers(&self) -> Result<(), ConfigError> {

@@ -8,6 +8,8 @@
 //! l -= entropy_coef H
 //! loss = sum of weight(row) l over the loss tokens
 //! ```
+//!
+//! Trajectories and judgments are two terms, each aggregated over its own rows: `loss = L_GRPO + lambda L_GCD`.
 
 use crate::config::{Aggregation, Grpo, RatioLevel};
 use crate::forest::Forest;
@@ -24,6 +26,8 @@ pub struct Sample {
     pub old_logprobs: Option<Vec<f32>>,
     /// The frozen reference's log-probs; needed when `beta > 0`.
     pub ref_logprobs: Option<Vec<f32>>,
+    /// A judgment: a row of L_GCD, not of L_GRPO.
+    pub judgment: bool,
 }
 
 impl Sample {
@@ -34,24 +38,53 @@ impl Sample {
 }
 
 /// What the aggregation divides by: totals of the whole generation batch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normaliser {
-    /// Loss tokens of the generation batch.
-    pub tokens: usize,
-    /// Sequences of the generation batch, those without a loss token included.
-    pub sequences: usize,
+    trajectories: Totals,
+    judgments: Totals,
     /// Micro-batches the generation batch is split into.
-    pub micro_batches: usize,
+    micro_batches: usize,
+    /// Weight of the judgments' term.
+    lambda: f64,
+}
+
+/// The rows of one term of the loss.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Totals {
+    /// Loss tokens.
+    tokens: usize,
+    /// Sequences, those without a loss token included.
+    sequences: usize,
+}
+
+impl Totals {
+    fn of<'a>(samples: impl Iterator<Item = &'a Sample>) -> Totals {
+        samples.fold(Totals { tokens: 0, sequences: 0 }, |sum, s| Totals {
+            tokens: sum.tokens + s.loss_positions().count(),
+            sequences: sum.sequences + 1,
+        })
+    }
 }
 
 impl Normaliser {
     /// The totals of `samples`, the whole generation batch.
     pub fn new(samples: &[Sample], micro_batches: usize) -> Normaliser {
         Normaliser {
-            tokens: samples.iter().map(|s| s.loss_positions().count()).sum(),
-            sequences: samples.len(),
+            trajectories: Totals::of(samples.iter().filter(|s| !s.judgment)),
+            judgments: Totals::of(samples.iter().filter(|s| s.judgment)),
             micro_batches,
+            lambda: 1.0,
         }
+    }
+
+    /// Loss tokens of all trajectories.
+    pub fn tokens(&self) -> usize {
+        self.trajectories.tokens
+    }
+
+    /// The same with another weight of the judgments' term than 1.
+    pub fn with_lambda(self, lambda: f32) -> Normaliser {
+        Normaliser { lambda: lambda.into(), ..self }
     }
 }
 
@@ -139,14 +172,19 @@ impl<'a> PolicyLoss<'a> {
             }
         }
         offsets.push(keyed.len());
-        let weigh = |tokens: usize| match config.aggregation {
-            Aggregation::TokenMean => 1.0 / norm.tokens as f64,
-            Aggregation::MicroTokenMean => 1.0 / (keyed.len() * norm.micro_batches) as f64,
-            Aggregation::SequenceMean => 1.0 / (norm.sequences * tokens.max(1)) as f64,
-            Aggregation::Constant => 1.0 / (norm.sequences as f64 * f64::from(config.constant_length)),
-        };
-        for row in &mut rows {
-            row.weight = weigh(row.tokens);
+        let judged = keyed.iter().filter(|(_, u)| samples[u.row].judgment).count();
+        for (row, sample) in rows.iter_mut().zip(samples) {
+            let (term, here, factor) = match sample.judgment {
+                false => (norm.trajectories, keyed.len() - judged, 1.0),
+                true => (norm.judgments, judged, norm.lambda),
+            };
+            row.weight = factor
+                * match config.aggregation {
+                    Aggregation::TokenMean => 1.0 / term.tokens as f64,
+                    Aggregation::MicroTokenMean => 1.0 / (here * norm.micro_batches) as f64,
+                    Aggregation::SequenceMean => 1.0 / (term.sequences * row.tokens.max(1)) as f64,
+                    Aggregation::Constant => 1.0 / (term.sequences as f64 * f64::from(config.constant_length)),
+                };
         }
         PolicyLoss {
             config,

@@ -40,6 +40,7 @@ fn sample(episode: &Episode, advantage: f32) -> Sample {
         advantage: vec![advantage; n],
         old_logprobs: Some(episode.logprobs.clone()),
         ref_logprobs: None,
+        judgment: false,
     };
     for turn in &episode.turns {
         sample.mask[turn.tokens.clone()].fill(true);

@@ -193,6 +193,7 @@ fn run_case(
                 advantage: vec![advantage[row]; n],
                 old_logprobs: case.old.then(|| from(&given.old_logps)),
                 ref_logprobs: (case.beta != 0.0).then(|| from(&given.ref_logps)),
+                judgment: false,
             }
         })
         .collect();
@@ -217,7 +218,7 @@ fn run_case(
     let result = json!({
         "losses": list(|r| r.loss),
         "grad_l2": l2(&grads.flat),
-        "num_items_in_batch": norm.tokens,
+        "num_items_in_batch": norm.tokens(),
         "metrics": metrics,
     });
     let Value::Object(result) = result else { unreachable!("json! of braces is an object") };

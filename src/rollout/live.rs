@@ -23,6 +23,8 @@ pub(super) struct Live {
     env: Box<dyn Environment>,
     /// What the agent was last shown.
     shown: Observation,
+    /// Fewest steps from here to the goal, where that is asked and known.
+    distance: Option<u32>,
     /// Where the current turn's tokens start.
     turn: usize,
     started: Instant,
@@ -40,9 +42,10 @@ impl Live {
         let begin = || -> Result<_, EnvError> {
             let mut env = open(&episode.task)?;
             let observation = env.reset()?;
-            Ok((env, observation))
+            let distance = if table.settings.distances { env.distance() } else { None };
+            Ok((env, observation, distance))
         };
-        let (env, shown) = match begin() {
+        let (env, shown, distance) = match begin() {
             Ok(begun) => begun,
             Err(error @ EnvError::HeldOut { .. }) => return Err(RolloutError::HeldOut(error)),
             Err(error) => {
@@ -62,7 +65,7 @@ impl Live {
         let turn = prompt.len();
         episode.logprobs = vec![0.0; turn];
         episode.tokens = prompt;
-        Ok(Ok(Live { index, slot: None, episode, pending: Vec::new(), over: false, env, shown, turn, started }))
+        Ok(Ok(Live { index, slot: None, episode, pending: Vec::new(), over: false, env, shown, distance, turn, started }))
     }
 
     /// Samples one token from `logits` (scratch afterwards) and, when it ends the turn, plays the turn.
@@ -82,7 +85,7 @@ impl Live {
             self.play(table, action.text, action.command, sampled)
         } else if sampled >= table.limit.tokens {
             let text = table.prompter.read(&self.episode.tokens[self.turn..sampled])?.text;
-            self.record(text, sampled, Some(Refusal::Unfinished), false, 0.0);
+            self.record(text, sampled, Some(Refusal::Unfinished), false, 0.0, None);
             self.finish(table.limit.finish.clone());
             Ok(())
         } else if sampled - self.turn >= settings.max_turn_tokens {
@@ -115,12 +118,17 @@ impl Live {
         let reply = match reply {
             Ok(reply) => reply,
             Err(error) => {
-                self.record(text, sampled, refusal, true, 0.0);
+                self.record(text, sampled, refusal, true, 0.0, None);
                 self.finish(Finish::EnvFailed(error.to_string()));
                 return Ok(());
             }
         };
-        self.record(text, sampled, refusal, reply.valid, reply.reward);
+        let before = self.distance;
+        if table.settings.distances && refusal.is_none() {
+            self.distance = self.env.distance();
+        }
+        let nearer = before.zip(self.distance).map(|(before, after)| after < before);
+        self.record(text, sampled, refusal, reply.valid, reply.reward, nearer);
         if reply.won {
             self.episode.success = true;
             self.finish(Finish::Won);
@@ -142,9 +150,17 @@ impl Live {
         Ok(())
     }
 
-    fn record(&mut self, action: String, sampled: usize, refusal: Option<Refusal>, valid: bool, reward: f32) {
-        let observation = self.shown.text.clone();
-        self.episode.turns.push(Turn { observation, action, tokens: self.turn..sampled, valid, refusal, reward });
+    fn record(
+        &mut self,
+        action: String,
+        sampled: usize,
+        refusal: Option<Refusal>,
+        valid: bool,
+        reward: f32,
+        nearer: Option<bool>,
+    ) {
+        let (observation, tokens) = (self.shown.text.clone(), self.turn..sampled);
+        self.episode.turns.push(Turn { observation, action, tokens, valid, refusal, reward, nearer });
     }
 
     /// Adds tokens that were not sampled (the caller sets a log-prob where one was).

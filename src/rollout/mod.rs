@@ -5,12 +5,14 @@
 //! Finished episodes leave at once, waiting ones enter. Random numbers are a function of (seed, stream, episode, token
 //! index), so an episode does not depend on who else is in the batch.
 
+mod answers;
 mod live;
 mod statistics;
+pub use answers::{Answer, answers};
 pub use statistics::{Behaviour, Counts, Statistics};
 
 use crate::agent::{Episode, Finish, Prompter};
-use crate::config::Config;
+use crate::config::{Config, GcdMode};
 use crate::env::{EnvError, Environment, Task};
 use crate::model::tokenizer::TokenizerError;
 use crate::model::{KvCache, Model, Slot};
@@ -52,6 +54,8 @@ pub struct Settings {
     pub seed: u64,
     /// Tells rollouts under one seed apart, e.g. the iteration.
     pub stream: u32,
+    /// Ask environments how far the goal is, for [`crate::agent::Turn::nearer`].
+    pub distances: bool,
 }
 
 impl Settings {
@@ -73,6 +77,7 @@ impl Settings {
             max_live: r.max_live as usize,
             seed: config.run.seed,
             stream,
+            distances: config.gcd.mode != GcdMode::Off,
         }
     }
 

@@ -1,17 +1,28 @@
-//! Cold start: supervised learning on demonstrations, played in training games only.
+//! Cold start: supervised learning on demonstrations, and on judgments of their actions for GCD, played in training games only.
 
 use super::{TrainError, interrupt};
 use crate::agent::Prompter;
-use crate::config::Config;
+use crate::config::{Config, GcdMode};
 use crate::env::{EnvError, Observation, Split, Suite};
+use crate::gcd::{Label, judgment};
+use crate::model::tokenizer::TokenizerError;
 use crate::ops::philox;
 use crate::rollout::RolloutError;
 use rayon::prelude::*;
 
-/// One demonstrated episode as tokens; `mask` marks what is taught: the commands and their end tokens.
+/// One demonstrated episode as tokens.
 pub struct Demonstration {
-    pub tokens: Vec<u32>,
-    pub mask: Vec<bool>,
+    /// The episode, in which the commands are taught.
+    episode: Lesson,
+    /// Judgments of the demonstrated commands, and of others in their place.
+    good: Vec<Lesson>,
+    bad: Vec<Lesson>,
+}
+
+/// A sequence to learn from; `mask` marks what is taught: what the agent writes, its end tokens included.
+struct Lesson {
+    tokens: Vec<u32>,
+    mask: Vec<bool>,
 }
 
 /// One demonstrated episode as text.
@@ -28,6 +39,10 @@ struct Turn {
     command: String,
     /// A slip is played but not taught.
     slip: bool,
+    /// What the demonstrator would have done.
+    better: String,
+    /// A command off the plan, to be judged bad (for GCD only).
+    worse: Option<String>,
 }
 
 /// The demonstrations of `config.sft.games` training games, the first ones of the split.
@@ -44,7 +59,12 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
             && let Some(command) = env.demonstrate()
         {
             let slip = slip(config, index, &turns, &observation);
-            let turn = Turn { slip: slip.is_some(), command: slip.unwrap_or(command), observation };
+            let worse = match teaches_judgments(config) {
+                true => off_plan(config, index, &turns, &observation, &[Some(&command), env.expert().as_ref()]),
+                false => None,
+            };
+            let (is_slip, played) = (slip.is_some(), slip.unwrap_or_else(|| command.clone()));
+            let turn = Turn { observation, command: played, slip: is_slip, better: command, worse };
             observation = env.step(&turn.command)?;
             turns.push(turn);
         }
@@ -63,53 +83,129 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
 fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
     let [chance, kind, choice, _] =
         philox::block(config.run.seed, u64::from(SLIP_STREAM) << 32 | index, turns.len() as u64);
-    if philox::uniform(chance) >= config.sft.slip {
-        return None;
-    }
-    let any = &observation.admissible;
+    if philox::uniform(chance) >= config.sft.slip { None } else { another(turns, &observation.admissible, [kind, choice]) }
+}
+
+/// The last command once more, or any of `commands`.
+fn another(turns: &[Turn], commands: &[String], [kind, choice]: [u32; 2]) -> Option<String> {
     match turns.last() {
         Some(last) if kind % 2 == 0 => Some(last.command.clone()),
-        _ if any.is_empty() => None,
-        _ => Some(any[choice as usize % any.len()].clone()),
+        _ if commands.is_empty() => None,
+        _ => Some(commands[choice as usize % commands.len()].clone()),
     }
+}
+
+fn teaches_judgments(config: &Config) -> bool {
+    config.gcd.mode == GcdMode::Generate && config.gcd.cold_start > 0
+}
+
+/// A command that nobody who knows the way would give here, drawn as slips are.
+fn off_plan(
+    config: &Config,
+    index: u64,
+    turns: &[Turn],
+    observation: &Observation,
+    plans: &[Option<&String>],
+) -> Option<String> {
+    let [kind, choice, ..] =
+        philox::block(config.run.seed, u64::from(OFF_PLAN_STREAM) << 32 | index, turns.len() as u64);
+    another(turns, &observation.admissible, [kind, choice]).filter(|command| !plans.contains(&Some(command)))
 }
 
 /// The texts of the demonstrations, to train a tokenizer on.
-pub fn texts(scripts: &[Script]) -> Vec<String> {
-    let turns = scripts.iter().flat_map(|script| &script.turns);
-    turns.flat_map(|turn| [turn.observation.text.clone(), turn.command.clone()]).collect()
+pub fn texts(config: &Config, scripts: &[Script]) -> Vec<String> {
+    let turns = || scripts.iter().flat_map(|script| &script.turns);
+    let mut texts: Vec<String> =
+        turns().flat_map(|turn| [turn.observation.text.clone(), turn.command.clone()]).collect();
+    if teaches_judgments(config) {
+        let question = judgment::question(config.prompt.format);
+        texts.extend(turns().enumerate().flat_map(|(i, turn)| {
+            let label = if i % 2 == 0 { Label::Good } else { Label::Bad };
+            [question.to_string(), judgment::lesson(&turn.better, label)]
+        }));
+    }
+    texts
 }
 
 /// Lays a script out exactly as an episode of the same words would be; at most `context` tokens, the prompt must be shorter.
-pub fn demonstration(prompter: &Prompter, script: &Script, context: usize) -> Result<Demonstration, TrainError> {
-    let (mut tokens, mut mask) = (Vec::new(), Vec::new());
-    for (turn, Turn { observation, command, slip }) in script.turns.iter().enumerate() {
+pub fn demonstration(
+    config: &Config,
+    prompter: &Prompter,
+    script: &Script,
+    context: usize,
+) -> Result<Demonstration, TrainError> {
+    let mut episode = Lesson { tokens: Vec::new(), mask: Vec::new() };
+    let [mut good, mut bad] = [Vec::new(), Vec::new()];
+    for (turn, Turn { observation, command, slip, better, worse }) in script.turns.iter().enumerate() {
         let shown = if turn == 0 { prompter.first(observation)? } else { prompter.next(observation)? };
         if turn == 0 && shown.len() >= context {
             let (task, tokens) = (script.task.clone(), shown.len());
             return Err(RolloutError::PromptTooLong { task, tokens, limit: context, what: "model's context" }.into());
         }
-        let taught = prompter.teach(command)?;
-        mask.extend(std::iter::repeat_n(false, shown.len()).chain(std::iter::repeat_n(!slip, taught.len())));
-        tokens.extend(shown.into_iter().chain(taught));
+        episode.extend(&shown, false);
+        if teaches_judgments(config) {
+            let state = &episode.tokens;
+            good.push(judged(config, prompter, state, better, better, Label::Good)?);
+            if let Some(worse) = worse {
+                bad.push(judged(config, prompter, state, worse, better, Label::Bad)?);
+            }
+        }
+        episode.extend(&prompter.teach(command)?, !slip);
     }
-    tokens.truncate(context);
-    mask.truncate(context);
-    Ok(Demonstration { tokens, mask })
+    episode.tokens.truncate(context);
+    episode.mask.truncate(context);
+    [&mut good, &mut bad].into_iter().for_each(|of| of.retain(|lesson| lesson.tokens.len() <= context));
+    Ok(Demonstration { episode, good, bad })
 }
 
-/// The demonstrations of step `step`: drawn with replacement, a function of the seed and the step alone.
+/// The judgment of `command` in `state`, where `better` is the thing to do.
+fn judged(
+    config: &Config,
+    prompter: &Prompter,
+    state: &[u32],
+    command: &str,
+    better: &str,
+    label: Label,
+) -> Result<Lesson, TokenizerError> {
+    let mut lesson = Lesson { tokens: state.to_vec(), mask: vec![false; state.len()] };
+    lesson.extend(&prompter.teach(command)?, false);
+    lesson.extend(&judgment::ask(prompter, config.prompt.format)?, false);
+    lesson.extend(&prompter.say(&judgment::lesson(better, label))?, true);
+    Ok(lesson)
+}
+
+impl Lesson {
+    fn extend(&mut self, tokens: &[u32], taught: bool) {
+        self.tokens.extend_from_slice(tokens);
+        self.mask.resize(self.tokens.len(), taught);
+    }
+
+    fn parts(&self) -> (&[u32], &[bool]) {
+        (&self.tokens, &self.mask)
+    }
+}
+
+/// The demonstrations of step `step`, each with its `gcd.cold_start` judgments, good and bad by turns: drawn with replacement,
+/// a function of the seed and the step alone.
 pub fn batch<'a>(config: &Config, all: &'a [Demonstration], step: u32) -> Vec<(&'a [u32], &'a [bool])> {
-    let draw = |i: u32| {
-        let [word, ..] = philox::block(config.run.seed, u64::from(STREAM) << 32 | u64::from(step), u64::from(i));
-        let demo = &all[word as usize % all.len()];
-        (&demo.tokens[..], &demo.mask[..])
-    };
-    (0..config.sft.batch).map(draw).collect()
+    let draw = |index: u64| philox::block(config.run.seed, u64::from(STREAM) << 32 | u64::from(step), index)[0] as usize;
+    let judgments = if teaches_judgments(config) { config.gcd.cold_start } else { 0 };
+    let mut batch = Vec::new();
+    for i in 0..config.sft.batch {
+        let demo = &all[draw(i.into()) % all.len()];
+        batch.push(demo.episode.parts());
+        for j in 1..=judgments {
+            let lessons = if (i + j) % 2 == 0 { &demo.good } else { &demo.bad };
+            let chosen = draw(u64::from(j) << 32 | u64::from(i)) % lessons.len().max(1);
+            batch.extend(lessons.get(chosen).map(Lesson::parts));
+        }
+    }
+    batch
 }
 
-/// Philox streams of the slips and of the batches.
+/// Philox streams of the slips, of the commands off the plan, and of the batches.
 const SLIP_STREAM: u32 = 0x511;
+const OFF_PLAN_STREAM: u32 = 0x0ff;
 const STREAM: u32 = 0x5f7;
 
 /// Learning rate of step `step`: linear warm-up over a twentieth of the steps, then linear decay to a tenth.

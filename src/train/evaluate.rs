@@ -2,8 +2,9 @@
 
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Finish, Prompter};
-use crate::config::Config;
+use crate::config::{Config, GcdMode};
 use crate::env::{Split, Suite, Task};
+use crate::gcd::{Accuracy, judge};
 use crate::model::Model;
 use crate::report::results::{EvalEpisode, Evaluation};
 use crate::rollout::{self, Counts, Settings, rollout};
@@ -13,6 +14,9 @@ pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
 
 /// Rollout stream of every evaluation: the same panels meet the same random numbers, whenever they are played.
 const STREAM: u32 = u32::MAX;
+
+/// Actions judged in an evaluation.
+const JUDGED: usize = 256;
 
 /// The games of the panel: the first `config.eval.games` of each split (0: all).
 pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec<Task>, TrainError> {
@@ -39,6 +43,22 @@ pub fn evaluate(
     let open: rollout::Open<'_> = &|task| suite.open(task);
     let settings = Settings::evaluation(config, STREAM);
     Ok(rollout(model, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
+}
+
+/// How well the model judges held-out actions: those of an evaluation's episodes, as many good as bad, each once. `None`
+/// without GCD. Nothing is learnt from it.
+pub fn judgments(
+    config: &Config,
+    model: &Model,
+    prompter: &Prompter,
+    episodes: &[Episode],
+) -> Result<Option<Accuracy>, TrainError> {
+    if config.gcd.mode == GcdMode::Off {
+        return Ok(None);
+    }
+    let settings = Settings::evaluation(config, STREAM - 1);
+    let judged = judge(config, model, prompter, episodes, [JUDGED, 1], &settings, &interrupt::interrupted)?;
+    Ok(Some(judged.accuracy()))
 }
 
 /// A line about the episodes that the environment failed, if there are any.

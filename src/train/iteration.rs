@@ -4,9 +4,10 @@ use super::evaluate::failures;
 use super::learner::{Learner, StepReport};
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Prompter};
-use crate::config::{Aggregation, Config};
+use crate::config::{Aggregation, Config, GcdMode};
 use crate::env::{Split, Suite};
 use crate::forest::{Forest, ROOT};
+use crate::gcd::{Agreement, Judged, judge};
 use crate::grpo::{LossReport, Normaliser, Sample, episode_return, samples};
 use crate::model::{Activations, Keep, Model};
 use crate::report::stats;
@@ -28,9 +29,24 @@ pub struct Iteration {
     pub packed_tokens: usize,
     pub shared_tokens: usize,
     pub returns: Returns,
+    /// What the policy said of its own actions; `None` without GCD.
+    pub gcd: Option<Gcd>,
     pub rollout_seconds: f64,
     pub train_seconds: f64,
 }
+
+/// GCD's part of an iteration.
+pub struct Gcd {
+    pub judged: Judged,
+    pub agreement: Agreement,
+    /// Labels and judgments; learning from them is part of `train_seconds`.
+    pub seconds: f64,
+    /// Share of the packed tokens that only judgments needed, of the last epoch.
+    pub packed_share: f64,
+}
+
+/// Marks the random numbers of judgments off from those of rollouts.
+const JUDGMENTS: u32 = 1 << 31;
 
 /// Samples iteration `index`'s episodes. The training games that the cold start demonstrated are not used again.
 pub fn sample(
@@ -65,22 +81,30 @@ pub fn run(
     if episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
         return Err(TrainError::BrokenWeights);
     }
+    let mut gcd = match config.gcd.mode {
+        GcdMode::Off => None,
+        GcdMode::Generate => Some(judgments(config, &learner.model, prompter, &episodes, index)?),
+    };
     let began = Instant::now();
-    let mut samples = samples(&episodes, config);
+    let samples = samples(&episodes, config);
     if samples.is_empty() {
         return Err(TrainError::NoEpisodes(failures(&episodes).unwrap_or_default()));
     }
+    let mut rows = match &gcd {
+        None => samples,
+        Some(gcd) => beside(&episodes, samples, gcd.judged.samples(config)),
+    };
     if let Some(reference) = reference {
-        add_reference(config, reference, &mut samples);
+        add_reference(config, reference, &mut rows);
     }
     // A sample without advantage has no gradient unless a regulariser gives it one: exactly the same step, without its cost.
     // Only the mean over a micro-batch's own tokens depends on who else is in it.
     let all = config.grpo.beta > 0.0
         || config.grpo.entropy_coef != 0.0
         || config.grpo.aggregation == Aggregation::MicroTokenMean;
-    let taught: Vec<Sample> = samples.iter().filter(|s| all || teaches(s)).cloned().collect();
+    let taught: Vec<Sample> = rows.iter().filter(|s| all || teaches(s)).cloned().collect();
     let batches = micro_batches(config, &taught);
-    let norm = Normaliser::new(&samples, batches.len());
+    let norm = Normaliser::new(&rows, batches.len()).with_lambda(config.gcd.lambda);
     let (mut loss, mut steps) = (None, Vec::new());
     let (mut packed_tokens, mut shared_tokens, mut difference) = (0, 0, Difference::default());
     for epoch in 0..config.grpo.epochs {
@@ -102,18 +126,63 @@ pub fn run(
             steps.push(learner.step(&config.optim, learning_rate(config, index)));
         }
     }
+    let train_seconds = began.elapsed().as_secs_f64();
+    if let Some(gcd) = &mut gcd {
+        let without: usize = batches.iter().map(|b| trajectory_tokens(&taught[b.clone()])).sum();
+        let without = without * config.grpo.epochs as usize;
+        gcd.packed_share = (packed_tokens - without) as f64 / packed_tokens.max(1) as f64;
+    }
     Ok(Iteration {
         returns: Returns::of(&episodes, config),
         episodes,
-        samples,
+        samples: rows.into_iter().filter(|s| !s.judgment).collect(),
         loss,
         steps,
         logprob_difference: difference.result(),
         packed_tokens,
         shared_tokens,
+        gcd,
         rollout_seconds,
-        train_seconds: began.elapsed().as_secs_f64(),
+        train_seconds,
     })
+}
+
+/// Lets the policy judge its own actions of iteration `index`.
+fn judgments(
+    config: &Config,
+    model: &Model,
+    prompter: &Prompter,
+    episodes: &[Episode],
+    index: u32,
+) -> Result<Gcd, TrainError> {
+    let began = Instant::now();
+    let settings = Settings::training(config, JUDGMENTS | index);
+    let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
+    let judged = judge(config, model, prompter, episodes, size, &settings, &interrupt::interrupted)?;
+    let usable = episodes.iter().filter(|e| !e.finish.is_failure());
+    let agreement = Agreement::of(usable, &config.gcd);
+    Ok(Gcd { judged, agreement, seconds: began.elapsed().as_secs_f64(), packed_share: 0.0 })
+}
+
+/// Puts each judgment behind the trajectory that it judges, whose tokens it shares. `trajectories` are the samples of the
+/// episodes that the environment did not fail; `judgments` come with their episode, in the order of the episodes.
+fn beside(episodes: &[Episode], trajectories: Vec<Sample>, judgments: Vec<(usize, Sample)>) -> Vec<Sample> {
+    let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
+    let mut judgments = judgments.into_iter().peekable();
+    let mut rows = Vec::with_capacity(trajectories.len() + judgments.len());
+    for ((episode, _), trajectory) in usable.zip(trajectories) {
+        rows.push(trajectory);
+        while let Some((_, judgment)) = judgments.next_if(|(of, _)| *of == episode) {
+            rows.push(judgment);
+        }
+    }
+    rows
+}
+
+/// Packed tokens of the trajectories among the samples.
+fn trajectory_tokens(samples: &[Sample]) -> usize {
+    let tokens: Vec<&[u32]> = samples.iter().filter(|s| !s.judgment).map(|s| &s.tokens[..]).collect();
+    Forest::new(&tokens).len()
 }
 
 fn teaches(sample: &Sample) -> bool {
@@ -128,11 +197,13 @@ fn learning_rate(config: &Config, index: u32) -> f32 {
     o.lr * warmup * (1.0 - (1.0 - o.lr_end) * done.min(1.0))
 }
 
-/// Consecutive samples of about `grpo.micro_tokens` tokens each (before sharing); neighbours share their prompts.
+/// Consecutive samples of about `grpo.micro_tokens` tokens each (before sharing); neighbours share their prompts. Of a
+/// judgment only the tokens count that the sample before it does not have.
 fn micro_batches(config: &Config, samples: &[Sample]) -> Vec<std::ops::Range<usize>> {
     let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
     for (i, sample) in samples.iter().enumerate() {
-        tokens += sample.tokens.len();
+        let shared = if sample.judgment && i > start { common_prefix(&samples[i - 1], sample) } else { 0 };
+        tokens += sample.tokens.len() - shared;
         if i > start && tokens > config.grpo.micro_tokens as usize {
             batches.push(start..i);
             (start, tokens) = (i, sample.tokens.len());
@@ -142,6 +213,10 @@ fn micro_batches(config: &Config, samples: &[Sample]) -> Vec<std::ops::Range<usi
         batches.push(start..samples.len());
     }
     batches
+}
+
+fn common_prefix(a: &Sample, b: &Sample) -> usize {
+    a.tokens.iter().zip(&b.tokens).take_while(|(a, b)| a == b).count()
 }
 
 /// Fills in the frozen reference's log-probs.

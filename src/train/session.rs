@@ -1,7 +1,7 @@
 //! A training run from its configuration to its report.
 
 use super::cold_start::{self, Demonstration, Script};
-use super::iteration::{self, Iteration};
+use super::iteration::{self, Gcd, Iteration};
 use super::learner::Learner;
 use super::record::stored;
 use super::run_folder::{Existing, RunFolder};
@@ -11,6 +11,7 @@ use crate::agent::Prompter;
 use crate::config::Config;
 use crate::env::Suite;
 use crate::files::FileError;
+use crate::gcd::Accuracy;
 use crate::grpo::episode_return;
 use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
 use crate::model::tokenizer::{END_OF_TEXT, TURN_END, Tokenizer};
@@ -82,7 +83,7 @@ fn load_base(config: &Config) -> Result<Option<Start>, TrainError> {
 /// The embedded model: random weights, and a tokenizer made for the demonstrations.
 fn embedded(config: &Config, scripts: &[Script]) -> Result<Start, TrainError> {
     let shape = memory::model_shape(config).map_err(CheckpointError::from)?;
-    let tokenizer = Tokenizer::train(&cold_start::texts(scripts), shape.vocab_size)?;
+    let tokenizer = Tokenizer::train(&cold_start::texts(config, scripts), shape.vocab_size)?;
     let model = Model::new(shape.clone(), Params::random(&shape, config.run.seed));
     let eos = tokenizer.id(TURN_END).into_iter().collect();
     let ids = TokenIds { bos: None, eos, pad: tokenizer.id(END_OF_TEXT) };
@@ -138,8 +139,8 @@ impl<'a> Session<'a> {
         let prompter = Prompter::new(tokenizer, &config.prompt)?;
         let context = learner.model.config.max_position_embeddings;
         let taught = if to_learn { &scripts[..] } else { &[] };
-        let demonstrations =
-            taught.iter().map(|s| cold_start::demonstration(&prompter, s, context)).collect::<Result<_, _>>()?;
+        let lay_out = |script| cold_start::demonstration(&config, &prompter, script, context);
+        let demonstrations = taught.iter().map(lay_out).collect::<Result<_, _>>()?;
         // What an earlier process recorded after the checkpoint comes again.
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
             "sft" => r.step <= u64::from(state.sft_steps),
@@ -171,13 +172,15 @@ impl<'a> Session<'a> {
     fn run(&mut self) -> Result<Outcome, TrainError> {
         self.cold_start()?;
         if self.state.cold_start.is_none() {
-            self.state.cold_start = Some(self.evaluate("cold start", &say)?);
+            self.state.cold_start = Some(self.evaluate("cold start", &say)?.0);
             self.checkpoint()?;
         }
         self.grpo()?;
         // Without GRPO there is nothing to set against the cold start.
-        let last = if self.state.iterations > 0 { self.evaluate("final", &say)? } else { Evaluation::new() };
-        self.report(last)
+        let nothing = (Evaluation::new(), None);
+        let (last, judgment_accuracy) =
+            if self.state.iterations > 0 { self.evaluate("final", &say)? } else { nothing };
+        self.report(last, judgment_accuracy)
     }
 
     /// An error ended the run. Sampling and evaluating change nothing: where they ended it, every step so far is whole and saved.
@@ -272,7 +275,10 @@ impl<'a> Session<'a> {
         let at = u64::from(self.state.iterations) + 1;
         let sampled: usize = done.episodes.iter().map(|e| e.tokens.len()).sum();
         let (s, returns) = (statistics, &done.returns);
-        let tokens = sampled + done.packed_tokens;
+        let judged = done.gcd.as_ref().map_or(0, |g| g.judged.tokens());
+        let gcd_seconds = done.gcd.as_ref().map_or(0.0, |g| g.seconds);
+        let seconds = done.rollout_seconds + gcd_seconds + done.train_seconds;
+        let tokens = sampled + judged + done.packed_tokens;
         let mut record = Record::new("grpo", at, self.seconds())
             .with("reward", returns.mean)
             .with("reward_std", returns.std)
@@ -286,7 +292,7 @@ impl<'a> Session<'a> {
             .with("repeat_rate/won", s.won.repeat_rate)
             .with("repeat_rate/lost", s.lost.repeat_rate)
             .with("env_failed", s.env_failed as f64)
-            .with("tokens_per_second", tokens as f64 / (done.rollout_seconds + done.train_seconds))
+            .with("tokens_per_second", tokens as f64 / seconds)
             .with("seconds/rollout", done.rollout_seconds)
             .with("seconds/train", done.train_seconds);
         if let (Some(loss), Some(step)) = (&done.loss, done.steps.last()) {
@@ -303,6 +309,9 @@ impl<'a> Session<'a> {
                 .with("sampling/sampling_logp_difference/max", done.logprob_difference.1)
                 .with("sharing", done.shared_tokens as f64 / done.packed_tokens.max(1) as f64)
                 .with("grad_norm", step.grad_norm);
+        }
+        if let Some(gcd) = &done.gcd {
+            record = with_gcd(record, gcd, done.train_seconds, seconds);
         }
         self.metrics.append(&record)?;
         let config = &self.config;
@@ -350,7 +359,8 @@ impl<'a> Session<'a> {
         }
     }
 
-    fn evaluate(&mut self, stage: &str, say: &dyn Fn(&str)) -> Result<Evaluation, TrainError> {
+    /// Success and behaviour on the panels, and with GCD the accuracy of judgments there.
+    fn evaluate(&mut self, stage: &str, say: &dyn Fn(&str)) -> Result<(Evaluation, Option<f64>), TrainError> {
         let model = &self.learner.model;
         let episodes = evaluate::evaluate(&self.config, self.suite, model, &self.prompter, &evaluate::SPLITS)?;
         if let Some(line) = evaluate::failures(&episodes) {
@@ -369,13 +379,21 @@ impl<'a> Session<'a> {
                 .with(&format!("{split}/loop_rate"), t.loop_rate.value)
                 .with(&format!("{split}/episode_length"), t.episode_length.value);
         }
+        let accuracy = evaluate::judgments(&self.config, model, &self.prompter, &episodes)?;
+        if let Some(Accuracy { all: Some(all), good, bad, .. }) = accuracy {
+            line += &format!(" judgments {:.1} %", 100.0 * all);
+            record = record.with("judgment_accuracy", all);
+            for (name, share) in [("good", good), ("bad", bad)] {
+                record = share.into_iter().fold(record, |r, share| r.with(&format!("judgment_accuracy/{name}"), share));
+            }
+        }
         say(&line);
         self.metrics.append(&record)?;
         let reward = |e| episode_return(e, &self.config);
         let kept: Vec<_> = episodes.iter().map(|e| stored(e, at.into(), "eval", reward(e), None)).collect();
         self.trajectories.append(&kept)?;
         self.state.next_eval = at + 1;
-        Ok(evaluation)
+        Ok((evaluation, accuracy.and_then(|a| a.all)))
     }
 
     /// Saves all that resuming needs. Broken weights are never saved, and while gradients are bad no older checkpoint goes.
@@ -393,7 +411,7 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn report(&mut self, last: Evaluation) -> Result<Outcome, TrainError> {
+    fn report(&mut self, last: Evaluation, judgment_accuracy: Option<f64>) -> Result<Outcome, TrainError> {
         let first = self.state.cold_start.clone().unwrap_or_default();
         let rows = results::rows(&[("cold start", &first), ("final", &last)]);
         let summary = Summary {
@@ -402,6 +420,7 @@ impl<'a> Session<'a> {
             env_steps: self.state.env_steps,
             tokens: self.state.tokens,
             eval: EvalSummary { cold_start: results::summarise(&first), last: results::summarise(&last) },
+            judgment_accuracy,
             ..Summary::default()
         };
         let page = html::render(&Page {
@@ -417,6 +436,29 @@ impl<'a> Session<'a> {
         self.folder.write("summary.json", json.as_bytes())?;
         Ok(Outcome { folder: self.folder.path().into(), rows, summary })
     }
+}
+
+/// Adds what judging came to, in an iteration of `seconds`. Learning is shared: GCD's part of it is that of its tokens.
+fn with_gcd(mut record: Record, gcd: &Gcd, train_seconds: f64, seconds: f64) -> Record {
+    let (accuracy, counts) = (gcd.judged.accuracy(), &gcd.judged.counts);
+    let shares = [
+        ("gcd/accuracy", accuracy.all),
+        ("gcd/accuracy/good", accuracy.good),
+        ("gcd/accuracy/bad", accuracy.bad),
+        ("gcd/unparsable", accuracy.unparsable),
+        ("gcd/loop_precision", gcd.agreement.precision()),
+        ("gcd/loop_recall", gcd.agreement.recall()),
+    ];
+    for (name, share) in shares.into_iter().filter_map(|(name, share)| Some((name, share?))) {
+        record = record.with(name, share);
+    }
+    record
+        .with("gcd/pairs", gcd.judged.pairs.len() as f64)
+        .with("gcd/labels/good", counts.good as f64)
+        .with("gcd/labels/bad", counts.bad as f64)
+        .with("gcd/labels/unknown", counts.unknown as f64)
+        .with("seconds/gcd", gcd.seconds)
+        .with("seconds/gcd_share", (gcd.seconds + gcd.packed_share * train_seconds) / seconds)
 }
 
 /// The batch of a step that was skipped, as it is kept for a look: its token sequences.

@@ -1,0 +1,210 @@
+//! Judgments: the policy says of its own actions whether they were good, and learns from being right.
+//!
+//! A judgment goes on where the judged action ended, with a question, so that in the forest it shares the whole trajectory up
+//! to there. The answer is a short reasoning, and on a line of its own `Verdict: good` or `Verdict: bad`.
+
+use super::label::{Label, LabelCounts, labels, share};
+use crate::agent::{Episode, Prompter};
+use crate::config::{AdvantageScale, Config, Format};
+use crate::env::Observation;
+use crate::grpo::Sample;
+use crate::model::Model;
+use crate::model::tokenizer::TokenizerError;
+use crate::ops::advantage::{Scale, advantages};
+use crate::ops::philox;
+use crate::rollout::{Answer, RolloutError, Settings, answers};
+use std::collections::HashSet;
+
+const VERDICT: &str = "Verdict: ";
+
+/// The question about the action just taken. A compact model has been taught what it means; others are told.
+pub fn question(format: Format) -> &'static str {
+    match format {
+        Format::Compact => "Was it right?",
+        Format::Chat | Format::Think => {
+            "Judge your last action: was it good (it brought the goal nearer) or bad (it did not)? Say in one line what you \
+             would do in its place, then write a last line that is exactly `Verdict: good` or `Verdict: bad`."
+        }
+    }
+}
+
+/// The question's tokens, from the end of the judged turn to the first token of the answer.
+pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, TokenizerError> {
+    prompter.next(&Observation { text: question(format).into(), ..Observation::default() })
+}
+
+/// The answer that the cold start teaches.
+pub fn lesson(better: &str, label: Label) -> String {
+    format!("I would {better}.\n{VERDICT}{}", label.name())
+}
+
+/// The verdict of an answer: its last line, the only verdict in it, after at least one line of reasoning.
+pub fn verdict(text: &str) -> Option<Label> {
+    let (reasoning, last) = text.split_once(&format!("\n{VERDICT}"))?;
+    match last {
+        _ if reasoning.trim().is_empty() || reasoning.contains(VERDICT) => None,
+        "good" => Some(Label::Good),
+        "bad" => Some(Label::Bad),
+        _ => None,
+    }
+}
+
+/// A labelled (state, action): which turn of which episode, and the prompt of its judgments.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Pair {
+    pub episode: usize,
+    pub turn: usize,
+    pub label: Label,
+    pub prompt: Vec<u32>,
+}
+
+/// Draws at most `count` different labelled pairs, as many good ones as bad ones where the labels allow, in the order of the
+/// episodes; a function of the episodes, `seed` and `stream`. Also counts the labels of all turns.
+pub fn pairs(
+    episodes: &[Episode],
+    prompter: &Prompter,
+    config: &Config,
+    context: usize,
+    count: usize,
+    (seed, stream): (u64, u64),
+) -> Result<(Vec<Pair>, LabelCounts), TokenizerError> {
+    let question = ask(prompter, config.prompt.format)?;
+    let (mut counts, mut seen) = (LabelCounts::default(), HashSet::new());
+    let [mut good, mut bad] = [Vec::new(), Vec::new()];
+    for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {
+        for (t, (turn, label)) in episode.turns.iter().zip(labels(episode, &config.gcd)).enumerate() {
+            counts.add(label);
+            let end = turn.tokens.end;
+            let fits = end + 1 + question.len() + config.gcd.max_tokens as usize <= context;
+            let Some(label) = label.filter(|_| fits && seen.insert(&episode.tokens[..end])) else { continue };
+            let [key, ..] = philox::block(seed, stream, (e << 16 | t) as u64);
+            match label {
+                Label::Good => good.push((key, e, t, label)),
+                Label::Bad => bad.push((key, e, t, label)),
+            }
+        }
+    }
+    good.sort_unstable_by_key(|(key, e, t, _)| (*key, *e, *t));
+    bad.sort_unstable_by_key(|(key, e, t, _)| (*key, *e, *t));
+    good.truncate((count / 2).max(count.saturating_sub(bad.len())));
+    bad.truncate(count - good.len());
+    good.append(&mut bad);
+    good.sort_unstable_by_key(|(_, e, t, _)| (*e, *t));
+    let pair = |(_, episode, turn, label): (u32, usize, usize, Label)| {
+        let Episode { tokens, turns, .. } = &episodes[episode];
+        let mut prompt = tokens[..turns[turn].tokens.end].to_vec();
+        // A turn that ran too long is closed, as it was in the episode.
+        if !prompt.last().is_some_and(|last| prompter.ends_turn(*last)) {
+            prompt.push(prompter.end());
+        }
+        prompt.extend_from_slice(&question);
+        Pair { episode, turn, label, prompt }
+    };
+    Ok((good.into_iter().map(pair).collect(), counts))
+}
+
+/// The judgments of an iteration or an evaluation.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Judged {
+    pub counts: LabelCounts,
+    pub pairs: Vec<Pair>,
+    /// For each pair its judgments and their verdicts (`None`: there is none in the answer).
+    pub judgments: Vec<Vec<(Answer, Option<Label>)>>,
+}
+
+/// Lets the policy judge at most `pairs` actions of `episodes`, `judgments` times each, in one batch.
+pub fn judge(
+    config: &Config,
+    model: &Model,
+    prompter: &Prompter,
+    episodes: &[Episode],
+    [pair_count, judgments]: [usize; 2],
+    settings: &Settings,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Judged, RolloutError> {
+    let settings = Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..settings.clone() };
+    let context = model.config.max_position_embeddings;
+    let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
+    let (pairs, counts) = pairs(episodes, prompter, config, context, pair_count, key)?;
+    let prompts: Vec<Vec<u32>> = pairs.iter().map(|p| p.prompt.clone()).collect();
+    let answers = answers(model, prompter, &prompts, judgments, &settings, interrupted)?;
+    let read = |answer: Answer| -> Result<_, RolloutError> {
+        let written = answer.tokens.split_last().filter(|_| answer.ended).map(|(_, text)| text);
+        let text = written.map(|tokens| prompter.tokenizer().decode(tokens, false)).transpose()?;
+        let verdict = text.and_then(|text| verdict(&text));
+        Ok((answer, verdict))
+    };
+    let judgments =
+        answers.into_iter().map(|of| of.into_iter().map(read).collect()).collect::<Result<_, RolloutError>>()?;
+    Ok(Judged { counts, pairs, judgments })
+}
+
+/// How good judgments were, in shares of judgments.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub struct Accuracy {
+    /// Verdicts that equal the label; without a verdict a judgment is wrong. `None`: nothing was judged.
+    pub all: Option<f64>,
+    /// The same of good actions, and of bad ones.
+    pub good: Option<f64>,
+    pub bad: Option<f64>,
+    pub unparsable: Option<f64>,
+}
+
+impl Judged {
+    /// Judgments by label and verdict.
+    fn count(&self, which: impl Fn(Label, Option<Label>) -> bool) -> usize {
+        let verdicts = self.pairs.iter().zip(&self.judgments);
+        verdicts.map(|(p, of)| of.iter().filter(|(_, verdict)| which(p.label, *verdict)).count()).sum()
+    }
+
+    pub fn accuracy(&self) -> Accuracy {
+        let of = |class: Label| {
+            let right = self.count(|label, verdict| label == class && verdict == Some(label));
+            share(right, self.count(|label, _| label == class))
+        };
+        let all = self.count(|_, _| true);
+        Accuracy {
+            all: share(self.count(|label, verdict| verdict == Some(label)), all),
+            good: of(Label::Good),
+            bad: of(Label::Bad),
+            unparsable: share(self.count(|_, verdict| verdict.is_none()), all),
+        }
+    }
+
+    /// Sampled tokens.
+    pub fn tokens(&self) -> usize {
+        self.judgments.iter().flatten().map(|(answer, _)| answer.tokens.len()).sum()
+    }
+
+    /// The rows of L_GCD, each with its episode: reward 1 for a right verdict, else 0; advantage among a pair's judgments.
+    pub fn samples(&self, config: &Config) -> Vec<(usize, Sample)> {
+        let reward = |label, verdict: &Option<Label>| f64::from(u8::from(*verdict == Some(label)));
+        let rewards: Vec<f64> = self
+            .pairs
+            .iter()
+            .zip(&self.judgments)
+            .flat_map(|(p, of)| of.iter().map(move |(_, verdict)| reward(p.label, verdict)))
+            .collect();
+        let groups: Vec<usize> = self.judgments.iter().map(Vec::len).collect();
+        let scale = match config.grpo.advantage {
+            AdvantageScale::Group => Scale::Group,
+            AdvantageScale::Batch => Scale::Batch,
+            AdvantageScale::None => Scale::None,
+        };
+        let advantage = advantages(&rewards, &groups, scale, config.grpo.advantage_eps.into());
+        let answers = self.pairs.iter().zip(&self.judgments).flat_map(|(p, of)| of.iter().map(move |(a, _)| (p, a)));
+        answers.zip(advantage).map(|((pair, answer), a)| (pair.episode, sample(&pair.prompt, answer, a as f32))).collect()
+    }
+}
+
+fn sample(prompt: &[u32], answer: &Answer, advantage: f32) -> Sample {
+    let n = prompt.len() + answer.tokens.len();
+    Sample {
+        tokens: [prompt, &answer.tokens].concat(),
+        mask: (0..n).map(|t| t >= prompt.len()).collect(),
+        advantage: vec![advantage; n],
+        old_logprobs: Some([&vec![0.0; prompt.len()][..], &answer.logprobs].concat()),
+        ref_logprobs: None,
+        judgment: true,
+    }
+}

@@ -1,0 +1,133 @@
+//! Good, bad or unknown: labels of (state, action) pairs.
+
+use crate::agent::Episode;
+use crate::config::{Disagreement, Gcd, LabelSource};
+use std::collections::HashSet;
+
+/// What an action was, where a source knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Label {
+    Good,
+    Bad,
+}
+
+impl Label {
+    /// The word of a verdict.
+    pub fn name(self) -> &'static str {
+        match self {
+            Label::Good => "good",
+            Label::Bad => "bad",
+        }
+    }
+}
+
+/// The label of each turn of an episode by the configured sources; `None`: unknown.
+pub fn labels(episode: &Episode, config: &Gcd) -> Vec<Option<Label>> {
+    let by_source: Vec<_> = config.labels.iter().map(|source| by_source(*source, episode, config)).collect();
+    (0..episode.turns.len())
+        .map(|turn| {
+            let mut given = by_source.iter().filter_map(|labels| labels[turn]);
+            let first = given.next()?;
+            let believed = config.disagreement == Disagreement::First || given.all(|other| other == first);
+            believed.then_some(first)
+        })
+        .collect()
+}
+
+fn by_source(source: LabelSource, episode: &Episode, config: &Gcd) -> Vec<Option<Label>> {
+    match source {
+        LabelSource::Loop => by_loop(episode, config.cycle as usize),
+        LabelSource::Oracle => by_oracle(episode),
+    }
+}
+
+/// Bad, or unknown: an action is bad when it
+/// - was not understood, or could not be read,
+/// - was taken before in the same observation,
+/// - leads back to an observation of at most `cycle` turns ago, and nothing since was new (1: it changed nothing).
+fn by_loop(episode: &Episode, cycle: usize) -> Vec<Option<Label>> {
+    let turns = &episode.turns;
+    let (mut taken, mut shown) = (HashSet::new(), HashSet::new());
+    // How many of the observations up to and including each turn's, going back from it, had been shown before.
+    let mut stale = 0;
+    turns
+        .iter()
+        .enumerate()
+        .map(|(i, turn)| {
+            stale = if shown.insert(turn.observation.as_str()) { 0 } else { stale + 1 };
+            let repeated = !taken.insert((turn.observation.as_str(), turn.action.trim()));
+            // The answer to the last turn is shown to nobody. Back by `period` turns, the answer itself is one of the stale.
+            let returned = turns.get(i + 1).is_some_and(|next| {
+                (1..=cycle.min(i + 1).min(stale + 1)).any(|period| turns[i + 1 - period].observation == next.observation)
+            });
+            (!turn.valid || repeated || returned).then_some(Label::Bad)
+        })
+        .collect()
+}
+
+/// Good when the fewest steps to the goal became fewer.
+fn by_oracle(episode: &Episode) -> Vec<Option<Label>> {
+    let label = |nearer| if nearer { Label::Good } else { Label::Bad };
+    episode.turns.iter().map(|turn| turn.nearer.map(label)).collect()
+}
+
+/// How many turns have which label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct LabelCounts {
+    pub good: usize,
+    pub bad: usize,
+    pub unknown: usize,
+}
+
+impl LabelCounts {
+    pub fn add(&mut self, label: Option<Label>) {
+        match label {
+            Some(Label::Good) => self.good += 1,
+            Some(Label::Bad) => self.bad += 1,
+            None => self.unknown += 1,
+        }
+    }
+}
+
+/// How far the bad labels of `loop` are those of `oracle`, over the turns that `oracle` knows.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Agreement {
+    /// Bad by both.
+    pub both: usize,
+    /// Bad by `loop`.
+    pub by_loop: usize,
+    /// Bad by `oracle`.
+    pub by_oracle: usize,
+}
+
+impl Agreement {
+    pub fn of<'a>(episodes: impl IntoIterator<Item = &'a Episode>, config: &Gcd) -> Agreement {
+        let mut sum = Agreement::default();
+        for episode in episodes {
+            let cheap = by_source(LabelSource::Loop, episode, config);
+            for (cheap, oracle) in cheap.into_iter().zip(by_oracle(episode)) {
+                let Some(oracle) = oracle else { continue };
+                let (cheap, oracle) = (cheap == Some(Label::Bad), oracle == Label::Bad);
+                sum.both += usize::from(cheap && oracle);
+                sum.by_loop += usize::from(cheap);
+                sum.by_oracle += usize::from(oracle);
+            }
+        }
+        sum
+    }
+
+    /// Share of `loop`'s bad actions that are bad; `None` when it named none.
+    pub fn precision(&self) -> Option<f64> {
+        share(self.both, self.by_loop)
+    }
+
+    /// Share of the bad actions that `loop` names; `None` when there are none.
+    pub fn recall(&self) -> Option<f64> {
+        share(self.both, self.by_oracle)
+    }
+}
+
+/// A part of a whole; `None` of nothing.
+pub(super) fn share(part: usize, whole: usize) -> Option<f64> {
+    (whole > 0).then(|| part as f64 / whole as f64)
+}

@@ -1,0 +1,93 @@
+//! Several answers to each of many prompts: one turn each, no environment.
+
+use super::{RolloutError, Settings};
+use crate::agent::Prompter;
+use crate::model::{KvCache, Model, Slot};
+use crate::ops::{philox, sampling};
+use rayon::prelude::*;
+
+/// One sampled turn.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Answer {
+    /// The sampled tokens; the one that ends the turn included.
+    pub tokens: Vec<u32>,
+    /// The log-prob of each when sampled.
+    pub logprobs: Vec<f32>,
+    /// The turn was ended within `settings.max_turn_tokens`.
+    pub ended: bool,
+}
+
+/// An answer being written.
+struct Writer {
+    slot: Slot,
+    /// The prompt, then what is written.
+    context: Vec<u32>,
+    index: usize,
+    answer: Answer,
+}
+
+/// Samples `count` answers to each prompt, which share the prompt's keys and values; ordered by prompt.
+///
+/// At most `settings.max_live` answers (of one prompt at least) are written at once. Random numbers are a function of (seed,
+/// stream, place of the answer, token index). A prompt must leave room for `settings.max_turn_tokens` in the model's context.
+pub fn answers(
+    model: &Model,
+    prompter: &Prompter,
+    prompts: &[Vec<u32>],
+    count: usize,
+    settings: &Settings,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Vec<Vec<Answer>>, RolloutError> {
+    let mut done: Vec<Vec<Answer>> = vec![vec![Answer::default(); count]; prompts.len()];
+    let mut first = 0;
+    for prompts in prompts.chunks((settings.max_live / count).max(1)) {
+        let mut cache = KvCache::new(&model.config);
+        let roots: Vec<Slot> = prompts.iter().map(|_| cache.alloc()).collect();
+        let feeds: Vec<(Slot, &[u32])> = roots.iter().zip(prompts).map(|(slot, p)| (*slot, &p[..])).collect();
+        let read = model.extend(&mut cache, &feeds);
+        let width = model.config.hidden_size;
+        let mut hidden: Vec<f32> = Vec::with_capacity(read.len() * count);
+        let mut writers = Vec::with_capacity(prompts.len() * count);
+        for ((i, prompt), row) in prompts.iter().enumerate().zip(read.chunks_exact(width)) {
+            for k in 0..count {
+                let (slot, index) = (cache.fork(roots[i]), (first + i) * count + k);
+                writers.push(Writer { slot, context: prompt.clone(), index, answer: Answer::default() });
+                hidden.extend_from_slice(row);
+            }
+            cache.free(roots[i]);
+        }
+        while !writers.is_empty() {
+            if interrupted() {
+                return Err(RolloutError::Interrupted);
+            }
+            let mut logits = model.logits(&hidden);
+            let rows = logits.par_chunks_mut(model.config.vocab_size);
+            writers.par_iter_mut().zip(rows).for_each(|(w, logits)| w.write(prompter, settings, logits));
+            let (over, on): (Vec<Writer>, Vec<Writer>) =
+                writers.into_iter().partition(|w| w.answer.ended || w.answer.tokens.len() >= settings.max_turn_tokens);
+            for w in over {
+                cache.free(w.slot);
+                done[w.index / count][w.index % count] = w.answer;
+            }
+            writers = on;
+            let feeds: Vec<(Slot, &[u32])> =
+                writers.iter().map(|w| (w.slot, &w.context[w.context.len() - 1..])).collect();
+            hidden = if feeds.is_empty() { Vec::new() } else { model.extend(&mut cache, &feeds) };
+        }
+        first += prompts.len();
+    }
+    Ok(done)
+}
+
+impl Writer {
+    /// Samples one token from `logits` (scratch afterwards).
+    fn write(&mut self, prompter: &Prompter, settings: &Settings, logits: &mut [f32]) {
+        let stream = u64::from(settings.stream) << 32 | self.index as u64;
+        let uniform = philox::uniform(philox::block(settings.seed, stream, self.answer.tokens.len() as u64)[0]);
+        let drawn = sampling::sample(logits, &self.context, &settings.sampling, uniform);
+        self.context.push(drawn.token);
+        self.answer.tokens.push(drawn.token);
+        self.answer.logprobs.push(drawn.logprob);
+        self.answer.ended = prompter.ends_turn(drawn.token);
+    }
+}
