@@ -41,7 +41,7 @@ pub fn answers(
     let mut done: Vec<Vec<Answer>> = vec![vec![Answer::default(); count]; prompts.len()];
     let mut first = 0;
     for prompts in prompts.chunks((settings.max_live / count).max(1)) {
-        let mut cache = KvCache::new(&model.config);
+        let mut cache = KvCache::new(model);
         let roots: Vec<Slot> = prompts.iter().map(|_| cache.alloc()).collect();
         let feeds: Vec<(Slot, &[u32])> = roots.iter().zip(prompts).map(|(slot, p)| (*slot, &p[..])).collect();
         let read = model.extend(&mut cache, &feeds);
