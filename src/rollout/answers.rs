@@ -60,7 +60,7 @@ pub fn answers(
             if interrupted() {
                 return Err(RolloutError::Interrupted);
             }
-            let mut logits = model.logits(&hidden);
+            let mut logits = model.next_logits(&cache, &hidden);
             let rows = logits.par_chunks_mut(model.config.vocab_size);
             writers.par_iter_mut().zip(rows).for_each(|(w, logits)| w.write(prompter, settings, logits));
             let (over, on): (Vec<Writer>, Vec<Writer>) =
