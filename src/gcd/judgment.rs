@@ -193,7 +193,10 @@ impl Judged {
         };
         let advantage = advantages(&rewards, &groups, scale, config.grpo.advantage_eps.into());
         let answers = self.pairs.iter().zip(&self.judgments).flat_map(|(p, of)| of.iter().map(move |(a, _)| (p, a)));
-        answers.zip(advantage).map(|((pair, answer), a)| (pair.episode, sample(&pair.prompt, answer, a as f32))).collect()
+        answers
+            .zip(advantage)
+            .map(|((pair, answer), a)| (pair.episode, sample(&pair.prompt, answer, a as f32)))
+            .collect()
     }
 }
 

@@ -58,7 +58,8 @@ fn by_loop(episode: &Episode, cycle: usize) -> Vec<Option<Label>> {
             let repeated = !taken.insert((turn.observation.as_str(), turn.action.trim()));
             // The answer to the last turn is shown to nobody. Back by `period` turns, the answer itself is one of the stale.
             let returned = turns.get(i + 1).is_some_and(|next| {
-                (1..=cycle.min(i + 1).min(stale + 1)).any(|period| turns[i + 1 - period].observation == next.observation)
+                (1..=cycle.min(i + 1).min(stale + 1))
+                    .any(|period| turns[i + 1 - period].observation == next.observation)
             });
             (!turn.valid || repeated || returned).then_some(Label::Bad)
         })

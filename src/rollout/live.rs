@@ -65,7 +65,18 @@ impl Live {
         let turn = prompt.len();
         episode.logprobs = vec![0.0; turn];
         episode.tokens = prompt;
-        Ok(Ok(Live { index, slot: None, episode, pending: Vec::new(), over: false, env, shown, distance, turn, started }))
+        Ok(Ok(Live {
+            index,
+            slot: None,
+            episode,
+            pending: Vec::new(),
+            over: false,
+            env,
+            shown,
+            distance,
+            turn,
+            started,
+        }))
     }
 
     /// Samples one token from `logits` (scratch afterwards) and, when it ends the turn, plays the turn.

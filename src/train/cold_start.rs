@@ -83,7 +83,11 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
 fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
     let [chance, kind, choice, _] =
         philox::block(config.run.seed, u64::from(SLIP_STREAM) << 32 | index, turns.len() as u64);
-    if philox::uniform(chance) >= config.sft.slip { None } else { another(turns, &observation.admissible, [kind, choice]) }
+    if philox::uniform(chance) >= config.sft.slip {
+        None
+    } else {
+        another(turns, &observation.admissible, [kind, choice])
+    }
 }
 
 /// The last command once more, or any of `commands`.
@@ -188,7 +192,8 @@ impl Lesson {
 /// The demonstrations of step `step`, each with its `gcd.cold_start` judgments, good and bad by turns: drawn with replacement,
 /// a function of the seed and the step alone.
 pub fn batch<'a>(config: &Config, all: &'a [Demonstration], step: u32) -> Vec<(&'a [u32], &'a [bool])> {
-    let draw = |index: u64| philox::block(config.run.seed, u64::from(STREAM) << 32 | u64::from(step), index)[0] as usize;
+    let draw =
+        |index: u64| philox::block(config.run.seed, u64::from(STREAM) << 32 | u64::from(step), index)[0] as usize;
     let judgments = if teaches_judgments(config) { config.gcd.cold_start } else { 0 };
     let mut batch = Vec::new();
     for i in 0..config.sft.batch {

@@ -61,8 +61,10 @@ impl Learner {
         let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
         let forest = Forest::new(&tokens);
         let mut sampled = vec![f32::NAN; forest.len()];
-        for (path, old) in forest.paths.iter().zip(samples).filter_map(|(p, s)| Some((p, s.old_logprobs.as_ref()?))) {
-            path.iter().zip(old).for_each(|(&n, &old)| sampled[n as usize] = old);
+        // A judgment's prompt holds tokens that its trajectory sampled: each sample speaks of its own only.
+        for (path, sample) in forest.paths.iter().zip(samples) {
+            let Some(old) = &sample.old_logprobs else { continue };
+            sample.loss_positions().for_each(|t| sampled[path[t] as usize] = old[t]);
         }
         let mut loss = PolicyLoss::new(config, &forest, samples, norm);
         self.model.forward(&forest, self.keep, &mut self.acts);

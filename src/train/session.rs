@@ -178,8 +178,7 @@ impl<'a> Session<'a> {
         self.grpo()?;
         // Without GRPO there is nothing to set against the cold start.
         let nothing = (Evaluation::new(), None);
-        let (last, judgment_accuracy) =
-            if self.state.iterations > 0 { self.evaluate("final", &say)? } else { nothing };
+        let (last, judgment_accuracy) = if self.state.iterations > 0 { self.evaluate("final", &say)? } else { nothing };
         self.report(last, judgment_accuracy)
     }
 
