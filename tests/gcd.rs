@@ -10,7 +10,8 @@ use uncouple::env::household::Household;
 use uncouple::env::{EnvError, Environment, Split, Suite, Task};
 use uncouple::forest::Forest;
 use uncouple::gcd::judgment::{Accuracy, Judged, Pair, lesson, pairs, question, verdict};
-use uncouple::gcd::label::{Agreement, Label, LabelCounts, labels};
+use uncouple::gcd::label::{Agreement, Asked, Label, LabelCounts, labels};
+use uncouple::gcd::theory;
 use uncouple::grpo::{Normaliser, PolicyLoss, Sample};
 use uncouple::model::{Model, Params, Qwen2Config, Tokenizer};
 use uncouple::ops::sampling::SamplingParams;
@@ -45,13 +46,13 @@ fn by_loop(observations: &[&str], cycle: u32) -> Vec<bool> {
     let turns: Vec<_> = observations.iter().enumerate().map(|(i, o)| (*o, format!("do {i}"))).collect();
     let turns: Vec<_> = turns.iter().map(|(o, a)| (*o, &a[..], true, None)).collect();
     let config = Gcd { labels: vec![LabelSource::Loop], cycle, ..Gcd::default() };
-    labels(&episode(&turns), &config).iter().map(|l| *l == Some(Bad)).collect()
+    labels(&episode(&turns), 0, &Asked::new(), &config).iter().map(|l| *l == Some(Bad)).collect()
 }
 
 #[test]
 fn loop_finds_every_kind_of_loop_and_nothing_else() {
     let config = Gcd { labels: vec![LabelSource::Loop], ..Gcd::default() };
-    let of = |turns: &[_]| labels(&episode(turns), &config);
+    let of = |turns: &[_]| labels(&episode(turns), 0, &Asked::new(), &config);
     // The same action in the same observation again; an invalid command.
     let turns = [("a", "x", true, None), ("b", "x", true, None), ("c", "y", false, None), ("a", " x ", true, None)];
     assert_eq!(of(&turns), [None, None, Some(Bad), Some(Bad)]);
@@ -77,7 +78,7 @@ fn sources_are_combined_as_configured() {
     ];
     let of = |labels_of: &[LabelSource], disagreement| {
         let config = Gcd { labels: labels_of.to_vec(), disagreement, ..Gcd::default() };
-        labels(&episode(&turns), &config)
+        labels(&episode(&turns), 0, &Asked::from([((0, 4), Good), ((1, 0), Bad)]), &config)
     };
     let (l, o) = (LabelSource::Loop, LabelSource::Oracle);
     assert_eq!(of(&[o], Disagreement::First), [Some(Good), Some(Good), Some(Bad), None, None]);
@@ -86,8 +87,10 @@ fn sources_are_combined_as_configured() {
     for order in [[l, o], [o, l]] {
         assert_eq!(of(&order, Disagreement::Unknown), [None, None, Some(Bad), Some(Bad), None]);
     }
-    let agreement = Agreement::of([&episode(&turns)], &Gcd::default());
-    assert_eq!(agreement, Agreement { both: 1, by_loop: 3, by_oracle: 1 });
+    let j = LabelSource::Judge;
+    assert_eq!(of(&[l, j], Disagreement::First)[3..], [Some(Bad), Some(Good)]);
+    let agreement = Agreement::of_loop([&episode(&turns)], &Gcd::default());
+    assert_eq!(agreement, Agreement { both: 1, by_cheap: 3, by_oracle: 1 });
     assert_eq!((agreement.precision(), agreement.recall()), (Some(1.0 / 3.0), Some(1.0)));
     assert_eq!(Agreement::default().precision(), None);
 }
@@ -137,7 +140,9 @@ fn generate() -> Config {
 #[test]
 fn pairs_are_balanced_where_labels_allow_and_drawn_by_the_seed() {
     let (config, prompter) = (generate(), prompter());
-    let draw = |episodes: &[Episode], count, seed| pairs(episodes, &prompter, &config, 1024, count, (seed, 0)).unwrap();
+    let draw = |episodes: &[Episode], count, seed| {
+        pairs(episodes, &Asked::new(), &prompter, &config, 1024, count, (seed, 0)).unwrap()
+    };
     let split = |good, bad, count| {
         let (pairs, counts) = draw(&[mixed(good, bad)], count, 1);
         assert_eq!(counts, LabelCounts { good, bad, unknown: 0 });
@@ -159,7 +164,7 @@ fn pairs_are_balanced_where_labels_allow_and_drawn_by_the_seed() {
     // What the environment failed, and what leaves no room for an answer, is not judged.
     let failed = Episode { finish: Finish::EnvFailed("x".into()), ..mixed(2, 2) };
     assert!(draw(&[failed], 10, 1).0.is_empty());
-    assert!(pairs(&both, &prompter, &config, 40, 10, (1, 0)).unwrap().0.is_empty());
+    assert!(pairs(&both, &Asked::new(), &prompter, &config, 40, 10, (1, 0)).unwrap().0.is_empty());
 }
 
 #[test]
@@ -167,7 +172,7 @@ fn a_judgment_goes_on_where_the_judged_turn_ended() {
     let (config, prompter) = (generate(), prompter());
     let mut ended = mixed(1, 1);
     ended.tokens[2] = prompter.end();
-    let all = pairs(&[ended.clone()], &prompter, &config, 1024, 9, (1, 0)).unwrap().0;
+    let all = pairs(&[ended.clone()], &Asked::new(), &prompter, &config, 1024, 9, (1, 0)).unwrap().0;
     let asked = prompter.tokenizer().encode(&format!("{}<|im_start|>", question(config.prompt.format))).unwrap();
     assert_eq!(all[0].prompt, [&ended.tokens[..3], &asked].concat());
     assert_eq!(all[1].prompt, [&ended.tokens[..6], &[prompter.end()], &asked].concat(), "an unfinished turn is closed");
@@ -340,6 +345,20 @@ fn answers_do_not_depend_on_how_many_are_written_at_once() {
     assert_eq!(tokens(&write(6, 0)), tokens(&all));
     assert_eq!(tokens(&write(1, 0)), tokens(&all));
     assert_ne!(tokens(&write(100, 1)), tokens(&all));
+}
+
+#[test]
+fn the_simulated_advantage_of_a_flawed_action_follows_the_theory() {
+    for r in [0.3, 1.0] {
+        let points = theory::curve(r, 10, 7);
+        assert_eq!(points.len(), 11);
+        for p in &points {
+            assert!((p.simulated - p.expected).abs() <= 4.0 * p.error + 1e-12, "r {r}: {p:?}");
+            assert!(p.error < 2e-3 && p.expected <= 0.0);
+        }
+        assert_eq!(points.iter().min_by(|a, b| a.expected.total_cmp(&b.expected)).unwrap().q, 0.5);
+        assert_eq!((points[0].simulated, theory::expected(1.0, r)), (0.0, 0.0));
+    }
 }
 
 // ---- whole runs ----

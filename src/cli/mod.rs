@@ -5,6 +5,7 @@ mod doctor;
 mod eval;
 mod output;
 pub mod reference;
+mod theory;
 mod train;
 
 use anyhow::{Result, bail};
@@ -33,6 +34,8 @@ pub enum Command {
     Reference(reference::ReferenceCommand),
     /// Measure speed
     Bench(BenchArgs),
+    /// Expected advantage of a flawed action by its probability, q r (q - 1), with a simulation
+    Theory(TheoryArgs),
 }
 
 /// Exit code of a command that Ctrl-C ended: 128 + SIGINT, as shells report it.
@@ -149,6 +152,21 @@ pub struct BenchArgs {
     pub json: bool,
 }
 
+#[derive(Debug, Args)]
+pub struct TheoryArgs {
+    /// Share of success that the flawed action costs
+    #[arg(long, default_value_t = 0.5)]
+    pub risk: f64,
+    /// Also draw the curve (line) and the simulation (dots) into this file
+    #[arg(long, value_name = "FILE")]
+    pub svg: Option<PathBuf>,
+    #[arg(long, default_value_t = 0)]
+    pub seed: u64,
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub enum BenchArg {
     TrainStep,
@@ -164,5 +182,6 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Eval(args) => eval::run(args),
         Command::Reference(command) => reference::run(command),
         Command::Bench(args) => bench::run(args),
+        Command::Theory(args) => theory::run(args),
     }
 }

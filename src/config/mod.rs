@@ -7,7 +7,7 @@ mod gcd;
 mod load;
 mod validate;
 
-pub use gcd::{Disagreement, Gcd, GcdMode, LabelSource};
+pub use gcd::{Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
 
 use serde::{Deserialize, Serialize};

@@ -1,6 +1,6 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{Config, ConfigError, GcdMode};
+use super::{Config, ConfigError, GcdMode, LabelSource};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -123,7 +123,25 @@ impl Config {
         not_negative("gcd.lambda", g.lambda)?;
         need(!g.labels.is_empty(), "gcd.labels", "[]", "must name a source of labels, e.g. [\"loop\", \"oracle\"]")?;
         at_least_one("gcd.cycle", g.cycle)?;
+        if g.labels.contains(&LabelSource::Judge) {
+            self.validate_judge()?;
+        }
         at_least_one("gcd.max_tokens", g.max_tokens)
+    }
+
+    fn validate_judge(&self) -> Result<(), ConfigError> {
+        let j = &self.gcd.judge;
+        let http = j.url.starts_with("http://") || j.url.starts_with("https://");
+        need(http, "gcd.judge.url", format_args!("{:?}", j.url), "must be the endpoint's http(s) address")?;
+        need(!j.model.is_empty(), "gcd.judge.model", "\"\"", "must name the endpoint's model")?;
+        not_negative("gcd.judge.temperature", j.temperature)?;
+        at_least_one("gcd.judge.votes", j.votes)?;
+        let agree = format!("must be more than half of gcd.judge.votes = {}, and at most all", j.votes);
+        need(2 * j.agree > j.votes && j.agree <= j.votes, "gcd.judge.agree", j.agree, &agree)?;
+        at_least_one("gcd.judge.pairs", j.pairs)?;
+        at_least_one("gcd.judge.concurrency", j.concurrency)?;
+        positive("gcd.judge.timeout", j.timeout)?;
+        need(!j.cache.is_empty(), "gcd.judge.cache", "\"\"", "must name a file, e.g. \"judge.sqlite\"")
     }
 
     fn validate_optimisers(&self) -> Result<(), ConfigError> {

@@ -3,7 +3,8 @@
 //! A judgment goes on where the judged action ended, with a question, so that in the forest it shares the whole trajectory up
 //! to there. The answer is a short reasoning, and on a line of its own `Verdict: good` or `Verdict: bad`.
 
-use super::label::{Label, LabelCounts, labels, share};
+use super::judge::Question;
+use super::label::{Asked, Label, LabelCounts, labels, share};
 use crate::agent::{Episode, Prompter};
 use crate::config::{AdvantageScale, Config, Format};
 use crate::env::Observation;
@@ -62,6 +63,7 @@ pub struct Pair {
 /// episodes; a function of the episodes, `seed` and `stream`. Also counts the labels of all turns.
 pub fn pairs(
     episodes: &[Episode],
+    asked: &Asked,
     prompter: &Prompter,
     config: &Config,
     context: usize,
@@ -72,7 +74,7 @@ pub fn pairs(
     let (mut counts, mut seen) = (LabelCounts::default(), HashSet::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {
-        for (t, (turn, label)) in episode.turns.iter().zip(labels(episode, &config.gcd)).enumerate() {
+        for (t, (turn, label)) in episode.turns.iter().zip(labels(episode, e, asked, &config.gcd)).enumerate() {
             counts.add(label);
             let end = turn.tokens.end;
             let fits = end + 1 + question.len() + config.gcd.max_tokens as usize <= context;
@@ -103,6 +105,35 @@ pub fn pairs(
     Ok((good.into_iter().map(pair).collect(), counts))
 }
 
+/// At most `count` turns drawn for the judge, as (episode, turn) with what it is asked; none twice by what came before and
+/// the action. A function of the episodes, `seed` and `stream`.
+pub fn questions(
+    episodes: &[Episode],
+    count: usize,
+    (seed, stream): (u64, u64),
+) -> (Vec<(usize, usize)>, Vec<Question>) {
+    let (mut seen, mut drawn) = (HashSet::new(), Vec::new());
+    for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {
+        for (t, turn) in episode.turns.iter().enumerate() {
+            if seen.insert(&episode.tokens[..turn.tokens.end]) {
+                drawn.push((philox::block(seed, stream, (e << 16 | t) as u64)[1], e, t));
+            }
+        }
+    }
+    drawn.sort_unstable();
+    drawn.truncate(count);
+    let ask = |&(_, e, t): &(u32, usize, usize)| {
+        let turns = &episodes[e].turns;
+        let mut state = String::new();
+        for turn in &turns[..t] {
+            state += &format!("Observation: {}\nAction: {}\n", turn.observation, turn.action);
+        }
+        Question { state: state + "Observation: " + &turns[t].observation, action: turns[t].action.clone() }
+    };
+    let asked = drawn.iter().map(ask).collect();
+    (drawn.into_iter().map(|(_, e, t)| (e, t)).collect(), asked)
+}
+
 /// The judgments of an iteration or an evaluation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Judged {
@@ -118,6 +149,7 @@ pub fn judge(
     model: &Model,
     prompter: &Prompter,
     episodes: &[Episode],
+    asked: &Asked,
     [pair_count, judgments]: [usize; 2],
     settings: &Settings,
     interrupted: &dyn Fn() -> bool,
@@ -125,7 +157,7 @@ pub fn judge(
     let settings = Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..settings.clone() };
     let context = model.config.max_position_embeddings;
     let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
-    let (pairs, counts) = pairs(episodes, prompter, config, context, pair_count, key)?;
+    let (pairs, counts) = pairs(episodes, asked, prompter, config, context, pair_count, key)?;
     let prompts: Vec<Vec<u32>> = pairs.iter().map(|p| p.prompt.clone()).collect();
     let answers = answers(model, prompter, &prompts, judgments, &settings, interrupted)?;
     let read = |answer: Answer| -> Result<_, RolloutError> {

@@ -2,7 +2,7 @@
 
 use crate::agent::Episode;
 use crate::config::{Disagreement, Gcd, LabelSource};
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 /// What an action was, where a source knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -21,9 +21,17 @@ impl Label {
     }
 }
 
-/// The label of each turn of an episode by the configured sources; `None`: unknown.
-pub fn labels(episode: &Episode, config: &Gcd) -> Vec<Option<Label>> {
-    let by_source: Vec<_> = config.labels.iter().map(|source| by_source(*source, episode, config)).collect();
+/// What the judge said of (episode, turn).
+pub type Asked = HashMap<(usize, usize), Label>;
+
+/// The label of each turn of an episode by the configured sources; `None`: unknown. `index` is the episode's in `asked`.
+pub fn labels(episode: &Episode, index: usize, asked: &Asked, config: &Gcd) -> Vec<Option<Label>> {
+    let by_source = |source: &LabelSource| match source {
+        LabelSource::Loop => by_loop(episode, config.cycle as usize),
+        LabelSource::Oracle => by_oracle(episode),
+        LabelSource::Judge => (0..episode.turns.len()).map(|turn| asked.get(&(index, turn)).copied()).collect(),
+    };
+    let by_source: Vec<Vec<_>> = config.labels.iter().map(by_source).collect();
     (0..episode.turns.len())
         .map(|turn| {
             let mut given = by_source.iter().filter_map(|labels| labels[turn]);
@@ -32,13 +40,6 @@ pub fn labels(episode: &Episode, config: &Gcd) -> Vec<Option<Label>> {
             believed.then_some(first)
         })
         .collect()
-}
-
-fn by_source(source: LabelSource, episode: &Episode, config: &Gcd) -> Vec<Option<Label>> {
-    match source {
-        LabelSource::Loop => by_loop(episode, config.cycle as usize),
-        LabelSource::Oracle => by_oracle(episode),
-    }
 }
 
 /// Bad, or unknown: an action is bad when it
@@ -90,39 +91,51 @@ impl LabelCounts {
     }
 }
 
-/// How far the bad labels of `loop` are those of `oracle`, over the turns that `oracle` knows.
+/// How far the bad labels of a cheap source are those of `oracle`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Agreement {
     /// Bad by both.
     pub both: usize,
-    /// Bad by `loop`.
-    pub by_loop: usize,
+    /// Bad by the cheap source.
+    pub by_cheap: usize,
     /// Bad by `oracle`.
     pub by_oracle: usize,
 }
 
 impl Agreement {
-    pub fn of<'a>(episodes: impl IntoIterator<Item = &'a Episode>, config: &Gcd) -> Agreement {
+    /// `loop` against `oracle`, in the turns that `oracle` knows.
+    pub fn of_loop<'a>(episodes: impl IntoIterator<Item = &'a Episode>, config: &Gcd) -> Agreement {
         let mut sum = Agreement::default();
         for episode in episodes {
-            let cheap = by_source(LabelSource::Loop, episode, config);
-            for (cheap, oracle) in cheap.into_iter().zip(by_oracle(episode)) {
-                let Some(oracle) = oracle else { continue };
-                let (cheap, oracle) = (cheap == Some(Label::Bad), oracle == Label::Bad);
-                sum.both += usize::from(cheap && oracle);
-                sum.by_loop += usize::from(cheap);
-                sum.by_oracle += usize::from(oracle);
-            }
+            let cheap = by_loop(episode, config.cycle as usize);
+            cheap.into_iter().zip(by_oracle(episode)).for_each(|(cheap, oracle)| sum.add(cheap, oracle));
         }
         sum
     }
 
-    /// Share of `loop`'s bad actions that are bad; `None` when it named none.
-    pub fn precision(&self) -> Option<f64> {
-        share(self.both, self.by_loop)
+    /// `judge` against `oracle`, in the turns that both know.
+    pub fn of_judge(episodes: &[Episode], asked: &Asked) -> Agreement {
+        let mut sum = Agreement::default();
+        for ((episode, turn), label) in asked {
+            sum.add(Some(*label), by_oracle(&episodes[*episode])[*turn]);
+        }
+        sum
     }
 
-    /// Share of the bad actions that `loop` names; `None` when there are none.
+    fn add(&mut self, cheap: Option<Label>, oracle: Option<Label>) {
+        let Some(oracle) = oracle else { return };
+        let (cheap, oracle) = (cheap == Some(Label::Bad), oracle == Label::Bad);
+        self.both += usize::from(cheap && oracle);
+        self.by_cheap += usize::from(cheap);
+        self.by_oracle += usize::from(oracle);
+    }
+
+    /// Share of the cheap source's bad actions that are bad; `None` when it named none.
+    pub fn precision(&self) -> Option<f64> {
+        share(self.both, self.by_cheap)
+    }
+
+    /// Share of the bad actions that the cheap source names; `None` when there are none.
     pub fn recall(&self) -> Option<f64> {
         share(self.both, self.by_oracle)
     }

@@ -1,8 +1,11 @@
 //! Generative Classification Disentanglement: labels of actions, and the policy's own judgments of them.
 //! Knows no device: it sees numbers, episodes and sampled answers.
 
+pub mod judge;
 pub mod judgment;
 pub mod label;
+pub mod theory;
 
+pub use judge::{Judge, JudgeError};
 pub use judgment::{Accuracy, Judged, Pair, judge};
-pub use label::{Agreement, Label, LabelCounts};
+pub use label::{Agreement, Asked, Label, LabelCounts};

@@ -10,22 +10,31 @@ const SIZE: (u32, u32) = (1080, 540);
 
 /// Points (x, y) as an SVG element; values that are not finite are left out. `None` without a point.
 pub fn curve(points: &[(f64, f64)]) -> Option<String> {
-    let points: Vec<(f64, f64)> = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+    curve_with(points, &[])
+}
+
+/// The same with dots beside the line.
+pub fn curve_with(points: &[(f64, f64)], dots: &[(f64, f64)]) -> Option<String> {
+    let finite = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
+        points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
+    };
+    let (points, dots) = (finite(points), finite(dots));
     if points.is_empty() {
         return None;
     }
     let mut svg = String::new();
-    draw(&points, &mut svg).ok()?;
+    draw(&points, &dots, &mut svg).ok()?;
     Some(svg)
 }
 
-fn draw(points: &[(f64, f64)], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+fn draw(points: &[(f64, f64)], dots: &[(f64, f64)], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
+    let all = || points.iter().chain(dots);
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&root)
         .margin(15)
         .x_label_area_size(54)
         .y_label_area_size(150)
-        .build_cartesian_2d(span(points.iter().map(|p| p.0)), span(points.iter().map(|p| p.1)))?;
+        .build_cartesian_2d(span(all().map(|p| p.0)), span(all().map(|p| p.1)))?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -42,6 +51,7 @@ fn draw(points: &[(f64, f64)], svg: &mut String) -> Result<(), Box<dyn std::erro
     if let [point] = points {
         chart.draw_series([Circle::new(*point, 9, LINE.filled())])?;
     }
+    chart.draw_series(dots.iter().map(|dot| Circle::new(*dot, 9, GRID.filled())))?;
     root.present()?;
     Ok(())
 }

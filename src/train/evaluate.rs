@@ -4,7 +4,7 @@ use super::{TrainError, interrupt};
 use crate::agent::{Episode, Finish, Prompter};
 use crate::config::{Config, GcdMode};
 use crate::env::{Split, Suite, Task};
-use crate::gcd::{Accuracy, judge};
+use crate::gcd::{Accuracy, Asked, judge};
 use crate::model::Model;
 use crate::report::results::{EvalEpisode, Evaluation};
 use crate::rollout::{self, Counts, Settings, rollout};
@@ -57,7 +57,8 @@ pub fn judgments(
         return Ok(None);
     }
     let settings = Settings::evaluation(config, STREAM - 1);
-    let judged = judge(config, model, prompter, episodes, [JUDGED, 1], &settings, &interrupt::interrupted)?;
+    let judged =
+        judge(config, model, prompter, episodes, &Asked::new(), [JUDGED, 1], &settings, &interrupt::interrupted)?;
     Ok(Some(judged.accuracy()))
 }
 

@@ -7,7 +7,9 @@ use crate::agent::{Episode, Prompter};
 use crate::config::{Aggregation, Config, GcdMode};
 use crate::env::{Split, Suite};
 use crate::forest::{Forest, ROOT};
-use crate::gcd::{Agreement, Judged, judge};
+use crate::gcd::judge::Verdicts;
+use crate::gcd::judgment::questions;
+use crate::gcd::{self, Agreement, Asked, Judge, Judged};
 use crate::grpo::{LossReport, Normaliser, Sample, episode_return, samples};
 use crate::model::{Activations, Keep, Model};
 use crate::report::stats;
@@ -39,6 +41,8 @@ pub struct Iteration {
 pub struct Gcd {
     pub judged: Judged,
     pub agreement: Agreement,
+    /// The judge, where one is asked: its agreement with the oracle, and what it left open.
+    pub judge: Option<(Agreement, Verdicts)>,
     /// Labels and judgments; learning from them is part of `train_seconds`.
     pub seconds: f64,
     /// Share of the packed tokens that only judgments needed, of the last epoch.
@@ -72,6 +76,7 @@ pub fn run(
     learner: &mut Learner,
     reference: Option<&Model>,
     prompter: &Prompter,
+    judge: Option<&Judge>,
     index: u32,
 ) -> Result<Iteration, TrainError> {
     let began = Instant::now();
@@ -83,7 +88,7 @@ pub fn run(
     }
     let mut gcd = match config.gcd.mode {
         GcdMode::Off => None,
-        GcdMode::Generate => Some(judgments(config, &learner.model, prompter, &episodes, index)?),
+        GcdMode::Generate => Some(judgments(config, &learner.model, prompter, judge, &episodes, index)?),
     };
     let began = Instant::now();
     let samples = samples(&episodes, config);
@@ -152,16 +157,25 @@ fn judgments(
     config: &Config,
     model: &Model,
     prompter: &Prompter,
+    judge: Option<&Judge>,
     episodes: &[Episode],
     index: u32,
 ) -> Result<Gcd, TrainError> {
     let began = Instant::now();
     let settings = Settings::training(config, JUDGMENTS | index);
     let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
-    let judged = judge(config, model, prompter, episodes, size, &settings, &interrupt::interrupted)?;
+    let (mut asked, mut answered) = (Asked::new(), None);
+    if let Some(judge) = judge {
+        let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
+        let (turns, questions) = questions(episodes, config.gcd.judge.pairs as usize, key);
+        let verdicts = judge.ask(&questions)?;
+        asked = turns.into_iter().zip(&verdicts.labels).filter_map(|(at, label)| Some((at, (*label)?))).collect();
+        answered = Some((Agreement::of_judge(episodes, &asked), verdicts));
+    }
+    let judged = gcd::judge(config, model, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
     let usable = episodes.iter().filter(|e| !e.finish.is_failure());
-    let agreement = Agreement::of(usable, &config.gcd);
-    Ok(Gcd { judged, agreement, seconds: began.elapsed().as_secs_f64(), packed_share: 0.0 })
+    let agreement = Agreement::of_loop(usable, &config.gcd);
+    Ok(Gcd { judged, agreement, judge: answered, seconds: began.elapsed().as_secs_f64(), packed_share: 0.0 })
 }
 
 /// Puts each judgment behind the trajectory that it judges, whose tokens it shares. `trajectories` are the samples of the

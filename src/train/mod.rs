@@ -18,6 +18,7 @@ use crate::config::{Config, ConfigError};
 use crate::env::household::Household;
 use crate::env::{EnvError, Suite};
 use crate::files::FileError;
+use crate::gcd::JudgeError;
 use crate::model::checkpoint::CheckpointError;
 use crate::model::tokenizer::TokenizerError;
 use crate::rollout::RolloutError;
@@ -41,6 +42,8 @@ pub enum TrainError {
     Prompt(#[from] PromptError),
     #[error(transparent)]
     Env(#[from] EnvError),
+    #[error(transparent)]
+    Judge(#[from] JudgeError),
     #[error(transparent)]
     Rollout(#[from] RolloutError),
     #[error("{}: not a training state of this version ({reason}); start a new run", .file.display())]

@@ -8,10 +8,11 @@ use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
 use super::{TrainError, evaluate, interrupt, memory};
 use crate::agent::Prompter;
-use crate::config::Config;
+use crate::config::{Config, GcdMode, LabelSource};
 use crate::env::Suite;
 use crate::files::FileError;
-use crate::gcd::Accuracy;
+use crate::gcd::judge::Verdicts;
+use crate::gcd::{Accuracy, Judge};
 use crate::grpo::episode_return;
 use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
 use crate::model::tokenizer::{END_OF_TEXT, TURN_END, Tokenizer};
@@ -40,10 +41,12 @@ const EXAMPLES: u32 = 6;
 /// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report.
 pub fn train(mut config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
     // Everything a user can get wrong about the model is found before a folder is made. A resumed run has its own.
+    let asks = config.gcd.mode != GcdMode::Off && config.gcd.labels.contains(&LabelSource::Judge);
+    let judge = asks.then(|| Judge::open(&config.gcd.judge)).transpose()?;
     let base = if existing == Existing::Resume { None } else { load_base(&config)? };
     let folder = RunFolder::open(&mut config, existing)?;
     let path = folder.path().to_path_buf();
-    let outcome = Session::open(config, folder, suite, base)
+    let outcome = Session::open(config, folder, suite, base, judge)
         .and_then(|mut session| session.run().map_err(|error| session.give_up(error)));
     outcome.map_err(|error| match error {
         TrainError::Rollout(RolloutError::Interrupted) => TrainError::Interrupted(path),
@@ -109,6 +112,7 @@ struct Session<'a> {
     /// Empty when the cold start is over.
     demonstrations: Vec<Demonstration>,
     state: State,
+    judge: Option<Judge>,
     metrics: Metrics,
     trajectories: Trajectories,
     /// When this process began; the run's earlier wall time is in `earlier`.
@@ -123,6 +127,7 @@ impl<'a> Session<'a> {
         folder: RunFolder,
         suite: &'a dyn Suite,
         base: Option<Start>,
+        judge: Option<Judge>,
     ) -> Result<Session<'a>, TrainError> {
         let began = Instant::now();
         let given = match folder.checkpoints()?.pop() {
@@ -162,6 +167,7 @@ impl<'a> Session<'a> {
             reference,
             demonstrations,
             state,
+            judge,
             metrics,
             trajectories,
             began,
@@ -250,7 +256,8 @@ impl<'a> Session<'a> {
                 self.evaluate("during GRPO", &|line| progress.note(line))?;
             }
             let (learner, reference) = (&mut self.learner, self.reference.as_ref());
-            let done = iteration::run(&self.config, self.suite, learner, reference, &self.prompter, index)?;
+            let judge = self.judge.as_ref();
+            let done = iteration::run(&self.config, self.suite, learner, reference, &self.prompter, judge, index)?;
             let statistics = Statistics::of(&done.episodes);
             self.keep(&done, &statistics, &|line| progress.note(line))?;
             progress.step(
@@ -310,6 +317,9 @@ impl<'a> Session<'a> {
                 .with("grad_norm", step.grad_norm);
         }
         if let Some(gcd) = &done.gcd {
+            if let Some((_, Verdicts { missing, reason: Some(reason), .. })) = &gcd.judge {
+                say(&format!("the judge left {missing} actions without a label: {reason}"));
+            }
             record = with_gcd(record, gcd, done.train_seconds, seconds);
         }
         self.metrics.append(&record)?;
@@ -440,7 +450,11 @@ impl<'a> Session<'a> {
 /// Adds what judging came to, in an iteration of `seconds`. Learning is shared: GCD's part of it is that of its tokens.
 fn with_gcd(mut record: Record, gcd: &Gcd, train_seconds: f64, seconds: f64) -> Record {
     let (accuracy, counts) = (gcd.judged.accuracy(), &gcd.judged.counts);
+    let judge = gcd.judge.as_ref();
     let shares = [
+        ("gcd/judge_precision", judge.and_then(|(agreement, _)| agreement.precision())),
+        ("gcd/judge_recall", judge.and_then(|(agreement, _)| agreement.recall())),
+        ("gcd/judge_missing", judge.map(|(_, verdicts)| verdicts.missing as f64)),
         ("gcd/accuracy", accuracy.all),
         ("gcd/accuracy/good", accuracy.good),
         ("gcd/accuracy/bad", accuracy.bad),
@@ -448,8 +462,8 @@ fn with_gcd(mut record: Record, gcd: &Gcd, train_seconds: f64, seconds: f64) -> 
         ("gcd/loop_precision", gcd.agreement.precision()),
         ("gcd/loop_recall", gcd.agreement.recall()),
     ];
-    for (name, share) in shares.into_iter().filter_map(|(name, share)| Some((name, share?))) {
-        record = record.with(name, share);
+    for (name, value) in shares.into_iter().filter_map(|(name, value)| Some((name, value?))) {
+        record = record.with(name, value);
     }
     record
         .with("gcd/pairs", gcd.judged.pairs.len() as f64)

@@ -1,0 +1,266 @@
+//! The judge's client against a real HTTP server on loopback that misbehaves in each way.
+
+mod common;
+
+use common::runs::tiny;
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
+use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+use uncouple::config;
+use uncouple::gcd::judge::{Judge, JudgeError, Question};
+use uncouple::gcd::label::Label;
+use uncouple::report::metrics;
+use uncouple::train::run_folder::Existing;
+use uncouple::train::{suite, train};
+
+/// What the server does with a request.
+#[derive(Clone, Copy)]
+enum Reply {
+    Say(&'static str),
+    Status(u16, &'static str),
+    Raw(&'static str),
+    Hang,
+    HangUp,
+}
+use Reply::{Hang, HangUp, Raw, Say, Status};
+
+struct Server {
+    url: String,
+    /// Requests as they came: the head, then the body.
+    seen: Arc<Mutex<Vec<(String, String)>>>,
+    most_at_once: Arc<AtomicUsize>,
+}
+
+/// A server that answers the n-th request by `reply(n)`.
+fn serve(reply: impl Fn(usize) -> Reply + Send + Sync + 'static) -> Server {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    let (seen, most) = (Arc::new(Mutex::new(Vec::new())), Arc::new(AtomicUsize::new(0)));
+    let (now, reply) = (Arc::new(AtomicUsize::new(0)), Arc::new(reply));
+    let server = Server { url, seen: seen.clone(), most_at_once: most.clone() };
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let (seen, most, now, reply) = (seen.clone(), most.clone(), now.clone(), reply.clone());
+            std::thread::spawn(move || {
+                // Counted until the answer begins: from then on the client may go on.
+                let work = || {
+                    most.fetch_max(now.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
+                    std::thread::sleep(Duration::from_millis(5));
+                    now.fetch_sub(1, Ordering::SeqCst);
+                };
+                answer(stream.unwrap(), &seen, &work, &*reply);
+            });
+        }
+    });
+    server
+}
+
+fn answer(mut stream: TcpStream, seen: &Mutex<Vec<(String, String)>>, work: &dyn Fn(), reply: &dyn Fn(usize) -> Reply) {
+    let mut reader = BufReader::new(stream.try_clone().unwrap());
+    let (mut head, mut length) = (String::new(), 0);
+    loop {
+        let mut line = String::new();
+        if reader.read_line(&mut line).unwrap_or(0) == 0 || line == "\r\n" {
+            break;
+        }
+        if let Some(n) = line.to_ascii_lowercase().strip_prefix("content-length:") {
+            length = n.trim().parse().unwrap();
+        }
+        head += &line;
+    }
+    let mut body = vec![0; length];
+    reader.read_exact(&mut body).unwrap();
+    let number = {
+        let mut seen = seen.lock().unwrap();
+        seen.push((head, String::from_utf8(body).unwrap()));
+        seen.len() - 1
+    };
+    work();
+    let send = |stream: &mut TcpStream, status: &str, more: &str, body: &str| {
+        let length = body.len();
+        let text = format!("HTTP/1.1 {status}\r\nConnection: close\r\n{more}Content-Length: {length}\r\n\r\n{body}");
+        let _ = stream.write_all(text.as_bytes());
+    };
+    match reply(number) {
+        Say(word) => {
+            let json = serde_json::json!({
+                "choices": [{ "message": { "role": "assistant", "content": word } }], "usage": { "total_tokens": 10 }
+            });
+            send(&mut stream, "200 OK", "", &json.to_string());
+        }
+        Status(code, more) => send(&mut stream, &format!("{code} No"), more, "{}"),
+        Raw(body) => send(&mut stream, "200 OK", "", body),
+        Hang => std::thread::sleep(Duration::from_secs(3)),
+        HangUp => {}
+    }
+}
+
+fn judge(server: &Server, dir: &Path, change: impl FnOnce(&mut config::Judge)) -> Judge {
+    let mut config = config::Judge {
+        url: server.url.clone(),
+        model: "m".into(),
+        cache: dir.join("votes.sqlite").display().to_string(),
+        backoff_ms: 1,
+        timeout: 5.0,
+        retries: 2,
+        ..config::Judge::default()
+    };
+    change(&mut config);
+    Judge::open(&config).unwrap()
+}
+
+fn question(i: usize) -> Question {
+    Question { state: format!("Observation: {i}"), action: "go".into() }
+}
+
+#[test]
+fn all_votes_must_agree_and_no_pair_is_paid_for_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(|n| if n == 7 { Say("bad") } else { Say(" Good.\n") });
+    let one_by_one = |c: &mut config::Judge| c.concurrency = 1;
+    let judge_1 = judge(&server, dir.path(), one_by_one);
+    let asked = [question(0), question(1), question(0)];
+    let verdicts = judge_1.ask(&asked).unwrap();
+    assert_eq!(verdicts.labels, [Some(Label::Good), None, Some(Label::Good)], "four to one is no label");
+    assert_eq!((verdicts.missing, verdicts.reason), (0, None));
+    assert_eq!((judge_1.calls(), judge_1.tokens()), (10, 100), "the same question twice is asked once");
+    drop(judge_1);
+    // Another run, even with fewer votes to agree: everything is on record.
+    let judge_2 = judge(&server, dir.path(), |c| c.agree = 4);
+    assert_eq!(judge_2.ask(&asked).unwrap().labels, [Some(Label::Good); 3]);
+    assert_eq!(judge_2.calls(), 0);
+    // Another temperature is another question.
+    assert_eq!(judge(&server, dir.path(), |c| c.temperature = 0.0).ask(&asked[..1]).unwrap().labels.len(), 1);
+    assert_eq!(server.seen.lock().unwrap().len(), 15);
+}
+
+#[test]
+fn the_request_is_what_the_protocol_asks_for_and_the_key_is_sent_but_not_kept() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(|_| Say("bad"));
+    // PATH is a variable that every environment has.
+    let judge = judge(&server, dir.path(), |c| {
+        c.key_env = "PATH".into();
+        c.url += "/v1/";
+    });
+    assert_eq!(judge.ask(&[question(3)]).unwrap().labels, [Some(Label::Bad)]);
+    let (head, body) = server.seen.lock().unwrap()[0].clone();
+    let key = std::env::var("PATH").unwrap();
+    assert!(
+        head.starts_with("POST /v1/chat/completions HTTP/1.1") && head.contains(&format!("Bearer {key}")),
+        "{head}"
+    );
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
+    assert_eq!((&body["model"], &body["temperature"]), (&"m".into(), &1.0.into()));
+    assert!(body["messages"][1]["content"].as_str().unwrap().contains("Observation: 3"));
+    drop(judge);
+    for entry in std::fs::read_dir(dir.path()).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        assert!(!bytes.windows(key.len()).any(|w| w == key.as_bytes()), "the key is not kept");
+    }
+}
+
+#[test]
+fn an_absent_key_and_an_unusable_record_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |change: &dyn Fn(&mut config::Judge)| {
+        let mut config =
+            config::Judge { cache: dir.path().join("v").display().to_string(), ..config::Judge::default() };
+        change(&mut config);
+        Judge::open(&config).err().expect("refused")
+    };
+    let error = open(&|c| c.key_env = "UNCOUPLE_NO_SUCH_KEY".into());
+    assert!(matches!(&error, JudgeError::NoKey(name) if name == "UNCOUPLE_NO_SUCH_KEY"), "{error}");
+    let error = open(&|c| c.cache = "/no/such/folder/votes".into());
+    assert!(error.to_string().contains("/no/such/folder/votes"), "{error}");
+}
+
+#[test]
+fn what_may_pass_is_tried_again() {
+    let faults =
+        [Status(429, "Retry-After: 0\r\n"), Status(500, ""), Status(503, ""), HangUp, Hang, Raw("{\"choi"), Raw("{}")];
+    for (i, fault) in faults.into_iter().enumerate() {
+        let dir = tempfile::tempdir().unwrap();
+        let server = serve(move |n| if n < 2 { fault } else { Say("good") });
+        let judge = judge(&server, dir.path(), |c| (c.concurrency, c.timeout) = (1, 0.5));
+        let verdicts = judge.ask(&[question(0)]).unwrap();
+        assert_eq!(verdicts.labels, [Some(Label::Good)], "fault {i}: {:?}", verdicts.reason);
+        assert_eq!(judge.calls(), 7, "fault {i}: two tries failed");
+    }
+}
+
+#[test]
+fn a_judge_that_is_down_leaves_pairs_open_and_is_not_asked_on() {
+    let dir = tempfile::tempdir().unwrap();
+    for (fault, tries) in [(Status(500, ""), 3), (Status(401, ""), 1), (HangUp, 3)] {
+        // The first pair has its votes before the judge goes down.
+        let server = serve(move |n| if n < 5 { Say("good") } else { fault });
+        let folder = tempfile::tempdir_in(dir.path()).unwrap();
+        let judge = judge(&server, folder.path(), |c| c.concurrency = 1);
+        let asked: Vec<_> = (0..10).map(question).collect();
+        let verdicts = judge.ask(&asked).unwrap();
+        assert_eq!((verdicts.labels[0], verdicts.missing), (Some(Label::Good), 9));
+        assert!(verdicts.labels[1..].iter().all(Option::is_none) && verdicts.reason.is_some());
+        assert_eq!(judge.calls(), 5 + tries);
+    }
+}
+
+#[test]
+fn answers_that_are_no_verdict_are_votes_for_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(|n| if n < 5 { Say("good or bad, who knows") } else { Say("good") });
+    let judge = judge(&server, dir.path(), |c| c.concurrency = 1);
+    let verdicts = judge.ask(&[question(0), question(1)]).unwrap();
+    assert_eq!((verdicts.labels, verdicts.missing), (vec![None, Some(Label::Good)], 0));
+    judge.ask(&[question(0)]).unwrap();
+    assert_eq!(judge.calls(), 10, "they are paid for, and kept");
+}
+
+#[test]
+fn budgets_and_concurrency_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let server = serve(|_| Say("good"));
+    let asked: Vec<_> = (0..10).map(question).collect();
+    let few_calls = judge(&server, dir.path(), |c| (c.max_calls, c.concurrency) = (12, 3));
+    let verdicts = few_calls.ask(&asked).unwrap();
+    assert_eq!((few_calls.calls(), server.seen.lock().unwrap().len()), (12, 12));
+    assert_eq!(verdicts.missing, 8);
+    assert!(verdicts.reason.unwrap().contains("budget of 12 calls"));
+    let few_tokens = judge(&server, dir.path(), |c| (c.max_tokens, c.concurrency) = (50, 1));
+    assert!(few_tokens.ask(&asked).unwrap().reason.unwrap().contains("budget of 50 tokens"));
+    assert_eq!(few_tokens.tokens(), 50);
+    let whole = judge(&server, dir.path(), |c| c.concurrency = 3);
+    assert_eq!(whole.ask(&asked).unwrap().labels, [Some(Label::Good); 10]);
+    assert_eq!(whole.calls(), 50 - 12 - 5);
+    assert!(server.most_at_once.load(Ordering::SeqCst) <= 3);
+}
+
+#[test]
+fn training_goes_on_with_a_judge_and_without_one() {
+    let dir = tempfile::tempdir().unwrap();
+    for (name, reply, missing) in [("up", Say("bad"), 0.0), ("down", Status(503, ""), 5.0)] {
+        let server = serve(move |_| reply);
+        let cache = dir.path().join(format!("{name}.sqlite"));
+        let set = [
+            "gcd.mode=generate",
+            "gcd.labels=['judge']",
+            "gcd.pairs=4",
+            "gcd.judge.model=m",
+            "gcd.judge.pairs=5",
+            "gcd.judge.retries=0",
+            "run.iterations=1",
+            &format!("gcd.judge.url={}", server.url),
+            &format!("gcd.judge.cache={}", cache.display()),
+        ];
+        let config = tiny(dir.path(), name, &set);
+        let run = train(config.clone(), &*suite(&config).unwrap(), Existing::Refuse).unwrap_or_else(|e| panic!("{e}"));
+        let records = metrics::read(&run.folder).unwrap();
+        let record = records.iter().find(|r| r.phase == "grpo").unwrap();
+        assert_eq!(record.values["gcd/judge_missing"], missing);
+        assert_eq!(record.values["gcd/labels/bad"], 5.0 - missing);
+        assert_eq!(record.values["gcd/labels/good"], 0.0);
+    }
+}
