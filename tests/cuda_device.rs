@@ -112,7 +112,7 @@ fn the_arena_reuses_and_joins() {
     let refused = arena.alloc(513).unwrap_err();
     assert_eq!(refused, Error::OutOfMemory { asked: 513, free: 768, largest: 512, total: 1024 });
     let text = refused.to_string();
-    assert!(text.contains("513") && text.contains("768 of 1024") && text.contains("micro_batch"), "{text}");
+    assert!(text.contains("513") && text.contains("768 of 1024") && text.contains("grpo.micro_tokens"), "{text}");
     assert_eq!(arena.alloc(512).unwrap(), 512);
     assert_eq!(arena.alloc(0).unwrap(), 0);
     arena.free(b);

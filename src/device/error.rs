@@ -23,7 +23,7 @@ pub enum Error {
     NoCublasLt,
     #[error(
         "out of GPU memory: {asked} bytes were asked for, {free} of {total} are free (the largest piece {largest}): lower \
-         train.micro_batch_tokens or rollout.max_batch"
+         grpo.micro_tokens or rollout.group_size"
     )]
     OutOfMemory { asked: usize, free: usize, largest: usize, total: usize },
     #[error("the kernel {kernel} failed, grid {grid:?}, block {block:?}, {shared} bytes of shared memory: {problem}")]

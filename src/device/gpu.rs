@@ -13,16 +13,23 @@ pub trait Real: Pod {
     const DTYPE: Dtype;
     /// As kernels are named: `bf16`.
     const NAME: &'static str;
+    fn to_f32(self) -> f32;
 }
 
 impl Real for bf16 {
     const DTYPE: Dtype = Dtype::Bf16;
     const NAME: &'static str = "bf16";
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
 }
 
 impl Real for f32 {
     const DTYPE: Dtype = Dtype::F32;
     const NAME: &'static str = "f32";
+    fn to_f32(self) -> f32 {
+        self
+    }
 }
 
 /// Elements in device memory, of a [`Tensor`] or a [`Part`] of one. As on any GPU, a shared reference is enough to write to them.
