@@ -18,4 +18,5 @@ pub mod ops;
 pub mod reference;
 pub mod report;
 pub mod rollout;
+pub mod selftest;
 pub mod train;

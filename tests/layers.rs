@@ -8,7 +8,7 @@ use std::path::Path;
 const LAYERS: [&[&str]; 9] = [
     &["main"],
     &["cli"],
-    &["reference", "bench"],
+    &["reference", "bench", "selftest"],
     &["train"],
     &["grpo", "gcd", "coupling", "rollout"],
     &["agent", "env", "model", "forest"],

@@ -2,6 +2,7 @@
 
 use super::{DoctorArgs, output};
 use crate::device::cpu::{self, Mat};
+use crate::device::cuda;
 use crate::device::kernels::MODULES;
 use anyhow::Result;
 use rayon::prelude::*;
@@ -124,22 +125,15 @@ fn disk(dir: &Path) -> Check {
     }
 }
 
-/// Looks only at files: nothing is loaded or called.
+/// What the driver says.
 fn gpu() -> Check {
-    let device = Path::new("/dev/nvidiactl").exists();
-    let folders =
-        ["/usr/lib/x86_64-linux-gnu", "/usr/lib/aarch64-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/lib/wsl/lib"];
-    let driver = folders.iter().map(|f| Path::new(f).join("libcuda.so.1")).find(|p| p.exists());
-    let smi =
-        std::env::var_os("PATH").is_some_and(|p| std::env::split_paths(&p).any(|d| d.join("nvidia-smi").exists()));
-    let found = match (device, driver) {
-        (true, Some(driver)) => format!("NVIDIA device with driver {}", driver.display()),
-        (true, None) => "NVIDIA device, but no libcuda.so.1".into(),
-        (false, Some(driver)) => format!("no NVIDIA device (driver {})", driver.display()),
-        (false, None) => "no NVIDIA device".into(),
-    };
-    let smi = if smi { ", nvidia-smi" } else { "" };
-    Check::but("gpu", Status::Note, found + smi, "this build trains on the CPU (--device cpu)")
+    match cuda::describe() {
+        Ok(found) => {
+            let mend = "training is on the CPU for now; `uncouple selftest --device cuda` checks the kernels";
+            Check::but("gpu", Status::Note, found, mend)
+        }
+        Err(e) => Check::but("gpu", Status::Note, e.to_string(), "this build trains on the CPU (--device cpu)"),
+    }
 }
 
 /// The CUDA kernels in this program.

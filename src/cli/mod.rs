@@ -5,6 +5,7 @@ mod doctor;
 mod eval;
 mod output;
 pub mod reference;
+mod selftest;
 mod theory;
 mod train;
 
@@ -29,6 +30,8 @@ pub enum Command {
     Eval(EvalArgs),
     /// Look at this machine and say what training will find here
     Doctor(DoctorArgs),
+    /// Check every CUDA kernel on this machine's GPU against the CPU
+    Selftest(SelftestArgs),
     /// Write or check reference numbers for other backends
     #[command(subcommand)]
     Reference(reference::ReferenceCommand),
@@ -137,6 +140,16 @@ pub struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct SelftestArgs {
+    /// What to check against the CPU
+    #[arg(long, value_enum, default_value = "cuda")]
+    pub device: DeviceArg,
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct BenchArgs {
     /// What to measure
     #[arg(value_enum)]
@@ -179,6 +192,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(args) => train::run(args),
         Command::Doctor(args) => doctor::run(args),
+        Command::Selftest(args) => selftest::run(args),
         Command::Eval(args) => eval::run(args),
         Command::Reference(command) => reference::run(command),
         Command::Bench(args) => bench::run(args),

@@ -1,4 +1,14 @@
 //! Where numbers live and how work is spread over a device.
 
+mod arena;
 pub mod cpu;
+pub mod cuda;
+mod driver;
+mod error;
+mod gpu;
 pub mod kernels;
+
+pub use arena::Arena;
+pub use driver::{Arg, Driver, Dtype, Launch, Matmul, Operand};
+pub use error::{Error, Result, expect};
+pub use gpu::{Gpu, Graph, Part, Real, Slice, Tensor};

@@ -65,3 +65,104 @@ pub fn step(o: &AdamW, decay: bool, p: &mut [f32], g: &[f32], m: &mut [f32], v: 
         )
     });
 }
+
+/// On a GPU: master weights and moments in f32, gradients in bf16 or f32, a copy of the weights in bf16 for the model. Lengths are
+/// multiples of 8: tensors in a flat buffer are padded.
+pub mod cuda {
+    use super::AdamW;
+    use crate::device::{Arg, Error, Gpu, Launch, Real, Result, Slice, expect};
+    use bytemuck::{Pod, Zeroable};
+    use half::bf16;
+
+    /// Blocks of the norm: four for each multiprocessor of an H100. Fixed, so that the norm has the same bits everywhere.
+    const GRID: usize = 528;
+
+    /// How the copy is rounded.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Rounding {
+        Nearest,
+        /// Up or down at random, unbiased, by a Philox stream.
+        Stochastic {
+            seed: u64,
+            stream: u64,
+        },
+    }
+
+    /// What a step works on, all of one length.
+    pub struct State<'a> {
+        pub p: &'a Slice<f32>,
+        pub m: &'a Slice<f32>,
+        pub v: &'a Slice<f32>,
+        pub copy: &'a Slice<bf16>,
+    }
+
+    /// The kernel's struct of this name.
+    #[derive(Clone, Copy, Pod, Zeroable)]
+    #[repr(C)]
+    struct Step {
+        rate: f32,
+        inv_root: f32,
+        keep: f32,
+        beta1: f32,
+        beta2: f32,
+        eps: f32,
+    }
+
+    /// As [`super::step`], but gradients are scaled by `scale` `[1]`, which lies on the device (see [`grad_norm`]), not by
+    /// `grad_scale`.
+    pub fn step<T: Real>(
+        gpu: &Gpu,
+        o: &AdamW,
+        decay: bool,
+        state: &State,
+        g: &Slice<T>,
+        scale: &Slice<f32>,
+        rounding: Rounding,
+    ) -> Result<()> {
+        let n = g.len();
+        let lengths = [state.p.len(), state.m.len(), state.v.len(), state.copy.len()];
+        expect("adamw", n.is_multiple_of(8) && lengths == [n; 4] && scale.len() == 1, || {
+            format!("{n} gradients (a multiple of 8) and {} scales for weights of {lengths:?}", scale.len())
+        })?;
+        let correction = |beta: f32| 1.0 - f64::from(beta).powi(o.step as i32);
+        let scalars = Step {
+            rate: (f64::from(o.lr) / correction(o.beta1)) as f32,
+            inv_root: (1.0 / correction(o.beta2).sqrt()) as f32,
+            keep: if decay { 1.0 - o.lr * o.weight_decay } else { 1.0 },
+            beta1: o.beta1,
+            beta2: o.beta2,
+            eps: o.eps,
+        };
+        let mut args = vec![state.p.arg(), g.arg(), state.m.arg(), state.v.arg(), state.copy.arg(), scale.arg()];
+        args.extend([Arg::from(n as u64), Arg::from(scalars)]);
+        let kernel = match rounding {
+            Rounding::Nearest => format!("adamw_step_{}", T::NAME),
+            Rounding::Stochastic { seed, stream } => {
+                args.extend([seed, stream].map(Arg::from));
+                format!("adamw_step_stochastic_{}", T::NAME)
+            }
+        };
+        // 64-bit offsets: more than 2³² elements are fine.
+        let (blocks, block, shared) = ((n / 8).div_ceil(256), [256, 1, 1], 0);
+        let grid = [u32::try_from(blocks).unwrap_or(u32::MAX), 1, 1];
+        if grid[0] > i32::MAX as u32 {
+            return Err(Error::Launch { kernel, grid, block, shared, problem: format!("{n} elements are too many") });
+        }
+        gpu.launch(Launch { kernel: &kernel, grid, block, shared, args: &args })
+    }
+
+    /// `norm` `[2]` = the L2 norm of `g`, and the factor that clips it (1 if `clip` is 0).
+    pub fn grad_norm<T: Real>(gpu: &Gpu, g: &Slice<T>, clip: f32, norm: &Slice<f32>) -> Result<()> {
+        let n = g.len();
+        expect("gradient norm", n.is_multiple_of(8) && norm.len() == 2, || {
+            format!("{n} gradients (a multiple of 8) to a norm of {} elements (2)", norm.len())
+        })?;
+        let blocks = GRID.min(n.div_ceil(8 * 256).max(1));
+        let partial = gpu.uninit::<f32>(blocks)?;
+        let (kernel, block, shared) = (format!("adamw_grad_norm_partial_{}", T::NAME), [256, 1, 1], 0);
+        let args = [g.arg(), partial.arg(), Arg::from(n as u64)];
+        gpu.launch(Launch { kernel: &kernel, grid: [blocks as u32, 1, 1], block, shared, args: &args })?;
+        let args = [partial.arg(), norm.arg(), Arg::from(blocks as i32), Arg::from(clip)];
+        gpu.launch(Launch { kernel: "adamw_grad_norm_finish_f32", grid: [1; 3], block, shared, args: &args })
+    }
+}

@@ -55,3 +55,35 @@ fn std(x: &[f64]) -> f64 {
     let centre = mean(x);
     (x.iter().map(|v| (v - centre).powi(2)).sum::<f64>() / (x.len() - 1) as f64).sqrt()
 }
+
+/// On a GPU, in f32.
+pub mod cuda {
+    use super::Scale;
+    use crate::device::{Arg, Gpu, Launch, Result, Slice, expect};
+
+    /// As [`super::advantages`]; `start` `[groups + 1]` holds where each group begins, and the number of rewards.
+    pub fn advantages(
+        gpu: &Gpu,
+        reward: &Slice<f32>,
+        start: &Slice<u32>,
+        scale: Scale,
+        eps: f32,
+        advantage: &Slice<f32>,
+    ) -> Result<()> {
+        let (n, groups) = (reward.len(), start.len().saturating_sub(1));
+        let fits = n == advantage.len() && !start.is_empty() && n <= i32::MAX as usize;
+        expect("advantages", fits, || {
+            format!("{n} rewards, {} advantages, {} starts of groups", advantage.len(), start.len())
+        })?;
+        let std = gpu.uninit::<f32>(1)?;
+        if scale == Scale::Batch {
+            let args = [reward.arg(), std.arg(), Arg::from(n as i32)];
+            let (kernel, grid, block) = ("advantage_batch_std_f32", [1, 1, 1], [256, 1, 1]);
+            gpu.launch(Launch { kernel, grid, block, shared: 0, args: &args })?;
+        }
+        let std = if scale == Scale::Batch { std.arg() } else { Arg::NULL };
+        let [groups_, centre_only] = [groups as i32, i32::from(scale == Scale::None)].map(Arg::from);
+        let args = [reward.arg(), start.arg(), std, advantage.arg(), groups_, centre_only, Arg::from(eps)];
+        gpu.launch_threads("advantage_group_f32", 32 * groups, &args)
+    }
+}

@@ -15,3 +15,74 @@ pub fn backward(tokens: &[u32], dy: &[f32], hidden: usize, d_table: &mut [f32]) 
         }
     }
 }
+
+/// On a GPU: activations in bf16 `[tokens, hidden]`, tables `[vocab, hidden]`; `hidden` is a multiple of 8.
+pub mod cuda {
+    use crate::device::{Arg, Error, Gpu, Launch, Real, Result, Slice, Tensor, expect};
+    use half::bf16;
+
+    /// Tokens on the device, and where each distinct one occurs: what a deterministic backward pass sums by.
+    pub struct Tokens {
+        pub ids: Tensor<u32>,
+        vocab: usize,
+        distinct: Tensor<u32>,
+        start: Tensor<u32>,
+        order: Tensor<u32>,
+    }
+
+    impl Tokens {
+        /// Refuses a token that is not in the vocabulary.
+        pub fn new(gpu: &Gpu, tokens: &[u32], vocab: usize) -> Result<Tokens> {
+            if let Some((at, token)) = tokens.iter().enumerate().find(|(_, t)| **t as usize >= vocab) {
+                let sizes = format!("token {token} at {at} is not in a vocabulary of {vocab}");
+                return Err(Error::Shape { op: "embedding", sizes });
+            }
+            let mut order: Vec<u32> = (0..tokens.len() as u32).collect();
+            order.sort_by_key(|i| tokens[*i as usize]);
+            let (mut distinct, mut start) = (Vec::new(), Vec::new());
+            for (at, i) in order.iter().enumerate() {
+                let token = tokens[*i as usize];
+                if distinct.last() != Some(&token) {
+                    distinct.push(token);
+                    start.push(at as u32);
+                }
+            }
+            start.push(order.len() as u32);
+            let [ids, distinct, start, order] = [tokens, &distinct, &start, &order].map(|list| gpu.tensor(list));
+            Ok(Tokens { ids: ids?, vocab, distinct: distinct?, start: start?, order: order? })
+        }
+
+        fn check(&self, op: &'static str, table: usize, rows: usize, hidden: usize) -> Result<()> {
+            let fits = hidden > 0 && hidden.is_multiple_of(8) && table == self.vocab * hidden;
+            expect(op, fits && rows == self.ids.len() * hidden, || {
+                let (n, vocab) = (self.ids.len(), self.vocab);
+                format!(
+                    "a table of {table} and rows of {rows} elements for {n} of {vocab} tokens of {hidden} (multiple of 8)"
+                )
+            })
+        }
+    }
+
+    pub fn forward(gpu: &Gpu, tokens: &Tokens, table: &Slice<bf16>, hidden: usize, y: &Slice<bf16>) -> Result<()> {
+        tokens.check("embedding forward", table.len(), y.len(), hidden)?;
+        let sizes = [tokens.ids.len(), hidden].map(|n| Arg::from(n as i32));
+        let args = [tokens.ids.arg(), table.arg(), y.arg(), sizes[0], sizes[1]];
+        gpu.launch_threads("embedding_forward_bf16", y.len() / 8, &args)
+    }
+
+    /// Adds to `d_table`, in token order.
+    pub fn backward<T: Real>(
+        gpu: &Gpu,
+        tokens: &Tokens,
+        dy: &Slice<bf16>,
+        hidden: usize,
+        d_table: &Slice<T>,
+    ) -> Result<()> {
+        tokens.check("embedding backward", d_table.len(), dy.len(), hidden)?;
+        let [distinct, start, order] = [&tokens.distinct, &tokens.start, &tokens.order].map(|list| list.arg());
+        let args = [distinct, start, order, dy.arg(), d_table.arg(), Arg::from(hidden as i32)];
+        let (grid, block) = ([tokens.distinct.len() as u32, hidden.div_ceil(1024) as u32, 1], [128, 1, 1]);
+        let kernel = format!("embedding_backward_{}", T::NAME);
+        gpu.launch(Launch { kernel: &kernel, grid, block, shared: 0, args: &args })
+    }
+}

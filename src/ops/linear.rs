@@ -96,3 +96,86 @@ pub fn backward_bias(dy: &[f32], db: &mut [f32]) {
         },
     )
 }
+
+/// On a GPU: activations and weights in bf16, sums in f32, gradients of weights in bf16 or f32.
+pub mod cuda {
+    use crate::device::{Gpu, Matmul, Operand, Real, Result, Slice, expect};
+    use half::bf16;
+
+    fn rows<T: Real>(x: &Slice<T>, stride: usize) -> Operand {
+        Operand { address: x.address(), dtype: T::DTYPE, stride, transposed: false, batch_stride: 0 }
+    }
+
+    fn transposed<T: Real>(x: &Slice<T>, stride: usize) -> Operand {
+        Operand { transposed: true, ..rows(x, stride) }
+    }
+
+    /// Rows and outputs of `x` `[rows, in]`, `w` `[out, in]` and `y` `[rows, out]`.
+    fn sizes(op: &'static str, x: usize, w: usize, y: usize, n_in: usize) -> Result<(usize, usize)> {
+        let (rows, out) = (x / n_in.max(1), w / n_in.max(1));
+        expect(op, n_in > 0 && rows * n_in == x && out * n_in == w && rows * out == y, || {
+            format!("{x} inputs in rows of {n_in}, {w} weights, {y} outputs")
+        })?;
+        Ok((rows, out))
+    }
+
+    /// `y = x Wᵀ + b`: `x` `[rows, in]`, `w` `[out, in]`, `bias` `[out]`, `y` `[rows, out]` (without a bias also in f32).
+    pub fn forward<T: Real>(
+        gpu: &Gpu,
+        x: &Slice<bf16>,
+        w: &Slice<bf16>,
+        bias: Option<&Slice<T>>,
+        in_features: usize,
+        y: &Slice<T>,
+    ) -> Result<()> {
+        let (m, n) = sizes("linear forward", x.len(), w.len(), y.len(), in_features)?;
+        let wrong_bias = bias.filter(|b| b.len() != n).map(Slice::len);
+        expect("linear forward", wrong_bias.is_none(), || format!("a bias of {wrong_bias:?} for {n} outputs"))?;
+        let (a, b, c) = (rows(x, in_features), transposed(w, in_features), rows(y, n));
+        let bias = bias.map(Slice::address);
+        gpu.matmul(&Matmul { m, n, k: in_features, batch: 1, alpha: 1.0, beta: 0.0, a, b, c, bias })
+    }
+
+    /// `y += x Wᵀ`.
+    pub fn forward_add(gpu: &Gpu, x: &Slice<bf16>, w: &Slice<bf16>, in_features: usize, y: &Slice<bf16>) -> Result<()> {
+        let (m, n) = sizes("linear forward", x.len(), w.len(), y.len(), in_features)?;
+        let (a, b, c) = (rows(x, in_features), transposed(w, in_features), rows(y, n));
+        gpu.matmul(&Matmul { m, n, k: in_features, batch: 1, alpha: 1.0, beta: 1.0, a, b, c, bias: None })
+    }
+
+    /// `dx = dy W`.
+    pub fn backward_input(
+        gpu: &Gpu,
+        dy: &Slice<bf16>,
+        w: &Slice<bf16>,
+        in_features: usize,
+        dx: &Slice<bf16>,
+    ) -> Result<()> {
+        let (m, k) = sizes("linear backward (input)", dx.len(), w.len(), dy.len(), in_features)?;
+        let (a, b, c) = (rows(dy, k), rows(w, in_features), rows(dx, in_features));
+        gpu.matmul(&Matmul { m, n: in_features, k, batch: 1, alpha: 1.0, beta: 0.0, a, b, c, bias: None })
+    }
+
+    /// `dW += dyᵀ x`.
+    pub fn backward_weight<T: Real>(
+        gpu: &Gpu,
+        dy: &Slice<bf16>,
+        x: &Slice<bf16>,
+        in_features: usize,
+        dw: &Slice<T>,
+    ) -> Result<()> {
+        let (k, m) = sizes("linear backward (weight)", x.len(), dw.len(), dy.len(), in_features)?;
+        let (a, b, c) = (transposed(dy, m), rows(x, in_features), rows(dw, in_features));
+        gpu.matmul(&Matmul { m, n: in_features, k, batch: 1, alpha: 1.0, beta: 1.0, a, b, c, bias: None })
+    }
+
+    /// `db += Σ_rows dy`, as a product with `ones` `[rows]`; `dy` `[rows, out]`, `db` `[out]`.
+    pub fn backward_bias<T: Real>(gpu: &Gpu, dy: &Slice<bf16>, ones: &Slice<bf16>, db: &Slice<T>) -> Result<()> {
+        let (k, n) = (ones.len(), db.len());
+        expect("linear backward (bias)", dy.len() == k * n, || {
+            format!("{} gradients for {k} rows of {n} outputs", dy.len())
+        })?;
+        let (a, b, c) = (rows(ones, k), rows(dy, n), rows(db, n));
+        gpu.matmul(&Matmul { m: 1, n, k, batch: 1, alpha: 1.0, beta: 1.0, a, b, c, bias: None })
+    }
+}

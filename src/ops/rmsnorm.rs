@@ -64,3 +64,79 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
     }
     lanes.iter().sum::<f32>() + tail
 }
+
+/// On a GPU, in bf16: `x`, `y`, `dy`, `dx` `[rows, hidden]`, `rstd` f32 `[rows]`; `hidden` is that of `w`, a multiple of 8 up to 8192.
+pub mod cuda {
+    use crate::device::{Arg, Gpu, Launch, Real, Result, Slice, expect};
+    use half::bf16;
+
+    /// Blocks of the backward pass: two for each multiprocessor of an H100. Fixed, so that dw has the same bits everywhere.
+    const GRID: usize = 264;
+
+    /// Checks the sizes that all of them share; the rows and the threads of a block.
+    fn sizes(op: &'static str, whole: &[usize], hidden: usize, rows: usize) -> Result<(u32, u32)> {
+        let fits = hidden > 0 && hidden.is_multiple_of(8) && hidden <= 8192 && rows <= i32::MAX as usize;
+        expect(op, fits && whole.iter().all(|n| *n == rows * hidden), || {
+            format!("matrices of {whole:?} elements for {rows} rows of {hidden} (a multiple of 8, at most 8192)")
+        })?;
+        Ok((rows as u32, (hidden / 8).next_multiple_of(32) as u32))
+    }
+
+    pub fn forward(
+        gpu: &Gpu,
+        x: &Slice<bf16>,
+        w: &Slice<bf16>,
+        eps: f32,
+        y: &Slice<bf16>,
+        rstd: &Slice<f32>,
+    ) -> Result<()> {
+        let (rows, threads) = sizes("rmsnorm forward", &[x.len(), y.len()], w.len(), rstd.len())?;
+        let args = [x.arg(), w.arg(), y.arg(), rstd.arg(), Arg::from(w.len() as i32), Arg::from(eps)];
+        let (grid, block) = ([rows, 1, 1], [threads, 1, 1]);
+        gpu.launch(Launch { kernel: "rmsnorm_forward_bf16", grid, block, shared: 0, args: &args })
+    }
+
+    /// The norm of `sum = x + delta`, which is kept; `sum` may be `x`.
+    #[allow(clippy::too_many_arguments)]
+    pub fn forward_add(
+        gpu: &Gpu,
+        x: &Slice<bf16>,
+        delta: &Slice<bf16>,
+        w: &Slice<bf16>,
+        eps: f32,
+        sum: &Slice<bf16>,
+        y: &Slice<bf16>,
+        rstd: &Slice<f32>,
+    ) -> Result<()> {
+        let whole = [x.len(), delta.len(), sum.len(), y.len()];
+        let (rows, threads) = sizes("rmsnorm forward with residual", &whole, w.len(), rstd.len())?;
+        let hidden = Arg::from(w.len() as i32);
+        let args = [x.arg(), delta.arg(), w.arg(), sum.arg(), y.arg(), rstd.arg(), hidden, Arg::from(eps)];
+        let (grid, block) = ([rows, 1, 1], [threads, 1, 1]);
+        gpu.launch(Launch { kernel: "rmsnorm_forward_add_bf16", grid, block, shared: 0, args: &args })
+    }
+
+    /// Adds to `dx` and to `dw` `[hidden]`.
+    pub fn backward<T: Real>(
+        gpu: &Gpu,
+        dy: &Slice<bf16>,
+        x: &Slice<bf16>,
+        w: &Slice<bf16>,
+        rstd: &Slice<f32>,
+        dx: &Slice<bf16>,
+        dw: &Slice<T>,
+    ) -> Result<()> {
+        let (op, hidden) = ("rmsnorm backward", w.len());
+        let (rows, threads) = sizes(op, &[dy.len(), x.len(), dx.len()], hidden, rstd.len())?;
+        expect(op, dw.len() == hidden, || format!("dw of {} elements for w of {hidden}", dw.len()))?;
+        let blocks = GRID.min(rows as usize);
+        let partial = gpu.uninit::<f32>(blocks * hidden)?;
+        let (grid, block) = ([blocks as u32, 1, 1], [threads, 1, 1]);
+        let [tall, wide, many] = [rows as i32, hidden as i32, blocks as i32].map(Arg::from);
+        let args = [dy.arg(), x.arg(), w.arg(), rstd.arg(), dx.arg(), partial.arg(), tall, wide];
+        gpu.launch(Launch { kernel: "rmsnorm_backward_bf16", grid, block, shared: 0, args: &args })?;
+        let kernel = format!("rmsnorm_backward_dw_{}", T::NAME);
+        let (grid, block) = ([hidden.div_ceil(64) as u32, 1, 1], [8, 32, 1]);
+        gpu.launch(Launch { kernel: &kernel, grid, block, shared: 0, args: &[partial.arg(), dw.arg(), many, wide] })
+    }
+}

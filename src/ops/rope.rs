@@ -46,3 +46,49 @@ pub fn rotate(x: &mut [f32], row_len: usize, heads: usize, position: &[u32], tab
         },
     )
 }
+
+/// On a GPU, in bf16.
+pub mod cuda {
+    use crate::device::{Arg, Gpu, Result, Slice, Tensor, expect};
+    use half::bf16;
+
+    /// [`super::Tables`] on the device.
+    pub struct Tables {
+        half: usize,
+        cos: Tensor<f32>,
+        sin: Tensor<f32>,
+    }
+
+    impl Tables {
+        pub fn new(gpu: &Gpu, tables: &super::Tables) -> Result<Tables> {
+            let half = tables.half;
+            expect("rope", half > 0 && half.is_multiple_of(8), || {
+                format!("heads of {}: must be a multiple of 16", 2 * half)
+            })?;
+            Ok(Tables { half, cos: gpu.tensor(&tables.cos)?, sin: gpu.tensor(&tables.sin)? })
+        }
+    }
+
+    /// Rotates the first `heads` heads of every row of `x` `[rows, row_len]` in place; `inverse` is the backward pass. Positions
+    /// `[rows]` must be in the tables; `row_len` is a multiple of 8.
+    pub fn rotate(
+        gpu: &Gpu,
+        x: &Slice<bf16>,
+        row_len: usize,
+        heads: usize,
+        position: &Slice<u32>,
+        tables: &Tables,
+        inverse: bool,
+    ) -> Result<()> {
+        let (rows, half) = (position.len(), tables.half);
+        let fits = row_len.is_multiple_of(8) && 2 * heads * half <= row_len && x.len() == rows * row_len;
+        expect("rope", fits, || {
+            let len = x.len();
+            format!("{len} elements for {rows} rows of {row_len} (a multiple of 8) with {heads} heads of {}", 2 * half)
+        })?;
+        let [tall, wide, turned, half_] = [rows, row_len, heads, half].map(|n| Arg::from(n as i32));
+        let [x, position, cos, sin] = [x.arg(), position.arg(), tables.cos.arg(), tables.sin.arg()];
+        let args = [x, position, cos, sin, tall, wide, turned, half_, Arg::from(i32::from(inverse))];
+        gpu.launch_threads("rope_rotate_bf16", rows * heads * half / 8, &args)
+    }
+}

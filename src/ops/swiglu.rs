@@ -36,3 +36,32 @@ pub fn backward(dy: &[f32], ffn: usize, gate_up: &mut [f32]) {
         },
     )
 }
+
+/// On a GPU, in bf16: `gate_up` `[rows, 2 ffn]`, `y` and `dy` `[rows, ffn]`; `ffn` is a multiple of 8.
+pub mod cuda {
+    use crate::device::{Arg, Gpu, Result, Slice, expect};
+    use half::bf16;
+
+    fn run(gpu: &Gpu, backward: bool, gate_up: &Slice<bf16>, ffn: usize, y: &Slice<bf16>) -> Result<()> {
+        let op = if backward { "swiglu backward" } else { "swiglu forward" };
+        let rows = y.len() / ffn.max(1);
+        let fits = ffn > 0 && ffn.is_multiple_of(8) && rows * ffn == y.len() && gate_up.len() == 2 * y.len();
+        expect(op, fits, || {
+            format!("{} gates and ups for {} outputs in rows of {ffn} (a multiple of 8)", gate_up.len(), y.len())
+        })?;
+        let [rows, wide] = [rows as i32, ffn as i32].map(Arg::from);
+        match backward {
+            true => gpu.launch_threads("swiglu_backward_bf16", y.len() / 8, &[y.arg(), gate_up.arg(), rows, wide]),
+            false => gpu.launch_threads("swiglu_forward_bf16", y.len() / 8, &[gate_up.arg(), y.arg(), rows, wide]),
+        }
+    }
+
+    pub fn forward(gpu: &Gpu, gate_up: &Slice<bf16>, ffn: usize, y: &Slice<bf16>) -> Result<()> {
+        run(gpu, false, gate_up, ffn, y)
+    }
+
+    /// Overwrites `gate_up` with its gradient.
+    pub fn backward(gpu: &Gpu, dy: &Slice<bf16>, ffn: usize, gate_up: &Slice<bf16>) -> Result<()> {
+        run(gpu, true, gate_up, ffn, dy)
+    }
+}

@@ -50,6 +50,32 @@ impl Buffer {
         }
     }
 
+    /// Where the data is: what a pointer to it holds.
+    pub fn address(&self) -> usize {
+        self.data() as usize
+    }
+
+    /// Bytes of data.
+    pub fn size(&self) -> usize {
+        self.bytes
+    }
+
+    /// Reads bytes from an offset on. A word of 4 (aligned) that still holds the poison was never written, which is an error.
+    pub fn read_at(&self, offset: usize, to: &mut [u8]) -> Result<(), Fault> {
+        to.copy_from_slice(&self.snapshot()[offset..offset + to.len()]);
+        let poison = [POISON; 2].map(u16::to_ne_bytes).concat();
+        match to.chunks_exact(4).position(|word| word == poison) {
+            Some(word) => Err(Fault::Unwritten { element: offset / 4 + word }),
+            None => Ok(()),
+        }
+    }
+
+    /// Writes bytes from an offset on.
+    pub fn write_at(&self, offset: usize, from: &[u8]) {
+        assert!(offset + from.len() <= self.bytes, "a write past the end of a buffer");
+        unsafe { self.data().add(offset).copy_from_nonoverlapping(from.as_ptr(), from.len()) }
+    }
+
     pub(crate) fn data(&self) -> *mut u8 {
         self.lines[GUARD].get().cast()
     }

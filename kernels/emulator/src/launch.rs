@@ -50,8 +50,19 @@ impl Dim {
 /// A kernel's argument.
 pub enum Arg<'a> {
     Buffer(&'a Buffer),
+    /// From so many bytes into the buffer on.
+    Inside(&'a Buffer, usize),
     Null,
     Scalar(Vec<u8>),
+}
+
+impl<'a> Arg<'a> {
+    fn buffer(&self) -> Option<&'a Buffer> {
+        match self {
+            Arg::Buffer(buffer) | Arg::Inside(buffer, _) => Some(buffer),
+            Arg::Null | Arg::Scalar(_) => None,
+        }
+    }
 }
 
 impl<'a> From<&'a Buffer> for Arg<'a> {
@@ -86,11 +97,7 @@ pub fn launch(
     args: &[Arg],
 ) -> Result<(), Fault> {
     let (grid, block) = (grid.into(), block.into());
-    let buffers: Vec<(usize, &Buffer)> = args
-        .iter()
-        .enumerate()
-        .filter_map(|(i, a)| if let Arg::Buffer(b) = a { Some((i, *b)) } else { None })
-        .collect();
+    let buffers: Vec<(usize, &Buffer)> = args.iter().enumerate().filter_map(|(i, a)| Some((i, a.buffer()?))).collect();
     let contents = || -> Vec<Vec<u8>> { buffers.iter().map(|(_, b)| b.snapshot()).collect() };
     let before = contents();
     launch_under(SCHEDULES[0], kernel, grid, block, shared, args)?;
@@ -130,6 +137,7 @@ pub fn launch_under(
     for (i, (arg, parameter)) in args.iter().zip(kernel.parameters()).enumerate() {
         let bytes = match arg {
             Arg::Buffer(buffer) => (buffer.data() as usize).to_ne_bytes().to_vec(),
+            Arg::Inside(buffer, offset) => (buffer.data() as usize + offset).to_ne_bytes().to_vec(),
             Arg::Null => 0usize.to_ne_bytes().to_vec(),
             Arg::Scalar(bytes) => bytes.clone(),
         };
@@ -148,8 +156,7 @@ pub fn launch_under(
         values.push(words);
     }
     let pointers: Vec<*mut c_void> = values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
-    let buffers =
-        || args.iter().enumerate().filter_map(|(i, a)| if let Arg::Buffer(b) = a { Some((i, b)) } else { None });
+    let buffers = || args.iter().enumerate().filter_map(|(i, a)| Some((i, a.buffer()?)));
     let memory = buffers().map(|(_, b)| b.addresses()).collect();
     Runner::new(kernel, &pointers, memory, grid, block, shared, schedule).run()?;
     match buffers().find_map(|(argument, b)| b.damage().map(|found| (argument, found))) {

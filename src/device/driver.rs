@@ -1,0 +1,122 @@
+//! What a GPU has to offer. The real one (`cuda`) and the one of the tests, which runs the same kernels on a CPU, offer the same.
+
+use super::Result;
+use bytemuck::Pod;
+use std::time::Duration;
+
+/// Memory and launches, in the order in which they are asked for. Addresses are the device's.
+///
+/// An address that did not come from `alloc`, or that the sizes given with it overrun, is a bug of the caller's that need not be
+/// found: [`super::Gpu`] and the ops stand between.
+pub trait Driver: Send + Sync {
+    /// For people: the GPU's name and size.
+    fn describe(&self) -> String;
+
+    /// Bytes that nobody has written, aligned to 256.
+    fn alloc(&self, bytes: usize) -> Result<u64>;
+    fn free(&self, address: u64);
+    /// Bytes that are not allocated.
+    fn free_bytes(&self) -> usize;
+
+    fn zero(&self, to: u64, bytes: usize) -> Result<()>;
+    fn upload(&self, from: &[u8], to: u64) -> Result<()>;
+    /// Waits for all that was asked for before.
+    fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
+    fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
+
+    fn launch(&self, launch: &Launch) -> Result<()>;
+    fn matmul(&self, product: &Matmul) -> Result<()>;
+    /// Waits for all that was asked for; an error may be of any of it.
+    fn synchronize(&self) -> Result<()>;
+
+    /// The time that the device takes for `work`.
+    fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
+    /// Notes what `work` asks for instead of doing it (launches, products, zeroing and copies on the device; no transfers), under a
+    /// number for `replay`.
+    fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<u64>;
+    fn replay(&self, graph: u64) -> Result<()>;
+    fn forget(&self, graph: u64);
+}
+
+/// A kernel's argument: an address, or the bytes of a scalar or a plain struct.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Arg {
+    Address(u64),
+    Scalar { words: [u64; 4], bytes: usize },
+}
+
+impl Arg {
+    pub const NULL: Arg = Arg::Address(0);
+}
+
+/// By value, at most 32 bytes: more does not compile.
+impl<T: Pod> From<T> for Arg {
+    fn from(value: T) -> Arg {
+        const { assert!(size_of::<T>() <= 32, "a kernel's argument is larger than 32 bytes") };
+        let mut words = [0u64; 4];
+        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..size_of::<T>()].copy_from_slice(bytemuck::bytes_of(&value));
+        Arg::Scalar { words, bytes: size_of::<T>() }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq)]
+pub struct Launch<'a> {
+    /// `op_variant_dtype`.
+    pub kernel: &'a str,
+    pub grid: [u32; 3],
+    pub block: [u32; 3],
+    /// Bytes of dynamic shared memory.
+    pub shared: u32,
+    pub args: &'a [Arg],
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Dtype {
+    Bf16,
+    F32,
+}
+
+impl Dtype {
+    pub fn bytes(self) -> usize {
+        match self {
+            Dtype::Bf16 => 2,
+            Dtype::F32 => 4,
+        }
+    }
+}
+
+/// A row-major matrix, or as many as the product has, `batch_stride` elements from one to the next.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Operand {
+    pub address: u64,
+    pub dtype: Dtype,
+    /// Elements from one row to the next, as stored.
+    pub stride: usize,
+    /// Stored as the transpose.
+    pub transposed: bool,
+    pub batch_stride: usize,
+}
+
+/// `C = alpha A B + beta C (+ bias in every row)`, sums in f32: A `[m, k]`, B `[k, n]` of one dtype, C `[m, n]`, bias `[n]` of C's.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Matmul {
+    pub m: usize,
+    pub n: usize,
+    pub k: usize,
+    pub batch: usize,
+    pub alpha: f32,
+    pub beta: f32,
+    pub a: Operand,
+    pub b: Operand,
+    /// Never transposed.
+    pub c: Operand,
+    pub bias: Option<u64>,
+}
+
+impl Matmul {
+    /// For errors.
+    pub fn sizes(&self) -> String {
+        let Matmul { m, n, k, batch, a, c, .. } = self;
+        format!("[{m}, {k}] [{k}, {n}] x {batch}, {:?} to {:?}", a.dtype, c.dtype)
+    }
+}

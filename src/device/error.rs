@@ -1,0 +1,46 @@
+//! What can go wrong on a GPU, each with its mend.
+
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+#[derive(Debug, Clone, PartialEq, thiserror::Error)]
+pub enum Error {
+    #[error("this machine has no NVIDIA driver (libcuda.so.1): install one, or use --device cpu")]
+    NoDriver,
+    #[error("the NVIDIA driver knows CUDA {}, and this program needs 13.0: update the driver to 580 or newer", version(*.found))]
+    DriverTooOld {
+        /// As the driver gives it: 12040 is 12.4.
+        found: i32,
+    },
+    #[error("the NVIDIA driver finds no GPU: see `nvidia-smi` and CUDA_VISIBLE_DEVICES, or use --device cpu")]
+    NoGpu,
+    #[error("this program was built without CUDA kernels: build it with UNCOUPLE_CUDA=require, or use --device cpu")]
+    NoKernels,
+    #[error("no kernel is named {0}")]
+    UnknownKernel(String),
+    #[error("kernels/{module}.cu has no image for {gpu}: it is built for compute capability 8.0 and newer")]
+    NoImage { module: &'static str, gpu: String },
+    #[error("there is no libcublasLt.so.13: pip install \"nvidia-cublas==13.*\" and put its folder on LD_LIBRARY_PATH")]
+    NoCublasLt,
+    #[error(
+        "out of GPU memory: {asked} bytes were asked for, {free} of {total} are free (the largest piece {largest}): lower \
+         grpo.micro_tokens or rollout.group_size"
+    )]
+    OutOfMemory { asked: usize, free: usize, largest: usize, total: usize },
+    #[error("the kernel {kernel} failed, grid {grid:?}, block {block:?}, {shared} bytes of shared memory: {problem}")]
+    Launch { kernel: String, grid: [u32; 3], block: [u32; 3], shared: u32, problem: String },
+    #[error("the matrix product {sizes} failed: {problem}")]
+    Matmul { sizes: String, problem: String },
+    #[error("{op}: {sizes}")]
+    Shape { op: &'static str, sizes: String },
+    #[error("the GPU failed to {what}: {problem}")]
+    Call { what: &'static str, problem: String },
+}
+
+fn version(number: i32) -> String {
+    format!("{}.{}", number / 1000, number % 1000 / 10)
+}
+
+/// Refuses an op whose sizes do not fit together.
+pub fn expect(op: &'static str, fits: bool, sizes: impl FnOnce() -> String) -> Result<()> {
+    if fits { Ok(()) } else { Err(Error::Shape { op, sizes: sizes() }) }
+}

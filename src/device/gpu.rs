@@ -1,0 +1,222 @@
+//! A GPU as ops see it: a handle, typed memory that is freed when dropped, and launches by name.
+
+use super::{Arg, Driver, Dtype, Error, Launch, Matmul, Result};
+use bytemuck::Pod;
+use half::bf16;
+use std::marker::PhantomData;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// What kernels compute in.
+pub trait Real: Pod {
+    const DTYPE: Dtype;
+    /// As kernels are named: `bf16`.
+    const NAME: &'static str;
+    fn to_f32(self) -> f32;
+}
+
+impl Real for bf16 {
+    const DTYPE: Dtype = Dtype::Bf16;
+    const NAME: &'static str = "bf16";
+    fn to_f32(self) -> f32 {
+        bf16::to_f32(self)
+    }
+}
+
+impl Real for f32 {
+    const DTYPE: Dtype = Dtype::F32;
+    const NAME: &'static str = "f32";
+    fn to_f32(self) -> f32 {
+        self
+    }
+}
+
+/// Elements in device memory, of a [`Tensor`] or a [`Part`] of one. As on any GPU, a shared reference is enough to write to them.
+#[derive(Debug)]
+pub struct Slice<T> {
+    address: u64,
+    len: usize,
+    of: PhantomData<T>,
+}
+
+impl<T: Pod> Slice<T> {
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    pub fn address(&self) -> u64 {
+        self.address
+    }
+
+    pub fn arg(&self) -> Arg {
+        Arg::Address(self.address)
+    }
+
+    /// Some of the elements; `None` if there are not so many.
+    pub fn part(&self, range: Range<usize>) -> Option<Part<'_, T>> {
+        let fits = range.start <= range.end && range.end <= self.len;
+        let address = self.address + (range.start * size_of::<T>()) as u64;
+        fits.then(|| Part { slice: Slice { address, len: range.len(), of: PhantomData }, of: PhantomData })
+    }
+
+    fn bytes(&self) -> usize {
+        self.len * size_of::<T>()
+    }
+}
+
+/// A borrowed stretch of a [`Tensor`].
+pub struct Part<'a, T> {
+    slice: Slice<T>,
+    of: PhantomData<&'a T>,
+}
+
+impl<T> Deref for Part<'_, T> {
+    type Target = Slice<T>;
+    fn deref(&self) -> &Slice<T> {
+        &self.slice
+    }
+}
+
+/// Device memory of its own, freed on drop.
+pub struct Tensor<T> {
+    slice: Slice<T>,
+    gpu: Gpu,
+}
+
+impl<T> Deref for Tensor<T> {
+    type Target = Slice<T>;
+    fn deref(&self) -> &Slice<T> {
+        &self.slice
+    }
+}
+
+impl<T> Drop for Tensor<T> {
+    fn drop(&mut self) {
+        self.gpu.0.free(self.slice.address);
+    }
+}
+
+/// Launches noted once, to be repeated at the price of one. The tensors that they use must outlive it.
+pub struct Graph {
+    number: u64,
+    gpu: Gpu,
+}
+
+impl Graph {
+    pub fn replay(&self) -> Result<()> {
+        self.gpu.0.replay(self.number)
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        self.gpu.0.forget(self.number);
+    }
+}
+
+/// A device; clones are the same one.
+#[derive(Clone)]
+pub struct Gpu(Arc<dyn Driver>);
+
+impl Gpu {
+    pub fn new(driver: impl Driver + 'static) -> Gpu {
+        Gpu(Arc::new(driver))
+    }
+
+    /// For people: the GPU's name and size.
+    pub fn describe(&self) -> String {
+        self.0.describe()
+    }
+
+    pub fn free_bytes(&self) -> usize {
+        self.0.free_bytes()
+    }
+
+    /// `len` elements that nobody has written.
+    pub fn uninit<T: Pod>(&self, len: usize) -> Result<Tensor<T>> {
+        let address = self.0.alloc(len.saturating_mul(size_of::<T>()))?;
+        Ok(Tensor { slice: Slice { address, len, of: PhantomData }, gpu: self.clone() })
+    }
+
+    pub fn zeros<T: Pod>(&self, len: usize) -> Result<Tensor<T>> {
+        let tensor = self.uninit(len)?;
+        self.zero(&tensor)?;
+        Ok(tensor)
+    }
+
+    /// A copy of `data`.
+    pub fn tensor<T: Pod>(&self, data: &[T]) -> Result<Tensor<T>> {
+        let tensor = self.uninit(data.len())?;
+        self.write(&tensor, data)?;
+        Ok(tensor)
+    }
+
+    pub fn zero<T: Pod>(&self, to: &Slice<T>) -> Result<()> {
+        self.0.zero(to.address, to.bytes())
+    }
+
+    /// Fails unless `data` is as long as `to`.
+    pub fn write<T: Pod>(&self, to: &Slice<T>, data: &[T]) -> Result<()> {
+        same_length("upload", data.len(), to.len)?;
+        self.0.upload(bytemuck::cast_slice(data), to.address)
+    }
+
+    /// Waits for all that was asked for before.
+    pub fn read<T: Pod>(&self, from: &Slice<T>) -> Result<Vec<T>> {
+        let mut data = vec![T::zeroed(); from.len];
+        self.0.download(from.address, bytemuck::cast_slice_mut(&mut data))?;
+        Ok(data)
+    }
+
+    /// Fails unless both are of one length.
+    pub fn copy<T: Pod>(&self, from: &Slice<T>, to: &Slice<T>) -> Result<()> {
+        same_length("copy", from.len, to.len)?;
+        self.0.copy(from.address, to.address, to.bytes())
+    }
+
+    /// Nothing happens when the grid is empty.
+    pub fn launch(&self, launch: Launch) -> Result<()> {
+        if launch.grid.contains(&0) { Ok(()) } else { self.0.launch(&launch) }
+    }
+
+    /// So many threads, in blocks of 256.
+    pub fn launch_threads(&self, kernel: &str, threads: usize, args: &[Arg]) -> Result<()> {
+        let (block, shared) = ([256, 1, 1], 0);
+        // Kernels number their threads in 32 bits.
+        let blocks = u32::try_from(threads).map(|t| t.div_ceil(256)).map_err(|_| {
+            let (kernel, problem) =
+                (kernel.to_string(), format!("{threads} threads are more than a kernel can number"));
+            Error::Launch { kernel, grid: [u32::MAX, 1, 1], block, shared, problem }
+        })?;
+        self.launch(Launch { kernel, grid: [blocks, 1, 1], block, shared, args })
+    }
+
+    /// Nothing happens when C is empty.
+    pub fn matmul(&self, product: &Matmul) -> Result<()> {
+        if product.m * product.n * product.batch == 0 { Ok(()) } else { self.0.matmul(product) }
+    }
+
+    /// Waits for all that was asked for; an error may be of any of it.
+    pub fn synchronize(&self) -> Result<()> {
+        self.0.synchronize()
+    }
+
+    /// The time that the device takes for `work`.
+    pub fn timed(&self, mut work: impl FnMut() -> Result<()>) -> Result<Duration> {
+        self.0.timed(&mut work)
+    }
+
+    /// Notes what `work` asks for, instead of doing it. Reading and writing from the host cannot be noted.
+    pub fn capture(&self, mut work: impl FnMut() -> Result<()>) -> Result<Graph> {
+        Ok(Graph { number: self.0.capture(&mut work)?, gpu: self.clone() })
+    }
+}
+
+fn same_length(op: &'static str, from: usize, to: usize) -> Result<()> {
+    super::expect(op, from == to, || format!("{from} elements do not fit where {to} are"))
+}

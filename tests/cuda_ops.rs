@@ -1,0 +1,72 @@
+//! The checks of `uncouple selftest`, on the emulated device; and the ops' refusals.
+
+#[path = "common/emulated.rs"]
+mod emulated;
+
+use emulated::gpu;
+use half::bf16;
+use uncouple::device::{Error, Gpu, Result, Tensor};
+use uncouple::ops::adamw::{self, AdamW};
+use uncouple::ops::advantage::Scale;
+use uncouple::ops::{advantage, embedding, linear, rmsnorm, rope, swiglu};
+use uncouple::selftest::{CHECKS, Size};
+
+#[test]
+fn every_check_of_the_selftest_passes() {
+    for check in CHECKS {
+        let gpu = gpu();
+        let outcome = check.run(&gpu, Size::Small).unwrap_or_else(|e| panic!("{}: {e}", check.name));
+        println!("{:22} {:.3} of 1: {}", outcome.name, outcome.error, outcome.worst);
+        assert!(outcome.passed(), "{}: {} ({})", outcome.name, outcome.worst, outcome.error);
+    }
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused_by_name() {
+    let gpu = &gpu();
+    let b = |n: usize| -> Tensor<bf16> { gpu.zeros(n).unwrap() };
+    let f = |n: usize| -> Tensor<f32> { gpu.zeros(n).unwrap() };
+    let step = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.9, eps: 1e-8, weight_decay: 0.0, grad_scale: 1.0, step: 1 };
+    let state = |n: usize| (f(n), f(8), f(8), b(8));
+    let (p, m, v, copy) = state(16);
+    let bad_state = adamw::cuda::State { p: &p, m: &m, v: &v, copy: &copy };
+    let tokens = embedding::cuda::Tokens::new(gpu, &[1, 2], 4).unwrap();
+    let tables = rope::cuda::Tables::new(gpu, &rope::Tables::new(1e4, 16, 8)).unwrap();
+    let position = gpu.zeros::<u32>(2).unwrap();
+    let nearest = adamw::cuda::Rounding::Nearest;
+    let refused: [(&str, Result<()>); 15] = [
+        ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(24), &b(12), 1e-6, &b(24), &f(2))),
+        ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(16), &b(8), 1e-6, &b(24), &f(2))),
+        ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(8200), &b(8200), 1e-6, &b(8200), &f(1))),
+        ("rmsnorm", rmsnorm::cuda::backward(gpu, &b(16), &b(16), &b(8), &f(2), &b(16), &f(16))),
+        ("swiglu forward", swiglu::cuda::forward(gpu, &b(24), 12, &b(12))),
+        ("swiglu backward", swiglu::cuda::backward(gpu, &b(8), 8, &b(24))),
+        ("rope", rope::cuda::rotate(gpu, &b(32), 16, 2, &position, &tables, false)),
+        ("rope", rope::cuda::Tables::new(gpu, &rope::Tables::new(1e4, 8, 8)).map(|_| ())),
+        ("embedding", embedding::cuda::forward(gpu, &tokens, &b(40), 8, &b(16))),
+        ("embedding", embedding::cuda::Tokens::new(gpu, &[1, 4], 4).map(|_| ())),
+        ("adamw", adamw::cuda::step(gpu, &step, true, &bad_state, &b(8), &f(1), nearest)),
+        ("gradient norm", adamw::cuda::grad_norm(gpu, &b(12), 1.0, &f(2))),
+        ("linear", linear::cuda::forward(gpu, &b(16), &b(24), Some(&*b(2)), 8, &b(6))),
+        ("linear", linear::cuda::backward_input(gpu, &b(6), &b(24), 8, &b(24))),
+        ("advantages", advantage::cuda::advantages(gpu, &f(4), &position, Scale::Group, 1e-4, &f(5))),
+    ];
+    for (i, (op, result)) in refused.into_iter().enumerate() {
+        match result {
+            Err(Error::Shape { op: named, sizes }) => {
+                assert!(named.starts_with(op) && sizes.chars().any(|c| c.is_ascii_digit()), "{named}: {sizes}");
+            }
+            other => panic!("{op} ({i}): {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn nothing_to_do_is_done() {
+    let gpu: Gpu = gpu();
+    let (none, w) = (gpu.zeros::<bf16>(0).unwrap(), gpu.zeros::<bf16>(8).unwrap());
+    let rstd = gpu.zeros::<f32>(0).unwrap();
+    rmsnorm::cuda::forward(&gpu, &none, &w, 1e-6, &none, &rstd).unwrap();
+    swiglu::cuda::forward(&gpu, &none, 8, &none).unwrap();
+    linear::cuda::forward(&gpu, &none, &w, None, 8, &none).unwrap();
+}
