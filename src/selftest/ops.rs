@@ -5,6 +5,7 @@ use crate::device::{Gpu, Real, Result, Slice, Tensor};
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
 use crate::ops::philox::block;
+use crate::ops::linear::Weight;
 use crate::ops::{embedding, linear, rmsnorm, rope, swiglu};
 use half::bf16;
 
@@ -149,18 +150,18 @@ fn linear_forward(p: &mut Probe) -> Result<()> {
         let ((b, b_wide), (y0, y0_wide)) = (randoms_bf16(3, n_out), randoms_bf16(4, rows * n_out));
         let (x, w, b, y) = (gpu.tensor(&x)?, gpu.tensor(&w)?, gpu.tensor(&b)?, gpu.uninit::<bf16>(rows * n_out)?);
         let mut want = vec![0.0; rows * n_out];
-        linear::forward(&x_wide, &w_wide, Some(&b_wide), n_in, &mut want);
+        linear::forward(&x_wide, Weight::new(&w_wide, n_in), Some(&b_wide), &mut want);
         linear::cuda::forward(gpu, &x, &w, Some(&*b), n_in, &y)?;
         close_sums(p, &format!("with a bias, {what}"), &y, &want, n_in)?;
 
         let wide = gpu.uninit::<f32>(rows * n_out)?;
-        linear::forward(&x_wide, &w_wide, None, n_in, &mut want);
+        linear::forward(&x_wide, Weight::new(&w_wide, n_in), None, &mut want);
         linear::cuda::forward(gpu, &x, &w, None, n_in, &wide)?;
         close_sums(p, &format!("to f32, {what}"), &wide, &want, n_in)?;
 
         gpu.write(&y, &y0)?;
         want.copy_from_slice(&y0_wide);
-        linear::forward_add(&x_wide, &w_wide, n_in, &mut want);
+        linear::forward_add(&x_wide, Weight::new(&w_wide, n_in), &mut want);
         p.time(|| linear::cuda::forward_add(gpu, &x, &w, n_in, &y))?;
         close_sums(p, &format!("added, {what}"), &y, &want, n_in)?;
     }
@@ -363,7 +364,7 @@ fn graph_replay(p: &mut Probe) -> Result<()> {
         rmsnorm::forward(&wide, &w_wide, EPS, &mut normed, &mut vec![0.0; rows]);
         p.close("the norm", &h, &normed, BF16)?;
         let (normed, mut want) = (widen(&gpu.read(&h)?), vec![0.0; rows * hidden]);
-        linear::forward(&normed, &matrix_wide, None, hidden, &mut want);
+        linear::forward(&normed, Weight::new(&matrix_wide, hidden), None, &mut want);
         close_sums(p, "the product", &y, &want, hidden)?;
     }
     Ok(())
