@@ -2,7 +2,7 @@
 
 pub mod html;
 pub mod metrics;
-pub(crate) mod plot;
+pub mod plot;
 pub mod progress;
 pub mod results;
 pub mod stats;
