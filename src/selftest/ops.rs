@@ -21,10 +21,10 @@ pub const CHECKS: &[Check] = &[
     Check { name: "swiglu forward", run: swiglu_forward },
     Check { name: "swiglu backward", run: swiglu_backward },
     Check { name: "advantage", run: advantages },
-    Check { name: "gradient norm", run: grad_norm },
+    Check { name: "adamw norm", run: grad_norm },
     Check { name: "adamw", run: adamw_steps },
     Check { name: "adamw stochastic", run: adamw_stochastic },
-    Check { name: "graph replay", run: graph_replay },
+    Check { name: "device graph", run: graph_replay },
 ];
 
 const EPS: f32 = 1e-6;
