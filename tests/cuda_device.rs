@@ -1,5 +1,6 @@
 //! The device's host side: memory, graphs and products on the emulated device, the arena, and a machine without a GPU.
 
+#[allow(dead_code)]
 #[path = "common/emulated.rs"]
 mod emulated;
 
@@ -136,4 +137,18 @@ fn a_machine_without_a_gpu_is_told_politely() {
         }
     }
     assert!(Error::DriverTooOld { found: 12040 }.to_string().contains("CUDA 12.4"));
+}
+
+#[test]
+fn the_selftest_refuses_without_a_gpu() {
+    let selftest = |device: &str| {
+        let command = ["selftest", "--device", device];
+        std::process::Command::new(env!("CARGO_BIN_EXE_uncouple")).args(command).output().unwrap()
+    };
+    for (device, there) in [("cpu", false), ("cuda", cuda::Cuda::open(Some(1 << 20)).is_ok())] {
+        let output = selftest(device);
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.success(), there, "{said}");
+        assert!(there || said.trim().lines().count() == 1 && said.contains("--device"), "{said}");
+    }
 }

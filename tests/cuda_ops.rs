@@ -3,7 +3,7 @@
 #[path = "common/emulated.rs"]
 mod emulated;
 
-use emulated::gpu;
+use emulated::{gpu, gpu_without};
 use half::bf16;
 use uncouple::device::{Error, Gpu, Result, Tensor};
 use uncouple::ops::adamw::{self, AdamW};
@@ -19,6 +19,23 @@ fn every_check_of_the_selftest_passes() {
         println!("{:22} {:.3} of 1: {}", outcome.name, outcome.error, outcome.worst);
         assert!(outcome.passed(), "{}: {} ({})", outcome.name, outcome.worst, outcome.error);
     }
+}
+
+/// Whatever kernel an op has: without it, some check of that op fails.
+#[test]
+fn every_kernel_is_checked() {
+    let stem = |name: &str| name.split(['_', ' ']).next().unwrap_or_default().to_string();
+    let mut tried = 0;
+    for kernel in kernel_emulator::kernels() {
+        let mut checks = CHECKS.iter().filter(|c| stem(c.name) == stem(kernel)).peekable();
+        if checks.peek().is_none() {
+            continue;
+        }
+        tried += 1;
+        let found = checks.any(|c| !c.run(&gpu_without(kernel), Size::Small).is_ok_and(|outcome| outcome.passed()));
+        assert!(found, "no check misses {kernel}");
+    }
+    assert!(tried > 15, "{tried} kernels");
 }
 
 #[test]

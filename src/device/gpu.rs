@@ -157,7 +157,7 @@ impl Gpu {
     }
 
     pub fn zero<T: Pod>(&self, to: &Slice<T>) -> Result<()> {
-        self.0.zero(to.address, to.bytes())
+        if to.is_empty() { Ok(()) } else { self.0.zero(to.address, to.bytes()) }
     }
 
     /// Fails unless `data` is as long as `to`.
@@ -176,7 +176,7 @@ impl Gpu {
     /// Fails unless both are of one length.
     pub fn copy<T: Pod>(&self, from: &Slice<T>, to: &Slice<T>) -> Result<()> {
         same_length("copy", from.len, to.len)?;
-        self.0.copy(from.address, to.address, to.bytes())
+        if to.is_empty() { Ok(()) } else { self.0.copy(from.address, to.address, to.bytes()) }
     }
 
     /// Nothing happens when the grid is empty.

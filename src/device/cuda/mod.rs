@@ -151,8 +151,11 @@ impl State {
             let module = match self.modules.get(of.name) {
                 Some(module) => *module,
                 None => {
-                    // SAFETY: the image is a fat binary of nvcc's, whole, in this program.
-                    let loaded = unsafe { module::load_data(of.image.as_ptr().cast()) }.map_err(|e| match e.0 {
+                    // A fat binary is read in words of 8 bytes; the bytes in this program lie anywhere.
+                    let mut image = vec![0u64; of.image.len().div_ceil(8)];
+                    bytemuck::cast_slice_mut::<u64, u8>(&mut image)[..of.image.len()].copy_from_slice(of.image);
+                    // SAFETY: the image is a fat binary of nvcc's, whole; CUDA keeps a copy.
+                    let loaded = unsafe { module::load_data(image.as_ptr().cast()) }.map_err(|e| match e.0 {
                         sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
                             Error::NoImage { module: of.name, gpu: gpu.to_string() }
                         }
