@@ -4,6 +4,8 @@ mod adamw;
 mod advantage;
 mod build;
 mod embedding;
+mod gradient_cosine;
+mod grouped_logprob;
 mod rmsnorm;
 mod rope;
 mod swiglu;

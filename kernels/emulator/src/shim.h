@@ -175,6 +175,7 @@ inline T atomicAdd(T* p, T x) {
     return old;
 }
 
+inline int min(int a, int b) { return a < b ? a : b; }
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
