@@ -1,11 +1,11 @@
 //! One check for each op and direction, in the order of a model's step.
 
-use super::{BF16, Check, F32, Probe, Size, randoms, randoms_bf16, widen};
+use super::{BF16, Check, F32, Probe, Size, head, randoms, randoms_bf16, widen};
 use crate::device::{Real, Result, Slice, Tensor};
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
-use crate::ops::philox::block;
 use crate::ops::linear::Weight;
+use crate::ops::philox::block;
 use crate::ops::{embedding, linear, rmsnorm, rope, swiglu};
 use half::bf16;
 
@@ -26,6 +26,9 @@ pub const CHECKS: &[Check] = &[
     Check { name: "adamw", run: adamw_steps },
     Check { name: "adamw stochastic", run: adamw_stochastic },
     Check { name: "device graph", run: graph_replay },
+    Check { name: "grouped_logprob forward", run: head::forward },
+    Check { name: "grouped_logprob backward", run: head::backward },
+    Check { name: "grouped_logprob loss", run: head::loss },
 ];
 
 const EPS: f32 = 1e-6;
@@ -134,7 +137,7 @@ fn products(p: &Probe) -> Vec<(usize, usize, usize)> {
 }
 
 /// Compares sums of `terms` products of standard normal numbers.
-fn close_sums<T: Real>(p: &mut Probe, what: &str, got: &Slice<T>, want: &[f32], terms: usize) -> Result<()> {
+pub(super) fn close_sums<T: Real>(p: &mut Probe, what: &str, got: &Slice<T>, want: &[f32], terms: usize) -> Result<()> {
     // Where a sum nearly cancels, the error of f32 stays that of its terms: scaled down, as all is compared to the same floor.
     let scale = 1.0 / (terms as f32).sqrt();
     let rounding = if T::NAME == "bf16" { BF16 } else { F32 };
