@@ -5,6 +5,7 @@ mod emulated;
 
 use emulated::{gpu, gpu_without};
 use half::bf16;
+use uncouple::bench::kernels::{self, Shapes};
 use uncouple::device::{Error, Gpu, Result, Tensor};
 use uncouple::ops::adamw::{self, AdamW};
 use uncouple::ops::advantage::Scale;
@@ -86,4 +87,17 @@ fn nothing_to_do_is_done() {
     rmsnorm::cuda::forward(&gpu, &none, &w, 1e-6, &none, &rstd).unwrap();
     swiglu::cuda::forward(&gpu, &none, 8, &none).unwrap();
     linear::cuda::forward(&gpu, &none, &w, None, 8, &none).unwrap();
+}
+
+/// The benchmark's every call, on shapes that an emulator gets through; its times mean nothing here.
+#[test]
+fn the_benchmark_of_kernels_runs() {
+    let (rows, hidden, ffn, vocab, params, scored) = (2, 128, 8, 130, 64, 3);
+    let (widths, copied, square) = (&[8][..], 256, 16);
+    let shapes = Shapes { rows, hidden, ffn, vocab, params, scored, widths, copied, square, sets: 2 };
+    let report = kernels::run(&gpu(), shapes).unwrap();
+    assert!(report.rows.iter().all(|r| r.seconds > 0.0 && r.share > 0.0 && (r.gbps.is_some() != r.tflops.is_some())));
+    let of = |op: &str| report.rows.iter().filter(|r| r.name.starts_with(op)).count();
+    let counts = ["rmsnorm", "swiglu", "embedding", "rope", "adamw", "grouped_logprob"].map(of);
+    assert_eq!(counts, [3, 2, 1, 1, 2, 2]);
 }

@@ -1,16 +1,21 @@
 //! `uncouple bench`.
 
-use super::{BenchArg, BenchArgs, output};
+use super::{BenchArg, BenchArgs, DeviceArg, output};
+use crate::bench::kernels::{self, Shapes};
 use crate::bench::{self, Bench};
-use anyhow::Result;
+use crate::device::{Gpu, cuda::Cuda};
+use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
 use std::process::ExitCode;
 
 pub fn run(args: BenchArgs) -> Result<ExitCode> {
-    let what = match args.what {
-        BenchArg::TrainStep => Bench::TrainStep,
-        BenchArg::Generate => Bench::Generate,
-        BenchArg::GrpoStep => Bench::GrpoStep,
+    let what = match (args.what, args.device) {
+        (BenchArg::Kernels, DeviceArg::Cuda) => return run_kernels(args.json),
+        (BenchArg::Kernels, DeviceArg::Cpu) => bail!("bench kernels measures a GPU: use --device cuda"),
+        (_, DeviceArg::Cuda) => bail!("this benchmark runs on the CPU: leave --device out, or measure `bench kernels`"),
+        (BenchArg::TrainStep, _) => Bench::TrainStep,
+        (BenchArg::Generate, _) => Bench::Generate,
+        (BenchArg::GrpoStep, _) => Bench::GrpoStep,
     };
     let report = bench::run(what, args.peer.then_some(&*args.python))?;
     if args.json {
@@ -30,5 +35,34 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         100.0 * report.gemm_share,
         report.gemm_gflops
     ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_kernels(json: bool) -> Result<ExitCode> {
+    let gpu = Gpu::new(Cuda::open(None).context("bench kernels --device cuda")?);
+    let report = kernels::run(&gpu, Shapes::FULL).context("bench kernels")?;
+    if json {
+        output::print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["kernel", "median ms", "rate", "% of ceiling"]);
+    for row in &report.rows {
+        let rate = match (row.gbps, row.tflops) {
+            (Some(gbps), _) => format!("{gbps:.0} GB/s"),
+            (_, Some(tflops)) => format!("{tflops:.0} TFLOP/s"),
+            _ => String::new(),
+        };
+        table.add_row([
+            row.name.clone(),
+            format!("{:.3}", 1e3 * row.seconds),
+            rate,
+            format!("{:.0}", 100.0 * row.share),
+        ]);
+    }
+    output::print(&table.to_string())?;
+    let c = report.ceilings;
+    let measured = format!("copy {:.0} GB/s, bf16 products {:.0} TFLOP/s", c.copy_gbps, c.matmul_tflops);
+    output::print(&format!("{}; its ceilings as measured: {measured}", report.device))?;
     Ok(ExitCode::SUCCESS)
 }

@@ -154,6 +154,9 @@ pub struct BenchArgs {
     /// What to measure
     #[arg(value_enum)]
     pub what: BenchArg,
+    /// Where: kernels need cuda, the others are measured on the CPU
+    #[arg(long, value_enum, default_value = "cpu")]
+    pub device: DeviceArg,
     /// Measure the PyTorch peer in the same run
     #[arg(long)]
     pub peer: bool,
@@ -185,6 +188,8 @@ pub enum BenchArg {
     TrainStep,
     Generate,
     GrpoStep,
+    /// Every CUDA kernel, beside the GPU's measured ceilings
+    Kernels,
 }
 
 /// Runs a parsed command; the exit code is the command's own verdict.
