@@ -144,6 +144,7 @@ pub struct Judged {
 }
 
 /// Lets the policy judge at most `pairs` actions of `episodes`, `judgments` times each, in one batch.
+#[allow(clippy::too_many_arguments)]
 pub fn judge(
     config: &Config,
     model: &Model,

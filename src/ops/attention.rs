@@ -375,7 +375,7 @@ fn decode_heads<'a, const HEADS: usize, const PAGE: usize>(
         let inv = 1.0 / exp_sum(seen, max);
         seen.iter_mut().for_each(|p| *p *= inv);
     }
-    if head_dim % 32 == 0 {
+    if head_dim.is_multiple_of(32) {
         weigh::<HEADS, PAGE, 32>(scores, head_dim, len, pages, out);
     } else {
         weigh::<HEADS, PAGE, 2>(scores, head_dim, len, pages, out);

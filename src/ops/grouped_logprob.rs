@@ -308,9 +308,9 @@ pub mod cuda {
                 (gpu.read(&*self.logprob)?, gpu.read(&*self.entropy)?, gpu.read(&*targets.start)?);
             let (mut logprob, mut entropy) = (vec![0.0; found.len()], vec![0.0; found.len()]);
             for (row, span) in start.windows(2).enumerate() {
-                for at in span[0] as usize..span[1] as usize {
-                    let i = targets.order[at];
-                    (logprob[i], entropy[i]) = (found[at], of_row[row]);
+                let span = span[0] as usize..span[1] as usize;
+                for (&i, found) in targets.order[span.clone()].iter().zip(&found[span]) {
+                    (logprob[i], entropy[i]) = (*found, of_row[row]);
                 }
             }
             Ok((logprob, entropy))

@@ -172,6 +172,7 @@ fn samples() -> Vec<Sample> {
     let sample = |seed: u64, tokens: [u32; 7], advantage: f32| {
         let noise = randoms(seed, 14);
         Sample {
+            judgment: false,
             tokens: tokens.to_vec(),
             mask: vec![false, true, true, true, false, true, true],
             advantage: vec![advantage; 7],
@@ -216,7 +217,7 @@ fn loss() {
         let advantage = each(&|s, t| s.advantage[t]);
         let old = each(&|s, t| s.old_logprobs.as_ref().unwrap()[t]);
         let reference = each(&|s, t| s.ref_logprobs.as_ref().unwrap()[t]);
-        let weight = each(&|_, _| 1.0 / norm.tokens as f32);
+        let weight = each(&|_, _| 1.0 / norm.tokens() as f32);
         // Sequence level, given the ratios of the tokens themselves and no gradient through them.
         let ratios: Vec<f32> = (0..n)
             .flat_map(|i| (start[i]..start[i + 1]).map(move |u| (i, u as usize)))
@@ -258,7 +259,8 @@ fn loss() {
         assert_close("terms by given ratios", &again, &term, F32);
         if config.beta == 0.0 {
             let uses_of = start.read::<u32>().unwrap();
-            let want: Vec<f32> = uses_of.windows(2).map(|s| 0.25 * (s[1] - s[0]) as f32 / norm.tokens as f32).collect();
+            let want: Vec<f32> =
+                uses_of.windows(2).map(|s| 0.25 * (s[1] - s[0]) as f32 / norm.tokens() as f32).collect();
             assert_close("gradient through the sequence", &by_sequence, &want, F32);
         }
     }
