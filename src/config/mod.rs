@@ -3,10 +3,12 @@
 //! A new field needs only its place here and its default: loading, overrides, spelling hints and the printed form follow.
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
+mod decouple;
 mod gcd;
 mod load;
 mod validate;
 
+pub use decouple::{Decouple, DecoupleMethod};
 pub use gcd::{Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
 
@@ -24,8 +26,16 @@ pub struct Config {
     pub rollout: Rollout,
     pub grpo: Grpo,
     pub gcd: Gcd,
+    pub decouple: Decouple,
     pub optim: Optim,
     pub eval: Eval,
+}
+
+impl Config {
+    /// Whether training needs labels of the actions it sees.
+    pub fn needs_labels(&self) -> bool {
+        self.gcd.mode != GcdMode::Off || self.decouple.method == DecoupleMethod::Contrastive
+    }
 }
 
 /// Where and how the run is kept.

@@ -30,6 +30,7 @@ impl Config {
         self.validate_rollout()?;
         self.validate_grpo()?;
         self.validate_gcd()?;
+        self.validate_decouple()?;
         self.validate_optimisers()?;
         at_least_one("env.max_steps", self.env.max_steps)?;
         not_negative("eval.temperature", self.eval.temperature)
@@ -114,12 +115,12 @@ impl Config {
 
     fn validate_gcd(&self) -> Result<(), ConfigError> {
         let g = &self.gcd;
-        if g.mode == GcdMode::Off {
+        if !self.needs_labels() {
             return Ok(());
         }
         at_least_one("gcd.pairs", g.pairs)?;
         let lonely = "judgments of a pair are compared with each other: use 2 or more (8 is usual)";
-        need(g.judgments >= 2, "gcd.judgments", g.judgments, lonely)?;
+        need(g.judgments >= 2 || g.mode != GcdMode::Generate, "gcd.judgments", g.judgments, lonely)?;
         not_negative("gcd.lambda", g.lambda)?;
         need(!g.labels.is_empty(), "gcd.labels", "[]", "must name a source of labels, e.g. [\"loop\", \"oracle\"]")?;
         at_least_one("gcd.cycle", g.cycle)?;
@@ -127,6 +128,12 @@ impl Config {
             self.validate_judge()?;
         }
         at_least_one("gcd.max_tokens", g.max_tokens)
+    }
+
+    fn validate_decouple(&self) -> Result<(), ConfigError> {
+        let d = &self.decouple;
+        positive("decouple.temperature", d.temperature)?;
+        not_negative("decouple.weight", d.weight)
     }
 
     fn validate_judge(&self) -> Result<(), ConfigError> {

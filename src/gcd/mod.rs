@@ -1,6 +1,8 @@
 //! Generative Classification Disentanglement: labels of actions, and the policy's own judgments of them.
 //! Knows no device: it sees numbers, episodes and sampled answers.
 
+pub mod contrast;
+pub mod critic;
 pub mod judge;
 pub mod judgment;
 pub mod label;

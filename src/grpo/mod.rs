@@ -1,7 +1,8 @@
 //! GRPO: group advantages and the policy loss. Knows no device: it sees numbers and forests.
 
 mod loss;
-pub use loss::{LossReport, Normaliser, PolicyLoss, Sample};
+pub mod pcgrad;
+pub use loss::{LossReport, Normaliser, Part, PolicyLoss, Sample};
 
 use crate::agent::Episode;
 use crate::config::{AdvantageScale, Config};

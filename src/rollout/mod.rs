@@ -12,7 +12,7 @@ pub use answers::{Answer, answers};
 pub use statistics::{Behaviour, Counts, Statistics};
 
 use crate::agent::{Episode, Finish, Prompter};
-use crate::config::{Config, GcdMode};
+use crate::config::Config;
 use crate::env::{EnvError, Environment, Task};
 use crate::model::tokenizer::TokenizerError;
 use crate::model::{KvCache, Model, Slot};
@@ -77,7 +77,7 @@ impl Settings {
             max_live: r.max_live as usize,
             seed: config.run.seed,
             stream,
-            distances: config.gcd.mode != GcdMode::Off,
+            distances: config.needs_labels(),
         }
     }
 

@@ -2,15 +2,16 @@
 
 use super::evaluate::failures;
 use super::learner::{Learner, StepReport};
+use super::probe::{self, Probed, probes};
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Prompter};
-use crate::config::{Aggregation, Config, GcdMode};
+use crate::config::{Aggregation, Config, DecoupleMethod, GcdMode};
 use crate::env::{Split, Suite};
 use crate::forest::{Forest, ROOT};
 use crate::gcd::judge::Verdicts;
 use crate::gcd::judgment::questions;
-use crate::gcd::{self, Agreement, Asked, Judge, Judged};
-use crate::grpo::{LossReport, Normaliser, Sample, episode_return, samples};
+use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged};
+use crate::grpo::{LossReport, Normaliser, Part, Sample, episode_return, samples};
 use crate::model::{Activations, Keep, Model};
 use crate::report::stats;
 use crate::rollout::{self, Settings, rollout};
@@ -31,8 +32,10 @@ pub struct Iteration {
     pub packed_tokens: usize,
     pub shared_tokens: usize,
     pub returns: Returns,
-    /// What the policy said of its own actions; `None` without GCD.
+    /// The labelled actions, and what the policy said of them; `None` where nothing needs labels.
     pub gcd: Option<Gcd>,
+    /// Cosine between the gradients of positive and of negative advantages, of the last epoch (PCGrad).
+    pub cosine: Option<f64>,
     pub rollout_seconds: f64,
     pub train_seconds: f64,
 }
@@ -40,6 +43,10 @@ pub struct Iteration {
 /// GCD's part of an iteration.
 pub struct Gcd {
     pub judged: Judged,
+    /// Of the judgments, or of the value head before the last epoch's step.
+    pub accuracy: Accuracy,
+    /// The losses of hidden states, of the last epoch.
+    pub probed: Probed,
     pub agreement: Agreement,
     /// The judge, where one is asked: its agreement with the oracle, and what it left open.
     pub judge: Option<(Agreement, Verdicts)>,
@@ -86,9 +93,9 @@ pub fn run(
     if episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
         return Err(TrainError::BrokenWeights);
     }
-    let mut gcd = match config.gcd.mode {
-        GcdMode::Off => None,
-        GcdMode::Generate => Some(judgments(config, &learner.model, prompter, judge, &episodes, index)?),
+    let mut gcd = match config.needs_labels() {
+        false => None,
+        true => Some(judgments(config, &learner.model, prompter, judge, &episodes, index)?),
     };
     let began = Instant::now();
     let samples = samples(&episodes, config);
@@ -110,32 +117,62 @@ pub fn run(
     let taught: Vec<Sample> = rows.iter().filter(|s| all || teaches(s)).cloned().collect();
     let batches = micro_batches(config, &taught);
     let norm = Normaliser::new(&rows, batches.len()).with_lambda(config.gcd.lambda);
-    let (mut loss, mut steps) = (None, Vec::new());
+    let contrasts = config.decouple.method == DecoupleMethod::Contrastive;
+    // Where the two signs of advantages are set against each other, each has a pass of its own.
+    let parts: &[Part] = match config.decouple.method {
+        DecoupleMethod::Pcgrad if taught.iter().any(|s| s.judgment) => {
+            &[Part::Positive, Part::Negative, Part::Judgments]
+        }
+        DecoupleMethod::Pcgrad => &[Part::Positive, Part::Negative],
+        DecoupleMethod::None | DecoupleMethod::Contrastive => &[Part::All],
+    };
+    let probes = match &gcd {
+        Some(gcd) if config.gcd.mode.has_critic() || contrasts => probes(&episodes, &gcd.judged.pairs),
+        _ => Vec::new(),
+    };
+    let (mut loss, mut steps, mut cosine, mut probed) = (None, Vec::new(), None, Probed::default());
     let (mut packed_tokens, mut shared_tokens, mut difference) = (0, 0, Difference::default());
     for epoch in 0..config.grpo.epochs {
-        let mut total = Weighted::default();
-        for batch in &batches {
-            let batch = &taught[batch.clone()];
-            let watch = &mut |sampled: f32, now: f32| {
-                if epoch == 0 {
-                    difference.add(sampled, now);
-                }
-            };
-            let (report, packed) = learner.policy(&config.grpo, batch, norm, config.rollout.temperature, watch);
-            packed_tokens += packed;
-            shared_tokens += batch.iter().map(|s| s.tokens.len()).sum::<usize>();
-            total.add(report, batch.iter().map(|s| s.loss_positions().count()).sum());
+        let (mut total, mut positive) = (Weighted::default(), None);
+        for &part in parts {
+            for batch in &batches {
+                let batch = &taught[batch.clone()];
+                let watch = &mut |sampled: f32, now: f32| {
+                    if epoch == 0 {
+                        difference.add(sampled, now);
+                    }
+                };
+                let norm = norm.with_part(part);
+                let (report, packed) = learner.policy(&config.grpo, batch, norm, config.rollout.temperature, watch);
+                packed_tokens += packed;
+                shared_tokens += batch.iter().map(|s| s.tokens.len()).sum::<usize>();
+                total.add(report, batch.iter().map(|s| s.loss_positions().count()).sum());
+            }
+            match (part, &positive) {
+                (Part::Positive, _) => positive = Some(learner.take_grads()),
+                (Part::Negative, Some(positive)) => cosine = learner.combine(positive),
+                _ => {}
+            }
         }
-        if !batches.is_empty() {
+        probed = probe::learn(config, learner, &probes);
+        let lr = learning_rate(config, index);
+        if !batches.is_empty() || probed.packed_tokens > 0 {
             loss = Some(total.mean());
-            steps.push(learner.step(&config.optim, learning_rate(config, index)));
+            steps.push(learner.step(&config.optim, lr));
+        }
+        if let Some(critic) = learner.critic.as_mut().filter(|_| !probes.is_empty()) {
+            critic.step(&config.optim, lr);
         }
     }
     let train_seconds = began.elapsed().as_secs_f64();
+    let probe_tokens = probed.packed_tokens * config.grpo.epochs as usize;
     if let Some(gcd) = &mut gcd {
         let without: usize = batches.iter().map(|b| trajectory_tokens(&taught[b.clone()])).sum();
-        let without = without * config.grpo.epochs as usize;
-        gcd.packed_share = (packed_tokens - without) as f64 / packed_tokens.max(1) as f64;
+        let without = without * parts.len() * config.grpo.epochs as usize;
+        let all = packed_tokens + probe_tokens;
+        gcd.packed_share = (all - without) as f64 / all.max(1) as f64;
+        gcd.accuracy = probed.critic.map_or(gcd.accuracy, |(_, accuracy)| accuracy);
+        gcd.probed = probed;
     }
     Ok(Iteration {
         returns: Returns::of(&episodes, config),
@@ -147,12 +184,13 @@ pub fn run(
         packed_tokens,
         shared_tokens,
         gcd,
+        cosine,
         rollout_seconds,
         train_seconds,
     })
 }
 
-/// Lets the policy judge its own actions of iteration `index`.
+/// Draws labelled actions of iteration `index`, and lets the policy judge them where it does so in words.
 fn judgments(
     config: &Config,
     model: &Model,
@@ -163,7 +201,8 @@ fn judgments(
 ) -> Result<Gcd, TrainError> {
     let began = Instant::now();
     let settings = Settings::training(config, JUDGMENTS | index);
-    let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
+    let each = if config.gcd.mode == GcdMode::Generate { config.gcd.judgments as usize } else { 0 };
+    let size = [config.gcd.pairs as usize, each];
     let (mut asked, mut answered) = (Asked::new(), None);
     if let Some(judge) = judge {
         let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
@@ -175,7 +214,9 @@ fn judgments(
     let judged = gcd::judge(config, model, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
     let usable = episodes.iter().filter(|e| !e.finish.is_failure());
     let agreement = Agreement::of_loop(usable, &config.gcd);
-    Ok(Gcd { judged, agreement, judge: answered, seconds: began.elapsed().as_secs_f64(), packed_share: 0.0 })
+    let (accuracy, probed) = (judged.accuracy(), Probed::default());
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Gcd { judged, accuracy, probed, agreement, judge: answered, seconds, packed_share: 0.0 })
 }
 
 /// Puts each judgment behind the trajectory that it judges, whose tokens it shares. `trajectories` are the samples of the
