@@ -6,7 +6,8 @@ use common::numeric::{assert_close, assert_gradient, values, wide};
 use common::runs::{left, tiny};
 use common::{dense, random_model, tiny_config, tokens};
 use std::path::{Path, PathBuf};
-use uncouple::config::{Config, Decouple, DecoupleMethod, GcdMode, Grpo, Optim, RatioLevel};
+use uncouple::agent::Tag;
+use uncouple::config::{Config, Decouple, DecoupleMethod, GcdMode, Grpo, Optim, Override, RatioLevel};
 use uncouple::forest::Forest;
 use uncouple::gcd::Label::{self, Bad, Good};
 use uncouple::gcd::contrast::contrast;
@@ -377,4 +378,33 @@ fn every_decoupling_trains_with_and_without_gcd() {
         let norm = |path: &Path| grpo(path)[0].values["grad_norm"];
         assert!((norm(&same) - norm(&plain)).abs() < 1e-5 * norm(&plain));
     }
+}
+
+#[test]
+fn step_advantages_train() {
+    let dir = tempfile::tempdir().unwrap();
+    let plain = run(dir.path(), "plain", &[]);
+    let gigpo = run(dir.path(), "gigpo", &["grpo.step_advantage=gigpo"]);
+    assert!(file(&gigpo, "model.safetensors") != file(&plain, "model.safetensors"));
+    let error = Config::load(None, &[Override::parse("grpo.step_advantage=tags").unwrap()]).unwrap_err().to_string();
+    assert!(error.contains("set prompt.tags = true"), "{error}");
+}
+
+#[test]
+fn the_cold_start_teaches_tags_and_their_rewards_train() {
+    let dir = tempfile::tempdir().unwrap();
+    let tags =
+        ["prompt.tags=true", "sft.steps=120", "rollout.max_turn_tokens=20", "env.max_steps=20", "rollout.group_size=8"];
+    let with = run(dir.path(), "tags", &[&tags[..], &["grpo.step_advantage=tags"]].concat());
+    let without = run(dir.path(), "untold", &tags);
+    assert!(file(&with, "model.safetensors") != file(&without, "model.safetensors"));
+    let db = rusqlite::Connection::open(with.join("trajectories.sqlite")).unwrap();
+    let sql = "select action from turns join episodes on episode = id where phase = 'grpo'";
+    let mut statement = db.prepare(sql).unwrap();
+    let actions: Vec<String> = statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap();
+    let tagged = actions.iter().filter(|a| Tag::split(a).is_some()).count();
+    assert!(2 * tagged > actions.len(), "{tagged} of {}: {actions:?}", actions.len());
+    // Judgments and tags together.
+    let both = ["gcd.mode=generate", "gcd.judgments=4", "gcd.max_tokens=24", "grpo.step_advantage=tags"];
+    run(dir.path(), "both", &[&tags[..], &both].concat());
 }

@@ -104,6 +104,8 @@ pub struct Prompt {
     pub format: Format,
     /// List the admissible commands in every observation.
     pub admissible: bool,
+    /// Each turn must begin with `<planning>`, `<explore>`, `<reflection>` or `<monitor>` (RLVMR); one without is invalid.
+    pub tags: bool,
 }
 
 /// Supervised cold start on expert trajectories.
@@ -179,12 +181,29 @@ pub enum RatioLevel {
     Sequence,
 }
 
+/// What is added to the advantage of a single turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepAdvantage {
+    /// Nothing.
+    None,
+    /// That of its discounted return among the group's turns at the same observation (GiGPO).
+    Gigpo,
+    /// That of the reward for being what its tag says among the group's turns of that tag (RLVMR); needs `prompt.tags`.
+    Tags,
+}
+
 /// The policy loss of DESIGN section 2.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grpo {
     pub advantage: AdvantageScale,
     pub advantage_eps: f32,
+    pub step_advantage: StepAdvantage,
+    /// Weight of the step advantage.
+    pub step_weight: f32,
+    /// Discount of a turn's return (GiGPO).
+    pub step_discount: f32,
     pub aggregation: Aggregation,
     /// Divisor of `constant` aggregation, tokens per sequence.
     pub constant_length: u32,
@@ -267,7 +286,7 @@ impl Default for Env {
 }
 impl Default for Prompt {
     fn default() -> Self {
-        Prompt { format: Format::Compact, admissible: false }
+        Prompt { format: Format::Compact, admissible: false, tags: false }
     }
 }
 impl Default for Sft {
@@ -297,6 +316,9 @@ impl Default for Grpo {
         Grpo {
             advantage: AdvantageScale::None,
             advantage_eps: 1e-4,
+            step_advantage: StepAdvantage::None,
+            step_weight: 1.0,
+            step_discount: 0.95,
             aggregation: Aggregation::SequenceMean,
             constant_length: 256,
             epsilon_low: 0.2,

@@ -1,6 +1,6 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{Config, ConfigError, GcdMode, LabelSource};
+use super::{Config, ConfigError, GcdMode, LabelSource, StepAdvantage};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -100,6 +100,11 @@ impl Config {
     fn validate_grpo(&self) -> Result<(), ConfigError> {
         let g = &self.grpo;
         not_negative("grpo.advantage_eps", g.advantage_eps)?;
+        let tagged = g.step_advantage != StepAdvantage::Tags || self.prompt.tags;
+        need(tagged, "grpo.step_advantage", "\"tags\"", "rewards the tags of turns: set prompt.tags = true as well")?;
+        not_negative("grpo.step_weight", g.step_weight)?;
+        let discount = "must be a number from 0 to 1 (0.95 is usual)";
+        need((0.0..=1.0).contains(&g.step_discount), "grpo.step_discount", g.step_discount, discount)?;
         at_least_one("grpo.constant_length", g.constant_length)?;
         let low = "must be in (0, 1): the ratio is clipped below at 1 - epsilon_low";
         need(g.epsilon_low > 0.0 && g.epsilon_low < 1.0, "grpo.epsilon_low", g.epsilon_low, low)?;
