@@ -210,7 +210,8 @@ fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
         advantage: vec![1.0; 10],
         ..Sample::default()
     };
-    learner.policy(&Grpo::default(), &[sample.clone()], Normaliser::new(&[sample], 1), 1.0, &mut |_, _| {});
+    let batch = [sample];
+    learner.policy(&Grpo::default(), &batch, Normaliser::new(&batch, 1), 1.0, &mut |_, _| {});
     let alone = learner.grads().clone();
     assert!(alone.flat.iter().any(|g| *g != 0.0));
     let mut loss = f64::INFINITY;
@@ -270,11 +271,14 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
     let samples = [row(1, 9, false), row(2, 7, true), row(3, 8, false), row(4, 5, true)];
     let forest = Forest::new(&samples.iter().map(|s| &s.tokens[..]).collect::<Vec<_>>());
     for ratio in [RatioLevel::Token, RatioLevel::Sequence] {
-        let config = Grpo { ratio, beta: 0.1, entropy_coef: 0.02, ..Grpo::default() };
-        let of = |part: Part, samples: &[Sample]| {
+        // Nothing is clipped, so that a difference quotient meets no kink.
+        let clip = Grpo { epsilon_low: 0.999, epsilon_high: 1e3, ..Grpo::default() };
+        let config = Grpo { ratio, beta: 0.1, entropy_coef: 0.02, ..clip };
+        let moved = |part: Part, samples: &[Sample], node: usize, step: f32| {
             let norm = Normaliser::new(samples, 1).with_lambda(0.5).with_part(part);
             let mut loss = PolicyLoss::new(&config, &forest, samples, norm);
-            let logprobs = values(7, loss.nodes().len(), 0.4).iter().map(|x| x - 1.0).collect::<Vec<f32>>();
+            let mut logprobs = values(7, loss.nodes().len(), 0.4).iter().map(|x| x - 1.0).collect::<Vec<f32>>();
+            logprobs[node] += step;
             if loss.needs_logprobs() {
                 loss.set_logprobs(&logprobs);
             }
@@ -286,6 +290,7 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
                 .collect();
             (loss.finish().loss, grads)
         };
+        let of = |part, samples: &[Sample]| moved(part, samples, 0, 0.0);
         let whole = of(Part::All, &samples);
         let parts = [Part::Positive, Part::Negative, Part::Judgments].map(|part| of(part, &samples));
         let sum: f64 = parts.iter().map(|(loss, _)| loss).sum();
@@ -295,6 +300,12 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
             assert!((sum - whole).abs() < 1e-6, "{ratio:?} {i}: {sum} and {whole}");
         }
         assert!(parts.iter().all(|(_, grads)| grads.iter().any(|g| *g != 0.0)), "every part has something");
+        for node in 0..whole.1.len() / 2 {
+            let step = 1.0 / 128.0;
+            let loss = |step| moved(Part::Negative, &samples, node, step).0;
+            let (quotient, exact) = ((loss(step) - loss(-step)) * 64.0, parts[1].1[2 * node]);
+            assert!((quotient - exact).abs() < 1e-4, "{ratio:?} {node}: {quotient} and {exact}");
+        }
         let bad = samples.clone().map(|s| Sample { advantage: vec![-1.0; s.tokens.len()], judgment: false, ..s });
         let empty = of(Part::Positive, &bad);
         assert!(empty.0 == 0.0 && empty.1.iter().all(|g| *g == 0.0), "{ratio:?}: no advantage is positive");

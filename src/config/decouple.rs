@@ -27,6 +27,6 @@ pub struct Decouple {
 
 impl Default for Decouple {
     fn default() -> Self {
-        Decouple { method: DecoupleMethod::None, temperature: 0.1, weight: 0.1 }
+        Decouple { method: DecoupleMethod::None, temperature: 0.1, weight: 0.02 }
     }
 }
