@@ -3,11 +3,14 @@
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Finish, Prompter};
 use crate::config::{Config, GcdMode};
+use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
 use crate::gcd::{Accuracy, Asked, judge};
 use crate::model::Model;
 use crate::report::results::{EvalEpisode, Evaluation};
 use crate::rollout::{self, Counts, Settings, rollout};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// The panels' splits.
 pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
@@ -29,6 +32,20 @@ pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec
         }
     }
     Ok(tasks)
+}
+
+/// How players who do not learn do on the panel of each split.
+pub fn baselines(
+    config: &Config,
+    suite: &dyn Suite,
+    splits: &[Split],
+) -> Result<BTreeMap<String, Baselines>, TrainError> {
+    let limit = config.env.max_steps as usize;
+    let of = |split: &Split| {
+        let games = panel(config, suite, &[*split])?.len() as u64;
+        Ok((split.to_string(), baseline::baselines(suite, *split, games, limit, config.run.seed)?))
+    };
+    splits.par_iter().map(of).collect()
 }
 
 /// Plays one episode of each game of the panel.
