@@ -6,7 +6,7 @@ use crate::config::{Config, GcdMode};
 use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
 use crate::gcd::{Accuracy, Asked, judge};
-use crate::model::Model;
+use crate::model::Policy;
 use crate::report::results::{EvalEpisode, Evaluation};
 use crate::rollout::{self, Counts, Settings, rollout};
 use rayon::prelude::*;
@@ -52,21 +52,21 @@ pub fn baselines(
 pub fn evaluate(
     config: &Config,
     suite: &dyn Suite,
-    model: &Model,
+    policy: &dyn Policy,
     prompter: &Prompter,
     splits: &[Split],
 ) -> Result<Vec<Episode>, TrainError> {
     let tasks = panel(config, suite, splits)?;
     let open: rollout::Open<'_> = &|task| suite.open(task);
     let settings = Settings::evaluation(config, STREAM);
-    Ok(rollout(model, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
+    Ok(rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
 }
 
 /// How well the model judges held-out actions: those of an evaluation's episodes, as many good as bad, each once. `None`
 /// without GCD. Nothing is learnt from it.
 pub fn judgments(
     config: &Config,
-    model: &Model,
+    policy: &dyn Policy,
     prompter: &Prompter,
     episodes: &[Episode],
 ) -> Result<Option<Accuracy>, TrainError> {
@@ -75,7 +75,7 @@ pub fn judgments(
     }
     let settings = Settings::evaluation(config, STREAM - 1);
     let judged =
-        judge(config, model, prompter, episodes, &Asked::new(), [JUDGED, 1], &settings, &interrupt::interrupted)?;
+        judge(config, policy, prompter, episodes, &Asked::new(), [JUDGED, 1], &settings, &interrupt::interrupted)?;
     Ok(Some(judged.accuracy()))
 }
 
