@@ -443,3 +443,62 @@ fn exp_sum(x: &mut [f32], max: f32) -> f32 {
     }
     lanes.iter().sum::<f32>() + tail
 }
+
+/// On a GPU, in bf16; heads of 64 or 128.
+pub mod cuda {
+    use super::Shape;
+    use crate::device::{Arg, Gpu, Launch, Result, Slice, Tensor, expect};
+    use half::bf16;
+
+    /// Queries of a block.
+    const QUERIES: usize = 128;
+    /// Keys of a tile, for which the kernels decide whether they need it and whether a mask.
+    const KEYS: usize = 64;
+
+    /// Who sees whom, on the device: computed once per batch, read by every layer.
+    pub struct Visibility {
+        reach: Tensor<u32>,
+        /// The least reach of each tile of keys, then the greatest of each.
+        tiles: Tensor<u32>,
+    }
+
+    impl Visibility {
+        /// From `reach` (see [`crate::forest`]).
+        pub fn new(gpu: &Gpu, reach: &[u32]) -> Result<Visibility> {
+            let least = reach.chunks(KEYS).map(|tile| tile.iter().copied().min().unwrap_or(0));
+            let greatest = reach.chunks(KEYS).map(|tile| tile.iter().copied().max().unwrap_or(0));
+            let tiles: Vec<u32> = least.chain(greatest).collect();
+            Ok(Visibility { reach: gpu.tensor(reach)?, tiles: gpu.tensor(&tiles)? })
+        }
+
+        fn tokens(&self) -> usize {
+            self.reach.len()
+        }
+    }
+
+    /// As [`super::forward`]: `qkv` `[tokens, qkv_dim]` (rotated) to `out` `[tokens, heads · head_dim]`, `softmax` `[tokens, heads, 2]`.
+    pub fn forward(
+        gpu: &Gpu,
+        qkv: &Slice<bf16>,
+        shape: Shape,
+        visibility: &Visibility,
+        out: &Slice<bf16>,
+        softmax: &Slice<f32>,
+    ) -> Result<()> {
+        let (tokens, Shape { heads, kv_heads, head_dim }) = (visibility.tokens(), shape);
+        let lengths = [qkv.len(), out.len(), softmax.len()];
+        let wanted = [tokens * shape.qkv_dim(), tokens * shape.q_dim(), 2 * tokens * heads];
+        let whole = kv_heads > 0 && heads.is_multiple_of(kv_heads) && (head_dim == 64 || head_dim == 128);
+        expect("attention forward", whole && lengths == wanted, || {
+            format!("{lengths:?} elements for {wanted:?} of {tokens} tokens, {shape:?} (heads of 64 or 128)")
+        })?;
+        let mut args = vec![qkv.arg(), visibility.reach.arg(), visibility.tiles.arg(), out.arg(), softmax.arg()];
+        args.extend([tokens, heads, kv_heads].map(|n| Arg::from(n as i32)));
+        args.push(Arg::from(shape.scale()));
+        let kernel = &format!("attention_forward_hd{head_dim}_bf16");
+        let grid = [heads as u32, tokens.div_ceil(QUERIES) as u32, 1];
+        // The block's queries, and two stages of a tile's keys and values.
+        let shared = (2 * (QUERIES + 4 * KEYS) * head_dim) as u32;
+        gpu.launch(Launch { kernel, grid, block: [256, 1, 1], shared, args: &args })
+    }
+}
