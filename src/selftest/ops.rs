@@ -1,13 +1,12 @@
 //! One check for each op and direction, in the order of a model's step.
 
-use super::{BF16, Check, F32, Probe, Size, head, randoms, randoms_bf16, widen};
+use super::{BF16, Check, F32, Probe, Size, attention, head, randoms, randoms_bf16, widen};
 use crate::device::{Real, Result, Slice, Tensor};
-use crate::forest::Forest;
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
 use crate::ops::linear::Weight;
 use crate::ops::philox::block;
-use crate::ops::{attention, embedding, linear, rmsnorm, rope, swiglu};
+use crate::ops::{embedding, linear, rmsnorm, rope, swiglu};
 use half::bf16;
 
 /// Every check there is.
@@ -20,7 +19,8 @@ pub const CHECKS: &[Check] = &[
     Check { name: "linear forward", run: linear_forward },
     Check { name: "linear backward", run: linear_backward },
     Check { name: "rope", run: rope_both_ways },
-    Check { name: "attention forward", run: attention_forward },
+    Check { name: "attention forward", run: attention::forward },
+    Check { name: "attention backward", run: attention::backward },
     Check { name: "swiglu forward", run: swiglu_forward },
     Check { name: "swiglu backward", run: swiglu_backward },
     Check { name: "advantage", run: advantages },
@@ -367,42 +367,6 @@ fn graph_replay(p: &mut Probe) -> Result<()> {
         let (normed, mut want) = (widen(&gpu.read(&h)?), vec![0.0; rows * hidden]);
         linear::forward(&normed, Weight::new(&matrix_wide, hidden), None, &mut want);
         close_sums(p, "the product", &y, &want, hidden)?;
-    }
-    Ok(())
-}
-
-/// Forests of one token, of one sequence, of several, and of branches with shared prefixes; and heads.
-fn attention_forward(p: &mut Probe) -> Result<()> {
-    let sequence = |first: u32, n: usize| (first..first + n as u32).collect::<Vec<u32>>();
-    let branch = |tail: u32, n: usize| [sequence(0, 70), sequence(tail, n)].concat();
-    let mut cases = vec![
-        (Forest::new(&[sequence(0, 1)]), (1, 1, 64)),
-        (Forest::new(&[sequence(0, 150)]), (2, 1, 128)),
-        (Forest::new(&[sequence(0, 66), sequence(100, 3), sequence(200, 80)]), (2, 2, 64)),
-        (Forest::new(&[branch(300, 40), branch(400, 1), branch(500, 65)]), (7, 1, 64)),
-    ];
-    if p.size == Size::Full {
-        cases.push((Forest::new(&[sequence(0, 2048), sequence(5000, 1000)]), (16, 2, 128)));
-    }
-    for (forest, (heads, kv_heads, head_dim)) in cases {
-        let (gpu, shape) = (p.gpu, attention::Shape { heads, kv_heads, head_dim });
-        let (n, what) = (forest.len(), format!("{} tokens, {shape:?}", forest.len()));
-        // Scores of some size, so that the softmax is not flat.
-        let wide: Vec<f32> = randoms(1, n * shape.qkv_dim()).iter().map(|x| bf16::from_f32(1.5 * x).to_f32()).collect();
-        let (mut want, mut want_softmax) = (vec![0.0; n * shape.q_dim()], vec![0.0; 2 * n * heads]);
-        let visibility = attention::Visibility::new(&forest.reach);
-        attention::forward(&wide, shape, &visibility, &mut want, &mut want_softmax);
-        let qkv = gpu.tensor(&wide.iter().map(|x| bf16::from_f32(*x)).collect::<Vec<_>>())?;
-        let visibility = attention::cuda::Visibility::new(gpu, &forest.reach)?;
-        let (out, softmax) = (gpu.uninit::<bf16>(want.len())?, gpu.uninit::<f32>(want_softmax.len())?);
-        p.time(|| attention::cuda::forward(gpu, &qkv, shape, &visibility, &out, &softmax))?;
-        // Probabilities are rounded to bf16: errors have the size of the values, not of their mean.
-        for (i, (g, w)) in widen(&gpu.read(&*out)?).iter().zip(&want).enumerate() {
-            p.note(f64::from((g - w).abs() / (2.0 * BF16 * (1.5 + w.abs()))), || {
-                format!("{what}: o {i} is {g}, not {w}")
-            });
-        }
-        p.close(&format!("maxima and sums of {what}"), &*softmax, &want_softmax, 1e-4)?;
     }
     Ok(())
 }
