@@ -159,7 +159,7 @@ fn a_small_run_trains_prints_its_results_and_is_evaluated() {
     let results = of_run["results"].as_array().unwrap();
     assert_eq!((results.len(), &results[0]["split"], &results[0]["games"]), (1, &"L1".into(), &4.into()));
     assert_eq!(of_run["limits"]["max_steps"], 3, "the run's own limits");
-    let baselines = &of_run["baselines"][0]["baselines"];
+    let baselines = &of_run["baselines"]["L1"];
     assert!(baselines["games"] == 4 && baselines["oracle"].is_number() && baselines["random"].is_number(), "{of_run}");
     assert_eq!(of_run, json(&[&["--model", model], &four[..]].concat()), "a checkpoint is read in its run's own words");
     assert_eq!(json(&["--run", run])["results"].as_array().unwrap().len(), 3, "all splits, the configuration's panel");

@@ -100,3 +100,32 @@ fn the_oracle_always_wins_and_the_random_player_seldom() {
         assert!(rates.random < 0.35, "{split}: {rates:?}");
     }
 }
+
+/// The words of a task's sentence, and of the demonstrator's commands.
+fn words(suite: &Household, task: &Task) -> (String, HashSet<String>) {
+    let mut game = suite.open(task).unwrap();
+    let mut seen = game.reset().unwrap();
+    let sentence = seen.text.split("task: ").nth(1).unwrap().trim_end_matches('.').to_string();
+    let mut words: HashSet<String> = sentence.split(' ').map(String::from).collect();
+    while let Some(command) = game.demonstrate().filter(|_| !seen.done) {
+        words.extend(command.split(' ').map(String::from));
+        seen = game.step(&command).unwrap();
+    }
+    (sentence, words)
+}
+
+/// With another word in L2 an agent trained from scratch could only fail there; with a sentence of training's nothing would be
+/// held out.
+#[test]
+fn l2_recombines_the_words_of_training_into_sentences_of_its_own() {
+    let suite = Household::new(0);
+    let of = |split, count| tasks(&suite, split, count).iter().map(|t| words(&suite, t)).collect::<Vec<_>>();
+    let training = of(Split::Train, 1200);
+    let known: HashSet<&String> = training.iter().flat_map(|(_, words)| words).collect();
+    let sentences: HashSet<&String> = training.iter().map(|(sentence, _)| sentence).collect();
+    for (sentence, words) in of(Split::L2, 128) {
+        assert!(!sentences.contains(&sentence), "{sentence}");
+        let new: Vec<&String> = words.iter().filter(|word| !known.contains(word)).collect();
+        assert!(new.is_empty(), "{sentence}: {new:?}");
+    }
+}

@@ -4,7 +4,6 @@ use super::{EvalArgs, INTERRUPTED, SplitArg, output};
 use crate::agent::Prompter;
 use crate::config::{Config, Format};
 use crate::env::Split;
-use crate::env::baseline::{Baselines, baselines};
 use crate::model::checkpoint;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::progress::say;
@@ -13,7 +12,6 @@ use crate::rollout::RolloutError;
 use crate::train::run_folder::RunFolder;
 use crate::train::{TrainError, evaluate, interrupt, suite};
 use anyhow::{Context, Result, bail};
-use comfy_table::{Table, presets};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -44,31 +42,13 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         say(&line);
     }
     let rows = results::rows(&[("model", &evaluate::count(&episodes))]);
-    let limit = config.env.max_steps as usize;
-    let games = |split| Ok::<_, TrainError>(evaluate::panel(&config, &*suite, &[split])?.len() as u64);
-    let baselines: Vec<(Split, Baselines)> = splits
-        .iter()
-        .map(|&split| Ok((split, baselines(&*suite, split, games(split)?, limit, config.run.seed)?)))
-        .collect::<Result<_, TrainError>>()?;
+    let baselines = evaluate::baselines(&config, &*suite, &splits)?;
     if args.json {
-        let baselines: Vec<_> =
-            baselines.iter().map(|(split, b)| serde_json::json!({"split": split, "baselines": b})).collect();
         let limits = serde_json::json!({"max_steps": config.env.max_steps, "temperature": config.eval.temperature});
         output::print_json(&serde_json::json!({"results": rows, "baselines": baselines, "limits": limits}))?;
     } else {
         output::print(&results::table(&rows))?;
-        let mut table = Table::new();
-        table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
-            "split",
-            "random policy %",
-            "demonstrator %",
-            "oracle %",
-        ]);
-        for (split, b) in &baselines {
-            let rates = [b.random, b.demonstrator, b.oracle].map(|rate| format!("{:.1}", 100.0 * rate));
-            table.add_row([&[split.to_string()], &rates[..]].concat());
-        }
-        output::print(&table.to_string())?;
+        output::print(&results::baseline_table(&baselines))?;
         output::print(&format!("at most {} steps, temperature {}", config.env.max_steps, config.eval.temperature))?;
     }
     Ok(ExitCode::SUCCESS)

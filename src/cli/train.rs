@@ -41,8 +41,9 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     if args.json {
         output::print_json(&outcome.summary)?;
     } else {
+        let Summary { seconds, env_steps, tokens, baselines, .. } = outcome.summary;
         output::print(&results::table(&outcome.rows))?;
-        let Summary { seconds, env_steps, tokens, .. } = outcome.summary;
+        output::print(&results::baseline_table(&baselines))?;
         output::print(&format!("{seconds:.0} s, {env_steps} environment steps, {tokens} tokens"))?;
         output::print(&format!("everything is in {}: begin with report.html", outcome.folder.display()))?;
     }

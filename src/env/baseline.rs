@@ -1,19 +1,7 @@
 //! How players without a model do on a split: the floor and the ceiling that stand beside every result.
 
 use super::{EnvError, Environment, Split, Suite};
-
-/// Success rates, as fractions, of players who do not learn.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
-pub struct Baselines {
-    /// Uniform over the admissible commands.
-    pub random: f64,
-    /// Follows the shortest plan, knowing everything.
-    pub oracle: f64,
-    /// The demonstrator of cold start.
-    pub demonstrator: f64,
-    /// Games played by each.
-    pub games: u64,
-}
+pub use crate::report::results::Baselines;
 
 /// Plays the first `games` tasks of a split (fewer where the split ends) with at most `limit` steps each.
 /// The random player's choices depend on `seed` only.

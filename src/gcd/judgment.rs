@@ -9,7 +9,7 @@ use crate::agent::{Episode, Prompter};
 use crate::config::{AdvantageScale, Config, Format};
 use crate::env::Observation;
 use crate::grpo::Sample;
-use crate::model::Model;
+use crate::model::Policy;
 use crate::model::tokenizer::TokenizerError;
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
@@ -147,7 +147,7 @@ pub struct Judged {
 #[allow(clippy::too_many_arguments)]
 pub fn judge(
     config: &Config,
-    model: &Model,
+    policy: &dyn Policy,
     prompter: &Prompter,
     episodes: &[Episode],
     asked: &Asked,
@@ -156,14 +156,14 @@ pub fn judge(
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Judged, RolloutError> {
     let settings = Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..settings.clone() };
-    let context = model.config.max_position_embeddings;
+    let context = policy.config().max_position_embeddings;
     let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
     let (pairs, counts) = pairs(episodes, asked, prompter, config, context, pair_count, key)?;
     if judgments == 0 {
         return Ok(Judged { counts, pairs, judgments: Vec::new() });
     }
     let prompts: Vec<Vec<u32>> = pairs.iter().map(|p| p.prompt.clone()).collect();
-    let answers = answers(model, prompter, &prompts, judgments, &settings, interrupted)?;
+    let answers = answers(policy, prompter, &prompts, judgments, &settings, interrupted)?;
     let read = |answer: Answer| -> Result<_, RolloutError> {
         let written = answer.tokens.split_last().filter(|_| answer.ended).map(|(_, text)| text);
         let text = written.map(|tokens| prompter.tokenizer().decode(tokens, false)).transpose()?;

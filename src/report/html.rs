@@ -2,7 +2,7 @@
 
 use super::metrics::Record;
 use super::plot;
-use super::results::{HEADINGS, Row, Summary};
+use super::results::{BASELINE_HEADINGS, HEADINGS, Row, Summary, baseline_cells};
 use super::trajectories::Episode;
 use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
@@ -46,6 +46,8 @@ pub fn render(page: &Page<'_>) -> Result<String, minijinja::Error> {
         summary => page.summary,
         headings => HEADINGS,
         rows => page.rows.iter().map(Row::cells).collect::<Vec<_>>(),
+        baseline_headings => BASELINE_HEADINGS,
+        baselines => baseline_cells(&page.summary.baselines),
         phases => phases(page.records),
         episodes,
     })

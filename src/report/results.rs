@@ -119,6 +119,42 @@ pub fn table(rows: &[Row]) -> String {
     format!("{table}\n[95 % intervals: Wilson for success, normal for the others]")
 }
 
+/// Success rates, as fractions, of players who do not learn: the floor and the ceiling of a split.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Baselines {
+    /// Uniform over the admissible commands.
+    pub random: f64,
+    /// Follows the shortest plan, knowing everything.
+    pub oracle: f64,
+    /// The demonstrator of cold start.
+    pub demonstrator: f64,
+    /// Games played by each.
+    pub games: u64,
+}
+
+/// Headings of [`baseline_cells`].
+pub const BASELINE_HEADINGS: [&str; 4] = ["split", "random policy %", "demonstrator %", "oracle %"];
+
+/// The cells under [`BASELINE_HEADINGS`], a row for each split.
+pub fn baseline_cells(baselines: &BTreeMap<String, Baselines>) -> Vec<[String; 4]> {
+    let percent = |rate: f64| format!("{:.1}", 100.0 * rate);
+    baselines
+        .iter()
+        .map(|(split, b)| [split.clone(), percent(b.random), percent(b.demonstrator), percent(b.oracle)])
+        .collect()
+}
+
+/// What stands beside every result, for a terminal or a log.
+pub fn baseline_table(baselines: &BTreeMap<String, Baselines>) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(BASELINE_HEADINGS);
+    table.add_rows(baseline_cells(baselines));
+    for column in table.column_iter_mut().skip(1) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
 /// `summary.json`: what a run came to. A part that did not run is absent.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Summary {
@@ -131,6 +167,9 @@ pub struct Summary {
     pub tokens: u64,
     #[serde(default, skip_serializing_if = "EvalSummary::is_empty")]
     pub eval: EvalSummary,
+    /// By split: players who do not learn, on the same games.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub baselines: BTreeMap<String, Baselines>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coupling: Option<Coupling>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -2,9 +2,9 @@
 
 use super::{RolloutError, Settings};
 use crate::agent::Prompter;
-use crate::model::{KvCache, Model, Slot};
-use crate::ops::{philox, sampling};
-use rayon::prelude::*;
+use crate::model::{Draw, Policy, Slot};
+use crate::ops::philox;
+use crate::ops::sampling::Sampled;
 
 /// One sampled turn.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -31,7 +31,7 @@ struct Writer {
 /// At most `settings.max_live` answers (of one prompt at least) are written at once. Random numbers are a function of (seed,
 /// stream, place of the answer, token index). A prompt must leave room for `settings.max_turn_tokens` in the model's context.
 pub fn answers(
-    model: &Model,
+    policy: &dyn Policy,
     prompter: &Prompter,
     prompts: &[Vec<u32>],
     count: usize,
@@ -41,11 +41,11 @@ pub fn answers(
     let mut done: Vec<Vec<Answer>> = vec![vec![Answer::default(); count]; prompts.len()];
     let mut first = 0;
     for prompts in prompts.chunks((settings.max_live / count).max(1)) {
-        let mut cache = KvCache::new(model);
+        let mut cache = policy.decoder()?;
         let roots: Vec<Slot> = prompts.iter().map(|_| cache.alloc()).collect();
         let feeds: Vec<(Slot, &[u32])> = roots.iter().zip(prompts).map(|(slot, p)| (*slot, &p[..])).collect();
-        let read = model.extend(&mut cache, &feeds);
-        let width = model.config.hidden_size;
+        let read = cache.extend(&feeds)?;
+        let width = policy.config().hidden_size;
         let mut hidden: Vec<f32> = Vec::with_capacity(read.len() * count);
         let mut writers = Vec::with_capacity(prompts.len() * count);
         for ((i, prompt), row) in prompts.iter().enumerate().zip(read.chunks_exact(width)) {
@@ -60,9 +60,9 @@ pub fn answers(
             if interrupted() {
                 return Err(RolloutError::Interrupted);
             }
-            let mut logits = model.next_logits(&cache, &hidden);
-            let rows = logits.par_chunks_mut(model.config.vocab_size);
-            writers.par_iter_mut().zip(rows).for_each(|(w, logits)| w.write(prompter, settings, logits));
+            let draws: Vec<Draw> = writers.iter().map(|w| w.draw(settings)).collect();
+            let drawn = cache.draw(&hidden, &draws, &settings.sampling)?;
+            writers.iter_mut().zip(drawn).for_each(|(w, drawn)| w.write(prompter, drawn));
             let (over, on): (Vec<Writer>, Vec<Writer>) =
                 writers.into_iter().partition(|w| w.answer.ended || w.answer.tokens.len() >= settings.max_turn_tokens);
             for w in over {
@@ -72,7 +72,7 @@ pub fn answers(
             writers = on;
             let feeds: Vec<(Slot, &[u32])> =
                 writers.iter().map(|w| (w.slot, &w.context[w.context.len() - 1..])).collect();
-            hidden = if feeds.is_empty() { Vec::new() } else { model.extend(&mut cache, &feeds) };
+            hidden = if feeds.is_empty() { Vec::new() } else { cache.extend(&feeds)? };
         }
         first += prompts.len();
     }
@@ -80,11 +80,14 @@ pub fn answers(
 }
 
 impl Writer {
-    /// Samples one token from `logits` (scratch afterwards).
-    fn write(&mut self, prompter: &Prompter, settings: &Settings, logits: &mut [f32]) {
+    /// What the next token is drawn by.
+    fn draw(&self, settings: &Settings) -> Draw<'_> {
         let stream = u64::from(settings.stream) << 32 | self.index as u64;
-        let uniform = philox::uniform(philox::block(settings.seed, stream, self.answer.tokens.len() as u64)[0]);
-        let drawn = sampling::sample(logits, &self.context, &settings.sampling, uniform);
+        let block = philox::block(settings.seed, stream, self.answer.tokens.len() as u64);
+        Draw { seen: &self.context, uniform: philox::uniform(block[0]) }
+    }
+
+    fn write(&mut self, prompter: &Prompter, drawn: Sampled) {
         self.context.push(drawn.token);
         self.answer.tokens.push(drawn.token);
         self.answer.logprobs.push(drawn.logprob);

@@ -1,10 +1,11 @@
 //! One episode while it is played.
 
-use super::{Open, RolloutError, Table};
+use super::{Open, RolloutError, Settings, Table};
 use crate::agent::{Episode, Finish, Refusal, Turn};
 use crate::env::{EnvError, Environment, Observation};
-use crate::model::Slot;
-use crate::ops::{philox, sampling};
+use crate::model::{Draw, Slot};
+use crate::ops::philox;
+use crate::ops::sampling::Sampled;
 use std::time::Instant;
 
 /// What the agent is told when no command could be read: the environment is not asked.
@@ -79,13 +80,17 @@ impl Live {
         }))
     }
 
-    /// Samples one token from `logits` (scratch afterwards) and, when it ends the turn, plays the turn.
-    pub fn advance(&mut self, table: &Table<'_>, logits: &mut [f32]) -> Result<(), RolloutError> {
+    /// What the next token is drawn by.
+    pub fn draw(&self, settings: &Settings) -> Draw<'_> {
+        let seen = &self.episode.tokens;
+        let stream = u64::from(settings.stream) << 32 | self.index as u64;
+        Draw { seen, uniform: philox::uniform(philox::block(settings.seed, stream, seen.len() as u64)[0]) }
+    }
+
+    /// Takes the token that was drawn and, when it ends the turn, plays the turn.
+    pub fn advance(&mut self, table: &Table<'_>, drawn: Sampled) -> Result<(), RolloutError> {
         let settings = table.settings;
         let at = self.episode.tokens.len();
-        let stream = u64::from(settings.stream) << 32 | self.index as u64;
-        let uniform = philox::uniform(philox::block(settings.seed, stream, at as u64)[0]);
-        let drawn = sampling::sample(logits, &self.episode.tokens, &settings.sampling, uniform);
         self.pending.clear();
         self.append(&[drawn.token]);
         self.episode.logprobs[at] = drawn.logprob;

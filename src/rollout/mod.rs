@@ -1,7 +1,7 @@
 //! Batched multi-turn episodes with a KV cache.
 //!
 //! Each tick every live episode feeds what is pending (a new observation's tokens, or its last sampled token) into one
-//! [`Model::extend`] call and samples one token. The members of a group share their prompt: it is computed once and forked.
+//! [`Decoder::extend`] call and samples one token. The members of a group share their prompt: it is computed once and forked.
 //! Finished episodes leave at once, waiting ones enter. Random numbers are a function of (seed, stream, episode, token
 //! index), so an episode does not depend on who else is in the batch.
 
@@ -13,9 +13,10 @@ pub use statistics::{Behaviour, Counts, Statistics};
 
 use crate::agent::{Episode, Finish, Prompter};
 use crate::config::Config;
+use crate::device;
 use crate::env::{EnvError, Environment, Task};
 use crate::model::tokenizer::TokenizerError;
-use crate::model::{KvCache, Model, Slot};
+use crate::model::{Decoder, Draw, Policy, Slot};
 use crate::ops::sampling::SamplingParams;
 use live::Live;
 use rayon::prelude::*;
@@ -35,6 +36,8 @@ pub enum RolloutError {
     HeldOut(EnvError),
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Device(#[from] device::Error),
     #[error("interrupted")]
     Interrupted,
 }
@@ -103,7 +106,7 @@ struct Group {
 impl Group {
     /// Lets a member in, or gives back its failed episode: a group is one instance, so a member that began elsewhere
     /// cannot be compared with the others.
-    fn admit(&mut self, cache: &mut KvCache, entrant: Live) -> Result<Live, Box<Episode>> {
+    fn admit(&mut self, cache: &mut dyn Decoder, entrant: Live) -> Result<Live, Box<Episode>> {
         if self.prompt.is_empty() {
             self.prompt.clone_from(&entrant.episode.tokens);
             self.slot = Some(cache.alloc());
@@ -116,7 +119,7 @@ impl Group {
     }
 
     /// One member fewer will need the prompt.
-    fn release(&mut self, cache: &mut KvCache) {
+    fn release(&mut self, cache: &mut dyn Decoder) {
         self.expected -= 1;
         if self.expected == 0 {
             self.hidden = Vec::new();
@@ -131,7 +134,7 @@ impl Group {
 ///
 /// `interrupted` is asked once a tick.
 pub fn rollout(
-    model: &Model,
+    policy: &dyn Policy,
     prompter: &Prompter,
     open: Open<'_>,
     tasks: &[Task],
@@ -139,7 +142,7 @@ pub fn rollout(
     settings: &Settings,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<Episode>, RolloutError> {
-    let context = model.config.max_position_embeddings;
+    let context = policy.config().max_position_embeddings;
     let limit = match settings.max_episode_tokens {
         n if n > 0 && n < context => {
             Limit { tokens: n, name: "limit rollout.max_episode_tokens", finish: Finish::TokenLimit }
@@ -149,7 +152,7 @@ pub fn rollout(
     let table = Table { prompter, settings, limit };
     let total = tasks.len() * group_size;
     let (mut waiting, mut live) = (0..total, Vec::<Live>::new());
-    let mut cache = KvCache::new(model);
+    let mut cache = policy.decoder()?;
     let mut groups: Vec<Group> = tasks.iter().map(|_| Group { expected: group_size, ..Group::default() }).collect();
     let mut done: Vec<Option<Episode>> = vec![None; total];
 
@@ -168,20 +171,19 @@ pub fn rollout(
             .collect();
         for (index, started) in entering.into_iter().zip(entered) {
             let group = &mut groups[index / group_size];
-            match started?.and_then(|entrant| group.admit(&mut cache, entrant)) {
+            match started?.and_then(|entrant| group.admit(&mut *cache, entrant)) {
                 Ok(entrant) => live.push(entrant),
                 Err(failed) => {
-                    group.release(&mut cache);
+                    group.release(&mut *cache);
                     done[index] = Some(*failed);
                 }
             }
         }
 
-        let hidden = extend(model, &mut cache, &mut groups, &mut live);
-        let mut logits = model.next_logits(&cache, &hidden);
-        live.par_iter_mut()
-            .zip(logits.par_chunks_mut(model.config.vocab_size))
-            .try_for_each(|(l, logits)| l.advance(&table, logits))?;
+        let hidden = extend(&mut *cache, policy.config().hidden_size, &mut groups, &mut live)?;
+        let draws: Vec<Draw> = live.iter().map(|l| l.draw(settings)).collect();
+        let drawn = cache.draw(&hidden, &draws, &settings.sampling)?;
+        live.par_iter_mut().zip(drawn).try_for_each(|(l, drawn)| l.advance(&table, drawn))?;
 
         let (over, on): (Vec<Live>, Vec<Live>) = live.into_iter().partition(|l| l.over);
         live = on;
@@ -209,16 +211,20 @@ struct Limit {
     finish: Finish,
 }
 
-/// Feeds everything pending to the model; the hidden state from which each live episode samples next, `[live, hidden]`.
-fn extend(model: &Model, cache: &mut KvCache, groups: &mut [Group], live: &mut [Live]) -> Vec<f32> {
-    let width = model.config.hidden_size;
+/// Feeds everything pending to the model; the hidden state from which each live episode samples next, `[live, width]`.
+fn extend(
+    cache: &mut dyn Decoder,
+    width: usize,
+    groups: &mut [Group],
+    live: &mut [Live],
+) -> Result<Vec<f32>, RolloutError> {
     let mut prompts: Vec<usize> = live.iter().filter(|l| l.slot.is_none()).map(|l| l.episode.group).collect();
     prompts.dedup();
     prompts.retain(|&g| groups[g].hidden.is_empty());
     let mut feeds: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + live.len());
     feeds.extend(prompts.iter().filter_map(|&g| Some((groups[g].slot?, &groups[g].prompt[..]))));
     feeds.extend(live.iter().filter_map(|l| Some((l.slot?, &l.pending[..]))));
-    let fed = if feeds.is_empty() { Vec::new() } else { model.extend(cache, &feeds) };
+    let fed = if feeds.is_empty() { Vec::new() } else { cache.extend(&feeds)? };
     let mut rows = fed.chunks_exact(width);
     for (&g, row) in prompts.iter().zip(&mut rows) {
         groups[g].hidden = row.to_vec();
@@ -235,5 +241,5 @@ fn extend(model: &Model, cache: &mut KvCache, groups: &mut [Group], live: &mut [
             _ => hidden.extend_from_slice(rows.next().expect("one hidden state for each feed")),
         }
     }
-    hidden
+    Ok(hidden)
 }

@@ -1,5 +1,6 @@
 //! The checks of every CUDA kernel against the CPU's ops: by `uncouple selftest` on a GPU, by the tests on the emulated device.
 
+mod attention;
 mod head;
 mod ops;
 

@@ -5,11 +5,14 @@ use super::probe::{self, probes};
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Finish, Prompter};
 use crate::config::{Config, GcdMode};
+use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
 use crate::gcd::{Accuracy, Asked, judge};
-use crate::model::Model;
+use crate::model::Policy;
 use crate::report::results::{EvalEpisode, Evaluation};
 use crate::rollout::{self, Counts, Settings, rollout};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
 
 /// The panels' splits.
 pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
@@ -33,18 +36,32 @@ pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec
     Ok(tasks)
 }
 
+/// How players who do not learn do on the panel of each split.
+pub fn baselines(
+    config: &Config,
+    suite: &dyn Suite,
+    splits: &[Split],
+) -> Result<BTreeMap<String, Baselines>, TrainError> {
+    let limit = config.env.max_steps as usize;
+    let of = |split: &Split| {
+        let games = panel(config, suite, &[*split])?.len() as u64;
+        Ok((split.to_string(), baseline::baselines(suite, *split, games, limit, config.run.seed)?))
+    };
+    splits.par_iter().map(of).collect()
+}
+
 /// Plays one episode of each game of the panel.
 pub fn evaluate(
     config: &Config,
     suite: &dyn Suite,
-    model: &Model,
+    policy: &dyn Policy,
     prompter: &Prompter,
     splits: &[Split],
 ) -> Result<Vec<Episode>, TrainError> {
     let tasks = panel(config, suite, splits)?;
     let open: rollout::Open<'_> = &|task| suite.open(task);
     let settings = Settings::evaluation(config, STREAM);
-    Ok(rollout(model, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
+    Ok(rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
 }
 
 /// How well the model, or its value head, judges held-out actions: those of an evaluation's episodes, as many good as bad, each

@@ -437,6 +437,7 @@ impl<'a> Session<'a> {
             env_steps: self.state.env_steps,
             tokens: self.state.tokens,
             eval: EvalSummary { cold_start: results::summarise(&first), last: results::summarise(&last) },
+            baselines: evaluate::baselines(&self.config, self.suite, &evaluate::SPLITS)?,
             judgment_accuracy,
             ..Summary::default()
         };

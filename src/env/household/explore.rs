@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::generate::Generated;
+use super::world::Kind;
 use crate::env::textgame::{Game, Planner, TextGame};
 use crate::env::{EnvError, Environment, Observation};
 
@@ -56,9 +57,19 @@ impl HouseholdGame {
             return game.command(action, self.inner.state()).ok();
         }
         let here = self.here().map(|i| self.about.places[i].as_str());
-        let kind = self.about.kind.name;
-        let of_kind: Vec<String> = (1..=9).map(|n| format!("{kind} {n}")).collect();
         let at_target = |place: &str| self.about.target.is_some_and(|t| place.split(' ').next() == Some(t));
+        // The first of the wanted kinds that is not yet where it goes; a second of the same kind needs a second thing there.
+        let things = |kind: &str| (1..=9).map(move |n| format!("{kind} {n}")).collect::<Vec<_>>();
+        let placed = |kind: &str| {
+            let in_place =
+                |thing: &String| self.about.places.iter().any(|p| at_target(p) && self.holds("in", &[thing, p]));
+            things(kind).iter().filter(|t| in_place(t)).count()
+        };
+        let wanted = &self.about.wanted;
+        let before = |i: usize| wanted[..i].iter().filter(|k| k.name == wanted[i].name).count();
+        let missing: Vec<&Kind> =
+            (0..wanted.len()).filter(|i| placed(wanted[*i].name) <= before(*i)).map(|i| wanted[i]).collect();
+        let of_kind: Vec<String> = missing.iter().flat_map(|kind| things(kind.name)).collect();
         let held = of_kind.iter().find(|t| self.holds("holding", &[t]));
         if let (Some(thing), Some(target)) = (held, self.about.places.iter().find(|p| at_target(p))) {
             return Some(match here {
@@ -77,7 +88,7 @@ impl HouseholdGame {
             }
         }
         // Places where such things are kept come first.
-        let homes = self.about.kind.homes;
+        let homes = missing.first().map_or(&[][..], |kind| kind.homes);
         let rank = |place: &&&String| {
             let sort = place.split(' ').next().unwrap_or("");
             homes.iter().position(|h| *h == sort).unwrap_or(if sort == "stove" { homes.len() + 1 } else { homes.len() })

@@ -81,15 +81,26 @@ impl State {
         }
     }
 
-    /// The word before the thing in the task sentence, and the condition on the thing `?t`.
+    /// What the task sentence says is to be done, and the condition on the thing `?t`.
     fn asked(self) -> (&'static str, &'static str) {
         match self {
-            Self::Plain => ("", ""),
-            Self::Clean => ("clean ", "(clean ?t)"),
-            Self::Hot => ("hot ", "(hot ?t)"),
-            Self::Cool => ("cool ", "(cool ?t)"),
+            Self::Plain => ("take", ""),
+            Self::Clean => ("wash", "(clean ?t)"),
+            Self::Hot => ("heat", "(hot ?t)"),
+            Self::Cool => ("cool", "(cool ?t)"),
         }
     }
+}
+
+/// Where the task wants its things.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Goal {
+    /// In a place of this sort.
+    PutIn(&'static str),
+    /// In the hand, at a place of this sort.
+    HoldAt(&'static str),
+    /// In the hand, with a lamp lit.
+    HoldByLamp,
 }
 
 /// A place or a thing: what it is and its number.
@@ -99,9 +110,9 @@ type Named = (&'static str, usize);
 #[derive(Debug, Clone)]
 pub struct Generated {
     pub file: GameFile,
-    /// Kind of thing that the task is about.
-    pub kind: &'static Kind,
-    /// Sort of place it goes to (`None`: it is to be held by a lit lamp).
+    /// Kinds of the things that the task is about, in the order of its sentence.
+    pub wanted: Vec<&'static Kind>,
+    /// Sort of place they go to (`None`: the thing is to be held).
     pub target: Option<&'static str>,
     /// Display names of the places, as the first observation lists them.
     pub places: Vec<String>,
@@ -150,17 +161,30 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let here: Vec<&'static Kind> = KINDS.iter().filter(|k| k.rooms.contains(&room.name)).collect();
     let able: Vec<&'static Kind> = here.iter().copied().filter(|k| state.fits(k)).collect();
     let kind = *random.pick(&able)?;
-    let targets: Vec<&'static str> = places.iter().map(|(s, _)| *s).filter(|s| stores(s)).collect();
-    let target = *random.pick(&targets)?;
-    let target = (id.kind != TaskType::Inspect).then_some(target);
+    let wanted = match id.kind {
+        TaskType::PlaceTwo => vec![kind, kind],
+        TaskType::Place if random.below(2) == 0 => {
+            let others: Vec<&'static Kind> = here.iter().copied().filter(|k| k.name != kind.name).collect();
+            vec![kind, *random.pick(&others)?]
+        }
+        _ => vec![kind],
+    };
+    let sorts = |of: fn(&str) -> bool| places.iter().map(|(s, _)| *s).filter(|s| of(s)).collect::<Vec<_>>();
+    let goal = match id.kind {
+        TaskType::Inspect if lamp.is_some() && (state == State::Plain || random.below(2) == 0) => Goal::HoldByLamp,
+        TaskType::Inspect => Goal::HoldAt(*random.pick(&sorts(|_| true))?),
+        _ => Goal::PutIn(*random.pick(&sorts(stores))?),
+    };
 
-    let wanted = if id.kind == TaskType::PlaceTwo { 2 } else { 1 };
-    let copies = wanted + usize::from(random.below(4) == 0);
-    let mut kinds = vec![kind; copies];
-    let total = (4 + random.below(4)).max(copies + 2);
+    let mut kinds = wanted.clone();
+    // Up to three of a kind, so that numbers must be read and not guessed.
+    for _ in 0..random.below(4 - wanted.iter().filter(|k| k.name == kind.name).count()) {
+        kinds.push(kind);
+    }
+    let total = (4 + random.below(4)).max(kinds.len() + 1);
     while kinds.len() < total {
         let other = *random.pick(&here)?;
-        if other.name != kind.name {
+        if wanted.iter().all(|k| k.name != other.name) {
             kinds.push(other);
         }
     }
@@ -168,7 +192,8 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     for (i, thing) in kinds.iter().enumerate() {
         let number = kinds[..=i].iter().filter(|k| k.name == thing.name).count();
         // What is asked for does not lie at its goal already; all else lies mostly where it belongs.
-        let free = |i: &usize| places[*i].0 != "stove" && (thing.name != kind.name || Some(places[*i].0) != target);
+        let asked = wanted.iter().any(|k| k.name == thing.name);
+        let free = |i: &usize| places[*i].0 != "stove" && !(asked && goal == Goal::PutIn(places[*i].0));
         let all: Vec<usize> = (0..places.len()).filter(free).collect();
         let homes: Vec<usize> = all.iter().copied().filter(|i| thing.homes.contains(&places[*i].0)).collect();
         let at = if random.below(4) > 0 { random.pick(&homes).or(all.first()) } else { random.pick(&all) };
@@ -177,9 +202,10 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     if let Some(lamp) = lamp {
         things.push((("lamp", 1), lamp));
     }
-    let file = texts(id, room, &places, &things, kind, target, state);
+    let file = texts(id, room, &places, &things, &wanted, goal, state);
+    let target = if let Goal::PutIn(sort) = goal { Some(sort) } else { None };
     let places = places.iter().map(|(sort, number)| format!("{sort} {number}")).collect();
-    Some(Generated { file, kind, target, places })
+    Some(Generated { file, wanted, target, places })
 }
 
 /// The engine numbers a class from its last id down, so the n-th of `count` gets id `count - n`.
@@ -196,8 +222,8 @@ fn texts(
     room: &Room,
     places: &[Named],
     things: &[(Named, usize)],
-    kind: &Kind,
-    target: Option<&str>,
+    wanted: &[&Kind],
+    goal: Goal,
     state: State,
 ) -> GameFile {
     let place_ids = ids(places);
@@ -240,25 +266,33 @@ fn texts(
             }
         }
     }
-    let name = kind.name;
-    let sort = target.unwrap_or("lamp");
-    let placed =
-        |t: &str, p: &str, state: &str| format!("(kind {t} {name}-kind) {state} (in {t} {p}) (sort {p} {sort})");
-    let (word, state) = state.asked();
-    let (sentence, goal) = match id.kind {
-        TaskType::Inspect => {
-            let goal =
-                format!("(exists (?t - thing ?l - thing) (and (kind ?t {name}-kind) {state} (holding ?t) (lit ?l)))");
-            (format!("hold a {word}{name} and light a lamp"), goal)
-        }
-        TaskType::PlaceTwo => {
-            let pair = format!("{} {}", placed("?t", "?p", ""), placed("?u", "?q", ""));
+    let (verb, state) = state.asked();
+    let first = wanted[0].name;
+    let (sentence, goal) = match (goal, wanted) {
+        (Goal::PutIn(sort), [_, second]) => {
+            let second = second.name;
+            let placed =
+                |t: &str, p: &str, kind: &str| format!("(kind {t} {kind}-kind) (in {t} {p}) (sort {p} {sort})");
+            let pair = format!("{} {}", placed("?t", "?p", first), placed("?u", "?q", second));
             let goal = format!("(exists (?t - thing ?p - place ?u - thing ?q - place) (and {pair} (not (= ?t ?u))))");
-            (format!("put a {name} and a {name} in {sort}"), goal)
+            (format!("put a {first} and a {second} in {sort}"), goal)
         }
-        _ => {
-            let goal = format!("(exists (?t - thing ?p - place) (and {}))", placed("?t", "?p", state));
-            (format!("put a {word}{name} in {sort}"), goal)
+        (Goal::PutIn(sort), _) => {
+            let goal = format!(
+                "(exists (?t - thing ?p - place) (and (kind ?t {first}-kind) {state} (in ?t ?p) (sort ?p {sort})))"
+            );
+            (format!("{verb} a {first} and put it in {sort}"), goal)
+        }
+        (Goal::HoldAt(sort), _) => {
+            let goal = format!(
+                "(exists (?t - thing ?p - place) (and (kind ?t {first}-kind) {state} (holding ?t) (at ?p) (sort ?p {sort})))"
+            );
+            (format!("{verb} a {first} and hold it at {sort}"), goal)
+        }
+        (Goal::HoldByLamp, _) => {
+            let goal =
+                format!("(exists (?t - thing ?l - thing) (and (kind ?t {first}-kind) {state} (holding ?t) (lit ?l)))");
+            (format!("{verb} a {first} and hold it by a lit lamp"), goal)
         }
     };
     let listed: Vec<String> = places.iter().map(|(sort, number)| format!("{sort} {number}")).collect();
