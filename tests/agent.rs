@@ -1,7 +1,7 @@
 //! Prompts and action parsing.
 
 use std::path::Path;
-use uncouple::agent::{PromptError, Prompter, Refusal, parse};
+use uncouple::agent::{PromptError, Prompter, Refusal, Tag, parse, parse_tagged};
 use uncouple::config::{Format, Prompt};
 use uncouple::env::Observation;
 use uncouple::model::{Message, Tokenizer};
@@ -11,7 +11,7 @@ fn golden(model: &str) -> Tokenizer {
 }
 
 fn prompter(format: Format, admissible: bool) -> Prompter {
-    Prompter::new(golden("tiny-tied"), &Prompt { format, admissible }).unwrap()
+    Prompter::new(golden("tiny-tied"), &Prompt { format, admissible, ..Prompt::default() }).unwrap()
 }
 
 fn saw(text: &str) -> Observation {
@@ -23,7 +23,7 @@ fn compact_turns_cost_two_special_tokens() {
     let p = prompter(Format::Compact, false);
     let text = |tokens: &[u32]| p.tokenizer().decode(tokens, false).unwrap();
     let mut episode = p.first(&saw("A room. Find the key.")).unwrap();
-    episode.extend(p.teach("go north").unwrap());
+    episode.extend(p.teach(Tag::Planning, "go north").unwrap());
     episode.extend(p.next(&saw("A hall.")).unwrap());
     assert_eq!(text(&episode), "A room. Find the key.<|im_start|>go north<|im_end|>A hall.<|im_start|>");
     assert!(p.ends_turn(p.end()) && p.ends_turn(p.tokenizer().id("<|endoftext|>").unwrap()));
@@ -38,12 +38,12 @@ fn chat_turns_add_up_to_the_template() {
             [(Format::Chat, "go north"), (Format::Think, "<think></think><action>go north</action>")]
         {
             let tokenizer = golden(model);
-            let p = Prompter::new(tokenizer.clone(), &Prompt { format, admissible: false }).unwrap();
+            let p = Prompter::new(tokenizer.clone(), &Prompt { format, ..Prompt::default() }).unwrap();
             let mut episode = p.first(&saw("A room.\nFind the key.")).unwrap();
             let opening = tokenizer.decode(&episode, false).unwrap();
             let said = opening.rsplit_once("user\n").unwrap().1.split_once("<|im_end|>").unwrap().0;
             assert!(said.ends_with("A room.\nFind the key.") && said.starts_with("You act in a text world."));
-            episode.extend(p.teach("go north").unwrap());
+            episode.extend(p.teach(Tag::Planning, "go north").unwrap());
             episode.extend(p.next(&saw("A hall.")).unwrap());
             let talk = [Message::new("user", said), Message::new("assistant", answer), Message::new("user", "A hall.")];
             let whole = tokenizer.render(&talk, true).unwrap();
@@ -79,7 +79,7 @@ fn a_tokenizer_without_chatml_is_refused() {
         std::fs::write(folder.path().join(name), text).unwrap();
     }
     let tokenizer = Tokenizer::load(folder.path()).unwrap();
-    let error = Prompter::new(tokenizer, &Prompt { format: Format::Compact, admissible: false }).err().unwrap();
+    let error = Prompter::new(tokenizer, &Prompt::default()).err().unwrap();
     assert!(matches!(error, PromptError::NoToken("<|im_end|>")), "{error}");
 }
 
@@ -92,7 +92,7 @@ fn a_template_that_rewrites_history_is_refused() {
     let counts = "{{ messages | length }}{% for m in messages %}{{ m['content'] }}<|im_end|>{% endfor %}";
     std::fs::write(folder.path().join("chat_template.jinja"), counts).unwrap();
     let tokenizer = Tokenizer::load(folder.path()).unwrap();
-    let error = Prompter::new(tokenizer, &Prompt { format: Format::Chat, admissible: false }).err().unwrap();
+    let error = Prompter::new(tokenizer, &Prompt { format: Format::Chat, ..Prompt::default() }).err().unwrap();
     assert!(error.to_string().contains("prompt.format"), "{error}");
 }
 
@@ -127,4 +127,46 @@ fn a_thought_comes_first_and_the_action_is_closed() {
     assert_eq!(read("<think></think><action> </action>"), Err(Refusal::Empty));
     assert_eq!(read("<think></think><action>a\nb</action>"), Err(Refusal::NotOneLine));
     assert_eq!(read(""), Err(Refusal::Empty));
+}
+
+#[test]
+fn a_tagged_turn_begins_with_one_of_four_tags() {
+    for format in [Format::Compact, Format::Chat] {
+        let read = |text: &str| parse_tagged(format, text);
+        assert_eq!(read("<planning> go north").unwrap(), "go north");
+        assert_eq!(read(" <monitor>go north\n").unwrap(), "go north");
+        for text in [
+            "",
+            "go north",
+            "<plan> go north",
+            "<think> go north",
+            "planning> go north",
+            "so <explore> look",
+            "<explore",
+        ] {
+            assert_eq!(read(text), Err(Refusal::NoTag), "{text:?}");
+        }
+        assert_eq!(read("<explore> "), Err(Refusal::Empty));
+        assert_eq!(read("<explore> go\nnorth"), Err(Refusal::NotOneLine));
+    }
+    let read = |text: &str| parse_tagged(Format::Think, text);
+    assert_eq!(read("<reflection>that\nfailed</reflection> <action>look</action>").unwrap(), "look");
+    assert_eq!(read("<think>why</think><action>look</action>"), Err(Refusal::NoTag));
+    assert_eq!(read("<explore>why</planning><action>look</action>"), Err(Refusal::NoThought));
+    assert_eq!(read("<explore>why</explore>look"), Err(Refusal::NoAction));
+    assert_eq!(Tag::split("<explore> look"), Some((Tag::Explore, " look")));
+}
+
+#[test]
+fn tagged_turns_are_taught_as_they_are_read() {
+    for format in [Format::Compact, Format::Chat, Format::Think] {
+        let p = Prompter::new(golden("tiny-tied"), &Prompt { format, tags: true, ..Prompt::default() }).unwrap();
+        for tag in Tag::ALL {
+            let taught = p.teach(tag, "go north").unwrap();
+            let action = p.read(&taught[..taught.len() - 1]).unwrap();
+            assert_eq!((action.command.unwrap(), Tag::split(&action.text).unwrap().0), ("go north".to_string(), tag));
+        }
+        let opening = p.tokenizer().decode(&p.first(&saw("A room.")).unwrap(), false).unwrap();
+        assert!(format == Format::Compact || Tag::ALL.iter().all(|t| opening.contains(&format!("<{}>", t.name()))));
+    }
 }

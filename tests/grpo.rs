@@ -3,8 +3,8 @@
 
 use proptest::prelude::*;
 use std::collections::HashMap;
-use uncouple::agent::{Episode, Finish, Turn};
-use uncouple::config::{AdvantageScale, Aggregation, Config, Grpo, RatioLevel};
+use uncouple::agent::{Episode, Finish, Tag, Turn};
+use uncouple::config::{AdvantageScale, Aggregation, Config, Grpo, RatioLevel, StepAdvantage};
 use uncouple::env::{Split, Task};
 use uncouple::forest::{Forest, ROOT};
 use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, samples};
@@ -438,4 +438,122 @@ fn a_failed_environment_leaves_the_group() {
     let config = config(AdvantageScale::Group);
     assert_eq!(samples(&with, &config), samples(&good, &config));
     assert!(samples(&[failed()], &config).is_empty());
+}
+
+// ---- advantages of single turns ----
+
+/// An episode of turns (observation, what was written, understood), one token each.
+fn played(group: usize, success: bool, turns: &[(&str, &str, bool)]) -> Episode {
+    let turn = |(i, (observation, action, valid)): (usize, &(&str, &str, bool))| Turn {
+        observation: observation.to_string(),
+        action: action.to_string(),
+        tokens: 2 * i + 1..2 * i + 2,
+        valid: *valid,
+        refusal: None,
+        reward: 0.0,
+        nearer: None,
+    };
+    let finish = if success { Finish::Won } else { Finish::StepLimit };
+    let n = 2 * turns.len();
+    Episode {
+        tokens: vec![0; n],
+        logprobs: vec![0.0; n],
+        turns: turns.iter().enumerate().map(turn).collect(),
+        finish,
+        ..episode(group, success, [true; 2], Finish::Won)
+    }
+}
+
+/// Advantages of the turns of each episode, less their episode's.
+fn of_steps(episodes: &[Episode], config: &Config) -> Vec<Vec<f32>> {
+    let plain = Config { grpo: Grpo { step_advantage: StepAdvantage::None, ..config.grpo.clone() }, ..config.clone() };
+    let (with, without) = (samples(episodes, config), samples(episodes, &plain));
+    let mut all = Vec::new();
+    for ((episode, with), without) in episodes.iter().zip(with).zip(without) {
+        let more: Vec<f32> = with.advantage.iter().zip(&without.advantage).map(|(a, b)| a - b).collect();
+        assert!((0..more.len()).all(|t| with.mask[t] || more[t] == 0.0), "only what the agent wrote");
+        all.push(episode.turns.iter().map(|t| more[t.tokens.start]).collect());
+    }
+    all
+}
+
+#[test]
+fn gigpo_compares_turns_of_a_group_at_the_same_observation() {
+    let mut config = config(AdvantageScale::None);
+    config.grpo.step_advantage = StepAdvantage::Gigpo;
+    (config.grpo.step_weight, config.grpo.step_discount) = (2.0, 0.5);
+    let episodes = [
+        // Returns 0.25, 0.5, 1.
+        played(0, true, &[("start", "a", true), ("hall", "b", true), ("attic", "c", true)]),
+        // Returns -0.0625, -0.125, -0.25 (the last turn is invalid), 0.
+        played(0, false, &[("start", "a", true), ("hall", "x", true), ("hall", "x", false), ("cellar", "y", true)]),
+        // Another group: nothing to compare with.
+        played(1, true, &[("start", "a", true)]),
+        played(1, true, &[("start", "a", true)]),
+    ];
+    let start = (0.25 - 0.0625) / 2.0;
+    let hall = (0.5 - 0.125 - 0.25) / 3.0;
+    let want = [
+        vec![2.0 * (0.25 - start), 2.0 * (0.5 - hall), 0.0],
+        vec![2.0 * (-0.0625 - start), 2.0 * (-0.125 - hall), 2.0 * (-0.25 - hall), 0.0],
+        vec![0.0],
+        vec![0.0],
+    ];
+    let got = of_steps(&episodes, &config);
+    for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+        assert!((f64::from(*got) - want).abs() < 1e-6, "{got} and {want}");
+    }
+    // A failed environment is compared with nobody.
+    let failed = Episode { finish: Finish::EnvFailed("gone".into()), ..episodes[1].clone() };
+    assert_eq!(of_steps(&[episodes[0].clone(), failed], &config)[0], [0.0; 3]);
+}
+
+#[test]
+fn tags_are_rewarded_for_being_what_they_say() {
+    let turns = |turns: &[(&str, bool)]| {
+        let turns: Vec<_> = turns.iter().map(|(text, valid)| ("o", *text, *valid)).collect();
+        played(0, true, &turns)
+    };
+    let rewards = |episode: &Episode, success| -> Vec<Option<(Tag, f64)>> {
+        (0..episode.turns.len()).map(|t| Tag::reward(&episode.turns, t, success)).collect()
+    };
+    let episode = turns(&[
+        ("<planning> go hall", true),
+        ("<explore> open box", true),
+        ("<explore> open box", true),
+        ("<explore>take key", false),
+        ("<reflection> take key", true),
+        ("go hall", false),
+        ("<reflection> go attic", true),
+        ("<reflection> look", true),
+        ("<explore> take key", true),
+        ("<monitor> look", true),
+    ]);
+    use Tag::{Explore, Monitor, Planning, Reflection};
+    let want = [
+        Some((Planning, 1.0)),
+        Some((Explore, 1.0)),
+        Some((Explore, 0.0)),
+        None,
+        Some((Reflection, 0.0)),
+        None,
+        Some((Reflection, 1.0)),
+        Some((Reflection, 0.0)),
+        Some((Explore, 0.0)),
+        Some((Monitor, 0.0)),
+    ];
+    assert_eq!(rewards(&episode, true), want);
+    assert_eq!(rewards(&episode, false)[0], Some((Planning, 0.0)));
+
+    let mut config = config(AdvantageScale::None);
+    config.grpo.step_advantage = StepAdvantage::Tags;
+    // Explorers of the group: 1, 0, 0; its planners: 1, 0; the only reflection is alone.
+    let first =
+        turns(&[("<planning> a", true), ("<explore> b", true), ("<explore> b", true), ("<reflection> c", true)]);
+    let second = Episode { success: false, ..turns(&[("<planning> a", true), ("<explore> a", true), ("b", true)]) };
+    let third = 1.0f32 / 3.0;
+    let got = of_steps(&[first, second], &config);
+    for (got, want) in got.iter().flatten().zip([0.5, 1.0 - third, -third, 0.0, -0.5, -third, 0.0]) {
+        assert!((got - want).abs() < 1e-6, "{got} and {want}");
+    }
 }

@@ -1,5 +1,6 @@
 //! Reading a command out of what the agent wrote. Strict: anything doubtful is refused, with the reason, and counted.
 
+use super::Tag;
 use crate::config::Format;
 
 /// Longest command, in characters.
@@ -17,6 +18,8 @@ pub enum Refusal {
     TooLong,
     /// The command has more than one line, or other control characters.
     NotOneLine,
+    /// The turn does not start with a tag.
+    NoTag,
     /// The turn does not start with `<think>…</think>`.
     NoThought,
     /// The thought is not followed by one `<action>…</action>` and nothing else.
@@ -31,6 +34,7 @@ impl Refusal {
             Refusal::Empty => "empty",
             Refusal::TooLong => "too-long",
             Refusal::NotOneLine => "not-one-line",
+            Refusal::NoTag => "no-tag",
             Refusal::NoThought => "no-thought",
             Refusal::NoAction => "no-action",
         }
@@ -43,10 +47,23 @@ pub fn parse(format: Format, text: &str) -> Result<String, Refusal> {
     if text.is_empty() {
         return Err(Refusal::Empty);
     }
-    let command = match format {
-        Format::Compact | Format::Chat => text,
-        Format::Think => tagged(text)?,
-    };
+    match format {
+        Format::Compact | Format::Chat => checked(text),
+        Format::Think => checked(action_after(text.strip_prefix("<think>").and_then(|t| t.split_once("</think>")))?),
+    }
+}
+
+/// The command in the text of a finished turn that must begin with a [`Tag`]. In the formats without reasoning the command follows
+/// it; else the tag stands in for `think`.
+pub fn parse_tagged(format: Format, text: &str) -> Result<String, Refusal> {
+    let (tag, rest) = Tag::split(text.trim()).ok_or(Refusal::NoTag)?;
+    match format {
+        Format::Compact | Format::Chat => checked(rest.trim()),
+        Format::Think => checked(action_after(rest.split_once(&format!("</{}>", tag.name())))?),
+    }
+}
+
+fn checked(command: &str) -> Result<String, Refusal> {
     if command.is_empty() {
         Err(Refusal::Empty)
     } else if command.chars().any(char::is_control) {
@@ -58,9 +75,9 @@ pub fn parse(format: Format, text: &str) -> Result<String, Refusal> {
     }
 }
 
-/// The command of `<think>…</think> <action>…</action>`.
-fn tagged(text: &str) -> Result<&str, Refusal> {
-    let (_, rest) = text.strip_prefix("<think>").and_then(|t| t.split_once("</think>")).ok_or(Refusal::NoThought)?;
+/// The command of ` <action>…</action>` after a thought.
+fn action_after<'a>(thought: Option<(&'a str, &'a str)>) -> Result<&'a str, Refusal> {
+    let (_, rest) = thought.ok_or(Refusal::NoThought)?;
     let command = rest.trim_start().strip_prefix("<action>").and_then(|t| t.strip_suffix("</action>"));
     match command {
         Some(c) if !c.contains("<action>") && !c.contains("</action>") => Ok(c.trim()),

@@ -1,6 +1,6 @@
 //! The record of one episode: every token as it was read or sampled, and what each turn came to.
 
-use super::Refusal;
+use super::{Refusal, Tag};
 use crate::env::Task;
 use std::ops::Range;
 
@@ -57,6 +57,13 @@ pub struct Turn {
     pub reward: f32,
     /// Whether the fewest steps to the goal became fewer; `None` where the environment does not know, or was not asked.
     pub nearer: Option<bool>,
+}
+
+impl Turn {
+    /// What the agent wrote, without the tag that it may begin with.
+    pub fn command(&self) -> &str {
+        Tag::split(&self.action).map_or(&self.action[..], |(_, rest)| rest).trim()
+    }
 }
 
 /// Why an episode ended.

@@ -3,6 +3,8 @@
 mod action;
 mod episode;
 mod prompter;
-pub use action::{Refusal, parse};
+mod tag;
+pub use action::{Refusal, parse, parse_tagged};
 pub use episode::{Episode, Finish, Turn};
-pub use prompter::{Action, PromptError, Prompter};
+pub use prompter::{Action, PromptError, Prompter, turn_text};
+pub use tag::Tag;

@@ -1,7 +1,8 @@
 //! From observations to tokens. Token in, token out: what was sampled is kept as sampled, and only new text is tokenised and
 //! appended, so an episode is one ever-growing sequence.
 
-use super::action::{Refusal, parse};
+use super::action::{Refusal, parse, parse_tagged};
+use super::tag::Tag;
 use crate::config::{Format, Prompt};
 use crate::env::Observation;
 use crate::model::tokenizer::{END_OF_TEXT, Message, TURN_END, TURN_START, Tokenizer, TokenizerError};
@@ -10,6 +11,13 @@ const PLAIN_INSTRUCTION: &str =
     "You act in a text world. Answer each observation with one command and nothing else.\n\n";
 const THINK_INSTRUCTION: &str = "You act in a text world. Answer each observation with your reasoning inside \
      <think></think>, then one command inside <action></action>, and nothing else.\n\n";
+const TAGGED_INSTRUCTION: &str = "You act in a text world. Begin each answer with a tag: <planning> where you lay out the way to the \
+     goal, <explore> where you look for something new, <reflection> where you mend a step that failed, <monitor> where you go on as \
+     planned. One command follows, and nothing else.\n\n";
+const TAGGED_THINK_INSTRUCTION: &str = "You act in a text world. Answer each observation with your reasoning inside one pair of tags: \
+     <planning></planning> where you lay out the way to the goal, <explore></explore> where you look for something new, \
+     <reflection></reflection> where you mend a step that failed, <monitor></monitor> where you go on as planned; then one command \
+     inside <action></action>, and nothing else.\n\n";
 
 /// Stand-ins whose places in the rendered template are looked up; any text that no template contains will do.
 const OBSERVATION: &str = "UNCOUPLE-OBSERVATION";
@@ -37,6 +45,7 @@ pub struct Prompter {
     tokenizer: Tokenizer,
     format: Format,
     admissible: bool,
+    tags: bool,
     /// Around the first observation, and around each later one (which follows the end token of a turn).
     first: Frame,
     next: Frame,
@@ -56,13 +65,16 @@ impl Prompter {
     pub fn new(tokenizer: Tokenizer, config: &Prompt) -> Result<Prompter, PromptError> {
         let end = tokenizer.id(TURN_END).ok_or(PromptError::NoToken(TURN_END))?;
         tokenizer.id(TURN_START).ok_or(PromptError::NoToken(TURN_START))?;
-        let (first, next) = match config.format {
-            Format::Compact => (compact(), compact()),
-            Format::Chat => chat(&tokenizer, PLAIN_INSTRUCTION)?,
-            Format::Think => chat(&tokenizer, THINK_INSTRUCTION)?,
+        let (first, next) = match (config.format, config.tags) {
+            (Format::Compact, _) => (compact(), compact()),
+            (Format::Chat, false) => chat(&tokenizer, PLAIN_INSTRUCTION)?,
+            (Format::Chat, true) => chat(&tokenizer, TAGGED_INSTRUCTION)?,
+            (Format::Think, false) => chat(&tokenizer, THINK_INSTRUCTION)?,
+            (Format::Think, true) => chat(&tokenizer, TAGGED_THINK_INSTRUCTION)?,
         };
         let end_of_text = tokenizer.id(END_OF_TEXT);
-        Ok(Prompter { tokenizer, format: config.format, admissible: config.admissible, first, next, end, end_of_text })
+        let (admissible, tags) = (config.admissible, config.tags);
+        Ok(Prompter { tokenizer, format: config.format, admissible, tags, first, next, end, end_of_text })
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {
@@ -92,17 +104,14 @@ impl Prompter {
     /// Reads the tokens of a finished turn, its end token not included.
     pub fn read(&self, turn: &[u32]) -> Result<Action, TokenizerError> {
         let text = self.tokenizer.decode(turn, false)?;
-        Ok(Action { command: parse(self.format, &text), text })
+        let command = if self.tags { parse_tagged(self.format, &text) } else { parse(self.format, &text) };
+        Ok(Action { command, text })
     }
 
-    /// The tokens in which a command is taught: a whole turn, its end token included.
-    pub fn teach(&self, command: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut tokens = match self.format {
-            Format::Compact | Format::Chat => self.tokenizer.encode(command)?,
-            Format::Think => self.tokenizer.encode(&format!("<think></think><action>{command}</action>"))?,
-        };
-        tokens.push(self.end);
-        Ok(tokens)
+    /// The tokens in which a command is taught: a whole turn, its end token included. `tag` is what it begins with where
+    /// `prompt.tags` is on.
+    pub fn teach(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.say(&turn_text(self.format, self.tags.then_some(tag), command))
     }
 
     /// The tokens of a whole turn that is not a command: its text as it is, and the end token.
@@ -120,6 +129,16 @@ impl Prompter {
         // What an environment says must not open or close turns.
         let text = text.replace("<|", "< |");
         self.tokenizer.encode(&format!("{}{text}{}", frame.before, frame.after))
+    }
+}
+
+/// The text of a turn that gives a command.
+pub fn turn_text(format: Format, tag: Option<Tag>, command: &str) -> String {
+    match (format, tag.map(Tag::name)) {
+        (Format::Compact | Format::Chat, None) => command.into(),
+        (Format::Compact | Format::Chat, Some(tag)) => format!("<{tag}> {command}"),
+        (Format::Think, None) => format!("<think></think><action>{command}</action>"),
+        (Format::Think, Some(tag)) => format!("<{tag}></{tag}><action>{command}</action>"),
     }
 }
 

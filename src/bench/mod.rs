@@ -1,6 +1,7 @@
 //! Speed, beside the peer's in the same run: training step, generation, GRPO step on the 3.48 M-parameter model that
 //! benches/peers/peer_cpu.py builds too.
 
+pub mod gcd;
 pub mod kernels;
 mod peer;
 

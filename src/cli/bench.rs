@@ -2,7 +2,7 @@
 
 use super::{BenchArg, BenchArgs, DeviceArg, output};
 use crate::bench::kernels::{self, Shapes};
-use crate::bench::{self, Bench};
+use crate::bench::{self, Bench, gcd};
 use crate::device::{Gpu, cuda::Cuda};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
@@ -13,6 +13,8 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         (BenchArg::Kernels, DeviceArg::Cuda) => return run_kernels(args.json),
         (BenchArg::Kernels, DeviceArg::Cpu) => bail!("bench kernels measures a GPU: use --device cuda"),
         (_, DeviceArg::Cuda) => bail!("this benchmark runs on the CPU: leave --device out, or measure `bench kernels`"),
+        (BenchArg::Gcd, _) if args.peer => bail!("bench gcd has no peer: leave --peer out"),
+        (BenchArg::Gcd, _) => return run_gcd(args.json),
         (BenchArg::TrainStep, _) => Bench::TrainStep,
         (BenchArg::Generate, _) => Bench::Generate,
         (BenchArg::GrpoStep, _) => Bench::GrpoStep,
@@ -35,6 +37,46 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         100.0 * report.gemm_share,
         report.gemm_gflops
     ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_gcd(json: bool) -> Result<ExitCode> {
+    let report = gcd::run().context("bench gcd")?;
+    if json {
+        output::print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
+        "step",
+        "rollout s",
+        "judge s",
+        "gradient s",
+        "packed tokens",
+        "added %",
+    ]);
+    let (rollout, seconds) = (format!("{:.2}", report.rollout_seconds), |s: f64| format!("{s:.2}"));
+    table.add_row([
+        "GRPO alone".into(),
+        rollout.clone(),
+        "".into(),
+        seconds(report.train_seconds),
+        "".into(),
+        "".into(),
+    ]);
+    for (name, cost) in [("GCD, prompts shared", report.shared), ("GCD, unshared", report.unshared)] {
+        table.add_row([
+            name.into(),
+            rollout.clone(),
+            seconds(cost.judge_seconds),
+            seconds(cost.train_seconds),
+            cost.packed_tokens.to_string(),
+            format!("{:.1}", 100.0 * cost.added),
+        ]);
+    }
+    output::print(&table.to_string())?;
+    let (pairs, judgments) = (report.pairs, report.judgments);
+    output::print(&format!("{pairs} actions x {judgments} judgments; sums over {} iterations", report.iterations))?;
     Ok(ExitCode::SUCCESS)
 }
 

@@ -188,6 +188,8 @@ pub enum BenchArg {
     TrainStep,
     Generate,
     GrpoStep,
+    /// What GCD adds to a training step's time, with the judgments' prompts shared and without
+    Gcd,
     /// Every CUDA kernel, beside the GPU's measured ceilings
     Kernels,
 }

@@ -10,6 +10,17 @@ pub enum GcdMode {
     Off,
     /// Judgments written by the policy itself.
     Generate,
+    /// A linear classifier of the policy's hidden states in place of written judgments; its gradient flows on into the policy.
+    ValueHead,
+    /// The same classifier, but nothing flows into the policy.
+    Isolated,
+}
+
+impl GcdMode {
+    /// Whether a value head judges.
+    pub fn has_critic(self) -> bool {
+        matches!(self, GcdMode::ValueHead | GcdMode::Isolated)
+    }
 }
 
 /// Who says whether an action was good or bad.

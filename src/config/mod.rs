@@ -3,10 +3,12 @@
 //! A new field needs only its place here and its default: loading, overrides, spelling hints and the printed form follow.
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
+mod decouple;
 mod gcd;
 mod load;
 mod validate;
 
+pub use decouple::{Decouple, DecoupleMethod};
 pub use gcd::{Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
 
@@ -24,8 +26,16 @@ pub struct Config {
     pub rollout: Rollout,
     pub grpo: Grpo,
     pub gcd: Gcd,
+    pub decouple: Decouple,
     pub optim: Optim,
     pub eval: Eval,
+}
+
+impl Config {
+    /// Whether training needs labels of the actions it sees.
+    pub fn needs_labels(&self) -> bool {
+        self.gcd.mode != GcdMode::Off || self.decouple.method == DecoupleMethod::Contrastive
+    }
 }
 
 /// Where and how the run is kept.
@@ -94,6 +104,8 @@ pub struct Prompt {
     pub format: Format,
     /// List the admissible commands in every observation.
     pub admissible: bool,
+    /// Each turn must begin with `<planning>`, `<explore>`, `<reflection>` or `<monitor>` (RLVMR); one without is invalid.
+    pub tags: bool,
 }
 
 /// Supervised cold start on expert trajectories.
@@ -169,12 +181,29 @@ pub enum RatioLevel {
     Sequence,
 }
 
+/// What is added to the advantage of a single turn.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum StepAdvantage {
+    /// Nothing.
+    None,
+    /// That of its discounted return among the group's turns at the same observation (GiGPO).
+    Gigpo,
+    /// That of the reward for being what its tag says among the group's turns of that tag (RLVMR); needs `prompt.tags`.
+    Tags,
+}
+
 /// The policy loss of DESIGN section 2.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grpo {
     pub advantage: AdvantageScale,
     pub advantage_eps: f32,
+    pub step_advantage: StepAdvantage,
+    /// Weight of the step advantage.
+    pub step_weight: f32,
+    /// Discount of a turn's return (GiGPO).
+    pub step_discount: f32,
     pub aggregation: Aggregation,
     /// Divisor of `constant` aggregation, tokens per sequence.
     pub constant_length: u32,
@@ -257,7 +286,7 @@ impl Default for Env {
 }
 impl Default for Prompt {
     fn default() -> Self {
-        Prompt { format: Format::Compact, admissible: false }
+        Prompt { format: Format::Compact, admissible: false, tags: false }
     }
 }
 impl Default for Sft {
@@ -287,6 +316,9 @@ impl Default for Grpo {
         Grpo {
             advantage: AdvantageScale::None,
             advantage_eps: 1e-4,
+            step_advantage: StepAdvantage::None,
+            step_weight: 1.0,
+            step_discount: 0.95,
             aggregation: Aggregation::SequenceMean,
             constant_length: 256,
             epsilon_low: 0.2,

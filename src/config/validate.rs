@@ -1,6 +1,6 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{Config, ConfigError, GcdMode, LabelSource};
+use super::{Config, ConfigError, GcdMode, LabelSource, StepAdvantage};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -30,6 +30,7 @@ impl Config {
         self.validate_rollout()?;
         self.validate_grpo()?;
         self.validate_gcd()?;
+        self.validate_decouple()?;
         self.validate_optimisers()?;
         at_least_one("env.max_steps", self.env.max_steps)?;
         not_negative("eval.temperature", self.eval.temperature)
@@ -99,6 +100,11 @@ impl Config {
     fn validate_grpo(&self) -> Result<(), ConfigError> {
         let g = &self.grpo;
         not_negative("grpo.advantage_eps", g.advantage_eps)?;
+        let tagged = g.step_advantage != StepAdvantage::Tags || self.prompt.tags;
+        need(tagged, "grpo.step_advantage", "\"tags\"", "rewards the tags of turns: set prompt.tags = true as well")?;
+        not_negative("grpo.step_weight", g.step_weight)?;
+        let discount = "must be a number from 0 to 1 (0.95 is usual)";
+        need((0.0..=1.0).contains(&g.step_discount), "grpo.step_discount", g.step_discount, discount)?;
         at_least_one("grpo.constant_length", g.constant_length)?;
         let low = "must be in (0, 1): the ratio is clipped below at 1 - epsilon_low";
         need(g.epsilon_low > 0.0 && g.epsilon_low < 1.0, "grpo.epsilon_low", g.epsilon_low, low)?;
@@ -114,12 +120,12 @@ impl Config {
 
     fn validate_gcd(&self) -> Result<(), ConfigError> {
         let g = &self.gcd;
-        if g.mode == GcdMode::Off {
+        if !self.needs_labels() {
             return Ok(());
         }
         at_least_one("gcd.pairs", g.pairs)?;
         let lonely = "judgments of a pair are compared with each other: use 2 or more (8 is usual)";
-        need(g.judgments >= 2, "gcd.judgments", g.judgments, lonely)?;
+        need(g.judgments >= 2 || g.mode != GcdMode::Generate, "gcd.judgments", g.judgments, lonely)?;
         not_negative("gcd.lambda", g.lambda)?;
         need(!g.labels.is_empty(), "gcd.labels", "[]", "must name a source of labels, e.g. [\"loop\", \"oracle\"]")?;
         at_least_one("gcd.cycle", g.cycle)?;
@@ -127,6 +133,12 @@ impl Config {
             self.validate_judge()?;
         }
         at_least_one("gcd.max_tokens", g.max_tokens)
+    }
+
+    fn validate_decouple(&self) -> Result<(), ConfigError> {
+        let d = &self.decouple;
+        positive("decouple.temperature", d.temperature)?;
+        not_negative("decouple.weight", d.weight)
     }
 
     fn validate_judge(&self) -> Result<(), ConfigError> {

@@ -143,7 +143,7 @@ pub struct Judged {
     pub judgments: Vec<Vec<(Answer, Option<Label>)>>,
 }
 
-/// Lets the policy judge at most `pairs` actions of `episodes`, `judgments` times each, in one batch.
+/// Lets the policy judge at most `pairs` actions of `episodes`, `judgments` times each (0: they are only drawn), in one batch.
 #[allow(clippy::too_many_arguments)]
 pub fn judge(
     config: &Config,
@@ -159,6 +159,9 @@ pub fn judge(
     let context = policy.config().max_position_embeddings;
     let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
     let (pairs, counts) = pairs(episodes, asked, prompter, config, context, pair_count, key)?;
+    if judgments == 0 {
+        return Ok(Judged { counts, pairs, judgments: Vec::new() });
+    }
     let prompts: Vec<Vec<u32>> = pairs.iter().map(|p| p.prompt.clone()).collect();
     let answers = answers(policy, prompter, &prompts, judgments, &settings, interrupted)?;
     let read = |answer: Answer| -> Result<_, RolloutError> {

@@ -56,7 +56,7 @@ fn by_loop(episode: &Episode, cycle: usize) -> Vec<Option<Label>> {
         .enumerate()
         .map(|(i, turn)| {
             stale = if shown.insert(turn.observation.as_str()) { 0 } else { stale + 1 };
-            let repeated = !taken.insert((turn.observation.as_str(), turn.action.trim()));
+            let repeated = !taken.insert((turn.observation.as_str(), turn.command()));
             // The answer to the last turn is shown to nobody. Back by `period` turns, the answer itself is one of the stale.
             let returned = turns.get(i + 1).is_some_and(|next| {
                 (1..=cycle.min(i + 1).min(stale + 1))

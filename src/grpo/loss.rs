@@ -37,6 +37,19 @@ impl Sample {
     }
 }
 
+/// The loss tokens whose terms a pass takes; the others are counted, but add nothing to loss and gradient. The parts' losses
+/// and gradients add up to those of `All`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum Part {
+    #[default]
+    All,
+    /// Trajectories' tokens whose advantage is negative.
+    Negative,
+    /// Trajectories' other tokens.
+    Positive,
+    Judgments,
+}
+
 /// What the aggregation divides by: totals of the whole generation batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Normaliser {
@@ -46,6 +59,7 @@ pub struct Normaliser {
     micro_batches: usize,
     /// Weight of the judgments' term.
     lambda: f64,
+    part: Part,
 }
 
 /// The rows of one term of the loss.
@@ -74,6 +88,7 @@ impl Normaliser {
             judgments: Totals::of(samples.iter().filter(|s| s.judgment)),
             micro_batches,
             lambda: 1.0,
+            part: Part::All,
         }
     }
 
@@ -86,6 +101,11 @@ impl Normaliser {
     pub fn with_lambda(self, lambda: f32) -> Normaliser {
         Normaliser { lambda: lambda.into(), ..self }
     }
+
+    /// The same for a pass that takes only a part of the tokens.
+    pub fn with_part(self, part: Part) -> Normaliser {
+        Normaliser { part, ..self }
+    }
 }
 
 /// The loss of one micro-batch, fed token by token by the head's single pass.
@@ -97,6 +117,7 @@ pub struct PolicyLoss<'a> {
     offsets: Vec<usize>,
     uses: Vec<Use>,
     rows: Vec<Row>,
+    part: Part,
     logprobs_set: bool,
     loss: f64,
     kl: f64,
@@ -193,6 +214,7 @@ impl<'a> PolicyLoss<'a> {
             offsets,
             uses: keyed.into_iter().map(|(_, u)| u).collect(),
             rows,
+            part: norm.part,
             logprobs_set: false,
             loss: 0.0,
             kl: 0.0,
@@ -231,6 +253,9 @@ impl<'a> PolicyLoss<'a> {
         for (i, &logprob) in logprobs.iter().enumerate() {
             for k in self.offsets[i]..self.offsets[i + 1] {
                 let Use { row, at } = self.uses[k];
+                if !self.takes(row, at) {
+                    continue;
+                }
                 let term = self.term(row, at, logprob.into(), self.rows[row].ratio);
                 self.rows[row].d_ratio += term.d_ratio;
             }
@@ -245,11 +270,12 @@ impl<'a> PolicyLoss<'a> {
         let (logprob, entropy) = (f64::from(logprob), f64::from(entropy));
         for k in self.offsets[i]..self.offsets[i + 1] {
             let Use { row, at } = self.uses[k];
+            let taken = self.takes(row, at);
             let (term, through_ratio) = match self.config.ratio {
                 RatioLevel::Token => {
                     let ratio = log_ratio(&self.samples[row], at, logprob).exp();
                     let term = self.term(row, at, logprob, ratio);
-                    (term, term.d_ratio * ratio)
+                    (term, if taken { term.d_ratio * ratio } else { 0.0 })
                 }
                 RatioLevel::Sequence => {
                     let r = &self.rows[row];
@@ -261,9 +287,12 @@ impl<'a> PolicyLoss<'a> {
             row.clipped_high += usize::from(term.high);
             self.kl += term.kl;
             self.entropy += entropy;
-            self.loss += row.weight * (term.loss - coef * entropy);
-            d_logprob += row.weight * (term.d_logprob + through_ratio);
-            d_entropy -= row.weight * coef;
+            // A sequence's ratio depends on all its tokens, whatever part they belong to.
+            d_logprob += row.weight * (if taken { term.d_logprob } else { 0.0 } + through_ratio);
+            if taken {
+                self.loss += row.weight * (term.loss - coef * entropy);
+                d_entropy -= row.weight * coef;
+            }
         }
         TokenGrad { logprob: d_logprob as f32, entropy: d_entropy as f32 }
     }
@@ -287,6 +316,17 @@ impl<'a> PolicyLoss<'a> {
             clip_ratio_region_mean: mean(|r| r.clipped_low + r.clipped_high),
             clip_ratio_low_min: with_tokens().map(|r| share(r, |r| r.clipped_low)).reduce(f64::min).unwrap_or(0.0),
             clip_ratio_high_max: with_tokens().map(|r| share(r, |r| r.clipped_high)).reduce(f64::max).unwrap_or(0.0),
+        }
+    }
+
+    /// Whether token `at` of sample `row` belongs to the pass.
+    fn takes(&self, row: usize, at: usize) -> bool {
+        let sample = &self.samples[row];
+        match self.part {
+            Part::All => true,
+            Part::Negative => !sample.judgment && sample.advantage[at] < 0.0,
+            Part::Positive => !sample.judgment && sample.advantage[at] >= 0.0,
+            Part::Judgments => sample.judgment,
         }
     }
 

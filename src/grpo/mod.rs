@@ -1,7 +1,9 @@
 //! GRPO: group advantages and the policy loss. Knows no device: it sees numbers and forests.
 
 mod loss;
-pub use loss::{LossReport, Normaliser, PolicyLoss, Sample};
+pub mod pcgrad;
+mod steps;
+pub use loss::{LossReport, Normaliser, Part, PolicyLoss, Sample};
 
 use crate::agent::Episode;
 use crate::config::{AdvantageScale, Config};
@@ -12,7 +14,8 @@ use crate::ops::advantage::{Scale, advantages};
 /// Episodes that the environment failed say nothing about the policy: they give no sample and are left out of their
 /// group's statistics.
 ///
-/// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group.
+/// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group, and those of a turn
+/// `grpo.step_weight` times its step advantage, where one is configured.
 pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let scale = match config.grpo.advantage {
         AdvantageScale::Group => Scale::Group,
@@ -23,7 +26,12 @@ pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let groups: Vec<usize> = usable.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
     let returns: Vec<f64> = usable.iter().map(|e| episode_return(e, config)).collect();
     let advantage = advantages(&returns, &groups, scale, config.grpo.advantage_eps.into());
-    usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect()
+    let mut samples: Vec<Sample> = usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect();
+    for ((episode, turn), advantage) in steps::advantages(&usable, config, scale) {
+        let tokens = usable[episode].turns[turn].tokens.clone();
+        samples[episode].advantage[tokens].iter_mut().for_each(|a| *a += config.grpo.step_weight * advantage as f32);
+    }
+    samples
 }
 
 /// 1 for success, else 0, plus `rollout.invalid_reward` for each invalid turn.

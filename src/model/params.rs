@@ -95,6 +95,17 @@ impl Layout {
             if c.tie_word_embeddings { embed.clone() } else { add("lm_head.weight".into(), &[c.vocab_size, h], true) };
         Layout { entries, len: at, embed, layers, norm, head }
     }
+
+    /// The table of tensors that belong to no model: (name, shape, whether weight decay applies).
+    pub fn of(tensors: &[(&str, &[usize], bool)]) -> Layout {
+        let (mut entries, mut at) = (Vec::new(), 0);
+        for (name, shape, decay) in tensors {
+            let range = at..at + shape.iter().product::<usize>();
+            at = range.end;
+            entries.push(Entry { name: name.to_string(), shape: shape.to_vec(), range, decay: *decay });
+        }
+        Layout { entries, len: at, embed: 0..0, layers: Vec::new(), norm: 0..0, head: 0..0 }
+    }
 }
 
 /// A flat buffer with a [`Layout`]: the weights of a model, its gradient, or an optimiser moment.

@@ -12,7 +12,7 @@ pub use answers::{Answer, answers};
 pub use statistics::{Behaviour, Counts, Statistics};
 
 use crate::agent::{Episode, Finish, Prompter};
-use crate::config::{Config, GcdMode};
+use crate::config::Config;
 use crate::device;
 use crate::env::{EnvError, Environment, Task};
 use crate::model::tokenizer::TokenizerError;
@@ -80,7 +80,7 @@ impl Settings {
             max_live: r.max_live as usize,
             seed: config.run.seed,
             stream,
-            distances: config.gcd.mode != GcdMode::Off,
+            distances: config.needs_labels(),
         }
     }
 

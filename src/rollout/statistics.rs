@@ -24,7 +24,7 @@ impl Counts {
         let (mut pairs, mut shown) = (HashSet::new(), HashSet::new());
         for (i, turn) in episode.turns.iter().enumerate() {
             shown.insert(turn.observation.as_str());
-            let repeated = !pairs.insert((turn.observation.as_str(), turn.action.trim()));
+            let repeated = !pairs.insert((turn.observation.as_str(), turn.command()));
             // The answer to the last turn is not shown to anybody.
             let returned = episode.turns.get(i + 1).is_some_and(|next| shown.contains(next.observation.as_str()));
             counts.repeats += usize::from(repeated);

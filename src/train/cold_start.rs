@@ -1,8 +1,8 @@
 //! Cold start: supervised learning on demonstrations, and on judgments of their actions for GCD, played in training games only.
 
 use super::{TrainError, interrupt};
-use crate::agent::Prompter;
-use crate::config::{Config, GcdMode};
+use crate::agent::{Prompter, Tag, turn_text};
+use crate::config::{Config, Format, GcdMode};
 use crate::env::{EnvError, Observation, Split, Suite};
 use crate::gcd::{Label, judgment};
 use crate::model::tokenizer::TokenizerError;
@@ -116,11 +116,23 @@ fn off_plan(
     another(turns, &observation.admissible, [kind, choice]).filter(|command| !plans.contains(&Some(command)))
 }
 
+/// The tag of `command` as the answer to turn `at`'s observation.
+fn tag(turns: &[Turn], at: usize, command: &str) -> Tag {
+    let before: Vec<&str> = turns[..at].iter().map(|turn| &turn.command[..]).collect();
+    Tag::taught(&before, turns[at].observation.valid, command)
+}
+
 /// The texts of the demonstrations, to train a tokenizer on.
 pub fn texts(config: &Config, scripts: &[Script]) -> Vec<String> {
     let turns = || scripts.iter().flat_map(|script| &script.turns);
-    let mut texts: Vec<String> =
-        turns().flat_map(|turn| [turn.observation.text.clone(), turn.command.clone()]).collect();
+    let mut texts = Vec::new();
+    for script in scripts {
+        for (at, Turn { observation, command, .. }) in script.turns.iter().enumerate() {
+            let tag = config.prompt.tags.then(|| tag(&script.turns, at, command));
+            // What every format writes around a command is not for the tokenizer to learn.
+            texts.extend([observation.text.clone(), turn_text(Format::Compact, tag, command)]);
+        }
+    }
     if teaches_judgments(config) {
         let question = judgment::question(config.prompt.format);
         texts.extend(turns().enumerate().flat_map(|(i, turn)| {
@@ -149,12 +161,13 @@ pub fn demonstration(
         episode.extend(&shown, false);
         if teaches_judgments(config) {
             let state = &episode.tokens;
-            good.push(judged(config, prompter, state, better, better, Label::Good)?);
+            let written = |command: &str| prompter.teach(tag(&script.turns, turn, command), command);
+            good.push(judged(config, prompter, state, &written(better)?, better, Label::Good)?);
             if let Some(worse) = worse {
-                bad.push(judged(config, prompter, state, worse, better, Label::Bad)?);
+                bad.push(judged(config, prompter, state, &written(worse)?, better, Label::Bad)?);
             }
         }
-        episode.extend(&prompter.teach(command)?, !slip);
+        episode.extend(&prompter.teach(tag(&script.turns, turn, command), command)?, !slip);
     }
     episode.tokens.truncate(context);
     episode.mask.truncate(context);
@@ -162,17 +175,17 @@ pub fn demonstration(
     Ok(Demonstration { episode, good, bad })
 }
 
-/// The judgment of `command` in `state`, where `better` is the thing to do.
+/// The judgment of the turn `written` in `state`, where `better` is the thing to do.
 fn judged(
     config: &Config,
     prompter: &Prompter,
     state: &[u32],
-    command: &str,
+    written: &[u32],
     better: &str,
     label: Label,
 ) -> Result<Lesson, TokenizerError> {
     let mut lesson = Lesson { tokens: state.to_vec(), mask: vec![false; state.len()] };
-    lesson.extend(&prompter.teach(command)?, false);
+    lesson.extend(written, false);
     lesson.extend(&judgment::ask(prompter, config.prompt.format)?, false);
     lesson.extend(&prompter.say(&judgment::lesson(better, label))?, true);
     Ok(lesson)

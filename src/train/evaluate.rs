@@ -1,5 +1,7 @@
 //! Evaluation on the fixed panels of L0, L1 and L2.
 
+use super::learner::Learner;
+use super::probe::{self, probes};
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Finish, Prompter};
 use crate::config::{Config, GcdMode};
@@ -62,11 +64,11 @@ pub fn evaluate(
     Ok(rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
 }
 
-/// How well the model judges held-out actions: those of an evaluation's episodes, as many good as bad, each once. `None`
-/// without GCD. Nothing is learnt from it.
+/// How well the model, or its value head, judges held-out actions: those of an evaluation's episodes, as many good as bad, each
+/// once. `None` without GCD. Nothing is learnt from it.
 pub fn judgments(
     config: &Config,
-    policy: &dyn Policy,
+    learner: &Learner,
     prompter: &Prompter,
     episodes: &[Episode],
 ) -> Result<Option<Accuracy>, TrainError> {
@@ -74,9 +76,11 @@ pub fn judgments(
         return Ok(None);
     }
     let settings = Settings::evaluation(config, STREAM - 1);
-    let judged =
-        judge(config, policy, prompter, episodes, &Asked::new(), [JUDGED, 1], &settings, &interrupt::interrupted)?;
-    Ok(Some(judged.accuracy()))
+    let size = [JUDGED, usize::from(config.gcd.mode == GcdMode::Generate)];
+    let (model, stop) = (&learner.model, &interrupt::interrupted);
+    let judged = judge(config, model, prompter, episodes, &Asked::new(), size, &settings, stop)?;
+    let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs));
+    Ok(Some(classified.unwrap_or(judged.accuracy())))
 }
 
 /// A line about the episodes that the environment failed, if there are any.

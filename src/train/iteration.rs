@@ -1,16 +1,18 @@
 //! One GRPO iteration: sample groups, form advantages, take the optimiser steps.
 
+use super::batch::{Batch, micro_batches};
 use super::evaluate::failures;
 use super::learner::{Learner, StepReport};
+use super::probe::{self, Probed, probes};
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Prompter};
-use crate::config::{Aggregation, Config, GcdMode};
+use crate::config::{Config, DecoupleMethod, GcdMode};
 use crate::env::{Split, Suite};
 use crate::forest::{Forest, ROOT};
 use crate::gcd::judge::Verdicts;
 use crate::gcd::judgment::questions;
-use crate::gcd::{self, Agreement, Asked, Judge, Judged};
-use crate::grpo::{LossReport, Normaliser, Sample, episode_return, samples};
+use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged};
+use crate::grpo::{LossReport, Sample, episode_return, samples};
 use crate::model::{Activations, Keep, Model};
 use crate::report::stats;
 use crate::rollout::{self, Settings, rollout};
@@ -31,8 +33,10 @@ pub struct Iteration {
     pub packed_tokens: usize,
     pub shared_tokens: usize,
     pub returns: Returns,
-    /// What the policy said of its own actions; `None` without GCD.
+    /// The labelled actions, and what the policy said of them; `None` where nothing needs labels.
     pub gcd: Option<Gcd>,
+    /// Cosine between the gradients of positive and of negative advantages, of the last epoch (PCGrad).
+    pub cosine: Option<f64>,
     pub rollout_seconds: f64,
     pub train_seconds: f64,
 }
@@ -40,6 +44,10 @@ pub struct Iteration {
 /// GCD's part of an iteration.
 pub struct Gcd {
     pub judged: Judged,
+    /// Of the judgments, or of the value head before the last epoch's step.
+    pub accuracy: Accuracy,
+    /// The losses of hidden states, of the last epoch.
+    pub probed: Probed,
     pub agreement: Agreement,
     /// The judge, where one is asked: its agreement with the oracle, and what it left open.
     pub judge: Option<(Agreement, Verdicts)>,
@@ -50,7 +58,7 @@ pub struct Gcd {
 }
 
 /// Marks the random numbers of judgments off from those of rollouts.
-const JUDGMENTS: u32 = 1 << 31;
+pub const JUDGMENTS: u32 = 1 << 31;
 
 /// Samples iteration `index`'s episodes. The training games that the cold start demonstrated are not used again.
 pub fn sample(
@@ -86,9 +94,9 @@ pub fn run(
     if episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
         return Err(TrainError::BrokenWeights);
     }
-    let mut gcd = match config.gcd.mode {
-        GcdMode::Off => None,
-        GcdMode::Generate => Some(judgments(config, &learner.model, prompter, judge, &episodes, index)?),
+    let mut gcd = match config.needs_labels() {
+        false => None,
+        true => Some(judgments(config, &learner.model, prompter, judge, &episodes, index)?),
     };
     let began = Instant::now();
     let samples = samples(&episodes, config);
@@ -102,40 +110,41 @@ pub fn run(
     if let Some(reference) = reference {
         add_reference(config, reference, &mut rows);
     }
-    // A sample without advantage has no gradient unless a regulariser gives it one: exactly the same step, without its cost.
-    // Only the mean over a micro-batch's own tokens depends on who else is in it.
-    let all = config.grpo.beta > 0.0
-        || config.grpo.entropy_coef != 0.0
-        || config.grpo.aggregation == Aggregation::MicroTokenMean;
-    let taught: Vec<Sample> = rows.iter().filter(|s| all || teaches(s)).cloned().collect();
-    let batches = micro_batches(config, &taught);
-    let norm = Normaliser::new(&rows, batches.len()).with_lambda(config.gcd.lambda);
-    let (mut loss, mut steps) = (None, Vec::new());
+    let batch = Batch::new(config, &rows);
+    let contrasts = config.decouple.method == DecoupleMethod::Contrastive;
+    let probes = match &gcd {
+        Some(gcd) if config.gcd.mode.has_critic() || contrasts => probes(&episodes, &gcd.judged.pairs),
+        _ => Vec::new(),
+    };
+    let (mut loss, mut steps, mut cosine, mut probed) = (None, Vec::new(), None, Probed::default());
     let (mut packed_tokens, mut shared_tokens, mut difference) = (0, 0, Difference::default());
     for epoch in 0..config.grpo.epochs {
-        let mut total = Weighted::default();
-        for batch in &batches {
-            let batch = &taught[batch.clone()];
-            let watch = &mut |sampled: f32, now: f32| {
-                if epoch == 0 {
-                    difference.add(sampled, now);
-                }
-            };
-            let (report, packed) = learner.policy(&config.grpo, batch, norm, config.rollout.temperature, watch);
-            packed_tokens += packed;
-            shared_tokens += batch.iter().map(|s| s.tokens.len()).sum::<usize>();
-            total.add(report, batch.iter().map(|s| s.loss_positions().count()).sum());
+        let watch = &mut |sampled: f32, now: f32| {
+            if epoch == 0 {
+                difference.add(sampled, now);
+            }
+        };
+        let passes = batch.accumulate(config, learner, watch);
+        (packed_tokens, shared_tokens) = (packed_tokens + passes.packed_tokens, shared_tokens + passes.shared_tokens);
+        cosine = passes.cosine;
+        probed = probe::learn(config, learner, &probes);
+        let lr = learning_rate(config, index);
+        if !batch.is_empty() || probed.packed_tokens > 0 {
+            loss = Some(passes.report);
+            steps.push(learner.step(&config.optim, lr));
         }
-        if !batches.is_empty() {
-            loss = Some(total.mean());
-            steps.push(learner.step(&config.optim, learning_rate(config, index)));
+        if let Some(critic) = learner.critic.as_mut().filter(|_| !probes.is_empty()) {
+            critic.step(&config.optim, lr);
         }
     }
     let train_seconds = began.elapsed().as_secs_f64();
+    let probe_tokens = probed.packed_tokens * config.grpo.epochs as usize;
     if let Some(gcd) = &mut gcd {
-        let without: usize = batches.iter().map(|b| trajectory_tokens(&taught[b.clone()])).sum();
-        let without = without * config.grpo.epochs as usize;
-        gcd.packed_share = (packed_tokens - without) as f64 / packed_tokens.max(1) as f64;
+        let without = batch.trajectory_tokens() * config.grpo.epochs as usize;
+        let all = packed_tokens + probe_tokens;
+        gcd.packed_share = (all - without) as f64 / all.max(1) as f64;
+        gcd.accuracy = probed.critic.map_or(gcd.accuracy, |(_, accuracy)| accuracy);
+        gcd.probed = probed;
     }
     Ok(Iteration {
         returns: Returns::of(&episodes, config),
@@ -147,12 +156,13 @@ pub fn run(
         packed_tokens,
         shared_tokens,
         gcd,
+        cosine,
         rollout_seconds,
         train_seconds,
     })
 }
 
-/// Lets the policy judge its own actions of iteration `index`.
+/// Draws labelled actions of iteration `index`, and lets the policy judge them where it does so in words.
 fn judgments(
     config: &Config,
     model: &Model,
@@ -163,7 +173,8 @@ fn judgments(
 ) -> Result<Gcd, TrainError> {
     let began = Instant::now();
     let settings = Settings::training(config, JUDGMENTS | index);
-    let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
+    let each = if config.gcd.mode == GcdMode::Generate { config.gcd.judgments as usize } else { 0 };
+    let size = [config.gcd.pairs as usize, each];
     let (mut asked, mut answered) = (Asked::new(), None);
     if let Some(judge) = judge {
         let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
@@ -175,12 +186,14 @@ fn judgments(
     let judged = gcd::judge(config, model, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
     let usable = episodes.iter().filter(|e| !e.finish.is_failure());
     let agreement = Agreement::of_loop(usable, &config.gcd);
-    Ok(Gcd { judged, agreement, judge: answered, seconds: began.elapsed().as_secs_f64(), packed_share: 0.0 })
+    let (accuracy, probed) = (judged.accuracy(), Probed::default());
+    let seconds = began.elapsed().as_secs_f64();
+    Ok(Gcd { judged, accuracy, probed, agreement, judge: answered, seconds, packed_share: 0.0 })
 }
 
 /// Puts each judgment behind the trajectory that it judges, whose tokens it shares. `trajectories` are the samples of the
 /// episodes that the environment did not fail; `judgments` come with their episode, in the order of the episodes.
-fn beside(episodes: &[Episode], trajectories: Vec<Sample>, judgments: Vec<(usize, Sample)>) -> Vec<Sample> {
+pub fn beside(episodes: &[Episode], trajectories: Vec<Sample>, judgments: Vec<(usize, Sample)>) -> Vec<Sample> {
     let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
     let mut judgments = judgments.into_iter().peekable();
     let mut rows = Vec::with_capacity(trajectories.len() + judgments.len());
@@ -193,44 +206,12 @@ fn beside(episodes: &[Episode], trajectories: Vec<Sample>, judgments: Vec<(usize
     rows
 }
 
-/// Packed tokens of the trajectories among the samples.
-fn trajectory_tokens(samples: &[Sample]) -> usize {
-    let tokens: Vec<&[u32]> = samples.iter().filter(|s| !s.judgment).map(|s| &s.tokens[..]).collect();
-    Forest::new(&tokens).len()
-}
-
-fn teaches(sample: &Sample) -> bool {
-    sample.loss_positions().any(|t| sample.advantage[t] != 0.0)
-}
-
 /// Linear warm-up times linear decay.
 fn learning_rate(config: &Config, index: u32) -> f32 {
     let o = &config.optim;
     let warmup = ((index as f32 + 1.0) / o.warmup.max(1) as f32).min(1.0);
     let done = index as f32 / config.run.iterations.saturating_sub(1).max(1) as f32;
     o.lr * warmup * (1.0 - (1.0 - o.lr_end) * done.min(1.0))
-}
-
-/// Consecutive samples of about `grpo.micro_tokens` tokens each (before sharing); neighbours share their prompts. Of a
-/// judgment only the tokens count that the sample before it does not have.
-fn micro_batches(config: &Config, samples: &[Sample]) -> Vec<std::ops::Range<usize>> {
-    let (mut batches, mut start, mut tokens) = (Vec::new(), 0, 0);
-    for (i, sample) in samples.iter().enumerate() {
-        let shared = if sample.judgment && i > start { common_prefix(&samples[i - 1], sample) } else { 0 };
-        tokens += sample.tokens.len() - shared;
-        if i > start && tokens > config.grpo.micro_tokens as usize {
-            batches.push(start..i);
-            (start, tokens) = (i, sample.tokens.len());
-        }
-    }
-    if start < samples.len() {
-        batches.push(start..samples.len());
-    }
-    batches
-}
-
-fn common_prefix(a: &Sample, b: &Sample) -> usize {
-    a.tokens.iter().zip(&b.tokens).take_while(|(a, b)| a == b).count()
 }
 
 /// Fills in the frozen reference's log-probs.
@@ -289,43 +270,5 @@ impl Difference {
 
     fn result(&self) -> (f64, f64) {
         (self.sum / self.count.max(1) as f64, self.max)
-    }
-}
-
-/// Reports of micro-batches put together: losses add up, the rest are means weighted by loss tokens.
-#[derive(Default)]
-struct Weighted {
-    sum: LossReport,
-    tokens: usize,
-}
-
-impl Weighted {
-    fn add(&mut self, r: LossReport, tokens: usize) {
-        let (w, s) = (tokens as f64, &mut self.sum);
-        s.loss += r.loss;
-        s.kl += r.kl * w;
-        s.entropy += r.entropy * w;
-        s.clip_ratio_low_mean += r.clip_ratio_low_mean * w;
-        s.clip_ratio_high_mean += r.clip_ratio_high_mean * w;
-        s.clip_ratio_region_mean += r.clip_ratio_region_mean * w;
-        s.clip_ratio_low_min =
-            if self.tokens == 0 { r.clip_ratio_low_min } else { s.clip_ratio_low_min.min(r.clip_ratio_low_min) };
-        s.clip_ratio_high_max = s.clip_ratio_high_max.max(r.clip_ratio_high_max);
-        self.tokens += tokens;
-    }
-
-    fn mean(mut self) -> LossReport {
-        let n = self.tokens.max(1) as f64;
-        let s = &mut self.sum;
-        for mean in [
-            &mut s.kl,
-            &mut s.entropy,
-            &mut s.clip_ratio_low_mean,
-            &mut s.clip_ratio_high_mean,
-            &mut s.clip_ratio_region_mean,
-        ] {
-            *mean /= n;
-        }
-        self.sum
     }
 }

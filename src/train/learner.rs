@@ -1,8 +1,10 @@
 //! A model with its gradient and optimiser state: the training step.
 
+use super::critic::Critic;
+use super::probe::Span;
 use crate::config::{Grpo, Optim};
 use crate::forest::Forest;
-use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample};
+use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample, pcgrad};
 use crate::model::{Activations, Keep, Model, Params};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::grouped_logprob::TokenGrad;
@@ -14,6 +16,8 @@ pub struct Learner {
     pub moments: [Params; 2],
     /// Optimiser steps taken.
     pub steps: u32,
+    /// The value head, where one judges; its optimiser steps are its own.
+    pub critic: Option<Critic>,
     grads: Params,
     acts: Activations,
     d_hidden: Vec<f32>,
@@ -36,6 +40,7 @@ impl Learner {
             moments: [zeros(), zeros()],
             grads: zeros(),
             steps: 0,
+            critic: None,
             acts: Activations::default(),
             d_hidden: Vec::new(),
             keep: if recompute { Keep::LayerInputs } else { Keep::All },
@@ -46,6 +51,17 @@ impl Learner {
     /// The gradient accumulated since the last step.
     pub fn grads(&self) -> &Params {
         &self.grads
+    }
+
+    /// The gradient accumulated since the last step; accumulation begins anew.
+    pub fn take_grads(&mut self) -> Params {
+        let zeros = Params::zeros(self.grads.layout.clone());
+        std::mem::replace(&mut self.grads, zeros)
+    }
+
+    /// Adds the gradient of positive advantages to the accumulated one of negative advantages, see [`pcgrad::combine`].
+    pub fn combine(&mut self, positive: &Params) -> Option<f64> {
+        pcgrad::combine(&positive.flat, &mut self.grads.flat)
     }
 
     /// Adds the gradient of the policy loss of one micro-batch; also returns the packed tokens. `watch` is told each scored
@@ -99,6 +115,29 @@ impl Learner {
         sum
     }
 
+    /// Adds the gradient of a loss whose gradient by each span's mean hidden state is `d_mean` `[spans, hidden]`; returns the
+    /// packed tokens. Spans are taken about `micro_tokens` tokens at a time.
+    pub fn backward_spans(&mut self, spans: &[Span<'_>], micro_tokens: usize, d_mean: &[f32]) -> usize {
+        let Learner { model, grads, acts, d_hidden, keep, .. } = self;
+        let width = model.config.hidden_size;
+        let (mut packed, mut d_mean) = (0, d_mean.chunks_exact(width));
+        for spans in Span::batches(spans, micro_tokens) {
+            let forest = Span::forest(spans);
+            model.forward(&forest, *keep, acts);
+            d_hidden.clear();
+            d_hidden.resize(acts.hidden.len(), 0.0);
+            for ((span, path), d) in spans.iter().zip(&forest.paths).zip(&mut d_mean) {
+                for &node in &path[span.span.clone()] {
+                    let row = &mut d_hidden[node as usize * width..][..width];
+                    row.iter_mut().zip(d).for_each(|(sum, d)| *sum += d / span.span.len() as f32);
+                }
+            }
+            model.backward(&forest, acts, d_hidden, grads);
+            packed += forest.len();
+        }
+        packed
+    }
+
     fn backward(
         &mut self,
         forest: &Forest,
@@ -113,28 +152,40 @@ impl Learner {
 
     /// Clips, updates the parameters and clears the gradient. A gradient that is not finite changes nothing.
     pub fn step(&mut self, optim: &Optim, lr: f32) -> StepReport {
-        let grad_norm = adamw::grad_norm(&self.grads.flat);
-        let skipped = !grad_norm.is_finite();
-        if !skipped {
-            self.steps += 1;
-            let update = AdamW {
-                lr,
-                beta1: optim.beta1,
-                beta2: optim.beta2,
-                eps: optim.eps,
-                weight_decay: optim.weight_decay,
-                grad_scale: adamw::clip_scale(grad_norm, optim.clip),
-                step: self.steps,
-            };
-            let [m, v] = &mut self.moments;
-            for entry in &self.model.params.layout.clone().entries {
-                let at = entry.range.clone();
-                let p = &mut self.model.params.flat[at.clone()];
-                let (g, m, v) = (&self.grads.flat[at.clone()], &mut m.flat[at.clone()], &mut v.flat[at]);
-                adamw::step(&update, entry.decay, p, g, m, v);
-            }
-        }
-        self.grads.flat.fill(0.0);
-        StepReport { grad_norm, skipped }
+        let Learner { model, moments, steps, grads, .. } = self;
+        update(optim, lr, steps, &mut model.params, grads, moments)
     }
+}
+
+/// A step of AdamW, which counts it in `steps`: clips, updates the parameters and clears the gradient. A gradient that is not
+/// finite changes nothing.
+pub(super) fn update(
+    optim: &Optim,
+    lr: f32,
+    steps: &mut u32,
+    params: &mut Params,
+    grads: &mut Params,
+    [m, v]: &mut [Params; 2],
+) -> StepReport {
+    let grad_norm = adamw::grad_norm(&grads.flat);
+    let skipped = !grad_norm.is_finite();
+    if !skipped {
+        *steps += 1;
+        let update = AdamW {
+            lr,
+            beta1: optim.beta1,
+            beta2: optim.beta2,
+            eps: optim.eps,
+            weight_decay: optim.weight_decay,
+            grad_scale: adamw::clip_scale(grad_norm, optim.clip),
+            step: *steps,
+        };
+        for entry in &params.layout.clone().entries {
+            let at = entry.range.clone();
+            let (g, m, v) = (&grads.flat[at.clone()], &mut m.flat[at.clone()], &mut v.flat[at.clone()]);
+            adamw::step(&update, entry.decay, &mut params.flat[at], g, m, v);
+        }
+    }
+    grads.flat.fill(0.0);
+    StepReport { grad_norm, skipped }
 }

@@ -1,6 +1,6 @@
 //! What a run will need in memory, from its configuration alone. Everything is f32.
 
-use crate::config::Config;
+use crate::config::{Config, DecoupleMethod};
 use crate::model::Qwen2Config;
 use crate::model::config::ConfigError;
 use crate::model::kv_cache::PAGE;
@@ -46,7 +46,8 @@ pub fn plan(config: &Config, model: &Qwen2Config) -> Vec<Part> {
         formula: format!("{copies} x {params} parameters"),
         bytes: 4 * copies * params,
     };
-    let mut parts = vec![weights("weights", 1), weights("gradients", 1), weights("AdamW moments", 2)];
+    let gradients = if config.decouple.method == DecoupleMethod::Pcgrad { 2 } else { 1 };
+    let mut parts = vec![weights("weights", 1), weights("gradients", gradients), weights("AdamW moments", 2)];
     if config.grpo.beta > 0.0 {
         parts.push(weights("reference model", 1));
     }

@@ -1,11 +1,14 @@
 //! The training loop and what it keeps: cold start, GRPO iterations, evaluation, checkpoints, resume.
 
+pub mod batch;
 mod cold_start;
+pub mod critic;
 pub mod evaluate;
 pub mod interrupt;
-mod iteration;
+pub mod iteration;
 pub mod learner;
 pub mod memory;
+pub mod probe;
 mod record;
 pub mod run_folder;
 mod session;

@@ -1,6 +1,7 @@
 //! A training run from its configuration to its report.
 
 use super::cold_start::{self, Demonstration, Script};
+use super::critic::Critic;
 use super::iteration::{self, Gcd, Iteration};
 use super::learner::Learner;
 use super::record::stored;
@@ -8,7 +9,7 @@ use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
 use super::{TrainError, evaluate, interrupt, memory};
 use crate::agent::Prompter;
-use crate::config::{Config, GcdMode, LabelSource};
+use crate::config::{Config, LabelSource};
 use crate::env::Suite;
 use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
@@ -41,7 +42,7 @@ const EXAMPLES: u32 = 6;
 /// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report.
 pub fn train(mut config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
     // Everything a user can get wrong about the model is found before a folder is made. A resumed run has its own.
-    let asks = config.gcd.mode != GcdMode::Off && config.gcd.labels.contains(&LabelSource::Judge);
+    let asks = config.needs_labels() && config.gcd.labels.contains(&LabelSource::Judge);
     let judge = asks.then(|| Judge::open(&config.gcd.judge)).transpose()?;
     let base = if existing == Existing::Resume { None } else { load_base(&config)? };
     let folder = RunFolder::open(&mut config, existing)?;
@@ -137,10 +138,13 @@ impl<'a> Session<'a> {
         };
         let to_learn = given.as_ref().map_or(0, |s| s.state.sft_steps) < config.sft.steps;
         let scripts = if to_learn || given.is_none() { cold_start::scripts(&config, suite)? } else { Vec::new() };
-        let Start { learner, state, tokenizer, ids } = match given {
+        let Start { mut learner, state, tokenizer, ids } = match given {
             Some(start) => start,
             None => embedded(&config, &scripts)?,
         };
+        if config.gcd.mode.has_critic() && learner.critic.is_none() {
+            learner.critic = Some(Critic::new(learner.model.config.hidden_size));
+        }
         let prompter = Prompter::new(tokenizer, &config.prompt)?;
         let context = learner.model.config.max_position_embeddings;
         let taught = if to_learn { &scripts[..] } else { &[] };
@@ -284,7 +288,8 @@ impl<'a> Session<'a> {
         let judged = done.gcd.as_ref().map_or(0, |g| g.judged.tokens());
         let gcd_seconds = done.gcd.as_ref().map_or(0.0, |g| g.seconds);
         let seconds = done.rollout_seconds + gcd_seconds + done.train_seconds;
-        let tokens = sampled + judged + done.packed_tokens;
+        let probed = done.gcd.as_ref().map_or(0, |g| g.probed.packed_tokens);
+        let tokens = sampled + judged + done.packed_tokens + probed;
         let mut record = Record::new("grpo", at, self.seconds())
             .with("reward", returns.mean)
             .with("reward_std", returns.std)
@@ -316,6 +321,7 @@ impl<'a> Session<'a> {
                 .with("sharing", done.shared_tokens as f64 / done.packed_tokens.max(1) as f64)
                 .with("grad_norm", step.grad_norm);
         }
+        record = done.cosine.into_iter().fold(record, |r, cosine| r.with("decouple/cosine", cosine));
         if let Some(gcd) = &done.gcd {
             if let Some((_, Verdicts { missing, reason: Some(reason), .. })) = &gcd.judge {
                 say(&format!("the judge left {missing} actions without a label: {reason}"));
@@ -388,7 +394,7 @@ impl<'a> Session<'a> {
                 .with(&format!("{split}/loop_rate"), t.loop_rate.value)
                 .with(&format!("{split}/episode_length"), t.episode_length.value);
         }
-        let accuracy = evaluate::judgments(&self.config, model, &self.prompter, &episodes)?;
+        let accuracy = evaluate::judgments(&self.config, &self.learner, &self.prompter, &episodes)?;
         if let Some(Accuracy { all: Some(all), good, bad, .. }) = accuracy {
             line += &format!(" judgments {:.1} %", 100.0 * all);
             record = record.with("judgment_accuracy", all);
@@ -407,11 +413,13 @@ impl<'a> Session<'a> {
 
     /// Saves all that resuming needs. Broken weights are never saved, and while gradients are bad no older checkpoint goes.
     fn checkpoint(&mut self) -> Result<(), TrainError> {
-        if !self.learner.model.params.flat.iter().all(|p| p.is_finite()) {
+        let critic = self.learner.critic.iter().flat_map(|critic| &critic.params().flat);
+        if !self.learner.model.params.flat.iter().chain(critic).all(|p| p.is_finite()) {
             return Err(TrainError::BrokenWeights);
         }
         self.state.seconds = self.seconds();
         self.state.optimizer_steps = self.learner.steps;
+        self.state.critic_steps = self.learner.critic.as_ref().map_or(0, |critic| critic.steps);
         let tokenizer = self.prompter.tokenizer();
         let keep = if self.state.bad_steps == 0 { self.config.run.keep_checkpoints } else { u32::MAX };
         self.folder.write_checkpoint(self.state.step(), keep, |dir| {
@@ -450,7 +458,7 @@ impl<'a> Session<'a> {
 
 /// Adds what judging came to, in an iteration of `seconds`. Learning is shared: GCD's part of it is that of its tokens.
 fn with_gcd(mut record: Record, gcd: &Gcd, train_seconds: f64, seconds: f64) -> Record {
-    let (accuracy, counts) = (gcd.judged.accuracy(), &gcd.judged.counts);
+    let (accuracy, counts) = (gcd.accuracy, &gcd.judged.counts);
     let judge = gcd.judge.as_ref();
     let shares = [
         ("gcd/judge_precision", judge.and_then(|(agreement, _)| agreement.precision())),
@@ -460,6 +468,8 @@ fn with_gcd(mut record: Record, gcd: &Gcd, train_seconds: f64, seconds: f64) -> 
         ("gcd/accuracy/good", accuracy.good),
         ("gcd/accuracy/bad", accuracy.bad),
         ("gcd/unparsable", accuracy.unparsable),
+        ("gcd/critic_loss", gcd.probed.critic.map(|(loss, _)| loss)),
+        ("decouple/contrastive_loss", gcd.probed.contrast),
         ("gcd/loop_precision", gcd.agreement.precision()),
         ("gcd/loop_recall", gcd.agreement.recall()),
     ];

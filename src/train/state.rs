@@ -1,6 +1,7 @@
 //! What a checkpoint holds besides the model: optimiser moments, counters, and the evaluation before GRPO.
 
 use super::TrainError;
+use super::critic::Critic;
 use super::learner::Learner;
 use crate::files::FileError;
 use crate::model::TokenIds;
@@ -22,6 +23,9 @@ pub struct State {
     pub iterations: u32,
     /// Optimiser steps since the moments were last cleared.
     pub optimizer_steps: u32,
+    /// The value head's optimiser steps.
+    #[serde(default)]
+    pub critic_steps: u32,
     /// Optimiser steps in all.
     pub train_steps: u64,
     pub env_steps: u64,
@@ -56,6 +60,9 @@ pub fn save(
     for (name, moment) in MOMENTS.iter().zip(&learner.moments) {
         checkpoint::save_params(&dir.join(name), moment, SaveDtype::F32)?;
     }
+    if let Some(critic) = &learner.critic {
+        critic.save(dir)?;
+    }
     let text = serde_json::to_vec_pretty(state).map_err(|e| unreadable(&dir.join(STATE), e))?;
     let file = dir.join(STATE);
     Ok(std::fs::write(&file, text).map_err(|e| FileError::new("write", file, e))?)
@@ -71,6 +78,7 @@ pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, State), TrainError>
         *moment = checkpoint::load_params(&dir.join(name), &moment.layout)?;
     }
     learner.steps = state.optimizer_steps;
+    learner.critic = Critic::load(dir, learner.model.config.hidden_size, state.critic_steps)?;
     Ok((learner, state))
 }
 

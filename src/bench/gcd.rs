@@ -1,0 +1,180 @@
+//! What GCD adds to the time of a training step, with the judgments' prompts shared and without.
+//!
+//! The embedded default after its cold start. The gradient of each iteration is formed three times, with the same weights: of the
+//! episodes alone, with judgments that share their prompts, and with the same judgments unshared. Unshared, each reads its prompt
+//! for itself, and begins with a token of its own when it is learnt from, so that the forest finds nothing in common.
+
+use crate::agent::{Episode, Prompter};
+use crate::config::{Config, GcdMode};
+use crate::files::FileError;
+use crate::gcd::{self, Asked, Judged, Pair};
+use crate::grpo::{Sample, samples};
+use crate::model::checkpoint::{self, CheckpointError};
+use crate::model::tokenizer::{Tokenizer, TokenizerError};
+use crate::rollout::{RolloutError, Settings, answers};
+use crate::train::batch::Batch;
+use crate::train::iteration::{JUDGMENTS, beside, sample};
+use crate::train::learner::Learner;
+use crate::train::run_folder::{Existing, RunFolder};
+use crate::train::{TrainError, interrupt, suite, train};
+use serde::Serialize;
+use std::collections::HashSet;
+use std::time::Instant;
+
+/// Iterations measured.
+const ITERATIONS: u32 = 3;
+
+/// Why there is nothing to report.
+#[derive(Debug, thiserror::Error)]
+pub enum GcdBenchError {
+    #[error(transparent)]
+    Train(#[from] TrainError),
+    #[error(transparent)]
+    File(#[from] FileError),
+    #[error(transparent)]
+    Checkpoint(#[from] CheckpointError),
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
+    #[error(transparent)]
+    Rollout(#[from] RolloutError),
+    #[error("the cold start left no checkpoint")]
+    NoCheckpoint,
+}
+
+/// Times of all iterations together.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    pub iterations: u32,
+    /// Judged actions, and judgments of each.
+    pub pairs: u32,
+    pub judgments: u32,
+    pub rollout_seconds: f64,
+    /// Gradient of the trajectories alone.
+    pub train_seconds: f64,
+    pub shared: Cost,
+    pub unshared: Cost,
+}
+
+/// What judging costs on top of GRPO.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Cost {
+    /// Writing the judgments.
+    pub judge_seconds: f64,
+    /// Gradient of trajectories and judgments.
+    pub train_seconds: f64,
+    /// Tokens of that gradient, packed.
+    pub packed_tokens: usize,
+    /// What is added to the time of rollout and gradient, as a share of it.
+    pub added: f64,
+}
+
+/// Trains the cold start in a folder of its own, and measures.
+pub fn run() -> Result<Report, GcdBenchError> {
+    let mut config = Config::default();
+    config.gcd.mode = GcdMode::Generate;
+    let scratch = std::env::temp_dir().join(format!("uncouple-bench-{}", std::process::id()));
+    let report = in_folder(Config {
+        run: crate::config::Run { dir: scratch.display().to_string(), name: "gcd".into(), iterations: 0, ..config.run },
+        eval: crate::config::Eval { games: 1, ..config.eval },
+        ..config
+    });
+    // What cannot be removed stays in the system's folder for such things.
+    let _ = std::fs::remove_dir_all(&scratch);
+    report
+}
+
+fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
+    let suite = suite(&config)?;
+    let folder = train(config.clone(), &*suite, Existing::Overwrite)?.folder;
+    let (_, dir) = RunFolder::finished_checkpoints(&folder)?.pop().ok_or(GcdBenchError::NoCheckpoint)?;
+    let prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt).map_err(TrainError::from)?;
+    let mut learner = Learner::new(checkpoint::load(&dir)?, config.model.recompute);
+    let nothing = Report {
+        iterations: ITERATIONS,
+        pairs: config.gcd.pairs,
+        judgments: config.gcd.judgments,
+        rollout_seconds: 0.0,
+        train_seconds: 0.0,
+        shared: Cost::default(),
+        unshared: Cost::default(),
+    };
+    let mut report = nothing.clone();
+    // The first one warms up.
+    for index in 0..=ITERATIONS {
+        if index == 1 {
+            report = nothing.clone();
+        }
+        let began = Instant::now();
+        let episodes = sample(&config, &*suite, &learner.model, &prompter, index)?;
+        report.rollout_seconds += began.elapsed().as_secs_f64();
+        let rows = samples(&episodes, &config);
+        report.train_seconds += gradient(&config, &mut learner, &rows).0;
+        let began = Instant::now();
+        let judged = judge(&config, &learner, &prompter, &episodes, index)?;
+        report.shared.judge_seconds += began.elapsed().as_secs_f64();
+        let began = Instant::now();
+        judge_apart(&config, &learner, &prompter, &judged, index)?;
+        report.unshared.judge_seconds += began.elapsed().as_secs_f64();
+        let mut rows = beside(&episodes, rows, judged.samples(&config));
+        for (shares, cost) in [(true, &mut report.shared), (false, &mut report.unshared)] {
+            if !shares {
+                set_apart(&mut rows);
+            }
+            let (seconds, packed) = gradient(&config, &mut learner, &rows);
+            (cost.train_seconds, cost.packed_tokens) = (cost.train_seconds + seconds, cost.packed_tokens + packed);
+        }
+    }
+    let alone = report.rollout_seconds + report.train_seconds;
+    for cost in [&mut report.shared, &mut report.unshared] {
+        cost.added = (cost.judge_seconds + cost.train_seconds - report.train_seconds) / alone;
+    }
+    Ok(report)
+}
+
+/// The judgments of iteration `index`, as training asks for them.
+fn judge(
+    config: &Config,
+    learner: &Learner,
+    prompter: &Prompter,
+    episodes: &[Episode],
+    index: u32,
+) -> Result<Judged, RolloutError> {
+    let settings = Settings::training(config, JUDGMENTS | index);
+    let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
+    let stop = &interrupt::interrupted;
+    gcd::judge(config, &learner.model, prompter, episodes, &Asked::new(), size, &settings, stop)
+}
+
+/// The same judgments again, each with a prompt of its own.
+fn judge_apart(
+    config: &Config,
+    learner: &Learner,
+    prompter: &Prompter,
+    judged: &Judged,
+    index: u32,
+) -> Result<(), RolloutError> {
+    let max_turn_tokens = config.gcd.max_tokens as usize;
+    let settings = Settings { max_turn_tokens, ..Settings::training(config, JUDGMENTS | index) };
+    let of = |pair: &Pair| std::iter::repeat_n(pair.prompt.clone(), config.gcd.judgments as usize);
+    let prompts: Vec<Vec<u32>> = judged.pairs.iter().flat_map(of).collect();
+    answers(&learner.model, prompter, &prompts, 1, &settings, &interrupt::interrupted)?;
+    Ok(())
+}
+
+/// Gives each judgment a first token that no other row begins with.
+fn set_apart(rows: &mut [Sample]) {
+    let taken: HashSet<u32> = rows.iter().filter_map(|s| s.tokens.first().copied()).collect();
+    let free = (0..).filter(|token| !taken.contains(token));
+    for (row, token) in rows.iter_mut().filter(|s| s.judgment).zip(free) {
+        row.tokens[0] = token;
+    }
+}
+
+/// Seconds of the gradient of `rows`, and its packed tokens. Nothing is learnt from it.
+fn gradient(config: &Config, learner: &mut Learner, rows: &[Sample]) -> (f64, usize) {
+    let began = Instant::now();
+    let passes = Batch::new(config, rows).accumulate(config, learner, &mut |_, _| {});
+    let seconds = began.elapsed().as_secs_f64();
+    learner.take_grads();
+    (seconds, passes.packed_tokens)
+}
