@@ -2,6 +2,7 @@
 
 pub mod checkpoint;
 pub mod config;
+pub mod cuda;
 mod decode;
 mod init;
 pub mod kv_cache;

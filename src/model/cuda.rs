@@ -1,0 +1,267 @@
+//! The Qwen2 forward and backward pass on a GPU: weights and activations in bf16, sums in f32, gradients of weights in f32.
+//!
+//! The same formulas in the same order as [`super::qwen2`]. A residual connection is added by the norm that follows it, and the
+//! gradient of the residual stream lives in one buffer that every layer adds to.
+
+use super::params::{LayerLayout, Layout};
+use super::{Keep, Model, Qwen2Config};
+use crate::device::{Gpu, Part, Result, Slice, Tensor};
+use crate::forest::Forest;
+use crate::ops::attention::{self, cuda::Visibility};
+use crate::ops::embedding::{self, cuda::Tokens};
+use crate::ops::{linear, rmsnorm, rope, swiglu};
+use half::bf16;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A Qwen2 model in device memory.
+pub struct CudaModel {
+    pub config: Qwen2Config,
+    pub layout: Arc<Layout>,
+    /// Flat, as [`super::Params`]: the copy that the optimiser rounds from its master weights.
+    pub weights: Tensor<bf16>,
+    gpu: Gpu,
+    rope: rope::cuda::Tables,
+}
+
+/// A forest on the device.
+pub struct CudaForest {
+    pub len: usize,
+    tokens: Tokens,
+    position: Tensor<u32>,
+    visibility: Visibility,
+    /// One for each token: sums over tokens are products.
+    ones: Tensor<bf16>,
+}
+
+/// What [`CudaModel::forward`] keeps for [`CudaModel::backward`].
+pub struct CudaActivations {
+    /// Final-normed hidden states, `[tokens, hidden]`: what the head reads.
+    pub hidden: Tensor<bf16>,
+    keep: Keep,
+    /// The residual stream entering each layer, and leaving the last, `[tokens, hidden]` each; with [`Keep::Nothing`] just one,
+    /// which every layer overwrites.
+    inputs: Vec<Tensor<bf16>>,
+    /// One for each layer with [`Keep::All`], else a single one.
+    layers: Vec<LayerActs>,
+    rstd: Tensor<f32>,
+    /// What a layer adds to the residual stream, `[tokens, hidden]`.
+    delta: Tensor<bf16>,
+}
+
+/// One layer's activations; every field is `[tokens, ...]`.
+struct LayerActs {
+    norm1: Tensor<bf16>,
+    rstd1: Tensor<f32>,
+    qkv: Tensor<bf16>,
+    attn: Tensor<bf16>,
+    softmax: Tensor<f32>,
+    mid: Tensor<bf16>,
+    norm2: Tensor<bf16>,
+    rstd2: Tensor<f32>,
+    gate_up: Tensor<bf16>,
+    act: Tensor<bf16>,
+}
+
+/// Gradients that live while one layer is back-propagated, `[tokens, ...]`.
+struct LayerGrads {
+    act: Tensor<bf16>,
+    norm: Tensor<bf16>,
+    attn: Tensor<bf16>,
+    qkv: Tensor<bf16>,
+}
+
+impl CudaModel {
+    /// A copy of `model` on the device, rounded to bf16.
+    pub fn new(gpu: &Gpu, model: &Model) -> Result<CudaModel> {
+        let weights: Vec<bf16> = model.params.flat.iter().map(|w| bf16::from_f32(*w)).collect();
+        Ok(CudaModel {
+            config: model.config.clone(),
+            layout: model.params.layout.clone(),
+            weights: gpu.tensor(&weights)?,
+            rope: rope::cuda::Tables::new(gpu, model.rope())?,
+            gpu: gpu.clone(),
+        })
+    }
+
+    /// Copies a forest to the device; refuses a token beyond the vocabulary.
+    pub fn forest(&self, forest: &Forest) -> Result<CudaForest> {
+        let gpu = &self.gpu;
+        Ok(CudaForest {
+            len: forest.len(),
+            tokens: Tokens::new(gpu, &forest.tokens, self.config.vocab_size)?,
+            position: gpu.tensor(&forest.position)?,
+            visibility: Visibility::new(gpu, &forest.reach)?,
+            ones: gpu.tensor(&vec![bf16::ONE; forest.len()])?,
+        })
+    }
+
+    fn shape(&self) -> attention::Shape {
+        let c = &self.config;
+        attention::Shape { heads: c.num_attention_heads, kv_heads: c.num_key_value_heads, head_dim: c.head_dim }
+    }
+
+    fn weight(&self, range: &Range<usize>) -> Part<'_, bf16> {
+        part(&self.weights, range)
+    }
+
+    /// Runs the decoder over the packed forest.
+    pub fn forward(&self, forest: &CudaForest, keep: Keep) -> Result<CudaActivations> {
+        let (gpu, c, layout, n) = (&self.gpu, &self.config, &self.layout, forest.len);
+        let layers = c.num_hidden_layers;
+        let wide = || gpu.uninit::<bf16>(n * c.hidden_size);
+        let acts = CudaActivations {
+            hidden: wide()?,
+            keep,
+            inputs: (0..if keep == Keep::Nothing { 1 } else { layers + 1 }).map(|_| wide()).collect::<Result<_>>()?,
+            layers: (0..if keep == Keep::All { layers } else { 1 })
+                .map(|_| self.layer_acts(n))
+                .collect::<Result<_>>()?,
+            rstd: gpu.uninit(n)?,
+            delta: wide()?,
+        };
+        embedding::cuda::forward(gpu, &forest.tokens, &self.weight(&layout.embed), c.hidden_size, &acts.inputs[0])?;
+        for (l, layer) in layout.layers.iter().enumerate() {
+            let a = acts.layer(l);
+            let w = self.weight(&layer.input_norm);
+            if l == 0 {
+                rmsnorm::cuda::forward(gpu, acts.input(0), &w, c.rms_norm_eps, &a.norm1, &a.rstd1)?;
+            } else {
+                let mid = &acts.layer(l - 1).mid;
+                let (x, eps) = (acts.input(l), c.rms_norm_eps);
+                rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, eps, x, &a.norm1, &a.rstd1)?;
+            }
+            self.layer_forward(layer, forest, acts.input(l), a, &acts.delta)?;
+        }
+        let (w, mid, last) = (self.weight(&layout.norm), &acts.layer(layers - 1).mid, acts.input(layers));
+        rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, c.rms_norm_eps, last, &acts.hidden, &acts.rstd)?;
+        Ok(acts)
+    }
+
+    /// A layer from its normed input on: `x` is its input, `delta` what it adds to `a.mid`.
+    fn layer_forward(
+        &self,
+        layer: &LayerLayout,
+        forest: &CudaForest,
+        x: &Slice<bf16>,
+        a: &LayerActs,
+        delta: &Slice<bf16>,
+    ) -> Result<()> {
+        let (gpu, c, shape) = (&self.gpu, &self.config, self.shape());
+        let (hidden, bias) = (c.hidden_size, self.weight(&layer.qkv_bias));
+        linear::cuda::forward(gpu, &a.norm1, &self.weight(&layer.qkv), Some(&*bias), hidden, &a.qkv)?;
+        let rotated = shape.heads + shape.kv_heads;
+        rope::cuda::rotate(gpu, &a.qkv, shape.qkv_dim(), rotated, &forest.position, &self.rope, false)?;
+        attention::cuda::forward(gpu, &a.qkv, shape, &forest.visibility, &a.attn, &a.softmax)?;
+        linear::cuda::forward(gpu, &a.attn, &self.weight(&layer.o), None, shape.q_dim(), delta)?;
+        let w = self.weight(&layer.post_norm);
+        rmsnorm::cuda::forward_add(gpu, x, delta, &w, c.rms_norm_eps, &a.mid, &a.norm2, &a.rstd2)?;
+        linear::cuda::forward(gpu, &a.norm2, &self.weight(&layer.gate_up), None, hidden, &a.gate_up)?;
+        swiglu::cuda::forward(gpu, &a.gate_up, c.intermediate_size, &a.act)?;
+        linear::cuda::forward(gpu, &a.act, &self.weight(&layer.down), None, c.intermediate_size, delta)
+    }
+
+    /// Back-propagates `d_hidden` `[tokens, hidden]` through the decoder and adds every parameter's gradient to `grads`, flat as
+    /// the weights.
+    ///
+    /// # Panics
+    /// If the forward pass kept nothing.
+    pub fn backward(
+        &self,
+        forest: &CudaForest,
+        acts: &mut CudaActivations,
+        d_hidden: &Slice<bf16>,
+        grads: &Slice<f32>,
+    ) -> Result<()> {
+        assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
+        let (gpu, c, layout, n) = (&self.gpu, &self.config, &self.layout, forest.len);
+        let layers = c.num_hidden_layers;
+        let shape = self.shape();
+        let g = LayerGrads {
+            act: gpu.uninit(n * c.intermediate_size)?,
+            norm: gpu.uninit(n * c.hidden_size)?,
+            attn: gpu.uninit(n * shape.q_dim())?,
+            qkv: gpu.uninit(n * shape.qkv_dim())?,
+        };
+        // Of the residual stream, from the last layer's output down to the embedding.
+        let stream = gpu.zeros::<bf16>(n * c.hidden_size)?;
+        let (w, last, dw) = (self.weight(&layout.norm), acts.input(layers), part(grads, &layout.norm));
+        rmsnorm::cuda::backward(gpu, d_hidden, last, &w, &acts.rstd, &stream, &*dw)?;
+        for (l, layer) in layout.layers.iter().enumerate().rev() {
+            let (x, a) = (acts.input(l), acts.layer(l));
+            if acts.keep == Keep::LayerInputs {
+                let w = self.weight(&layer.input_norm);
+                rmsnorm::cuda::forward(gpu, x, &w, c.rms_norm_eps, &a.norm1, &a.rstd1)?;
+                self.layer_forward(layer, forest, x, a, &acts.delta)?;
+            }
+            self.layer_backward(layer, forest, x, a, &g, &stream, grads)?;
+        }
+        embedding::cuda::backward(gpu, &forest.tokens, &stream, c.hidden_size, &*part(grads, &layout.embed))
+    }
+
+    /// One layer: on entry `stream` is the gradient of its output, on exit of its input `x`. Overwrites `a.gate_up`.
+    #[allow(clippy::too_many_arguments)]
+    fn layer_backward(
+        &self,
+        layer: &LayerLayout,
+        forest: &CudaForest,
+        x: &Slice<bf16>,
+        a: &LayerActs,
+        g: &LayerGrads,
+        stream: &Slice<bf16>,
+        grads: &Slice<f32>,
+    ) -> Result<()> {
+        let (gpu, shape) = (&self.gpu, self.shape());
+        let (hidden, ffn, q_dim) = (self.config.hidden_size, self.config.intermediate_size, shape.q_dim());
+        linear::cuda::backward_input(gpu, stream, &self.weight(&layer.down), ffn, &g.act)?;
+        linear::cuda::backward_weight(gpu, stream, &a.act, ffn, &*part(grads, &layer.down))?;
+        swiglu::cuda::backward(gpu, &g.act, ffn, &a.gate_up)?;
+        linear::cuda::backward_input(gpu, &a.gate_up, &self.weight(&layer.gate_up), hidden, &g.norm)?;
+        linear::cuda::backward_weight(gpu, &a.gate_up, &a.norm2, hidden, &*part(grads, &layer.gate_up))?;
+        let (w, dw) = (self.weight(&layer.post_norm), part(grads, &layer.post_norm));
+        rmsnorm::cuda::backward(gpu, &g.norm, &a.mid, &w, &a.rstd2, stream, &*dw)?;
+
+        linear::cuda::backward_input(gpu, stream, &self.weight(&layer.o), q_dim, &g.attn)?;
+        linear::cuda::backward_weight(gpu, stream, &a.attn, q_dim, &*part(grads, &layer.o))?;
+        attention::cuda::backward(gpu, &g.attn, &a.qkv, &a.attn, &a.softmax, shape, &forest.visibility, &g.qkv)?;
+        let rotated = shape.heads + shape.kv_heads;
+        rope::cuda::rotate(gpu, &g.qkv, shape.qkv_dim(), rotated, &forest.position, &self.rope, true)?;
+        linear::cuda::backward_bias(gpu, &g.qkv, &forest.ones, &*part(grads, &layer.qkv_bias))?;
+        linear::cuda::backward_input(gpu, &g.qkv, &self.weight(&layer.qkv), hidden, &g.norm)?;
+        linear::cuda::backward_weight(gpu, &g.qkv, &a.norm1, hidden, &*part(grads, &layer.qkv))?;
+        let (w, dw) = (self.weight(&layer.input_norm), part(grads, &layer.input_norm));
+        rmsnorm::cuda::backward(gpu, &g.norm, x, &w, &a.rstd1, stream, &*dw)
+    }
+
+    fn layer_acts(&self, n: usize) -> Result<LayerActs> {
+        let (gpu, c, shape) = (&self.gpu, &self.config, self.shape());
+        let wide = |width: usize| gpu.uninit::<bf16>(n * width);
+        Ok(LayerActs {
+            norm1: wide(c.hidden_size)?,
+            rstd1: gpu.uninit(n)?,
+            qkv: wide(shape.qkv_dim())?,
+            attn: wide(shape.q_dim())?,
+            softmax: gpu.uninit(2 * n * shape.heads)?,
+            mid: wide(c.hidden_size)?,
+            norm2: wide(c.hidden_size)?,
+            rstd2: gpu.uninit(n)?,
+            gate_up: wide(2 * c.intermediate_size)?,
+            act: wide(c.intermediate_size)?,
+        })
+    }
+}
+
+impl CudaActivations {
+    fn input(&self, l: usize) -> &Tensor<bf16> {
+        &self.inputs[l.min(self.inputs.len() - 1)]
+    }
+
+    fn layer(&self, l: usize) -> &LayerActs {
+        &self.layers[l.min(self.layers.len() - 1)]
+    }
+}
+
+/// A tensor's place in a flat buffer of the model's layout.
+fn part<'a, T: bytemuck::Pod>(flat: &'a Slice<T>, range: &Range<usize>) -> Part<'a, T> {
+    flat.part(range.clone()).expect("a flat buffer holds the whole layout")
+}

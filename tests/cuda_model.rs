@@ -1,0 +1,85 @@
+//! The model on the emulated device against the model on the CPU.
+
+#[path = "common/emulated.rs"]
+mod emulated;
+
+use half::bf16;
+use uncouple::forest::Forest;
+use uncouple::model::cuda::CudaModel;
+use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config};
+
+fn model() -> Model {
+    let config = Qwen2Config {
+        vocab_size: 96,
+        hidden_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 64,
+        intermediate_size: 72,
+        max_position_embeddings: 256,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e4,
+        tie_word_embeddings: true,
+    };
+    let mut params = Params::random(&config, 3);
+    // Both devices start from numbers that bf16 holds.
+    params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+    Model::new(config, params)
+}
+
+fn forest() -> Forest {
+    let shared: Vec<u32> = (0..20).map(|i| i * 7 % 96).collect();
+    let with = |tail: &[u32]| shared.iter().chain(tail).copied().collect::<Vec<u32>>();
+    Forest::new(&[with(&[1, 2, 3]), with(&[1, 5]), vec![9, 9, 9, 1], (0..50).collect()])
+}
+
+/// ‖got − want‖ / ‖want‖
+fn relative(got: &[f32], want: &[f32]) -> f64 {
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
+}
+
+fn widen(x: Vec<bf16>) -> Vec<f32> {
+    x.into_iter().map(f32::from).collect()
+}
+
+/// Rounding to bf16 after every op, a few of them a layer.
+const NOISE: f64 = 0.01;
+
+#[test]
+fn forward_and_backward() {
+    let (gpu, model, forest) = (emulated::gpu(), model(), forest());
+    let mut acts = Activations::default();
+    model.forward(&forest, Keep::All, &mut acts);
+    let d: Vec<bf16> = (0..acts.hidden.len()).map(|i| bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 50.0)).collect();
+    let mut grads = Params::zeros(model.params.layout.clone());
+    let hidden = acts.hidden.clone();
+    model.backward(&forest, &mut acts, &mut widen(d.clone()), &mut grads);
+
+    let on_device = CudaModel::new(&gpu, &model).unwrap();
+    let packed = on_device.forest(&forest).unwrap();
+    let mut results = Vec::new();
+    for keep in [Keep::All, Keep::LayerInputs] {
+        let mut acts = on_device.forward(&packed, keep).unwrap();
+        let error = relative(&widen(gpu.read(&*acts.hidden).unwrap()), &hidden);
+        assert!(error < NOISE, "hidden states: {error}");
+        let got = gpu.zeros::<f32>(model.params.layout.len).unwrap();
+        on_device.backward(&packed, &mut acts, &gpu.tensor(&d).unwrap(), &got).unwrap();
+        let got = gpu.read(&*got).unwrap();
+        for entry in &model.params.layout.entries {
+            let (got, want) = (&got[entry.range.clone()], &grads.flat[entry.range.clone()]);
+            // The gradient of a key's bias is 0 but for rounding.
+            if entry.name.ends_with("k_proj.bias") {
+                continue;
+            }
+            let error = relative(got, want);
+            assert!(error < 2.0 * NOISE, "{}: {error}", entry.name);
+        }
+        results.push(got);
+    }
+    // Recomputed activations are the same ones.
+    assert_eq!(results[0], results[1]);
+    let acts = on_device.forward(&packed, Keep::Nothing).unwrap();
+    assert!(relative(&widen(gpu.read(&*acts.hidden).unwrap()), &hidden) < NOISE);
+}
