@@ -6,11 +6,13 @@
 mod decouple;
 mod gcd;
 mod load;
+mod suggestions;
 mod validate;
 
 pub use decouple::{Decouple, DecoupleMethod};
 pub use gcd::{Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
+pub use suggestions::{Author, SuggestionMode, Suggestions};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,7 @@ pub struct Config {
     pub rollout: Rollout,
     pub grpo: Grpo,
     pub gcd: Gcd,
+    pub suggestions: Suggestions,
     pub decouple: Decouple,
     pub optim: Optim,
     pub eval: Eval,
@@ -34,7 +37,9 @@ pub struct Config {
 impl Config {
     /// Whether training needs labels of the actions it sees.
     pub fn needs_labels(&self) -> bool {
-        self.gcd.mode != GcdMode::Off || self.decouple.method == DecoupleMethod::Contrastive
+        self.gcd.mode != GcdMode::Off
+            || self.suggestions.mode != SuggestionMode::Off
+            || self.decouple.method == DecoupleMethod::Contrastive
     }
 }
 

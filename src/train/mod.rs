@@ -7,12 +7,14 @@ pub mod evaluate;
 pub mod interrupt;
 pub mod iteration;
 pub mod learner;
+pub mod measure;
 pub mod memory;
 pub mod probe;
 mod record;
 pub mod run_folder;
 mod session;
 mod state;
+pub mod suggest;
 
 pub use session::{Outcome, train};
 
