@@ -262,7 +262,7 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 80,
+            iterations: 100,
             checkpoint_every: 25,
             keep_checkpoints: 2,
             max_bad_steps: 5,
@@ -296,7 +296,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 170, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
+        Sft { steps: 140, batch: 32, lr: 2e-3, games: 3000, slip: 0.15 }
     }
 }
 impl Default for Rollout {

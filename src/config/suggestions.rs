@@ -49,8 +49,8 @@ pub struct Suggestions {
 impl Default for Suggestions {
     fn default() -> Self {
         Suggestions {
-            mode: SuggestionMode::Off,
-            every: 10,
+            mode: SuggestionMode::Fixed,
+            every: 20,
             author: Author::Template,
             most: 3,
             threshold: 0.5,

@@ -143,14 +143,14 @@ pub fn run(
                 difference.add(sampled, now);
             }
         };
-        let passes = batch.accumulate(config, learner, watch);
+        let passes = batch.accumulate(config, learner, watch)?;
         (packed_tokens, shared_tokens) = (packed_tokens + passes.packed_tokens, shared_tokens + passes.shared_tokens);
         cosine = passes.cosine;
         probed = probe::learn(config, learner, &probes);
         let lr = learning_rate(config, index);
         if !batch.is_empty() || probed.packed_tokens > 0 {
             loss = Some(passes.report);
-            steps.push(learner.step(&config.optim, lr));
+            steps.push(learner.step(&config.optim, lr)?);
         }
         if let Some(critic) = learner.critic.as_mut().filter(|_| !probes.is_empty()) {
             critic.step(&config.optim, lr);

@@ -233,9 +233,9 @@ impl<'a> Session<'a> {
             let step = self.state.sft_steps;
             let batch = cold_start::batch(&self.config, &self.demonstrations, step);
             let tokens: usize = batch.iter().map(|(tokens, _)| tokens.len()).sum();
-            let loss = self.learner.cross_entropy(&batch);
+            let loss = self.learner.cross_entropy(&batch)?;
             let lr = cold_start::learning_rate(&self.config, step);
-            let report = self.learner.step(&self.config.optim, lr);
+            let report = self.learner.step(&self.config.optim, lr)?;
             let at = u64::from(step) + 1;
             let bad =
                 report.skipped.then(|| Bad::new(format!("sft-{at}.json"), batch.iter().map(|(tokens, _)| *tokens)));
@@ -255,8 +255,7 @@ impl<'a> Session<'a> {
         let iterations = self.config.run.iterations;
         if self.state.iterations == 0 {
             // GRPO is another objective than the cold start: its moments start afresh.
-            self.learner.moments.iter_mut().for_each(|m| m.flat.fill(0.0));
-            self.learner.steps = 0;
+            self.learner.restart()?;
         }
         if self.config.grpo.beta > 0.0 && self.reference.is_none() {
             let dir = self.folder.path().join(REFERENCE);
