@@ -4,11 +4,17 @@
 mod emulated;
 
 use half::bf16;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use std::fs;
+use std::path::Path;
 use uncouple::config::{Grpo, Optim, RatioLevel};
-use uncouple::forest::Forest;
+use uncouple::forest::{Forest, ROOT};
 use uncouple::grpo::{Normaliser, Sample};
+use uncouple::model::checkpoint;
 use uncouple::model::cuda::CudaModel;
 use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config};
+use uncouple::train::cuda::CudaTrainer;
 use uncouple::train::learner::Learner;
 
 fn model() -> Model {
@@ -52,7 +58,7 @@ const NOISE: f64 = 0.01;
 
 #[test]
 fn forward_and_backward() {
-    let (gpu, model, forest) = (emulated::gpu(), model(), forest());
+    let (gpu, model, forest) = (emulated::quick_gpu(), model(), forest());
     let mut acts = Activations::default();
     model.forward(&forest, Keep::All, &mut acts);
     let d: Vec<bf16> = (0..acts.hidden.len()).map(|i| bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 50.0)).collect();
@@ -109,7 +115,7 @@ fn grpo_steps() {
         let grpo = Grpo { ratio, ..Grpo::default() };
         let (samples, optim) = (samples(), Optim::default());
         let mut learners = [Learner::new(model(), false), Learner::new(model(), true)];
-        learners[1].to_gpu(&emulated::gpu()).unwrap();
+        learners[1].to_gpu(&emulated::quick_gpu()).unwrap();
         for step in 0..2 {
             let [cpu, gpu] = learners.each_mut().map(|learner| {
                 let norm = Normaliser::new(&samples, 1);
@@ -134,7 +140,7 @@ fn grpo_steps() {
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     let mut learner = Learner::new(model(), false);
-    learner.to_gpu(&emulated::gpu()).unwrap();
+    learner.to_gpu(&emulated::quick_gpu()).unwrap();
     let mut samples = samples();
     let norm = Normaliser::new(&samples, 1);
     let grpo = Grpo::default();
@@ -149,4 +155,64 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     learner.read_back().unwrap();
     assert_eq!(learner.model.params.flat, model().params.flat);
     assert_eq!(learner.steps, 1);
+}
+
+/// Of a golden set: the error that Hugging Face's own bf16 makes of these numbers, and ours.
+fn golden(name: &str) {
+    let set = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+    let json: Value =
+        serde_json::from_slice(&fs::read(set.join(format!("golden/{name}/golden.json"))).unwrap()).unwrap();
+    let bytes = fs::read(set.join(format!("golden/{name}/golden.safetensors"))).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let stored = |tensor: &str| -> Vec<f32> {
+        let data = tensors.tensor(tensor).unwrap().data().to_vec();
+        data.chunks_exact(4).map(|b| f32::from_le_bytes(b.try_into().unwrap())).collect()
+    };
+    let forward = &json["forward"];
+    let sequences: Vec<Vec<u32>> = serde_json::from_value(forward["sequences"].clone()).unwrap();
+    let prompts: Vec<usize> = serde_json::from_value(forward["prompt_lens"].clone()).unwrap();
+    let allowed = |of: &str| 2.0 * json["bf16_by_hf"][of]["rel_l2"].as_f64().unwrap();
+
+    let model = checkpoint::load(&set.join("models").join(name)).unwrap();
+    let mut cpu = Learner::new(model.clone(), false);
+    let mut gpu = Learner::new(model.clone(), false);
+    let device = emulated::quick_gpu();
+    gpu.to_gpu(&device).unwrap();
+
+    let forest = Forest::new(&sequences);
+    let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
+    let mut trainer = CudaTrainer::new(&device, &model, &cpu.moments).unwrap();
+    trainer.forward(&forest, Keep::Nothing).unwrap();
+    let mut of_node = vec![f32::NAN; forest.len()];
+    let logprobs = trainer.logprobs(&forest, &nodes, 1.0).unwrap();
+    nodes.iter().zip(logprobs).for_each(|(&n, lp)| of_node[n as usize] = lp);
+    let (mut got, mut want) = (Vec::new(), Vec::new());
+    for (i, path) in forest.paths.iter().enumerate().filter(|(_, path)| path.len() > 1) {
+        got.extend(path[1..].iter().map(|&n| of_node[n as usize]));
+        want.extend(stored(&format!("seq{i}.logprobs")));
+    }
+    let error = relative(&got, &want);
+    assert!(error <= allowed("logprobs"), "{name}: log-probs {error}");
+
+    let masks: Vec<Vec<bool>> =
+        sequences.iter().zip(&prompts).map(|(s, p)| (0..s.len()).map(|t| t >= *p).collect()).collect();
+    let batch: Vec<(&[u32], &[bool])> = sequences.iter().zip(&masks).map(|(s, m)| (&s[..], &m[..])).collect();
+    let [on_cpu, on_gpu] = [&mut cpu, &mut gpu].map(|l| (l.cross_entropy(&batch).unwrap(), l.take_grads().unwrap()));
+    // HF's own error of the mean is a matter of luck with so few tokens: it may be as wrong as its tokens are.
+    let loss = forward["ce_loss"].as_f64().unwrap();
+    assert!((on_cpu.0 - loss).abs() < 1e-5, "{name}: the CPU's loss is {}", on_cpu.0);
+    assert!((on_gpu.0 - loss).abs() <= allowed("logprobs") * loss, "{name}: loss {}, not {loss}", on_gpu.0);
+    // The CPU's gradients are held to the goldens in tests/reference.rs.
+    let error = relative(&on_gpu.1.flat, &on_cpu.1.flat);
+    assert!(error <= allowed("ce_grads"), "{name}: gradient {error}");
+}
+
+#[test]
+fn golden_hd64() {
+    golden("mini-hd64");
+}
+
+#[test]
+fn golden_hd128() {
+    golden("mini-hd128");
 }

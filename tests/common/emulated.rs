@@ -1,7 +1,10 @@
 //! A GPU of the tests: kernels by the emulator, under all its schedules; matrix products by the CPU, in f32.
 
+// Every test uses a part of it.
+#![allow(dead_code)]
+
 use half::bf16;
-use kernel_emulator::{self as emulator, Buffer, Fault};
+use kernel_emulator::{self as emulator, Buffer, Fault, Schedule};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -11,6 +14,11 @@ use uncouple::device::{Arg, Driver, Dtype, Error, Gpu, Launch, Matmul, Operand, 
 /// A fresh device.
 pub fn gpu() -> Gpu {
     Gpu::new(Emulated(Mutex::default()))
+}
+
+/// One that runs each kernel under one schedule: for whole models, whose kernels have been run under all of them.
+pub fn quick_gpu() -> Gpu {
+    Gpu::new(Emulated(Mutex::new(State { quick: true, ..State::default() })))
 }
 
 /// One on which a kernel does nothing.
@@ -30,6 +38,8 @@ struct State {
     next_graph: u64,
     /// The kernel that does nothing.
     idle: String,
+    /// One schedule is enough.
+    quick: bool,
 }
 
 #[derive(Clone)]
@@ -90,7 +100,12 @@ impl State {
                 };
                 let args = args.iter().map(|arg| self.argument(arg)).collect::<Result<Vec<_>>>()?;
                 let (grid, block) = (emulator::Dim(*grid), emulator::Dim(*block));
-                emulator::launch(kernel, grid, block, *shared as usize, &args).map_err(failed)
+                let shared = *shared as usize;
+                match self.quick {
+                    true => emulator::launch_under(Schedule::Random(1), kernel, grid, block, shared, &args),
+                    false => emulator::launch(kernel, grid, block, shared, &args),
+                }
+                .map_err(failed)
             }
             Command::Matmul(product) => self.matmul(product),
         }
