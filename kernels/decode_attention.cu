@@ -1,13 +1,16 @@
 // Attention of single queries over a paged cache: o = Σ_j softmax_j(q·k_j · scale) v_j over the keys j ≤ position of the row's
-// sequence. Rows may be of many sequences (decoding) or many of one (prefill).
+// sequence. Rows may be of many sequences (decoding) or many of one (prefill); append copies their keys and values to the cache
+// first.
 //
-// qkv: bf16 [rows, (heads + 2 kv_heads) · D], of which the queries are read; sequence, position: u32 [rows]; table and cache:
-// common/paged.cuh, the rows' own keys and values in it; o: bf16 [rows, heads · D]. Contexts are cut every SPLIT keys, wherever
-// they are, so that a row's bits do not depend on its company. With more than one split (gridDim.z), sums: f32
-// [rows, heads, splits, D] and stats: f32 [rows, heads, splits, 2] (maximum of scaled scores, sum of exponentials) hold the
-// parts, and the combine kernel adds them in order; with one, o is written at once.
+// cache: bf16 [pages, layers, kv_heads, 2 (keys, values), PAGE, D], from the layer's place in page 0 on, with page_stride elements
+// from one page to the next; table: u32 [sequences, table_len], the pages of each sequence in order; sequence, position: u32
+// [rows], no two of one place in append. qkv: bf16 [rows, (heads + 2 kv_heads) · D], rotated; o: bf16 [rows, heads · D]. Contexts
+// are cut every SPLIT keys, wherever they are, so that a row's bits do not depend on its company. With more than one split
+// (gridDim.z), sums: f32 [rows, heads, splits, D] and stats: f32 [rows, heads, splits, 2] (maximum of scaled scores, sum of
+// exponentials) hold the parts, and the combine kernel adds them in order; with one, o is written at once.
 //
 // kernel (D = 64, 128)                grid (rounded up)                    block  bytes
+// decode_attention_append_bf16        rows · kv_heads · D / 1024           256    8 D a kv head and row
 // decode_attention_hdD_bf16           (rows, kv_heads, keys / SPLIT)       128    4 D a key, kv head and row
 // decode_attention_combine_hdD_bf16   rows · heads · D / 2048              256    4 D splits + 2 D a head and row
 // A block has the heads / kv_heads ≤ 16 queries of one kv head, which share what is loaded: the rows of a 16-row product. A warp
@@ -16,14 +19,17 @@
 //
 // Floor on an H100 (3.0 TB/s), 256 rows at 1024 tokens, 2 kv heads of 128: 0.09 ms a layer. Checked by emulation only.
 #include "common/mma.cuh"
-#include "common/paged.cuh"
 #include "common/vec.cuh"
 
 namespace {
-constexpr int SPLIT = 512, WARPS = 4, HEADS = 16;
+constexpr int PAGE = 32, SPLIT = 512, WARPS = 4, HEADS = 16;
 // Below any score, yet finite.
 constexpr float LOWEST = -1e30f;
-using paged::PAGE;
+
+// Where the keys of a page and kv head start; the values follow PAGE · d elements later.
+__device__ inline size_t keys_at(unsigned page, int page_stride, int kv_head, int d) {
+    return static_cast<size_t>(page) * page_stride + static_cast<size_t>(kv_head) * 2 * PAGE * d;
+}
 
 struct Words {
     unsigned at[4];
@@ -145,7 +151,7 @@ __device__ inline void forward(const bf16* qkv, const unsigned* sequence, const 
     const unsigned* const pages = table + static_cast<size_t>(sequence[row]) * table_len;
     Part<D> part;
     for (int first = split * SPLIT + warp * PAGE; first < end; first += WARPS * PAGE)
-        add_page<D>(part, q, cache + paged::keys_at(pages[first / PAGE], page_stride, kv_head, D), end - first, scale);
+        add_page<D>(part, q, cache + keys_at(pages[first / PAGE], page_stride, kv_head, D), end - first, scale);
 
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -221,6 +227,24 @@ __device__ inline void combine(const unsigned* position, const float* sums, cons
     store8(o + static_cast<size_t>(of) * D + column, x);
 }
 }  // namespace
+
+// A thread copies 16 bytes; d: a multiple of 8.
+extern "C" __global__ void __launch_bounds__(256)
+    decode_attention_append_bf16(const bf16* __restrict__ qkv, const unsigned* __restrict__ sequence,
+                                 const unsigned* __restrict__ position, const unsigned* __restrict__ table,
+                                 bf16* __restrict__ cache, int rows, int heads, int kv_heads, int d, int table_len,
+                                 int page_stride) {
+    EXPECTS(d % 8 == 0 && page_stride % 8 == 0);
+    const unsigned at = blockIdx.x * blockDim.x + threadIdx.x, chunks = d / 8;
+    const unsigned chunk = at % chunks, head = at / chunks % (2 * kv_heads), row = at / chunks / (2 * kv_heads);
+    if (row >= static_cast<unsigned>(rows)) return;
+    const unsigned is_value = head / kv_heads, kv_head = head % kv_heads, place = position[row];
+    const unsigned page = table[static_cast<size_t>(sequence[row]) * table_len + place / PAGE];
+    const size_t from = (static_cast<size_t>(row) * (heads + 2 * kv_heads) + heads + head) * d + 8 * chunk;
+    const size_t to = keys_at(page, page_stride, kv_head, d) +
+                      static_cast<size_t>(is_value * PAGE + place % PAGE) * d + 8 * chunk;
+    store16(cache + to, load16(qkv + from));
+}
 
 extern "C" __global__ void __launch_bounds__(128)
     decode_attention_hd64_bf16(const bf16* __restrict__ qkv, const unsigned* __restrict__ sequence,
