@@ -61,7 +61,8 @@ fn pieces_and_forks_are_the_whole() {
     // Both go on from a page that they share, at different speeds, beside a sequence of their own.
     let (two, three) = (decoder.fork(one), decoder.alloc());
     let (mut first, mut second, mut third) = (prompt.clone(), prompt.clone(), vec![5]);
-    let mut got = decoder.extend(&[(three, &[5])]).unwrap();
+    let mut got = Vec::new();
+    decoder.extend(&[(three, &[5])]).unwrap();
     for step in 0..4u32 {
         let (token, pair, other) = ([10 + step], [60 + step, 70 + step], [step]);
         got = decoder.extend(&[(one, &token), (two, &pair), (three, &other)]).unwrap();

@@ -64,8 +64,8 @@ impl World {
                 }
             }
             Err(error) => {
-                let named = error.to_string().contains("rollout.max_live");
-                prop_assert!(named && matches!(error, Error::OutOfPages { asked, free, .. } if asked > free));
+                let short = matches!(error, Error::OutOfPages { asked, free, .. } if asked > free);
+                prop_assert!(short && error.to_string().contains("rollout.max_live"));
                 // Nothing has changed.
                 prop_assert_eq!((left, held), (self.pages.left(), self.pages.of(*slot).to_vec()));
             }
@@ -74,7 +74,7 @@ impl World {
     }
 
     fn check(&self) -> Result<(), TestCaseError> {
-        let mut held = BTreeSet::new();
+        let mut held = BTreeSet::<u32>::new();
         for (slot, tokens) in &self.slots {
             let pages = self.pages.of(*slot);
             prop_assert_eq!((self.pages.len(*slot), pages.len()), (tokens.len(), tokens.len().div_ceil(PAGE)));
