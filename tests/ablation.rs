@@ -211,7 +211,7 @@ fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
         ..Sample::default()
     };
     let batch = [sample];
-    learner.policy(&Grpo::default(), &batch, Normaliser::new(&batch, 1), 1.0, &mut |_, _| {});
+    learner.policy(&Grpo::default(), &batch, Normaliser::new(&batch, 1), 1.0, &mut |_, _| {}).unwrap();
     let alone = learner.grads().clone();
     assert!(alone.flat.iter().any(|g| *g != 0.0));
     let mut loss = f64::INFINITY;

@@ -4,9 +4,12 @@
 mod emulated;
 
 use half::bf16;
+use uncouple::config::{Grpo, Optim, RatioLevel};
 use uncouple::forest::Forest;
+use uncouple::grpo::{Normaliser, Sample};
 use uncouple::model::cuda::CudaModel;
 use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config};
+use uncouple::train::learner::Learner;
 
 fn model() -> Model {
     let config = Qwen2Config {
@@ -82,4 +85,68 @@ fn forward_and_backward() {
     assert_eq!(results[0], results[1]);
     let acts = on_device.forward(&packed, Keep::Nothing).unwrap();
     assert!(relative(&widen(gpu.read(&*acts.hidden).unwrap()), &hidden) < NOISE);
+}
+
+/// Two samples that share a prompt, one of them better than the other, and an old policy a little beside the present one.
+fn samples() -> Vec<Sample> {
+    let sample = |tail: u32, n: usize, advantage: f32| {
+        let tokens: Vec<u32> = (0..20u32).chain((0..n as u32).map(|i| (tail + 7 * i) % 96)).collect();
+        Sample {
+            mask: (0..tokens.len()).map(|t| t >= 20).collect(),
+            advantage: vec![advantage; tokens.len()],
+            old_logprobs: Some((0..tokens.len()).map(|t| -4.6 + 0.02 * (t % 5) as f32).collect()),
+            tokens,
+            ..Sample::default()
+        }
+    };
+    vec![sample(30, 9, 1.0), sample(61, 14, -0.6)]
+}
+
+/// Gradients in bf16 arithmetic decide the sign of AdamW's first steps: where they are nothing but noise, so is the step.
+#[test]
+fn grpo_steps() {
+    for ratio in [RatioLevel::Token, RatioLevel::Sequence] {
+        let grpo = Grpo { ratio, ..Grpo::default() };
+        let (samples, optim) = (samples(), Optim::default());
+        let mut learners = [Learner::new(model(), false), Learner::new(model(), true)];
+        learners[1].to_gpu(&emulated::gpu()).unwrap();
+        for step in 0..2 {
+            let [cpu, gpu] = learners.each_mut().map(|learner| {
+                let norm = Normaliser::new(&samples, 1);
+                let (report, _) = learner.policy(&grpo, &samples, norm, 0.8, &mut |_, _| {}).unwrap();
+                (report.loss, learner.step(&optim, 1e-3).unwrap())
+            });
+            assert!((cpu.0 - gpu.0).abs() < 2e-3, "{ratio:?}, loss of step {step}: {} and {}", cpu.0, gpu.0);
+            let (a, b) = (cpu.1.grad_norm, gpu.1.grad_norm);
+            assert!((a - b).abs() <= 0.02 * a && !gpu.1.skipped, "{ratio:?}, norm of step {step}: {a} and {b}");
+        }
+        let before = model().params.flat;
+        learners[1].read_back().unwrap();
+        let moved = |l: &Learner| l.model.params.flat.iter().zip(&before).map(|(a, b)| a - b).collect::<Vec<f32>>();
+        let [cpu, gpu] = learners.each_ref().map(moved);
+        let error = relative(&gpu, &cpu);
+        assert!(error < 0.25, "{ratio:?}: what two steps moved differs by {error}");
+        let [a, b] = learners.each_ref().map(|l| &l.moments[0].flat);
+        assert!(relative(b, a) < 0.05, "first moments");
+    }
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
+    let mut learner = Learner::new(model(), false);
+    learner.to_gpu(&emulated::gpu()).unwrap();
+    let mut samples = samples();
+    let norm = Normaliser::new(&samples, 1);
+    let grpo = Grpo::default();
+    learner.policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
+    let taken = learner.take_grads().unwrap();
+    assert!(taken.flat.iter().any(|g| *g != 0.0));
+    let step = learner.step(&Optim { weight_decay: 0.0, ..Optim::default() }, 1e-3).unwrap();
+    assert_eq!((step.grad_norm, learner.steps), (0.0, 1), "they were taken");
+    samples[0].advantage.fill(f32::NAN);
+    learner.policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
+    assert!(learner.step(&Optim::default(), 1e-3).unwrap().skipped);
+    learner.read_back().unwrap();
+    assert_eq!(learner.model.params.flat, model().params.flat);
+    assert_eq!(learner.steps, 1);
 }

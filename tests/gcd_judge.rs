@@ -264,3 +264,35 @@ fn training_goes_on_with_a_judge_and_without_one() {
         assert_eq!(record.values["gcd/labels/good"], 0.0);
     }
 }
+
+#[test]
+fn the_judge_may_write_suggestions_and_one_that_is_down_leaves_those_there_are() {
+    let dir = tempfile::tempdir().unwrap();
+    // The first set is written; after that nothing is answered.
+    let server = serve(|n| if n < 4 { Say("Look first.\nReally.") } else { Status(400, "") });
+    let cache = dir.path().join("votes.sqlite");
+    let url = format!("gcd.judge.url='{}'", server.url);
+    let cache = format!("gcd.judge.cache='{}'", cache.display());
+    let set = [
+        "run.iterations=5",
+        "suggestions.mode='fixed'",
+        "suggestions.every=2",
+        "suggestions.threshold=0",
+        "suggestions.author='judge'",
+        "suggestions.most=4",
+        "gcd.judge.model='m'",
+        &url,
+        &cache,
+    ];
+    let config = tiny(dir.path(), "advised", &set);
+    let suite = suite(&config).unwrap();
+    let folder = train(config, &*suite, Existing::Refuse).unwrap().folder;
+    let text = std::fs::read_to_string(folder.join("suggestions.json")).unwrap();
+    let renewals: Vec<uncouple::train::suggest::Renewal> = serde_json::from_str(&text).unwrap();
+    assert_eq!(renewals.iter().map(|r| r.iterations).collect::<Vec<_>>(), [2], "{text}");
+    // Said four times, it stands once.
+    let texts: Vec<&str> = renewals[0].suggestions.iter().map(|s| &s.text[..]).collect();
+    assert_eq!(texts, ["Look first."]);
+    let (_, body) = &server.seen.lock().unwrap()[0];
+    assert!(body.contains("one short sentence") && !body.contains("Answer with one word"), "{body}");
+}

@@ -6,5 +6,5 @@ mod prompter;
 mod tag;
 pub use action::{Refusal, parse, parse_tagged};
 pub use episode::{Episode, Finish, Turn};
-pub use prompter::{Action, PromptError, Prompter, turn_text};
+pub use prompter::{Action, PromptError, Prompter, lead, turn_text};
 pub use tag::Tag;

@@ -51,6 +51,8 @@ pub struct Prompter {
     next: Frame,
     end: u32,
     end_of_text: Option<u32>,
+    /// What stands before the first observation.
+    suggestions: String,
 }
 
 /// What a turn's tokens say.
@@ -74,7 +76,13 @@ impl Prompter {
         };
         let end_of_text = tokenizer.id(END_OF_TEXT);
         let (admissible, tags) = (config.admissible, config.tags);
-        Ok(Prompter { tokenizer, format: config.format, admissible, tags, first, next, end, end_of_text })
+        let suggestions = String::new();
+        Ok(Prompter { tokenizer, format: config.format, admissible, tags, first, next, end, end_of_text, suggestions })
+    }
+
+    /// From now on every episode begins with these sentences; without any, as if there had never been some.
+    pub fn suggest(&mut self, sentences: &[String]) {
+        self.suggestions = lead(sentences);
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {
@@ -83,12 +91,17 @@ impl Prompter {
 
     /// Tokens of an episode up to the agent's first token.
     pub fn first(&self, observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
-        self.encode(&self.first, observation)
+        self.encode(&self.first, &self.suggestions, observation)
+    }
+
+    /// The same under other suggestions.
+    pub fn first_under(&self, sentences: &[String], observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
+        self.encode(&self.first, &lead(sentences), observation)
     }
 
     /// Tokens from the end of a turn (its end token not included) to the next turn's first token.
     pub fn next(&self, observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
-        self.encode(&self.next, observation)
+        self.encode(&self.next, "", observation)
     }
 
     /// The token that ends a turn.
@@ -121,8 +134,8 @@ impl Prompter {
         Ok(tokens)
     }
 
-    fn encode(&self, frame: &Frame, observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
-        let mut text = observation.text.clone();
+    fn encode(&self, frame: &Frame, lead: &str, observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
+        let mut text = format!("{lead}{}", observation.text);
         if self.admissible && !observation.admissible.is_empty() {
             text += &format!("\nCommands: {}.", observation.admissible.join(", "));
         }
@@ -130,6 +143,11 @@ impl Prompter {
         let text = text.replace("<|", "< |");
         self.tokenizer.encode(&format!("{}{text}{}", frame.before, frame.after))
     }
+}
+
+/// Suggestions as they stand before the first observation.
+pub fn lead(sentences: &[String]) -> String {
+    if sentences.is_empty() { String::new() } else { format!("advice: {}\n", sentences.join(" ")) }
 }
 
 /// The text of a turn that gives a command.

@@ -173,8 +173,8 @@ fn set_apart(rows: &mut [Sample]) {
 /// Seconds of the gradient of `rows`, and its packed tokens. Nothing is learnt from it.
 fn gradient(config: &Config, learner: &mut Learner, rows: &[Sample]) -> (f64, usize) {
     let began = Instant::now();
-    let passes = Batch::new(config, rows).accumulate(config, learner, &mut |_, _| {});
+    let passes = Batch::new(config, rows).accumulate(config, learner, &mut |_, _| {}).expect(super::ON_CPU);
     let seconds = began.elapsed().as_secs_f64();
-    learner.take_grads();
+    learner.take_grads().expect(super::ON_CPU);
     (seconds, passes.packed_tokens)
 }

@@ -102,7 +102,7 @@ pub struct Gcd {
 impl Default for Gcd {
     fn default() -> Self {
         Gcd {
-            mode: GcdMode::Off,
+            mode: GcdMode::Generate,
             pairs: 30,
             judgments: 8,
             lambda: 1.0,

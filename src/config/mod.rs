@@ -6,11 +6,13 @@
 mod decouple;
 mod gcd;
 mod load;
+mod suggestions;
 mod validate;
 
 pub use decouple::{Decouple, DecoupleMethod};
 pub use gcd::{Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
+pub use suggestions::{Author, SuggestionMode, Suggestions};
 
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,7 @@ pub struct Config {
     pub rollout: Rollout,
     pub grpo: Grpo,
     pub gcd: Gcd,
+    pub suggestions: Suggestions,
     pub decouple: Decouple,
     pub optim: Optim,
     pub eval: Eval,
@@ -34,7 +37,9 @@ pub struct Config {
 impl Config {
     /// Whether training needs labels of the actions it sees.
     pub fn needs_labels(&self) -> bool {
-        self.gcd.mode != GcdMode::Off || self.decouple.method == DecoupleMethod::Contrastive
+        self.gcd.mode != GcdMode::Off
+            || self.suggestions.mode != SuggestionMode::Off
+            || self.decouple.method == DecoupleMethod::Contrastive
     }
 }
 
@@ -257,7 +262,7 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 80,
+            iterations: 100,
             checkpoint_every: 25,
             keep_checkpoints: 2,
             max_bad_steps: 5,
@@ -291,7 +296,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 170, batch: 32, lr: 2e-3, games: 2000, slip: 0.15 }
+        Sft { steps: 140, batch: 32, lr: 2e-3, games: 3000, slip: 0.15 }
     }
 }
 impl Default for Rollout {

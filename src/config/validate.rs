@@ -1,6 +1,6 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{Config, ConfigError, GcdMode, LabelSource, StepAdvantage};
+use super::{Author, Config, ConfigError, GcdMode, LabelSource, StepAdvantage, SuggestionMode};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -30,6 +30,7 @@ impl Config {
         self.validate_rollout()?;
         self.validate_grpo()?;
         self.validate_gcd()?;
+        self.validate_suggestions()?;
         self.validate_decouple()?;
         self.validate_optimisers()?;
         at_least_one("env.max_steps", self.env.max_steps)?;
@@ -133,6 +134,26 @@ impl Config {
             self.validate_judge()?;
         }
         at_least_one("gcd.max_tokens", g.max_tokens)
+    }
+
+    fn validate_suggestions(&self) -> Result<(), ConfigError> {
+        let s = &self.suggestions;
+        if s.mode == SuggestionMode::Off {
+            return Ok(());
+        }
+        at_least_one("suggestions.every", s.every)?;
+        at_least_one("suggestions.most", s.most)?;
+        at_least_one("suggestions.candidates", s.candidates)?;
+        at_least_one("suggestions.resamples", s.resamples)?;
+        let zone = "must be a probability below 1 (0.5 is where the danger zone begins)";
+        need((0.0..1.0).contains(&s.threshold), "suggestions.threshold", s.threshold, zone)?;
+        need(
+            (0.0..=1.0).contains(&s.cold_start),
+            "suggestions.cold_start",
+            s.cold_start,
+            "must be a share from 0 to 1",
+        )?;
+        if s.author == Author::Judge { self.validate_judge() } else { Ok(()) }
     }
 
     fn validate_decouple(&self) -> Result<(), ConfigError> {

@@ -128,6 +128,13 @@ impl Judge {
         self.tokens.load(Ordering::Relaxed)
     }
 
+    /// An answer in words to `text` under `instruction`, within the same budgets; the reason if there is none.
+    pub fn write(&self, instruction: &str, text: &str) -> Result<String, String> {
+        let stop = AtomicBool::new(false);
+        let worker = Worker { config: &self.config, key: self.key.as_deref(), agent: &self.agent, stop: &stop };
+        worker.answer(instruction, text, &self.calls, &self.tokens)
+    }
+
     /// The labels of `questions`: votes on record, and requests for the rest. The first request that is given up ends the
     /// asking, as does the budget; every vote that arrives is kept. Errors are of the record only.
     pub fn ask(&self, questions: &[Question]) -> Result<Verdicts, JudgeError> {
@@ -224,8 +231,14 @@ struct Worker<'a> {
 }
 
 impl Worker<'_> {
-    /// One vote, with as many tries as are allowed; the reason when it is given up.
+    /// One vote; the reason when it is given up.
     fn vote(&self, question: &Question, calls: &AtomicU64, tokens: &AtomicU64) -> Result<Option<Label>, String> {
+        let text = format!("{}\n\nAction to judge: {}", question.state, question.action);
+        Ok(read(&self.answer(INSTRUCTION, &text, calls, tokens)?))
+    }
+
+    /// One answer, with as many tries as are allowed.
+    fn answer(&self, system: &str, user: &str, calls: &AtomicU64, tokens: &AtomicU64) -> Result<String, String> {
         let c = self.config;
         let mut wait = Duration::from_millis(c.backoff_ms.into());
         for retry in 0.. {
@@ -239,8 +252,8 @@ impl Worker<'_> {
             if taken.is_err() {
                 return Err(format!("the budget of {} calls is used up (gcd.judge.max_calls)", c.max_calls));
             }
-            match self.request(question, tokens) {
-                Ok(text) => return Ok(read(&text)),
+            match self.request(system, user, tokens) {
+                Ok(text) => return Ok(text),
                 Err(Failure { again: Some(asked), .. }) if retry < c.retries && !self.stop.load(Ordering::Relaxed) => {
                     std::thread::sleep(wait.max(asked).min(LONGEST_WAIT));
                     wait = (2 * wait).min(LONGEST_WAIT);
@@ -251,13 +264,12 @@ impl Worker<'_> {
         unreachable!("the retries are counted")
     }
 
-    fn request(&self, question: &Question, tokens: &AtomicU64) -> Result<String, Failure> {
+    fn request(&self, system: &str, user: &str, tokens: &AtomicU64) -> Result<String, Failure> {
         let c = self.config;
-        let user = format!("{}\n\nAction to judge: {}", question.state, question.action);
         let body = json!({
             "model": c.model,
             "temperature": c.temperature,
-            "messages": [{ "role": "system", "content": INSTRUCTION }, { "role": "user", "content": user }],
+            "messages": [{ "role": "system", "content": system }, { "role": "user", "content": user }],
         });
         let url = format!("{}/v1/chat/completions", c.url.trim_end_matches('/').trim_end_matches("/v1"));
         let mut request = self.agent.post(&url);

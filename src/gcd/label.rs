@@ -2,6 +2,7 @@
 
 use crate::agent::Episode;
 use crate::config::{Disagreement, Gcd, LabelSource};
+use serde::{Deserialize, Serialize};
 use std::collections::{HashMap, HashSet};
 
 /// What an action was, where a source knows.
@@ -42,11 +43,42 @@ pub fn labels(episode: &Episode, index: usize, asked: &Asked, config: &Gcd) -> V
         .collect()
 }
 
-/// Bad, or unknown: an action is bad when it
-/// - was not understood, or could not be read,
-/// - was taken before in the same observation,
-/// - leads back to an observation of at most `cycle` turns ago, and nothing since was new (1: it changed nothing).
+/// Bad where there is a [`Flaw`], else unknown.
 fn by_loop(episode: &Episode, cycle: usize) -> Vec<Option<Label>> {
+    flaws(episode, cycle).into_iter().map(|flaw| flaw.map(|_| Label::Bad)).collect()
+}
+
+/// How an action is flawed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Flaw {
+    /// It was not understood, changed nothing, or could not be read.
+    Idle,
+    /// It was taken before in the same observation.
+    Repeated,
+    /// It leads back to an observation of a few turns ago, and nothing since was new.
+    Circular,
+    /// It does none of that, but does not bring the goal nearer either.
+    Astray,
+}
+
+impl Flaw {
+    pub const ALL: [Flaw; 4] = [Flaw::Idle, Flaw::Repeated, Flaw::Circular, Flaw::Astray];
+
+    /// What such an action did, after "which".
+    pub fn description(self) -> &'static str {
+        match self {
+            Flaw::Idle => "did nothing",
+            Flaw::Repeated => "it had tried there before",
+            Flaw::Circular => "led it back to where it had been",
+            Flaw::Astray => "did not bring its goal nearer",
+        }
+    }
+}
+
+/// The flaw of each turn, as far as the episode itself shows one: never [`Flaw::Astray`]. Cycles of up to `cycle` turns are found
+/// (1: the action changed nothing).
+pub fn flaws(episode: &Episode, cycle: usize) -> Vec<Option<Flaw>> {
     let turns = &episode.turns;
     let (mut taken, mut shown) = (HashSet::new(), HashSet::new());
     // How many of the observations up to and including each turn's, going back from it, had been shown before.
@@ -62,7 +94,8 @@ fn by_loop(episode: &Episode, cycle: usize) -> Vec<Option<Label>> {
                 (1..=cycle.min(i + 1).min(stale + 1))
                     .any(|period| turns[i + 1 - period].observation == next.observation)
             });
-            (!turn.valid || repeated || returned).then_some(Label::Bad)
+            let found = [(!turn.valid, Flaw::Idle), (repeated, Flaw::Repeated), (returned, Flaw::Circular)];
+            found.into_iter().find_map(|(is, flaw)| is.then_some(flaw))
         })
         .collect()
 }

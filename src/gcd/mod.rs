@@ -27,8 +27,10 @@ pub mod critic;
 pub mod judge;
 pub mod judgment;
 pub mod label;
+pub mod suggestion;
 pub mod theory;
 
 pub use judge::{Judge, JudgeError};
 pub use judgment::{Accuracy, Judged, Pair, judge};
-pub use label::{Agreement, Asked, Label, LabelCounts};
+pub use label::{Agreement, Asked, Flaw, Label, LabelCounts};
+pub use suggestion::Suggestion;

@@ -4,7 +4,7 @@
 //! E[A of the flawed action, where it is taken] = q r (q - 1), without scaling by a standard deviation.
 
 use crate::ops::philox;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Members of a simulated group.
 const GROUP: usize = 8;
@@ -25,7 +25,8 @@ pub struct Point {
 
 /// q r (q - 1): most negative at q = 1/2.
 pub fn expected(q: f64, r: f64) -> f64 {
-    q * r * (q - 1.0)
+    // Not -0 at either end.
+    q * r * (q - 1.0) + 0.0
 }
 
 /// The curve at `steps + 1` probabilities from 0 to 1, with its simulation: groups of eight play, succeed with probability 1, or
@@ -58,4 +59,74 @@ fn advantage(q: f64, r: f64, seed: u64, stream: u64) -> f64 {
     let mean = members.iter().map(|(_, reward)| reward).sum::<f64>() / n;
     let flawed = members.iter().filter(|(flawed, _)| *flawed).map(|(_, reward)| reward - mean).sum::<f64>();
     flawed / n / (1.0 - 1.0 / n)
+}
+
+/// Flawed actions as measured, by tenths of their probability.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Measured {
+    bins: [Bin; 10],
+}
+
+/// Sums over the flawed actions of a tenth.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+struct Bin {
+    count: u64,
+    q: f64,
+    advantage: f64,
+}
+
+/// The flawed actions of a tenth, beside the curve.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct MeasuredPoint {
+    /// Mean probability.
+    pub q: f64,
+    /// Mean advantage.
+    pub advantage: f64,
+    /// q r (q - 1) with [`Measured::risk`].
+    pub expected: f64,
+    pub count: u64,
+}
+
+impl Measured {
+    /// One flawed action of probability `q`.
+    pub fn add(&mut self, q: f64, advantage: f64) {
+        let bin = &mut self.bins[((10.0 * q) as usize).min(9)];
+        (bin.count, bin.q, bin.advantage) = (bin.count + 1, bin.q + q, bin.advantage + advantage);
+    }
+
+    /// Adds all of another's.
+    pub fn merge(&mut self, other: &Measured) {
+        for (sum, bin) in self.bins.iter_mut().zip(other.bins) {
+            sum.count += bin.count;
+            sum.q += bin.q;
+            sum.advantage += bin.advantage;
+        }
+    }
+
+    fn means(&self) -> impl Iterator<Item = (f64, f64, u64)> + '_ {
+        let filled = self.bins.iter().filter(|bin| bin.count > 0);
+        filled.map(|bin| (bin.q / bin.count as f64, bin.advantage / bin.count as f64, bin.count))
+    }
+
+    /// Mean probability and advantage of all; `None` of nothing.
+    pub fn mean(&self) -> Option<(f64, f64)> {
+        let count: u64 = self.bins.iter().map(|bin| bin.count).sum();
+        let mean = |of: fn(&Bin) -> f64| self.bins.iter().map(of).sum::<f64>() / count as f64;
+        (count > 0).then(|| (mean(|bin| bin.q), mean(|bin| bin.advantage)))
+    }
+
+    /// The risk r that brings q r (q - 1) nearest to what was measured (least squares over actions).
+    pub fn risk(&self) -> Option<f64> {
+        let curve = |q: f64| q * (q - 1.0);
+        let sum = |f: &dyn Fn(f64, f64) -> f64| self.means().map(|(q, a, n)| n as f64 * f(q, a)).sum::<f64>();
+        let squares = sum(&|q, _| curve(q) * curve(q));
+        (squares > 0.0).then(|| sum(&|q, a| curve(q) * a) / squares)
+    }
+
+    /// The tenths that hold something.
+    pub fn points(&self) -> Vec<MeasuredPoint> {
+        let risk = self.risk().unwrap_or(0.0);
+        let point = |(q, advantage, count)| MeasuredPoint { q, advantage, expected: expected(q, risk), count };
+        self.means().map(point).collect()
+    }
 }

@@ -284,6 +284,9 @@ impl CudaActivations {
 }
 
 /// A tensor's place in a flat buffer of the model's layout.
-fn part<'a, T: bytemuck::Pod>(flat: &'a Slice<T>, range: &Range<usize>) -> Part<'a, T> {
+///
+/// # Panics
+/// If the buffer is shorter than the layout.
+pub fn part<'a, T: bytemuck::Pod>(flat: &'a Slice<T>, range: &Range<usize>) -> Part<'a, T> {
     flat.part(range.clone()).expect("a flat buffer holds the whole layout")
 }

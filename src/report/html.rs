@@ -2,7 +2,7 @@
 
 use super::metrics::Record;
 use super::plot;
-use super::results::{BASELINE_HEADINGS, HEADINGS, Row, Summary, baseline_cells};
+use super::results::{BASELINE_HEADINGS, Flawed, HEADINGS, Row, Summary, baseline_cells};
 use super::trajectories::Episode;
 use minijinja::{AutoEscape, Environment, context};
 use serde::Serialize;
@@ -48,6 +48,7 @@ pub fn render(page: &Page<'_>) -> Result<String, minijinja::Error> {
         rows => page.rows.iter().map(Row::cells).collect::<Vec<_>>(),
         baseline_headings => BASELINE_HEADINGS,
         baselines => baseline_cells(&page.summary.baselines),
+        flawed => flawed(page.summary),
         phases => phases(page.records),
         episodes,
     })
@@ -66,6 +67,12 @@ fn episode(e: &Episode) -> minijinja::Value {
         task => e.task, split => e.split, phase => e.phase, iteration => e.iteration, success => e.success,
         finish => e.finish, reward => format!("{:.2}", e.reward), turns,
     }
+}
+
+/// Measured advantages of flawed actions (dots) on the curve that theory expects.
+fn flawed(summary: &Summary) -> Option<String> {
+    let points = |y: fn(&Flawed) -> f64| summary.flawed.iter().map(|f| (f.probability, y(f))).collect::<Vec<_>>();
+    plot::curve_with(&points(|f| f.expected), &points(|f| f.advantage))
 }
 
 /// Every metric of every phase that recorded one, phases in order of appearance.

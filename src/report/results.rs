@@ -172,6 +172,8 @@ pub struct Summary {
     pub baselines: BTreeMap<String, Baselines>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub coupling: Option<Coupling>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub flawed: Vec<Flawed>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judgment_accuracy: Option<f64>,
 }
@@ -183,6 +185,9 @@ pub struct EvalSummary {
     pub cold_start: BTreeMap<String, SplitSummary>,
     #[serde(default, rename = "final", skip_serializing_if = "BTreeMap::is_empty")]
     pub last: BTreeMap<String, SplitSummary>,
+    /// The last one again, without suggestions in the prompt.
+    #[serde(default, rename = "final_without_suggestions", skip_serializing_if = "BTreeMap::is_empty")]
+    pub bare: BTreeMap<String, SplitSummary>,
 }
 
 impl EvalSummary {
@@ -200,6 +205,15 @@ pub struct SplitSummary {
     pub repeat_rate: f64,
     pub loop_rate: f64,
     pub episode_length: f64,
+}
+
+/// Flawed actions of a tenth of probability in training: their mean advantage, and q r (q − 1) with the risk r that fits best.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct Flawed {
+    pub probability: f64,
+    pub advantage: f64,
+    pub expected: f64,
+    pub count: u64,
 }
 
 /// Mean gradient cosines of pairs: positive-positive, negative-negative, positive-negative.

@@ -2,6 +2,7 @@
 
 use super::learner::Learner;
 use crate::config::{Aggregation, Config, DecoupleMethod};
+use crate::device::Result;
 use crate::forest::Forest;
 use crate::grpo::{LossReport, Normaliser, Part, Sample};
 use std::ops::Range;
@@ -61,25 +62,30 @@ impl Batch {
     }
 
     /// Adds the gradient of the policy loss; `watch` is told each scored token's log-prob when it was sampled, and now.
-    pub fn accumulate(&self, config: &Config, learner: &mut Learner, watch: &mut dyn FnMut(f32, f32)) -> Passes {
+    pub fn accumulate(
+        &self,
+        config: &Config,
+        learner: &mut Learner,
+        watch: &mut dyn FnMut(f32, f32),
+    ) -> Result<Passes> {
         let (mut total, mut positive, mut cosine) = (Weighted::default(), None, None);
         let (mut packed_tokens, mut shared_tokens) = (0, 0);
         for &part in self.parts {
             let norm = self.norm.with_part(part);
             for micro in &self.micro {
                 let micro = &self.taught[micro.clone()];
-                let (report, packed) = learner.policy(&config.grpo, micro, norm, config.rollout.temperature, watch);
+                let (report, packed) = learner.policy(&config.grpo, micro, norm, config.rollout.temperature, watch)?;
                 packed_tokens += packed;
                 shared_tokens += micro.iter().map(|s| s.tokens.len()).sum::<usize>();
                 total.add(report, micro.iter().map(|s| s.loss_positions().count()).sum());
             }
             match (part, &positive) {
-                (Part::Positive, _) => positive = Some(learner.take_grads()),
-                (Part::Negative, Some(positive)) => cosine = learner.combine(positive),
+                (Part::Positive, _) => positive = Some(learner.take_grads()?),
+                (Part::Negative, Some(positive)) => cosine = learner.combine(positive)?,
                 _ => {}
             }
         }
-        Passes { report: total.mean(), packed_tokens, shared_tokens, cosine }
+        Ok(Passes { report: total.mean(), packed_tokens, shared_tokens, cosine })
     }
 }
 

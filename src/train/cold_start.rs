@@ -1,7 +1,7 @@
 //! Cold start: supervised learning on demonstrations, and on judgments of their actions for GCD, played in training games only.
 
-use super::{TrainError, interrupt};
-use crate::agent::{Prompter, Tag, turn_text};
+use super::{TrainError, interrupt, suggest};
+use crate::agent::{Prompter, Tag, lead, turn_text};
 use crate::config::{Config, Format, GcdMode};
 use crate::env::{EnvError, Observation, Split, Suite};
 use crate::gcd::{Label, judgment};
@@ -126,7 +126,8 @@ fn tag(turns: &[Turn], at: usize, command: &str) -> Tag {
 pub fn texts(config: &Config, scripts: &[Script]) -> Vec<String> {
     let turns = || scripts.iter().flat_map(|script| &script.turns);
     let mut texts = Vec::new();
-    for script in scripts {
+    for (index, script) in scripts.iter().enumerate() {
+        texts.extend(Some(lead(&suggested(config, index, script))).filter(|lead| !lead.is_empty()));
         for (at, Turn { observation, command, .. }) in script.turns.iter().enumerate() {
             let tag = config.prompt.tags.then(|| tag(&script.turns, at, command));
             // What every format writes around a command is not for the tokenizer to learn.
@@ -143,17 +144,20 @@ pub fn texts(config: &Config, scripts: &[Script]) -> Vec<String> {
     texts
 }
 
-/// Lays a script out exactly as an episode of the same words would be; at most `context` tokens, the prompt must be shorter.
+/// Lays script number `index` out exactly as an episode of the same words would be; at most `context` tokens, the prompt must be shorter.
 pub fn demonstration(
     config: &Config,
     prompter: &Prompter,
-    script: &Script,
+    (index, script): (usize, &Script),
     context: usize,
 ) -> Result<Demonstration, TrainError> {
     let mut episode = Lesson { tokens: Vec::new(), mask: Vec::new() };
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     for (turn, Turn { observation, command, slip, better, worse }) in script.turns.iter().enumerate() {
-        let shown = if turn == 0 { prompter.first(observation)? } else { prompter.next(observation)? };
+        let shown = match turn {
+            0 => prompter.first_under(&suggested(config, index, script), observation)?,
+            _ => prompter.next(observation)?,
+        };
         if turn == 0 && shown.len() >= context {
             let (task, tokens) = (script.task.clone(), shown.len());
             return Err(RolloutError::PromptTooLong { task, tokens, limit: context, what: "model's context" }.into());
@@ -173,6 +177,12 @@ pub fn demonstration(
     episode.mask.truncate(context);
     [&mut good, &mut bad].into_iter().for_each(|of| of.retain(|lesson| lesson.tokens.len() <= context));
     Ok(Demonstration { episode, good, bad })
+}
+
+/// What demonstration number `index` is shown with.
+fn suggested(config: &Config, index: usize, script: &Script) -> Vec<String> {
+    let commands: Vec<&str> = script.turns.iter().map(|turn| &turn.command[..]).collect();
+    suggest::made_up(config, index as u64, &commands)
 }
 
 /// The judgment of the turn `written` in `state`, where `better` is the thing to do.

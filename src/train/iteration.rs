@@ -4,13 +4,15 @@ use super::batch::{Batch, micro_batches};
 use super::evaluate::failures;
 use super::learner::{Learner, StepReport};
 use super::probe::{self, Probed, probes};
-use super::{TrainError, interrupt};
+use super::suggest::{Renewal, renew};
+use super::{TrainError, interrupt, measure};
 use crate::agent::{Episode, Prompter};
-use crate::config::{Config, DecoupleMethod, GcdMode};
+use crate::config::{Config, DecoupleMethod, GcdMode, LabelSource};
 use crate::env::{Split, Suite};
 use crate::forest::{Forest, ROOT};
 use crate::gcd::judge::Verdicts;
 use crate::gcd::judgment::questions;
+use crate::gcd::theory::Measured;
 use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged};
 use crate::grpo::{LossReport, Sample, episode_return, samples};
 use crate::model::{Activations, Keep, Model};
@@ -35,6 +37,10 @@ pub struct Iteration {
     pub returns: Returns,
     /// The labelled actions, and what the policy said of them; `None` where nothing needs labels.
     pub gcd: Option<Gcd>,
+    /// The flawed actions; none without labels.
+    pub flawed: Measured,
+    /// Suggestions, where some were to be made, or why they could not.
+    pub renewal: Option<Result<Renewal, String>>,
     /// Cosine between the gradients of positive and of negative advantages, of the last epoch (PCGrad).
     pub cosine: Option<f64>,
     pub rollout_seconds: f64,
@@ -44,6 +50,8 @@ pub struct Iteration {
 /// GCD's part of an iteration.
 pub struct Gcd {
     pub judged: Judged,
+    /// What the judge said of which turns.
+    pub asked: Asked,
     /// Of the judgments, or of the value head before the last epoch's step.
     pub accuracy: Accuracy,
     /// The losses of hidden states, of the last epoch.
@@ -77,7 +85,8 @@ pub fn sample(
     Ok(rollout(model, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
 }
 
-/// Plays and learns iteration `index`.
+/// Plays and learns iteration `index`; with `suggest`, suggestions are made from its episodes.
+#[allow(clippy::too_many_arguments)]
 pub fn run(
     config: &Config,
     suite: &dyn Suite,
@@ -86,6 +95,7 @@ pub fn run(
     prompter: &Prompter,
     judge: Option<&Judge>,
     index: u32,
+    suggest: bool,
 ) -> Result<Iteration, TrainError> {
     let began = Instant::now();
     let episodes = sample(config, suite, &learner.model, prompter, index)?;
@@ -102,6 +112,15 @@ pub fn run(
     let samples = samples(&episodes, config);
     if samples.is_empty() {
         return Err(TrainError::NoEpisodes(failures(&episodes).unwrap_or_default()));
+    }
+    // Before anything is learnt: what samples may be interrupted.
+    let (mut renewal, mut flawed) = (None, Measured::default());
+    if let Some(gcd) = &gcd {
+        flawed = measure::flawed(config, &episodes, &samples, &gcd.asked);
+        if suggest {
+            let (policy, asked) = (&learner.model, &gcd.asked);
+            renewal = Some(renew(config, policy, prompter, judge, &episodes, &samples, asked, index + 1)?);
+        }
     }
     let mut rows = match &gcd {
         None => samples,
@@ -124,14 +143,14 @@ pub fn run(
                 difference.add(sampled, now);
             }
         };
-        let passes = batch.accumulate(config, learner, watch);
+        let passes = batch.accumulate(config, learner, watch)?;
         (packed_tokens, shared_tokens) = (packed_tokens + passes.packed_tokens, shared_tokens + passes.shared_tokens);
         cosine = passes.cosine;
         probed = probe::learn(config, learner, &probes);
         let lr = learning_rate(config, index);
         if !batch.is_empty() || probed.packed_tokens > 0 {
             loss = Some(passes.report);
-            steps.push(learner.step(&config.optim, lr));
+            steps.push(learner.step(&config.optim, lr)?);
         }
         if let Some(critic) = learner.critic.as_mut().filter(|_| !probes.is_empty()) {
             critic.step(&config.optim, lr);
@@ -156,6 +175,8 @@ pub fn run(
         packed_tokens,
         shared_tokens,
         gcd,
+        flawed,
+        renewal,
         cosine,
         rollout_seconds,
         train_seconds,
@@ -176,7 +197,7 @@ fn judgments(
     let each = if config.gcd.mode == GcdMode::Generate { config.gcd.judgments as usize } else { 0 };
     let size = [config.gcd.pairs as usize, each];
     let (mut asked, mut answered) = (Asked::new(), None);
-    if let Some(judge) = judge {
+    if let Some(judge) = judge.filter(|_| config.gcd.labels.contains(&LabelSource::Judge)) {
         let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
         let (turns, questions) = questions(episodes, config.gcd.judge.pairs as usize, key);
         let verdicts = judge.ask(&questions)?;
@@ -188,7 +209,7 @@ fn judgments(
     let agreement = Agreement::of_loop(usable, &config.gcd);
     let (accuracy, probed) = (judged.accuracy(), Probed::default());
     let seconds = began.elapsed().as_secs_f64();
-    Ok(Gcd { judged, accuracy, probed, agreement, judge: answered, seconds, packed_share: 0.0 })
+    Ok(Gcd { judged, asked, accuracy, probed, agreement, judge: answered, seconds, packed_share: 0.0 })
 }
 
 /// Puts each judgment behind the trajectory that it judges, whose tokens it shares. `trajectories` are the samples of the

@@ -1,8 +1,10 @@
 //! A model with its gradient and optimiser state: the training step.
 
 use super::critic::Critic;
+use super::cuda::CudaTrainer;
 use super::probe::Span;
 use crate::config::{Grpo, Optim};
+use crate::device::{Gpu, Result};
 use crate::forest::Forest;
 use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample, pcgrad};
 use crate::model::{Activations, Keep, Model, Params};
@@ -11,6 +13,7 @@ use crate::ops::grouped_logprob::TokenGrad;
 
 /// The policy in training. Gradients add up over micro-batches until [`Learner::step`].
 pub struct Learner {
+    /// With a GPU, a copy that [`Learner::read_back`] brings up to date.
     pub model: Model,
     /// First and second moments of AdamW.
     pub moments: [Params; 2],
@@ -22,6 +25,7 @@ pub struct Learner {
     acts: Activations,
     d_hidden: Vec<f32>,
     keep: Keep,
+    gpu: Option<CudaTrainer>,
 }
 
 /// What an optimiser step did.
@@ -44,8 +48,30 @@ impl Learner {
             acts: Activations::default(),
             d_hidden: Vec::new(),
             keep: if recompute { Keep::LayerInputs } else { Keep::All },
+            gpu: None,
             model,
         }
+    }
+
+    /// Trains on `gpu` from now on.
+    pub fn to_gpu(&mut self, gpu: &Gpu) -> Result<()> {
+        self.gpu = Some(CudaTrainer::new(gpu, &self.model, &self.moments)?);
+        Ok(())
+    }
+
+    /// Brings `model` and `moments` up to date, where they are copies.
+    pub fn read_back(&mut self) -> Result<()> {
+        match &self.gpu {
+            Some(gpu) => gpu.read(&mut self.model.params, &mut self.moments),
+            None => Ok(()),
+        }
+    }
+
+    /// Another objective begins: forgets the moments and the steps taken.
+    pub fn restart(&mut self) -> Result<()> {
+        self.steps = 0;
+        self.moments.iter_mut().for_each(|m| m.flat.fill(0.0));
+        self.gpu.as_mut().map_or(Ok(()), CudaTrainer::clear_moments)
     }
 
     /// The gradient accumulated since the last step.
@@ -54,14 +80,23 @@ impl Learner {
     }
 
     /// The gradient accumulated since the last step; accumulation begins anew.
-    pub fn take_grads(&mut self) -> Params {
-        let zeros = Params::zeros(self.grads.layout.clone());
-        std::mem::replace(&mut self.grads, zeros)
+    pub fn take_grads(&mut self) -> Result<Params> {
+        let mut zeros = Params::zeros(self.grads.layout.clone());
+        match &mut self.gpu {
+            Some(gpu) => gpu.take_grads(&mut zeros)?,
+            None => std::mem::swap(&mut self.grads, &mut zeros),
+        }
+        Ok(zeros)
     }
 
     /// Adds the gradient of positive advantages to the accumulated one of negative advantages, see [`pcgrad::combine`].
-    pub fn combine(&mut self, positive: &Params) -> Option<f64> {
-        pcgrad::combine(&positive.flat, &mut self.grads.flat)
+    pub fn combine(&mut self, positive: &Params) -> Result<Option<f64>> {
+        let Some(gpu) = &mut self.gpu else { return Ok(pcgrad::combine(&positive.flat, &mut self.grads.flat)) };
+        let mut negative = positive.clone();
+        gpu.take_grads(&mut negative)?;
+        let cosine = pcgrad::combine(&positive.flat, &mut negative.flat);
+        gpu.put_grads(&negative)?;
+        Ok(cosine)
     }
 
     /// Adds the gradient of the policy loss of one micro-batch; also returns the packed tokens. `watch` is told each scored
@@ -73,7 +108,7 @@ impl Learner {
         norm: Normaliser,
         temperature: f32,
         watch: &mut dyn FnMut(f32, f32),
-    ) -> (LossReport, usize) {
+    ) -> Result<(LossReport, usize)> {
         let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
         let forest = Forest::new(&tokens);
         let mut sampled = vec![f32::NAN; forest.len()];
@@ -83,20 +118,23 @@ impl Learner {
             sample.loss_positions().for_each(|t| sampled[path[t] as usize] = old[t]);
         }
         let mut loss = PolicyLoss::new(config, &forest, samples, norm);
-        self.model.forward(&forest, self.keep, &mut self.acts);
+        self.forward(&forest)?;
         let nodes = loss.nodes().to_vec();
         if loss.needs_logprobs() {
-            loss.set_logprobs(&self.model.logprobs(&forest, &self.acts, &nodes, temperature).0);
+            loss.set_logprobs(&match &self.gpu {
+                Some(gpu) => gpu.logprobs(&forest, &nodes, temperature)?,
+                None => self.model.logprobs(&forest, &self.acts, &nodes, temperature).0,
+            });
         }
         self.backward(&forest, &nodes, temperature, &mut |i, logprob, entropy| {
             watch(sampled[nodes[i] as usize], logprob);
             loss.token(i, logprob, entropy)
-        });
-        (loss.finish(), forest.len())
+        })?;
+        Ok((loss.finish(), forest.len()))
     }
 
     /// Adds the gradient of the mean cross-entropy over the masked tokens of all sequences; returns the mean.
-    pub fn cross_entropy(&mut self, sequences: &[(&[u32], &[bool])]) -> f64 {
+    pub fn cross_entropy(&mut self, sequences: &[(&[u32], &[bool])]) -> Result<f64> {
         let tokens: Vec<&[u32]> = sequences.iter().map(|(tokens, _)| *tokens).collect();
         let forest = Forest::new(&tokens);
         let mut count = vec![0.0f32; forest.len()];
@@ -106,13 +144,13 @@ impl Learner {
         let total: f32 = count.iter().sum();
         let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| count[n as usize] > 0.0).collect();
         let mut sum = 0.0;
-        self.model.forward(&forest, self.keep, &mut self.acts);
+        self.forward(&forest)?;
         self.backward(&forest, &nodes, 1.0, &mut |i, logprob, _| {
             let weight = count[nodes[i] as usize] / total;
             sum -= f64::from(weight) * f64::from(logprob);
             TokenGrad { logprob: -weight, entropy: 0.0 }
-        });
-        sum
+        })?;
+        Ok(sum)
     }
 
     /// Adds the gradient of a loss whose gradient by each span's mean hidden state is `d_mean` `[spans, hidden]`; returns the
@@ -144,16 +182,33 @@ impl Learner {
         nodes: &[u32],
         temperature: f32,
         loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
-    ) {
-        let Learner { model, grads, acts, d_hidden, .. } = self;
+    ) -> Result<()> {
+        let Learner { model, grads, acts, d_hidden, gpu, .. } = self;
+        if let Some(gpu) = gpu {
+            return gpu.backward(forest, nodes, temperature, loss);
+        }
         model.head_backward(forest, acts, nodes, temperature, loss, d_hidden, grads);
         model.backward(forest, acts, d_hidden, grads);
+        Ok(())
+    }
+
+    fn forward(&mut self, forest: &Forest) -> Result<()> {
+        match &mut self.gpu {
+            Some(gpu) => gpu.forward(forest, self.keep),
+            None => {
+                self.model.forward(forest, self.keep, &mut self.acts);
+                Ok(())
+            }
+        }
     }
 
     /// Clips, updates the parameters and clears the gradient. A gradient that is not finite changes nothing.
-    pub fn step(&mut self, optim: &Optim, lr: f32) -> StepReport {
-        let Learner { model, moments, steps, grads, .. } = self;
-        update(optim, lr, steps, &mut model.params, grads, moments)
+    pub fn step(&mut self, optim: &Optim, lr: f32) -> Result<StepReport> {
+        let Learner { model, moments, steps, grads, gpu, .. } = self;
+        match gpu {
+            Some(gpu) => gpu.step(optim, lr, steps),
+            None => Ok(update(optim, lr, steps, &mut model.params, grads, moments)),
+        }
     }
 }
 

@@ -3,21 +3,25 @@
 pub mod batch;
 mod cold_start;
 pub mod critic;
+pub mod cuda;
 pub mod evaluate;
 pub mod interrupt;
 pub mod iteration;
 pub mod learner;
+pub mod measure;
 pub mod memory;
 pub mod probe;
 mod record;
 pub mod run_folder;
 mod session;
 mod state;
+pub mod suggest;
 
 pub use session::{Outcome, train};
 
 use crate::agent::PromptError;
 use crate::config::{Config, ConfigError};
+use crate::device;
 use crate::env::household::Household;
 use crate::env::{EnvError, Suite};
 use crate::files::FileError;
@@ -49,6 +53,8 @@ pub enum TrainError {
     Judge(#[from] JudgeError),
     #[error(transparent)]
     Rollout(#[from] RolloutError),
+    #[error(transparent)]
+    Device(#[from] device::Error),
     #[error("{}: not a training state of this version ({reason}); start a new run", .file.display())]
     State { file: PathBuf, reason: String },
     #[error(

@@ -4,15 +4,18 @@ use super::cold_start::{self, Demonstration, Script};
 use super::critic::Critic;
 use super::iteration::{self, Gcd, Iteration};
 use super::learner::Learner;
+use super::measure::Consistency;
 use super::record::stored;
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
-use super::{TrainError, evaluate, interrupt, memory};
-use crate::agent::Prompter;
-use crate::config::{Config, LabelSource};
+use super::suggest::{self, Renewal};
+use super::{TrainError, evaluate, interrupt, measure, memory};
+use crate::agent::{Episode, Prompter};
+use crate::config::{Author, Config, LabelSource, SuggestionMode};
 use crate::env::Suite;
 use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
+use crate::gcd::theory::MeasuredPoint;
 use crate::gcd::{Accuracy, Judge};
 use crate::grpo::episode_return;
 use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
@@ -36,13 +39,18 @@ pub struct Outcome {
 
 const REFERENCE: &str = "reference";
 const BAD_BATCHES: &str = "bad_batches";
+/// The phase of the evaluation without suggestions.
+const BARE: &str = "eval-no-suggestions";
+/// All suggestions of the run, with their evidence.
+const SUGGESTIONS: &str = "suggestions.json";
 /// Episodes shown in report.html.
 const EXAMPLES: u32 = 6;
 
 /// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report.
 pub fn train(mut config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
     // Everything a user can get wrong about the model is found before a folder is made. A resumed run has its own.
-    let asks = config.needs_labels() && config.gcd.labels.contains(&LabelSource::Judge);
+    let advises = config.suggestions.mode != SuggestionMode::Off && config.suggestions.author == Author::Judge;
+    let asks = advises || config.needs_labels() && config.gcd.labels.contains(&LabelSource::Judge);
     let judge = asks.then(|| Judge::open(&config.gcd.judge)).transpose()?;
     let base = if existing == Existing::Resume { None } else { load_base(&config)? };
     let folder = RunFolder::open(&mut config, existing)?;
@@ -145,18 +153,20 @@ impl<'a> Session<'a> {
         if config.gcd.mode.has_critic() && learner.critic.is_none() {
             learner.critic = Some(Critic::new(learner.model.config.hidden_size));
         }
-        let prompter = Prompter::new(tokenizer, &config.prompt)?;
+        let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
         let context = learner.model.config.max_position_embeddings;
         let taught = if to_learn { &scripts[..] } else { &[] };
         let lay_out = |script| cold_start::demonstration(&config, &prompter, script, context);
-        let demonstrations = taught.iter().map(lay_out).collect::<Result<_, _>>()?;
+        let demonstrations = taught.iter().enumerate().map(lay_out).collect::<Result<_, _>>()?;
+        prompter.suggest(&state.suggestions());
         // What an earlier process recorded after the checkpoint comes again.
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
             "sft" => r.step <= u64::from(state.sft_steps),
             "grpo" => r.step <= u64::from(state.iterations),
             _ => r.step < u64::from(state.next_eval),
         })?;
-        let next = [("grpo", u64::from(state.iterations) + 1), ("eval", u64::from(state.next_eval))];
+        let eval = u64::from(state.next_eval);
+        let next = [("grpo", u64::from(state.iterations) + 1), ("eval", eval), (BARE, eval)];
         let trajectories = Trajectories::open(folder.path(), &next)?;
         let frozen = config.grpo.beta > 0.0 && state.iterations > 0;
         let reference = frozen.then(|| checkpoint::load(&folder.path().join(REFERENCE))).transpose()?;
@@ -187,9 +197,12 @@ impl<'a> Session<'a> {
         }
         self.grpo()?;
         // Without GRPO there is nothing to set against the cold start.
-        let nothing = (Evaluation::new(), None);
-        let (last, judgment_accuracy) = if self.state.iterations > 0 { self.evaluate("final", &say)? } else { nothing };
-        self.report(last, judgment_accuracy)
+        let (mut last, mut bare, mut judgment_accuracy) = (Evaluation::new(), Evaluation::new(), None);
+        if self.state.iterations > 0 {
+            (last, judgment_accuracy) = self.evaluate("final", &say)?;
+            bare = self.evaluate_bare()?;
+        }
+        self.report(last, bare, judgment_accuracy)
     }
 
     /// An error ended the run. Sampling and evaluating change nothing: where they ended it, every step so far is whole and saved.
@@ -220,9 +233,9 @@ impl<'a> Session<'a> {
             let step = self.state.sft_steps;
             let batch = cold_start::batch(&self.config, &self.demonstrations, step);
             let tokens: usize = batch.iter().map(|(tokens, _)| tokens.len()).sum();
-            let loss = self.learner.cross_entropy(&batch);
+            let loss = self.learner.cross_entropy(&batch)?;
             let lr = cold_start::learning_rate(&self.config, step);
-            let report = self.learner.step(&self.config.optim, lr);
+            let report = self.learner.step(&self.config.optim, lr)?;
             let at = u64::from(step) + 1;
             let bad =
                 report.skipped.then(|| Bad::new(format!("sft-{at}.json"), batch.iter().map(|(tokens, _)| *tokens)));
@@ -242,8 +255,7 @@ impl<'a> Session<'a> {
         let iterations = self.config.run.iterations;
         if self.state.iterations == 0 {
             // GRPO is another objective than the cold start: its moments start afresh.
-            self.learner.moments.iter_mut().for_each(|m| m.flat.fill(0.0));
-            self.learner.steps = 0;
+            self.learner.restart()?;
         }
         if self.config.grpo.beta > 0.0 && self.reference.is_none() {
             let dir = self.folder.path().join(REFERENCE);
@@ -261,7 +273,9 @@ impl<'a> Session<'a> {
             }
             let (learner, reference) = (&mut self.learner, self.reference.as_ref());
             let judge = self.judge.as_ref();
-            let done = iteration::run(&self.config, self.suite, learner, reference, &self.prompter, judge, index)?;
+            let suggest = suggest::due(&self.config, index + 1, &self.state.renewals, &[]);
+            let (config, suite) = (&self.config, self.suite);
+            let done = iteration::run(config, suite, learner, reference, &self.prompter, judge, index, suggest)?;
             let statistics = Statistics::of(&done.episodes);
             self.keep(&done, &statistics, &|line| progress.note(line))?;
             progress.step(
@@ -328,7 +342,16 @@ impl<'a> Session<'a> {
             }
             record = with_gcd(record, gcd, done.train_seconds, seconds);
         }
+        if let Some((q, advantage)) = done.flawed.mean() {
+            record = record.with("flawed/probability", q).with("flawed/advantage", advantage);
+        }
         self.metrics.append(&record)?;
+        self.state.flawed.merge(&done.flawed);
+        match &done.renewal {
+            Some(Ok(renewal)) => self.suggest(renewal, say)?,
+            Some(Err(why)) => say(&format!("no new suggestions: {why}")),
+            None => {}
+        }
         let config = &self.config;
         let kept: Vec<_> = done
             .episodes
@@ -348,6 +371,19 @@ impl<'a> Session<'a> {
             self.count_step(step.skipped.then(|| Bad::new(format!("grpo-{at}.json"), sequences())), say)?;
         }
         Ok(())
+    }
+
+    /// Puts new suggestions in the prompt, and keeps them with the evidence they rest on.
+    fn suggest(&mut self, renewal: &Renewal, say: &dyn Fn(&str)) -> Result<(), TrainError> {
+        self.state.renewals.push(renewal.clone());
+        let sentences = self.state.suggestions();
+        say(&match sentences.is_empty() {
+            true => "suggestions: none, no flawed action is in the danger zone".into(),
+            false => format!("suggestions: {}", sentences.join(" ")),
+        });
+        self.prompter.suggest(&sentences);
+        let json = format!("{:#}\n", serde_json::json!(self.state.renewals));
+        Ok(self.folder.write(SUGGESTIONS, json.as_bytes())?)
     }
 
     /// Counts an optimiser step; a skipped one keeps its batch, and several in a row end the run.
@@ -383,18 +419,13 @@ impl<'a> Session<'a> {
         }
         let at = self.state.iterations;
         let evaluation = evaluate::count(&episodes);
-        let mut record = Record::new("eval", at.into(), self.seconds());
-        let mut line = format!("{stage}:");
-        for (split, episodes) in &evaluation {
-            let t = results::SplitTable::new(episodes);
-            line += &format!(" {split} {:.1} %", 100.0 * t.success.value);
-            record = record
-                .with(&format!("{split}/success"), t.success.value)
-                .with(&format!("{split}/repeat_rate"), t.repeat_rate.value)
-                .with(&format!("{split}/loop_rate"), t.loop_rate.value)
-                .with(&format!("{split}/episode_length"), t.episode_length.value);
-        }
+        let (mut record, splits) = with_splits(Record::new("eval", at.into(), self.seconds()), &evaluation);
+        let mut line = format!("{stage}:{splits}");
         let accuracy = evaluate::judgments(&self.config, &self.learner, &self.prompter, &episodes)?;
+        let consistency = measure::consistency(&self.config, &self.learner.model, &self.prompter, &episodes)?;
+        if let Some(Consistency { high, mean }) = consistency {
+            record = record.with("consistency/high", high).with("consistency/mean", mean);
+        }
         if let Some(Accuracy { all: Some(all), good, bad, .. }) = accuracy {
             line += &format!(" judgments {:.1} %", 100.0 * all);
             record = record.with("judgment_accuracy", all);
@@ -404,11 +435,36 @@ impl<'a> Session<'a> {
         }
         say(&line);
         self.metrics.append(&record)?;
-        let reward = |e| episode_return(e, &self.config);
-        let kept: Vec<_> = episodes.iter().map(|e| stored(e, at.into(), "eval", reward(e), None)).collect();
-        self.trajectories.append(&kept)?;
+        self.store(&episodes, "eval")?;
         self.state.next_eval = at + 1;
         Ok((evaluation, accuracy.and_then(|a| a.all)))
+    }
+
+    /// The final panels once more without suggestions in the prompt, if there are any: has the policy learnt, or does it read?
+    fn evaluate_bare(&mut self) -> Result<Evaluation, TrainError> {
+        let sentences = self.state.suggestions();
+        if sentences.is_empty() {
+            return Ok(Evaluation::new());
+        }
+        self.prompter.suggest(&[]);
+        let model = &self.learner.model;
+        let episodes = evaluate::evaluate(&self.config, self.suite, model, &self.prompter, &evaluate::SPLITS)?;
+        self.prompter.suggest(&sentences);
+        let (evaluation, at) = (evaluate::count(&episodes), self.state.iterations);
+        let record = Record::new(BARE, at.into(), self.seconds());
+        let (record, line) = with_splits(record, &evaluation);
+        say(&format!("without suggestions:{line}"));
+        self.metrics.append(&record)?;
+        self.store(&episodes, BARE)?;
+        Ok(evaluation)
+    }
+
+    /// Keeps the episodes of an evaluation.
+    fn store(&mut self, episodes: &[Episode], phase: &str) -> Result<(), TrainError> {
+        let (config, at) = (&self.config, self.state.iterations);
+        let kept: Vec<_> =
+            episodes.iter().map(|e| stored(e, at.into(), phase, episode_return(e, config), None)).collect();
+        Ok(self.trajectories.append(&kept)?)
     }
 
     /// Saves all that resuming needs. Broken weights are never saved, and while gradients are bad no older checkpoint goes.
@@ -428,15 +484,25 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    fn report(&mut self, last: Evaluation, judgment_accuracy: Option<f64>) -> Result<Outcome, TrainError> {
+    fn report(
+        &mut self,
+        last: Evaluation,
+        bare: Evaluation,
+        judgment_accuracy: Option<f64>,
+    ) -> Result<Outcome, TrainError> {
         let first = self.state.cold_start.clone().unwrap_or_default();
-        let rows = results::rows(&[("cold start", &first), ("final", &last)]);
+        let rows = results::rows(&[("cold start", &first), ("final", &last), ("final, no suggestions", &bare)]);
         let summary = Summary {
             seconds: self.seconds(),
             train_steps: self.state.train_steps,
             env_steps: self.state.env_steps,
             tokens: self.state.tokens,
-            eval: EvalSummary { cold_start: results::summarise(&first), last: results::summarise(&last) },
+            eval: EvalSummary {
+                cold_start: results::summarise(&first),
+                last: results::summarise(&last),
+                bare: results::summarise(&bare),
+            },
+            flawed: self.state.flawed.points().into_iter().map(flawed_row).collect(),
             baselines: evaluate::baselines(&self.config, self.suite, &evaluate::SPLITS)?,
             judgment_accuracy,
             ..Summary::default()
@@ -454,6 +520,36 @@ impl<'a> Session<'a> {
         self.folder.write("summary.json", json.as_bytes())?;
         Ok(Outcome { folder: self.folder.path().into(), rows, summary })
     }
+}
+
+/// Adds the results of each split; also one line of successes.
+fn with_splits(mut record: Record, evaluation: &Evaluation) -> (Record, String) {
+    let mut line = String::new();
+    for (split, episodes) in evaluation {
+        let t = results::SplitTable::new(episodes);
+        line += &format!(" {split} {:.1} %", 100.0 * t.success.value);
+        record = record
+            .with(&format!("{split}/success"), t.success.value)
+            .with(&format!("{split}/repeat_rate"), t.repeat_rate.value)
+            .with(&format!("{split}/loop_rate"), t.loop_rate.value)
+            .with(&format!("{split}/episode_length"), t.episode_length.value);
+        for (name, won) in [("won", true), ("lost", false)] {
+            let of: Vec<_> = episodes.iter().filter(|e| e.success == won).copied().collect();
+            if !of.is_empty() {
+                let t = results::SplitTable::new(&of);
+                record = record
+                    .with(&format!("{split}/repeat_rate/{name}"), t.repeat_rate.value)
+                    .with(&format!("{split}/loop_rate/{name}"), t.loop_rate.value);
+            }
+        }
+    }
+    (record, line)
+}
+
+/// A tenth of the flawed actions, as the report has it.
+fn flawed_row(point: MeasuredPoint) -> results::Flawed {
+    let MeasuredPoint { q, advantage, expected, count } = point;
+    results::Flawed { probability: q, advantage, expected, count }
 }
 
 /// Adds what judging came to, in an iteration of `seconds`. Learning is shared: GCD's part of it is that of its tokens.

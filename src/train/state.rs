@@ -3,7 +3,9 @@
 use super::TrainError;
 use super::critic::Critic;
 use super::learner::Learner;
+use super::suggest::Renewal;
 use crate::files::FileError;
+use crate::gcd::theory::Measured;
 use crate::model::TokenIds;
 use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::tokenizer::Tokenizer;
@@ -37,11 +39,22 @@ pub struct State {
     pub bad_steps: u32,
     /// Evaluations after fewer iterations than this are done.
     pub next_eval: u32,
+    /// Suggestions made so far; the last ones are in the prompt.
+    #[serde(default)]
+    pub renewals: Vec<Renewal>,
+    /// Flawed actions of all iterations.
+    #[serde(default)]
+    pub flawed: Measured,
     /// The evaluation after the cold start, once it is done.
     pub cold_start: Option<Evaluation>,
 }
 
 impl State {
+    /// The sentences in the prompt.
+    pub fn suggestions(&self) -> Vec<String> {
+        self.renewals.last().map_or(Vec::new(), |r| r.suggestions.iter().map(|s| s.text.clone()).collect())
+    }
+
     /// Number of the checkpoint taken here: grows with every step of either phase.
     pub fn step(&self) -> u64 {
         u64::from(self.sft_steps) + u64::from(self.iterations)

@@ -32,6 +32,10 @@ invalid_reward = -0.1
 [grpo]
 advantage = 'group'
 aggregation = 'token-mean'
+[gcd]
+mode = 'off'
+[suggestions]
+mode = 'off'
 [optim]
 beta2 = 0.95
 # A run made longer on resume keeps its schedule.

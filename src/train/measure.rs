@@ -1,0 +1,69 @@
+//! How the policy behaves beyond winning: how much of one mind it is, and what its flawed actions are worth.
+
+use super::{TrainError, suggest};
+use crate::agent::{Episode, Prompter};
+use crate::config::Config;
+use crate::gcd::theory::Measured;
+use crate::gcd::{Asked, suggestion};
+use crate::grpo::Sample;
+use crate::model::Policy;
+use crate::ops::philox;
+use std::collections::HashMap;
+
+/// States in which the policy is asked again.
+const STATES: usize = 48;
+/// Times it is asked in each.
+const RESAMPLES: u32 = 10;
+/// Random numbers of the states and of the answers.
+const STREAM: u32 = u32::MAX - 2;
+
+/// How often the policy does the same in the same state (10 samples at training's temperature).
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Consistency {
+    /// Share of the states where at least half of the samples are one action.
+    pub high: f64,
+    /// Mean share of the most frequent action.
+    pub mean: f64,
+}
+
+/// Of states drawn from `episodes`; `None` if there are none.
+pub fn consistency(
+    config: &Config,
+    policy: &dyn Policy,
+    prompter: &Prompter,
+    episodes: &[Episode],
+) -> Result<Option<Consistency>, TrainError> {
+    let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
+    let mut states: Vec<(u32, (usize, usize))> = usable
+        .flat_map(|(e, episode)| (0..episode.turns.len()).map(move |t| (e, t)))
+        .map(|(e, t)| (philox::block(config.run.seed, STREAM.into(), (e << 16 | t) as u64)[0], (e, t)))
+        .collect();
+    states.sort_unstable();
+    let states: Vec<_> = states.into_iter().take(STATES).map(|(_, at)| at).collect();
+    let answers = suggest::actions(config, policy, prompter, episodes, &states, RESAMPLES, STREAM)?;
+    let shares: Vec<f64> = answers.iter().filter(|a| !a.is_empty()).map(|a| most_frequent(a)).collect();
+    let mean = |x: &dyn Fn(f64) -> f64| shares.iter().map(|s| x(*s)).sum::<f64>() / shares.len() as f64;
+    let of = || Consistency { high: mean(&|s| f64::from(u8::from(s >= 0.5))), mean: mean(&|s| s) };
+    Ok((!shares.is_empty()).then(of))
+}
+
+/// Share of the most frequent command; what cannot be read is no command.
+fn most_frequent(actions: &[Option<String>]) -> f64 {
+    let mut counts: HashMap<&str, usize> = HashMap::new();
+    actions.iter().flatten().for_each(|action| *counts.entry(action).or_default() += 1);
+    counts.into_values().max().unwrap_or(0) as f64 / actions.len() as f64
+}
+
+/// Probability and advantage of each flawed action; `samples` are the episodes that the environment did not fail.
+pub fn flawed(config: &Config, episodes: &[Episode], samples: &[Sample], asked: &Asked) -> Measured {
+    let mut measured = Measured::default();
+    let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
+    for ((e, episode), sample) in usable.zip(samples) {
+        for (t, _) in suggestion::flawed(episode, e, asked, &config.gcd) {
+            let turn = &episode.turns[t];
+            let advantage = sample.advantage[turn.tokens.end - 1];
+            measured.add(suggestion::probability(episode, turn), advantage.into());
+        }
+    }
+    measured
+}
