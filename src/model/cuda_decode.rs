@@ -47,7 +47,7 @@ impl CudaModel {
         let c = &self.config;
         let widths = 6 * c.hidden_size + 3 * c.intermediate_size + 2 * self.shape().qkv_dim();
         // Parts of a long context's sums, in f32.
-        let splits = c.max_position_embeddings.div_ceil(512) * self.shape().q_dim();
+        let splits = c.max_position_embeddings.div_ceil(attention::SPLIT) * self.shape().q_dim();
         2 * ROWS * widths + 4 * ROWS * splits + 4 * DRAWS * c.vocab_size
     }
 }

@@ -9,7 +9,7 @@ pub mod cuda {
     /// Tokens in a page.
     pub const PAGE: usize = 32;
     /// Keys of a part of a long context; a query's result does not depend on what is computed beside it.
-    const SPLIT: usize = 512;
+    pub const SPLIT: usize = 512;
     /// Most query heads that share a kv head.
     const GROUP: usize = 16;
 
