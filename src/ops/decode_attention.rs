@@ -45,7 +45,8 @@ pub mod cuda {
             })?;
             let stride = Cache::page_bytes(shape, layers) / size_of::<bf16>();
             expect("decode attention", stride <= i32::MAX as usize, || format!("pages of {stride} elements"))?;
-            Ok(Cache { memory: gpu.uninit(pages * stride)?, shape, layers })
+            // Zeroed, as pages are copied before all of them is written.
+            Ok(Cache { memory: gpu.zeros(pages * stride)?, shape, layers })
         }
 
         /// Elements from one page to the next.
