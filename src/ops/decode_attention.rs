@@ -45,7 +45,7 @@ pub mod cuda {
             })?;
             let stride = Cache::page_bytes(shape, layers) / size_of::<bf16>();
             expect("decode attention", stride <= i32::MAX as usize, || format!("pages of {stride} elements"))?;
-            // Zeroed, as pages are copied before all of them is written.
+            // Zeroed: a page may be copied before it is full.
             Ok(Cache { memory: gpu.zeros(pages * stride)?, shape, layers })
         }
 
