@@ -9,7 +9,7 @@ use uncouple::bench::kernels::{self, Shapes};
 use uncouple::device::{Error, Gpu, Result, Tensor};
 use uncouple::ops::adamw::{self, AdamW};
 use uncouple::ops::advantage::Scale;
-use uncouple::ops::{advantage, embedding, linear, rmsnorm, rope, swiglu};
+use uncouple::ops::{advantage, attention, decode_attention, embedding, linear, rmsnorm, rope, swiglu};
 use uncouple::selftest::{CHECKS, Size};
 
 #[test]
@@ -52,7 +52,8 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
     let tables = rope::cuda::Tables::new(gpu, &rope::Tables::new(1e4, 16, 8)).unwrap();
     let position = gpu.zeros::<u32>(2).unwrap();
     let nearest = adamw::cuda::Rounding::Nearest;
-    let refused: [(&str, Result<()>); 15] = [
+    let narrow = attention::Shape { heads: 1, kv_heads: 1, head_dim: 32 };
+    let refused: [(&str, Result<()>); 17] = [
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(24), &b(12), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(16), &b(8), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(8200), &b(8200), 1e-6, &b(8200), &f(1))),
@@ -67,6 +68,8 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
         ("gradient norm", adamw::cuda::grad_norm(gpu, &b(12), 1.0, &f(2))),
         ("linear", linear::cuda::forward(gpu, &b(16), &b(24), Some(&*b(2)), 8, &b(6))),
         ("linear", linear::cuda::backward_input(gpu, &b(6), &b(24), 8, &b(24))),
+        ("decode attention", decode_attention::cuda::Cache::new(gpu, narrow, 1, 1).map(|_| ())),
+        ("decode attention", decode_attention::cuda::Rows::new(gpu, &[(0, 32)], &[&[0]], 1).map(|_| ())),
         ("advantages", advantage::cuda::advantages(gpu, &f(4), &position, Scale::Group, 1e-4, &f(5))),
     ];
     for (i, (op, result)) in refused.into_iter().enumerate() {

@@ -1,5 +1,9 @@
 //! Batched episodes: exact log-probs, independence of the batch, every way to end, and the statistics of behaviour.
 
+#[path = "common/emulated.rs"]
+mod emulated;
+
+use half::bf16;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,6 +11,7 @@ use uncouple::agent::{Episode, Finish, Prompter, Refusal, Turn};
 use uncouple::config::{Config, Prompt};
 use uncouple::env::{EnvError, Environment, Observation, Split, Task};
 use uncouple::forest::Forest;
+use uncouple::model::cuda::CudaModel;
 use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config, Tokenizer};
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::rollout::{Counts, RolloutError, Settings, Statistics, rollout};
@@ -59,13 +64,18 @@ const CONTEXT: usize = 96;
 /// A random model that ends its turns about once in `odds` tokens: the first component of the residual stream is the same
 /// everywhere, and only the end token's head reads it.
 fn model(prompter: &Prompter, bias: f32) -> Model {
+    sized(prompter, bias, [4, 2, 8])
+}
+
+/// With so many heads, and kv heads, of such a width.
+fn sized(prompter: &Prompter, bias: f32, [heads, kv_heads, head_dim]: [usize; 3]) -> Model {
     let config = Qwen2Config {
         vocab_size: prompter.tokenizer().vocab_size() + 5,
         hidden_size: 32,
         num_hidden_layers: 2,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 8,
+        num_attention_heads: heads,
+        num_key_value_heads: kv_heads,
+        head_dim,
         intermediate_size: 48,
         max_position_embeddings: CONTEXT,
         rms_norm_eps: 1e-6,
@@ -147,6 +157,32 @@ fn recorded_logprobs_are_those_of_training() {
         }
     }
     assert!(compared > 100);
+}
+
+/// The device computes in bf16: log-probs are near those of the CPU's forward pass, and behaviour is of the same kind.
+#[test]
+fn a_gpu_plays_the_same_game() {
+    let prompter = prompter();
+    let mut model = sized(&prompter, 2.5, [2, 1, 64]);
+    model.params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+    let mut on_device = CudaModel::new(&emulated::gpu(), &model).unwrap();
+    let settings = Settings { max_live: 3, max_steps: 2, ..settings() };
+    on_device.max_live = settings.max_live;
+    let tasks = [task("win", 0), task("go", 0)];
+    let episodes = rollout(&on_device, &prompter, &open, &tasks, 2, &settings, NEVER).unwrap();
+    assert_eq!(episodes.len(), 4);
+    let forest = Forest::new(&episodes.iter().map(|e| &e.tokens[..]).collect::<Vec<_>>());
+    let mut acts = Activations::default();
+    model.forward(&forest, Keep::Nothing, &mut acts);
+    for (episode, path) in episodes.iter().zip(&forest.paths) {
+        let sampled: Vec<usize> = episode.turns.iter().flat_map(|t| t.tokens.clone()).collect();
+        assert!(!sampled.is_empty());
+        let nodes: Vec<u32> = sampled.iter().map(|&at| path[at]).collect();
+        let (logprobs, _) = model.logprobs(&forest, &acts, &nodes, settings.sampling.temperature);
+        for (&at, logprob) in sampled.iter().zip(logprobs) {
+            assert!((episode.logprobs[at] - logprob).abs() < 0.1, "{} and {logprob}", episode.logprobs[at]);
+        }
+    }
 }
 
 #[test]

@@ -26,6 +26,11 @@ pub enum Error {
          grpo.micro_tokens or rollout.group_size"
     )]
     OutOfMemory { asked: usize, free: usize, largest: usize, total: usize },
+    #[error(
+        "out of room for keys and values: {asked} more pages of {tokens} tokens were asked for, {free} of {total} are free: lower \
+         rollout.max_live"
+    )]
+    OutOfPages { asked: usize, free: usize, total: usize, tokens: usize },
     #[error("the kernel {kernel} failed, grid {grid:?}, block {block:?}, {shared} bytes of shared memory: {problem}")]
     Launch { kernel: String, grid: [u32; 3], block: [u32; 3], shared: u32, problem: String },
     #[error("the matrix product {sizes} failed: {problem}")]

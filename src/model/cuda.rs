@@ -20,9 +20,14 @@ pub struct CudaModel {
     pub layout: Arc<Layout>,
     /// Flat, as [`super::Params`]: the copy that the optimiser rounds from its master weights.
     pub weights: Tensor<bf16>,
-    gpu: Gpu,
+    /// Sequences that a decoder of this model has room for, each as long as the context allows (`rollout.max_live`).
+    pub max_live: usize,
+    pub(super) gpu: Gpu,
     rope: rope::cuda::Tables,
 }
+
+/// What fills `attn` of a layer from its rotated `qkv`; the layer's number comes first.
+pub(super) type Attend<'a> = &'a dyn Fn(usize, &LayerActs) -> Result<()>;
 
 /// A forest on the device.
 pub struct CudaForest {
@@ -50,11 +55,11 @@ pub struct CudaActivations {
 }
 
 /// One layer's activations; every field is `[tokens, ...]`.
-struct LayerActs {
+pub(super) struct LayerActs {
     norm1: Tensor<bf16>,
     rstd1: Tensor<f32>,
-    qkv: Tensor<bf16>,
-    attn: Tensor<bf16>,
+    pub qkv: Tensor<bf16>,
+    pub attn: Tensor<bf16>,
     softmax: Tensor<f32>,
     mid: Tensor<bf16>,
     norm2: Tensor<bf16>,
@@ -79,6 +84,7 @@ impl CudaModel {
             config: model.config.clone(),
             layout: model.params.layout.clone(),
             weights: gpu.tensor(&weights)?,
+            max_live: 128,
             rope: rope::cuda::Tables::new(gpu, model.rope())?,
             gpu: gpu.clone(),
         })
@@ -96,18 +102,33 @@ impl CudaModel {
         })
     }
 
-    fn shape(&self) -> attention::Shape {
+    pub(super) fn shape(&self) -> attention::Shape {
         let c = &self.config;
         attention::Shape { heads: c.num_attention_heads, kv_heads: c.num_key_value_heads, head_dim: c.head_dim }
     }
 
-    fn weight(&self, range: &Range<usize>) -> Part<'_, bf16> {
+    pub(super) fn weight(&self, range: &Range<usize>) -> Part<'_, bf16> {
         part(&self.weights, range)
     }
 
     /// Runs the decoder over the packed forest.
     pub fn forward(&self, forest: &CudaForest, keep: Keep) -> Result<CudaActivations> {
-        let (gpu, c, layout, n) = (&self.gpu, &self.config, &self.layout, forest.len);
+        self.run(&forest.tokens, &forest.position, keep, &self.attend(forest))
+    }
+
+    fn attend<'a>(&'a self, forest: &'a CudaForest) -> impl Fn(usize, &LayerActs) -> Result<()> + 'a {
+        |_, a| attention::cuda::forward(&self.gpu, &a.qkv, self.shape(), &forest.visibility, &a.attn, &a.softmax)
+    }
+
+    /// Runs the decoder over tokens at their positions, whatever they attend to.
+    pub(super) fn run(
+        &self,
+        tokens: &Tokens,
+        position: &Slice<u32>,
+        keep: Keep,
+        attend: Attend<'_>,
+    ) -> Result<CudaActivations> {
+        let (gpu, c, layout, n) = (&self.gpu, &self.config, &self.layout, position.len());
         let layers = c.num_hidden_layers;
         let wide = || gpu.uninit::<bf16>(n * c.hidden_size);
         let acts = CudaActivations {
@@ -120,7 +141,7 @@ impl CudaModel {
             rstd: gpu.uninit(n)?,
             delta: wide()?,
         };
-        embedding::cuda::forward(gpu, &forest.tokens, &self.weight(&layout.embed), c.hidden_size, &acts.inputs[0])?;
+        embedding::cuda::forward(gpu, tokens, &self.weight(&layout.embed), c.hidden_size, &acts.inputs[0])?;
         for (l, layer) in layout.layers.iter().enumerate() {
             let a = acts.layer(l);
             let w = self.weight(&layer.input_norm);
@@ -131,28 +152,29 @@ impl CudaModel {
                 let (x, eps) = (acts.input(l), c.rms_norm_eps);
                 rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, eps, x, &a.norm1, &a.rstd1)?;
             }
-            self.layer_forward(layer, forest, acts.input(l), a, &acts.delta)?;
+            self.layer_forward(l, position, acts.input(l), a, &acts.delta, attend)?;
         }
         let (w, mid, last) = (self.weight(&layout.norm), &acts.layer(layers - 1).mid, acts.input(layers));
         rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, c.rms_norm_eps, last, &acts.hidden, &acts.rstd)?;
         Ok(acts)
     }
 
-    /// A layer from its normed input on: `x` is its input, `delta` what it adds to `a.mid`.
+    /// Layer `l` from its normed input on: `x` is its input, `delta` what it adds to `a.mid`.
     fn layer_forward(
         &self,
-        layer: &LayerLayout,
-        forest: &CudaForest,
+        l: usize,
+        position: &Slice<u32>,
         x: &Slice<bf16>,
         a: &LayerActs,
         delta: &Slice<bf16>,
+        attend: Attend<'_>,
     ) -> Result<()> {
-        let (gpu, c, shape) = (&self.gpu, &self.config, self.shape());
+        let (gpu, c, shape, layer) = (&self.gpu, &self.config, self.shape(), &self.layout.layers[l]);
         let (hidden, bias) = (c.hidden_size, self.weight(&layer.qkv_bias));
         linear::cuda::forward(gpu, &a.norm1, &self.weight(&layer.qkv), Some(&*bias), hidden, &a.qkv)?;
         let rotated = shape.heads + shape.kv_heads;
-        rope::cuda::rotate(gpu, &a.qkv, shape.qkv_dim(), rotated, &forest.position, &self.rope, false)?;
-        attention::cuda::forward(gpu, &a.qkv, shape, &forest.visibility, &a.attn, &a.softmax)?;
+        rope::cuda::rotate(gpu, &a.qkv, shape.qkv_dim(), rotated, position, &self.rope, false)?;
+        attend(l, a)?;
         linear::cuda::forward(gpu, &a.attn, &self.weight(&layer.o), None, shape.q_dim(), delta)?;
         let w = self.weight(&layer.post_norm);
         rmsnorm::cuda::forward_add(gpu, x, delta, &w, c.rms_norm_eps, &a.mid, &a.norm2, &a.rstd2)?;
@@ -192,7 +214,7 @@ impl CudaModel {
             if acts.keep == Keep::LayerInputs {
                 let w = self.weight(&layer.input_norm);
                 rmsnorm::cuda::forward(gpu, x, &w, c.rms_norm_eps, &a.norm1, &a.rstd1)?;
-                self.layer_forward(layer, forest, x, a, &acts.delta)?;
+                self.layer_forward(l, &forest.position, x, a, &acts.delta, &self.attend(forest))?;
             }
             self.layer_backward(layer, forest, x, a, &g, &stream, grads)?;
         }

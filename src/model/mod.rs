@@ -3,9 +3,11 @@
 pub mod checkpoint;
 pub mod config;
 pub mod cuda;
+pub mod cuda_decode;
 mod decode;
 mod init;
 pub mod kv_cache;
+pub mod pages;
 pub mod params;
 pub mod policy;
 pub mod qwen2;

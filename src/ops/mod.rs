@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod advantage;
 pub mod attention;
+pub mod decode_attention;
 pub mod embedding;
 pub mod grouped_logprob;
 pub mod linear;

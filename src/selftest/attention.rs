@@ -25,14 +25,14 @@ fn cases(p: &Probe) -> Vec<(Forest, Shape)> {
 }
 
 /// Queries, keys and values: scores of some size, so that the softmax is not flat.
-fn qkv(n: usize) -> (Vec<bf16>, Vec<f32>) {
+pub(super) fn qkv(n: usize) -> (Vec<bf16>, Vec<f32>) {
     let narrow: Vec<bf16> = randoms_bf16(1, n).1.iter().map(|x| bf16::from_f32(1.5 * x)).collect();
     let wide = widen(&narrow);
     (narrow, wide)
 }
 
 /// Probabilities are rounded to bf16 before they weigh: errors have the size of what is weighed, `unit`, not of the sum.
-fn near(p: &mut Probe, what: &str, got: &Slice<bf16>, want: &[f32], unit: f32) -> Result<()> {
+pub(super) fn near(p: &mut Probe, what: &str, got: &Slice<bf16>, want: &[f32], unit: f32) -> Result<()> {
     for (i, (g, w)) in widen(&p.gpu.read(got)?).iter().zip(want).enumerate() {
         p.note(f64::from((g - w).abs() / (2.0 * BF16 * (unit + w.abs()))), || format!("{what}: {i} is {g}, not {w}"));
     }

@@ -1,6 +1,7 @@
 //! The checks of every CUDA kernel against the CPU's ops: by `uncouple selftest` on a GPU, by the tests on the emulated device.
 
 mod attention;
+mod decode;
 mod head;
 mod ops;
 

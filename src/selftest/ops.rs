@@ -1,6 +1,6 @@
 //! One check for each op and direction, in the order of a model's step.
 
-use super::{BF16, Check, F32, Probe, Size, attention, head, randoms, randoms_bf16, widen};
+use super::{BF16, Check, F32, Probe, Size, attention, decode, head, randoms, randoms_bf16, widen};
 use crate::device::{Real, Result, Slice, Tensor};
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
@@ -21,6 +21,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "rope", run: rope_both_ways },
     Check { name: "attention forward", run: attention::forward },
     Check { name: "attention backward", run: attention::backward },
+    Check { name: "decode_attention", run: decode::append_and_forward },
     Check { name: "swiglu forward", run: swiglu_forward },
     Check { name: "swiglu backward", run: swiglu_backward },
     Check { name: "advantage", run: advantages },

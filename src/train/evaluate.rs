@@ -77,8 +77,8 @@ pub fn judgments(
     }
     let settings = Settings::evaluation(config, STREAM - 1);
     let size = [JUDGED, usize::from(config.gcd.mode == GcdMode::Generate)];
-    let (model, stop) = (&learner.model, &interrupt::interrupted);
-    let judged = judge(config, model, prompter, episodes, &Asked::new(), size, &settings, stop)?;
+    let (policy, stop) = (learner.sampler(), &interrupt::interrupted);
+    let judged = judge(config, policy, prompter, episodes, &Asked::new(), size, &settings, stop)?;
     let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs));
     Ok(Some(classified.unwrap_or(judged.accuracy())))
 }

@@ -15,7 +15,7 @@ use crate::gcd::judgment::questions;
 use crate::gcd::theory::Measured;
 use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged};
 use crate::grpo::{LossReport, Sample, episode_return, samples};
-use crate::model::{Activations, Keep, Model};
+use crate::model::{Activations, Keep, Model, Policy};
 use crate::report::stats;
 use crate::rollout::{self, Settings, rollout};
 use std::time::Instant;
@@ -72,7 +72,7 @@ pub const JUDGMENTS: u32 = 1 << 31;
 pub fn sample(
     config: &Config,
     suite: &dyn Suite,
-    model: &Model,
+    policy: &dyn Policy,
     prompter: &Prompter,
     index: u32,
 ) -> Result<Vec<Episode>, TrainError> {
@@ -82,7 +82,7 @@ pub fn sample(
     let open: rollout::Open<'_> = &|task| suite.open_for_training(task);
     let settings = Settings::training(config, index);
     let group_size = config.rollout.group_size as usize;
-    Ok(rollout(model, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
+    Ok(rollout(policy, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
 }
 
 /// Plays and learns iteration `index`; with `suggest`, suggestions are made from its episodes.
@@ -98,7 +98,7 @@ pub fn run(
     suggest: bool,
 ) -> Result<Iteration, TrainError> {
     let began = Instant::now();
-    let episodes = sample(config, suite, &learner.model, prompter, index)?;
+    let episodes = sample(config, suite, learner.sampler(), prompter, index)?;
     let rollout_seconds = began.elapsed().as_secs_f64();
     // Such a model repeats one token for ever: its groups are constant, so that no gradient would ever tell.
     if episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
@@ -106,7 +106,7 @@ pub fn run(
     }
     let mut gcd = match config.needs_labels() {
         false => None,
-        true => Some(judgments(config, &learner.model, prompter, judge, &episodes, index)?),
+        true => Some(judgments(config, learner.sampler(), prompter, judge, &episodes, index)?),
     };
     let began = Instant::now();
     let samples = samples(&episodes, config);
@@ -118,7 +118,7 @@ pub fn run(
     if let Some(gcd) = &gcd {
         flawed = measure::flawed(config, &episodes, &samples, &gcd.asked);
         if suggest {
-            let (policy, asked) = (&learner.model, &gcd.asked);
+            let (policy, asked) = (learner.sampler(), &gcd.asked);
             renewal = Some(renew(config, policy, prompter, judge, &episodes, &samples, asked, index + 1)?);
         }
     }
@@ -186,7 +186,7 @@ pub fn run(
 /// Draws labelled actions of iteration `index`, and lets the policy judge them where it does so in words.
 fn judgments(
     config: &Config,
-    model: &Model,
+    policy: &dyn Policy,
     prompter: &Prompter,
     judge: Option<&Judge>,
     episodes: &[Episode],
@@ -204,7 +204,7 @@ fn judgments(
         asked = turns.into_iter().zip(&verdicts.labels).filter_map(|(at, label)| Some((at, (*label)?))).collect();
         answered = Some((Agreement::of_judge(episodes, &asked), verdicts));
     }
-    let judged = gcd::judge(config, model, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
+    let judged = gcd::judge(config, policy, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
     let usable = episodes.iter().filter(|e| !e.finish.is_failure());
     let agreement = Agreement::of_loop(usable, &config.gcd);
     let (accuracy, probed) = (judged.accuracy(), Probed::default());

@@ -7,7 +7,7 @@ use crate::config::{Grpo, Optim};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
 use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample, pcgrad};
-use crate::model::{Activations, Keep, Model, Params};
+use crate::model::{Activations, Keep, Model, Params, Policy};
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::grouped_logprob::TokenGrad;
 
@@ -57,6 +57,14 @@ impl Learner {
     pub fn to_gpu(&mut self, gpu: &Gpu) -> Result<()> {
         self.gpu = Some(CudaTrainer::new(gpu, &self.model, &self.moments)?);
         Ok(())
+    }
+
+    /// What to sample from: the weights as they are now, where they are trained.
+    pub fn sampler(&self) -> &dyn Policy {
+        match &self.gpu {
+            Some(gpu) => &gpu.model,
+            None => &self.model,
+        }
     }
 
     /// Brings `model` and `moments` up to date, where they are copies.

@@ -412,8 +412,8 @@ impl<'a> Session<'a> {
 
     /// Success and behaviour on the panels, and with GCD the accuracy of judgments there.
     fn evaluate(&mut self, stage: &str, say: &dyn Fn(&str)) -> Result<(Evaluation, Option<f64>), TrainError> {
-        let model = &self.learner.model;
-        let episodes = evaluate::evaluate(&self.config, self.suite, model, &self.prompter, &evaluate::SPLITS)?;
+        let policy = self.learner.sampler();
+        let episodes = evaluate::evaluate(&self.config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
         if let Some(line) = evaluate::failures(&episodes) {
             say(&line);
         }
@@ -422,7 +422,7 @@ impl<'a> Session<'a> {
         let (mut record, splits) = with_splits(Record::new("eval", at.into(), self.seconds()), &evaluation);
         let mut line = format!("{stage}:{splits}");
         let accuracy = evaluate::judgments(&self.config, &self.learner, &self.prompter, &episodes)?;
-        let consistency = measure::consistency(&self.config, &self.learner.model, &self.prompter, &episodes)?;
+        let consistency = measure::consistency(&self.config, policy, &self.prompter, &episodes)?;
         if let Some(Consistency { high, mean }) = consistency {
             record = record.with("consistency/high", high).with("consistency/mean", mean);
         }
@@ -447,8 +447,8 @@ impl<'a> Session<'a> {
             return Ok(Evaluation::new());
         }
         self.prompter.suggest(&[]);
-        let model = &self.learner.model;
-        let episodes = evaluate::evaluate(&self.config, self.suite, model, &self.prompter, &evaluate::SPLITS)?;
+        let policy = self.learner.sampler();
+        let episodes = evaluate::evaluate(&self.config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
         self.prompter.suggest(&sentences);
         let (evaluation, at) = (evaluate::count(&episodes), self.state.iterations);
         let record = Record::new(BARE, at.into(), self.seconds());

@@ -22,6 +22,7 @@ pub fn quick_gpu() -> Gpu {
 }
 
 /// One on which a kernel does nothing.
+#[allow(dead_code)] // by some of the tests
 pub fn gpu_without(kernel: &str) -> Gpu {
     Gpu::new(Emulated(Mutex::new(State { idle: kernel.into(), ..State::default() })))
 }

@@ -1,0 +1,113 @@
+//! Which sequence holds which pages of a cache: numbers only, the keys and values lie elsewhere.
+//!
+//! Forks share pages by counting references. What is shared is never written: the last page, when it is partly filled and shared,
+//! is copied by the first to go on.
+
+use super::Slot;
+use super::kv_cache::PAGE;
+use crate::device::{Error, Result};
+
+/// A pool of pages, and the slots that hold them.
+#[derive(Debug)]
+pub struct Pages {
+    /// Slots that hold each page.
+    references: Vec<u32>,
+    free: Vec<u32>,
+    slots: Vec<Option<Sequence>>,
+}
+
+#[derive(Debug, Clone, Default)]
+struct Sequence {
+    pages: Vec<u32>,
+    len: usize,
+}
+
+impl Pages {
+    pub fn new(count: usize) -> Pages {
+        Pages { references: vec![0; count], free: (0..count as u32).rev().collect(), slots: Vec::new() }
+    }
+
+    /// An empty slot.
+    pub fn alloc(&mut self) -> Slot {
+        self.insert(Sequence::default())
+    }
+
+    /// A new slot that shares everything `of` holds.
+    pub fn fork(&mut self, of: Slot) -> Slot {
+        let copy = self.sequence(of).clone();
+        copy.pages.iter().for_each(|page| self.references[*page as usize] += 1);
+        self.insert(copy)
+    }
+
+    /// Gives the slot's pages back; a freed slot must not be used again.
+    pub fn free(&mut self, slot: Slot) {
+        for page in self.slots[slot.0 as usize].take().unwrap_or_default().pages {
+            self.release(page);
+        }
+    }
+
+    /// Makes the slot longer by `more` tokens. The page that must be copied (from, to) before they are written, if any.
+    ///
+    /// Changes nothing when there are too few pages.
+    pub fn extend(&mut self, slot: Slot, more: usize) -> Result<Option<(u32, u32)>> {
+        let Sequence { pages, len } = self.sequence(slot);
+        let partial = if len % PAGE > 0 && more > 0 { pages.last().copied() } else { None };
+        let shared = partial.filter(|page| self.references[*page as usize] > 1);
+        let fresh = (len + more).div_ceil(PAGE) - pages.len();
+        let asked = fresh + usize::from(shared.is_some());
+        if asked > self.free.len() {
+            let (free, total) = (self.free.len(), self.references.len());
+            return Err(Error::OutOfPages { asked, free, total, tokens: PAGE });
+        }
+        let mut taken = self.free.split_off(self.free.len() - asked);
+        taken.iter().for_each(|page| self.references[*page as usize] = 1);
+        let copy = shared.and_then(|from| Some((from, taken.pop()?)));
+        if let Some((from, _)) = copy {
+            self.release(from);
+        }
+        if let Some(sequence) = &mut self.slots[slot.0 as usize] {
+            if let (Some((_, to)), Some(last)) = (copy, sequence.pages.last_mut()) {
+                *last = to;
+            }
+            sequence.pages.extend(taken);
+            sequence.len += more;
+        }
+        Ok(copy)
+    }
+
+    /// Tokens held by the slot.
+    pub fn len(&self, slot: Slot) -> usize {
+        self.sequence(slot).len
+    }
+
+    /// The slot's pages, in order.
+    pub fn of(&self, slot: Slot) -> &[u32] {
+        &self.sequence(slot).pages
+    }
+
+    /// Pages that nobody holds.
+    pub fn left(&self) -> usize {
+        self.free.len()
+    }
+
+    fn sequence(&self, slot: Slot) -> &Sequence {
+        self.slots[slot.0 as usize].as_ref().expect("a slot is not used after it was freed")
+    }
+
+    fn release(&mut self, page: u32) {
+        let references = &mut self.references[page as usize];
+        *references -= 1;
+        if *references == 0 {
+            self.free.push(page);
+        }
+    }
+
+    fn insert(&mut self, sequence: Sequence) -> Slot {
+        let at = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
+        });
+        self.slots[at] = Some(sequence);
+        Slot(at as u32)
+    }
+}

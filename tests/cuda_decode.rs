@@ -1,0 +1,117 @@
+//! Decoding on the emulated device: in pieces and forks what the forward pass computes at once.
+
+#[path = "common/emulated.rs"]
+mod emulated;
+
+use half::bf16;
+use uncouple::device::Error;
+use uncouple::forest::Forest;
+use uncouple::model::cuda::CudaModel;
+use uncouple::model::cuda_decode::CudaDecoder;
+use uncouple::model::{Decoder, Draw, Keep, Model, Params, Policy, Qwen2Config};
+use uncouple::ops::sampling::SamplingParams;
+
+const HIDDEN: usize = 64;
+
+fn model() -> Model {
+    let config = Qwen2Config {
+        vocab_size: 96,
+        hidden_size: HIDDEN,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 64,
+        intermediate_size: 72,
+        max_position_embeddings: 128,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e4,
+        tie_word_embeddings: true,
+    };
+    let mut params = Params::random(&config, 3);
+    params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+    Model::new(config, params)
+}
+
+/// The final hidden state of the last token of each sequence, by the training forward pass on the same device.
+fn at_once(model: &CudaModel, gpu: &uncouple::device::Gpu, sequences: &[&[u32]]) -> Vec<f32> {
+    let forest = Forest::new(sequences);
+    let acts = model.forward(&model.forest(&forest).unwrap(), Keep::Nothing).unwrap();
+    let hidden = gpu.read(&acts.hidden).unwrap();
+    let last = forest.paths.iter().map(|path| path[path.len() - 1] as usize);
+    last.flat_map(|row| hidden[row * HIDDEN..(row + 1) * HIDDEN].iter().map(|x| x.to_f32())).collect()
+}
+
+/// ‖got − want‖ ≤ 1 % of ‖want‖, the noise of bf16 (see tests/cuda_model.rs).
+fn assert_near(what: &str, got: &[f32], want: &[f32]) {
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let error = norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
+    assert!(got.len() == want.len() && error < 0.01, "{what}: {error}");
+}
+
+#[test]
+fn pieces_and_forks_are_the_whole() {
+    let gpu = emulated::gpu();
+    let model = CudaModel::new(&gpu, &model()).unwrap();
+    let prompt: Vec<u32> = (0..45).map(|i| i * 7 % 96).collect();
+    let mut decoder = CudaDecoder::new(&model, 8).unwrap();
+    let one = decoder.alloc();
+    let got = decoder.extend(&[(one, &prompt)]).unwrap();
+    assert_near("prefill", &got, &at_once(&model, &gpu, &[&prompt]));
+
+    // Both go on from a page that they share, at different speeds, beside a sequence of their own.
+    let (two, three) = (decoder.fork(one), decoder.alloc());
+    let (mut first, mut second, mut third) = (prompt.clone(), prompt.clone(), vec![5]);
+    let mut got = Vec::new();
+    decoder.extend(&[(three, &[5])]).unwrap();
+    for step in 0..4u32 {
+        let (token, pair, other) = ([10 + step], [60 + step, 70 + step], [step]);
+        got = decoder.extend(&[(one, &token), (two, &pair), (three, &other)]).unwrap();
+        first.extend(token);
+        second.extend(pair);
+        third.extend(other);
+    }
+    let want = at_once(&model, &gpu, &[&first, &second, &third]);
+    for (i, (got, want)) in got.chunks(HIDDEN).zip(want.chunks(HIDDEN)).enumerate() {
+        assert_near(&format!("sequence {i}"), got, want);
+    }
+
+    // Pages that were given back serve again.
+    decoder.free(one);
+    decoder.free(two);
+    let again = decoder.alloc();
+    decoder.extend(&[(again, &first[..33])]).unwrap();
+    let got = decoder.extend(&[(again, &first[33..])]).unwrap();
+    assert_near("again", &got, &want[..HIDDEN]);
+}
+
+#[test]
+fn tokens_are_drawn_as_on_the_cpu() {
+    let gpu = emulated::gpu();
+    let on_cpu = model();
+    let model = CudaModel::new(&gpu, &on_cpu).unwrap();
+    let mut decoder = CudaDecoder::new(&model, 1).unwrap();
+    // More than one batch of logits.
+    let hidden: Vec<f32> =
+        (0..70 * HIDDEN).map(|i| bf16::from_f32((i * 37 % 101) as f32 / 50.0 - 1.0).to_f32()).collect();
+    let seen = [3, 4, 3];
+    let draws: Vec<Draw> = (0..70).map(|i| Draw { seen: &seen, uniform: (i as f32 + 0.5) / 70.0 }).collect();
+    let params = SamplingParams { temperature: 0.7, top_k: 20, repetition_penalty: 1.2, ..SamplingParams::default() };
+    let got = decoder.draw(&hidden, &draws, &params).unwrap();
+    let want = on_cpu.decoder().unwrap().draw(&hidden, &draws, &params).unwrap();
+    assert_eq!(got.len(), want.len());
+    for (g, w) in got.iter().zip(&want) {
+        assert!(g.token == w.token && (g.logprob - w.logprob).abs() < 1e-4, "{g:?} and {w:?}");
+    }
+}
+
+#[test]
+fn limits_are_named() {
+    let gpu = emulated::gpu();
+    let model = CudaModel::new(&gpu, &model()).unwrap();
+    let mut decoder = CudaDecoder::new(&model, 2).unwrap();
+    let slot = decoder.alloc();
+    let error = decoder.extend(&[(slot, &[1; 65])]).unwrap_err();
+    assert!(error.to_string().contains("rollout.max_live"), "{error}");
+    assert!(matches!(decoder.extend(&[(slot, &[1; 129])]), Err(Error::Shape { .. })));
+    assert!(matches!(decoder.extend(&[(slot, &[96])]), Err(Error::Shape { .. })), "not in the vocabulary");
+}

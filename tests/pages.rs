@@ -1,0 +1,118 @@
+//! Whoever forks, writes and frees: every sequence keeps its own tokens, and no page is lost.
+
+use proptest::prelude::*;
+use std::collections::BTreeSet;
+use uncouple::device::Error;
+use uncouple::model::kv_cache::PAGE;
+use uncouple::model::{Slot, pages::Pages};
+
+#[derive(Debug, Clone)]
+enum Op {
+    Alloc,
+    Fork(usize),
+    Free(usize),
+    Extend(usize, usize),
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    prop_oneof![
+        1 => Just(Op::Alloc),
+        2 => any::<usize>().prop_map(Op::Fork),
+        1 => any::<usize>().prop_map(Op::Free),
+        5 => (any::<usize>(), 1..3 * PAGE).prop_map(|(i, n)| Op::Extend(i, n)),
+    ]
+}
+
+const COUNT: usize = 12;
+
+/// Page tables beside the tokens that each slot should hold, and those that lie in the pages.
+struct World {
+    pages: Pages,
+    memory: Vec<[u32; PAGE]>,
+    slots: Vec<(Slot, Vec<u32>)>,
+    written: u32,
+}
+
+impl World {
+    fn apply(&mut self, op: &Op) -> Result<(), TestCaseError> {
+        let n = self.slots.len();
+        match *op {
+            Op::Alloc => self.slots.push((self.pages.alloc(), Vec::new())),
+            _ if n == 0 => {}
+            Op::Fork(i) => {
+                let (slot, tokens) = self.slots[i % n].clone();
+                self.slots.push((self.pages.fork(slot), tokens));
+            }
+            Op::Free(i) => self.pages.free(self.slots.swap_remove(i % n).0),
+            Op::Extend(i, more) => self.extend(i % n, more)?,
+        }
+        self.check()
+    }
+
+    fn extend(&mut self, i: usize, more: usize) -> Result<(), TestCaseError> {
+        let (slot, tokens) = &mut self.slots[i];
+        let (left, held) = (self.pages.left(), self.pages.of(*slot).to_vec());
+        match self.pages.extend(*slot, more) {
+            Ok(copy) => {
+                if let Some((from, to)) = copy {
+                    self.memory[to as usize] = self.memory[from as usize];
+                }
+                for at in tokens.len()..tokens.len() + more {
+                    self.written += 1;
+                    tokens.push(self.written);
+                    self.memory[self.pages.of(*slot)[at / PAGE] as usize][at % PAGE] = self.written;
+                }
+            }
+            Err(error) => {
+                let short = matches!(error, Error::OutOfPages { asked, free, .. } if asked > free);
+                prop_assert!(short && error.to_string().contains("rollout.max_live"));
+                // Nothing has changed.
+                prop_assert_eq!((left, held), (self.pages.left(), self.pages.of(*slot).to_vec()));
+            }
+        }
+        Ok(())
+    }
+
+    fn check(&self) -> Result<(), TestCaseError> {
+        let mut held = BTreeSet::<u32>::new();
+        for (slot, tokens) in &self.slots {
+            let pages = self.pages.of(*slot);
+            prop_assert_eq!((self.pages.len(*slot), pages.len()), (tokens.len(), tokens.len().div_ceil(PAGE)));
+            let stored = pages.iter().flat_map(|page| self.memory[*page as usize]).take(tokens.len());
+            prop_assert_eq!(&stored.collect::<Vec<_>>(), tokens);
+            held.extend(pages);
+        }
+        prop_assert_eq!(held.len() + self.pages.left(), COUNT);
+        Ok(())
+    }
+}
+
+proptest! {
+    #[test]
+    fn every_sequence_keeps_its_own(ops in prop::collection::vec(op(), 1..60)) {
+        let (pages, memory) = (Pages::new(COUNT), vec![[0; PAGE]; COUNT]);
+        let mut world = World { pages, memory, slots: Vec::new(), written: 0 };
+        for op in &ops {
+            world.apply(op)?;
+        }
+        while !world.slots.is_empty() {
+            world.apply(&Op::Free(0))?;
+        }
+        prop_assert_eq!(world.pages.left(), COUNT);
+    }
+}
+
+#[test]
+fn a_shared_page_is_copied_by_the_first_to_write_it() {
+    let mut pages = Pages::new(3);
+    let one = pages.alloc();
+    assert_eq!(pages.extend(one, PAGE + 1).unwrap(), None);
+    let two = pages.fork(one);
+    assert_eq!(pages.of(one), pages.of(two));
+    let shared = pages.of(one)[1];
+    let (from, to) = pages.extend(one, 1).unwrap().unwrap();
+    assert_eq!((from, to), (shared, pages.of(one)[1]));
+    assert_eq!(pages.extend(two, 1).unwrap(), None);
+    assert_eq!((pages.of(two)[0], pages.of(two)[1]), (pages.of(one)[0], shared));
+    assert!(matches!(pages.extend(two, PAGE), Err(Error::OutOfPages { asked: 1, free: 0, total: 3, .. })));
+}
