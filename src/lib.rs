@@ -7,6 +7,7 @@ pub mod agent;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod coupling;
 pub mod device;
 pub mod env;
 pub mod files;

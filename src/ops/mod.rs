@@ -5,6 +5,7 @@ pub mod adamw;
 pub mod advantage;
 pub mod attention;
 pub mod embedding;
+pub mod gradient_cosine;
 pub mod grouped_logprob;
 pub mod linear;
 pub mod philox;
