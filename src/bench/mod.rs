@@ -8,9 +8,10 @@ mod peer;
 pub use peer::PeerError;
 
 use crate::config::{Config, Grpo, Optim};
+use crate::coupling::gram::{Grams, StateAction, cosines};
 use crate::device::cpu::{self, Mat};
 use crate::grpo::{Normaliser, Sample};
-use crate::model::{KvCache, Model, Params, Qwen2Config};
+use crate::model::{Keep, KvCache, Model, Params, Qwen2Config};
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
 use crate::ops::sampling::{self, SamplingParams};
@@ -29,6 +30,8 @@ pub enum Bench {
     Generate,
     /// One GRPO step as TRL's trainer takes it: 8 prompts of 64 tokens, 8 generations of 64 tokens each, one optimiser step.
     GrpoStep,
+    /// All cosines of the gradients of 16 sequences of 256 tokens.
+    GradientCosine,
 }
 
 /// One measurement, and the peer's on the same work.
@@ -83,6 +86,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         Bench::TrainStep => ("train-step", 16 * 256, train_flops(16 * 256, 256), train_step()),
         Bench::Generate => ("generate", 64 * 128, generate_flops(), generate()),
         Bench::GrpoStep => ("grpo-step", 64 * 64, grpo_flops(), grpo_step()),
+        Bench::GradientCosine => ("gradient-cosine", 16 * 256, train_flops(16 * 256, 256), gradient_cosine(16, 256)),
     };
     call();
     call();
@@ -173,6 +177,15 @@ fn train_step() -> Box<dyn FnMut()> {
         let batch: Vec<_> = sequences.iter().map(|s| (&s[..], &mask[..])).collect();
         learner.cross_entropy(&batch);
         learner.step(&Optim::default(), 1e-3);
+    })
+}
+
+fn gradient_cosine(samples: usize, length: usize) -> Box<dyn FnMut()> {
+    let model = model();
+    let samples: Vec<_> = (0..samples as u64).map(|i| StateAction { tokens: tokens(i, length), action: 1 }).collect();
+    Box::new(move || {
+        let grams = Grams::new(&model, &samples, Keep::All).expect("the samples fit");
+        cosines(&grams.sum(|_| true), samples.len());
     })
 }
 

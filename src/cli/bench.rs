@@ -18,6 +18,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         (BenchArg::TrainStep, _) => Bench::TrainStep,
         (BenchArg::Generate, _) => Bench::Generate,
         (BenchArg::GrpoStep, _) => Bench::GrpoStep,
+        (BenchArg::GradientCosine, _) => Bench::GradientCosine,
     };
     let report = bench::run(what, args.peer.then_some(&*args.python))?;
     if args.json {

@@ -188,6 +188,8 @@ pub enum BenchArg {
     TrainStep,
     Generate,
     GrpoStep,
+    /// All pairs of per-sample gradient cosines, 16 x 256 tokens
+    GradientCosine,
     /// What GCD adds to a training step's time, with the judgments' prompts shared and without
     Gcd,
     /// Every CUDA kernel, beside the GPU's measured ceilings
