@@ -3,13 +3,20 @@
 mod common;
 
 use common::numeric::{below, values};
+use common::runs::tiny;
 use common::{random_model, tiny_config, tokens};
-use uncouple::coupling::{Grams, SampleError, StateAction};
+use std::path::Path;
+use std::process::Command;
+use uncouple::coupling::gram::{TensorGram, cosines};
+use uncouple::coupling::{CouplingError, Grams, SampleError, StateAction, Weights, measure};
 use uncouple::forest::Forest;
 use uncouple::model::{Activations, Keep, Model, Params};
 use uncouple::ops::gradient_cosine::{self as op, Way};
 use uncouple::ops::grouped_logprob::TokenGrad;
 use uncouple::ops::linear::WeightGrad;
+use uncouple::report::metrics;
+use uncouple::train::run_folder::Existing;
+use uncouple::train::suite;
 
 /// Samples of (length, where the action begins).
 fn samples(seed: u64, lengths: &[(usize, usize)]) -> Vec<StateAction> {
@@ -135,4 +142,99 @@ fn samples_that_do_not_fit_are_named() {
     all[2].tokens = vec![1; 257];
     let error = Grams::new(&model, &all, Keep::All).unwrap_err();
     assert!(error.to_string().contains("sample 2 has 257 tokens") && error.to_string().contains("256"), "{error}");
+}
+
+/// Gram matrices of made-up gradients, one tensor.
+fn made_up(gradients: &[[f64; 2]]) -> Grams {
+    let n = gradients.len();
+    let dot = |a: &[f64; 2], b: &[f64; 2]| a[0] * b[0] + a[1] * b[1];
+    let gram: Vec<f64> = gradients.iter().flat_map(|a| gradients.iter().map(move |b| dot(a, b))).collect();
+    let tensors = vec![
+        TensorGram { name: "model.layers.0.mlp.down_proj.weight".into(), gram: gram.clone() },
+        TensorGram { name: "model.norm.weight".into(), gram: vec![0.0; n * n] },
+    ];
+    Grams { samples: n, tensors, state: cosines(&gram, n), logprob: vec![-1.0; n], ways: [1, 0] }
+}
+
+#[test]
+fn means_are_those_of_the_pairs() {
+    // Two along x, two along y (one of them twice as long), a zero gradient among the positive, one sample in neither class.
+    let grams = made_up(&[[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 0.0], [5.0, 5.0]]);
+    let advantages = [1.0, 1.0, -1.0, -2.0, 1.0, 0.0];
+    let m = measure(&grams, &advantages, Weights::One, 0).unwrap();
+    assert_eq!((m.positive.clone(), m.negative.clone(), m.zero), (vec![0, 1, 4], vec![2, 3], 1));
+    // pp: of three pairs, two with the zero gradient.
+    assert!((m.cosine.pp.mean - 1.0 / 3.0).abs() < 1e-12 && m.cosine.pp.pairs == 6);
+    assert_eq!((m.cosine.nn.mean, m.cosine.pn.mean, m.cosine.nn.std), (1.0, 0.0, 0.0));
+    assert_eq!(m.projection.nn.mean, (2.0 + 0.5) / 2.0);
+    assert_eq!(m.kinds.iter().map(|k| (&k.name[..], k.zero)).collect::<Vec<_>>(), [("mlp", 1), ("norm", 6)]);
+    assert_eq!(m.layers.iter().map(|k| &k.name[..]).collect::<Vec<_>>(), ["layer 0", "final norm"]);
+    // All numbers are finite, so that none is null.
+    assert!(!serde_json::to_string(&m).unwrap().contains("null"));
+    let w = measure(&grams, &advantages, Weights::Advantage, 0).unwrap();
+    assert_eq!(w.inner_matrix[3 * 6 + 3], 16.0);
+    assert_eq!(w.zero, 2, "A = 0 makes a gradient zero");
+    assert_eq!(w.p_value, m.p_value, "the test does not look at the weights");
+}
+
+#[test]
+fn the_permutation_test_tells_classes_from_chance() {
+    let near = |i: usize, angle: f64| [(angle + 0.1 * i as f64).cos(), (angle + 0.1 * i as f64).sin()];
+    let apart: Vec<_> = (0..8).map(|i| near(i, if i < 4 { 0.0 } else { 2.0 })).collect();
+    let sides = [1.0, 1.0, 1.0, 1.0, -1.0, -1.0, -1.0, -1.0];
+    let mixed = [1.0, -1.0, 1.0, -1.0, 1.0, -1.0, 1.0, -1.0];
+    let p = |sides: &[f64]| measure(&made_up(&apart), sides, Weights::One, 7).unwrap().p_value;
+    // 2 of the 70 ways to choose 4 of 8 are as far apart.
+    assert!((0.01..0.06).contains(&p(&sides)), "{}", p(&sides));
+    assert!(p(&mixed) > 0.3, "{}", p(&mixed));
+    assert_eq!(p(&sides), p(&sides), "seeded");
+}
+
+#[test]
+fn what_cannot_be_compared_is_refused() {
+    let grams = made_up(&[[1.0, 0.0]; 4]);
+    let error = |a: &[f64]| measure(&grams, a, Weights::One, 0).unwrap_err();
+    assert_eq!(error(&[0.5; 4]), CouplingError::AllEqual(4));
+    assert_eq!(error(&[1.0, 1.0, 2.0, 0.0]), CouplingError::FewOf { class: "negative", found: 0 });
+    assert_eq!(error(&[-1.0, -1.0, 2.0, 0.0]), CouplingError::FewOf { class: "positive", found: 1 });
+    assert_eq!(error(&[1.0, -1.0]), CouplingError::Lengths { samples: 4, advantages: 2 });
+    assert_eq!(error(&[1.0, -1.0, f64::NAN, 0.0]), CouplingError::NotFinite(2));
+}
+
+#[test]
+fn a_run_measures_its_coupling_and_two_runs_compare() {
+    let dir = tempfile::tempdir().unwrap();
+    let train = |name: &str, set: &[&str]| {
+        let config = tiny(dir.path(), name, &[&["run.iterations=3", "rollout.group_size=8"], set].concat());
+        uncouple::train::train(config.clone(), &*suite(&config).unwrap(), Existing::Refuse)
+            .unwrap_or_else(|e| panic!("{e}"))
+    };
+    let a = train("a", &["coupling.every=1", "coupling.samples=8"]);
+    let coupling = a.summary.coupling.expect("measured");
+    assert!([coupling.pp, coupling.nn, coupling.pn].iter().all(|c| c.abs() <= 1.0));
+    let records = metrics::read(&a.folder).unwrap();
+    let with = |key: &str| records.iter().filter(|r| r.values.contains_key(key)).count();
+    assert!(with("coupling/pn") > 0 && with("coupling/pn") == with("coupling/attention/pp"));
+    assert_eq!(with("seconds/coupling"), with("coupling/state/nn"));
+    assert!(a.folder.join("coupling/final.html").exists());
+    let off = train("off", &["coupling.every=0"]);
+    assert!(off.summary.coupling.is_none() && !off.folder.join("coupling").exists());
+
+    let cli = |args: &[&str]| {
+        let out = Command::new(env!("CARGO_BIN_EXE_uncouple")).arg("coupling").args(args).output().unwrap();
+        (out.status.success(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
+    };
+    let path = |run: &Path| run.display().to_string();
+    let (ok, text, error) = cli(&["--run", &path(&a.folder), "--json"]);
+    assert!(ok, "{error}");
+    let json: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(json["cosine"]["pn"]["mean"], coupling.pn, "the same weights on the same samples");
+    let saved = std::fs::read(a.folder.join("coupling/step-43.safetensors")).unwrap();
+    let tensors = safetensors::SafeTensors::deserialize(&saved).unwrap();
+    let n = json["samples"].as_u64().unwrap() as usize;
+    assert_eq!(tensors.tensor("cosine").unwrap().shape(), [n, n]);
+    let (ok, text, error) = cli(&["compare", &path(&a.folder), &path(&off.folder)]);
+    assert!(ok && text.contains("pn B") && text.contains("layer 1"), "{text}{error}");
+    let (ok, _, error) = cli(&["--run", &path(&off.folder)]);
+    assert!(!ok && error.contains("has not measured its coupling yet"), "{error}");
 }

@@ -30,6 +30,8 @@ pub struct ProbeSample {
 /// A run's `coupling/probe.json`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
+    /// The iteration (from 0) that the samples were taken from.
+    pub iteration: u32,
     pub samples: Vec<ProbeSample>,
 }
 
@@ -38,7 +40,7 @@ const FILE: &str = "probe.json";
 impl Probe {
     /// Half of `count` with positive and half with negative advantage, spread evenly over `candidates`; positive first. `None` when
     /// there are not two of each.
-    pub fn choose(candidates: &[ProbeSample], count: usize) -> Option<Probe> {
+    pub fn choose(iteration: u32, candidates: &[ProbeSample], count: usize) -> Option<Probe> {
         let class = |keep: fn(f64) -> bool| -> Vec<&ProbeSample> {
             let all: Vec<_> = candidates.iter().filter(|c| keep(c.advantage)).collect();
             let n = (count / 2).min(all.len());
@@ -46,7 +48,7 @@ impl Probe {
         };
         let (positive, negative) = (class(|a| a > 0.0), class(|a| a < 0.0));
         let enough = positive.len() >= 2 && negative.len() >= 2;
-        enough.then(|| Probe { samples: positive.into_iter().chain(negative).cloned().collect() })
+        enough.then(|| Probe { iteration, samples: positive.into_iter().chain(negative).cloned().collect() })
     }
 
     pub fn read(run: &Path) -> Result<Probe, ProbeError> {

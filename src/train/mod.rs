@@ -2,6 +2,7 @@
 
 pub mod batch;
 mod cold_start;
+pub mod coupling;
 pub mod critic;
 pub mod evaluate;
 pub mod interrupt;
@@ -18,6 +19,7 @@ pub use session::{Outcome, train};
 
 use crate::agent::PromptError;
 use crate::config::{Config, ConfigError};
+use crate::coupling::{CouplingError, ProbeError};
 use crate::env::household::Household;
 use crate::env::{EnvError, Suite};
 use crate::files::FileError;
@@ -47,6 +49,10 @@ pub enum TrainError {
     Env(#[from] EnvError),
     #[error(transparent)]
     Judge(#[from] JudgeError),
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    #[error("coupling: {0}")]
+    Coupling(#[from] CouplingError),
     #[error(transparent)]
     Rollout(#[from] RolloutError),
     #[error("{}: not a training state of this version ({reason}); start a new run", .file.display())]

@@ -7,7 +7,7 @@ use super::learner::Learner;
 use super::record::stored;
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
-use super::{TrainError, evaluate, interrupt, memory};
+use super::{TrainError, coupling, evaluate, interrupt, memory};
 use crate::agent::Prompter;
 use crate::config::{Config, LabelSource};
 use crate::env::Suite;
@@ -328,6 +328,7 @@ impl<'a> Session<'a> {
             }
             record = with_gcd(record, gcd, done.train_seconds, seconds);
         }
+        record = self.couple(done, record)?;
         self.metrics.append(&record)?;
         let config = &self.config;
         let kept: Vec<_> = done
@@ -348,6 +349,20 @@ impl<'a> Session<'a> {
             self.count_step(step.skipped.then(|| Bad::new(format!("grpo-{at}.json"), sequences())), say)?;
         }
         Ok(())
+    }
+
+    /// Measures the coupling where it is due, after the iteration's step.
+    fn couple(&self, done: &Iteration, record: Record) -> Result<Record, TrainError> {
+        let every = self.config.coupling.every;
+        if every == 0 || !self.state.iterations.is_multiple_of(every) {
+            return Ok(record);
+        }
+        let began = Instant::now();
+        let Some(probe) = coupling::probe(self.folder.path(), &self.config, done, self.state.iterations)? else {
+            return Ok(record);
+        };
+        let (_, measurement) = coupling::measured(&self.learner.model, &probe, self.config.run.seed)?;
+        Ok(coupling::recorded(record, &measurement).with("seconds/coupling", began.elapsed().as_secs_f64()))
     }
 
     /// Counts an optimiser step; a skipped one keeps its batch, and several in a row end the run.
@@ -431,7 +446,13 @@ impl<'a> Session<'a> {
     fn report(&mut self, last: Evaluation, judgment_accuracy: Option<f64>) -> Result<Outcome, TrainError> {
         let first = self.state.cold_start.clone().unwrap_or_default();
         let rows = results::rows(&[("cold start", &first), ("final", &last)]);
+        let off = self.config.coupling.every == 0 || self.state.iterations == 0;
+        let coupling = match off {
+            true => None,
+            false => coupling::last(self.folder.path(), &self.learner.model, self.config.run.seed)?,
+        };
         let summary = Summary {
+            coupling: coupling.map(|measurement| measurement.summary()),
             seconds: self.seconds(),
             train_steps: self.state.train_steps,
             env_steps: self.state.env_steps,
