@@ -1,17 +1,18 @@
 //! Speed, beside the peer's in the same run: training step, generation, GRPO step on the 3.48 M-parameter model that
 //! benches/peers/peer_cpu.py builds too.
 
+mod coupling;
 pub mod gcd;
 pub mod kernels;
 mod peer;
 
+pub use coupling::Growth;
 pub use peer::PeerError;
 
 use crate::config::{Config, Grpo, Optim};
-use crate::coupling::gram::{Grams, StateAction, cosines};
 use crate::device::cpu::{self, Mat};
 use crate::grpo::{Normaliser, Sample};
-use crate::model::{Keep, KvCache, Model, Params, Qwen2Config};
+use crate::model::{KvCache, Model, Params, Qwen2Config};
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
 use crate::ops::sampling::{self, SamplingParams};
@@ -49,6 +50,9 @@ pub struct Report {
     pub gemm_gflops: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Peer>,
+    /// Of the gradient cosines, at other sizes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<Growth>,
 }
 
 /// A peer's time on the same work in the same run.
@@ -86,7 +90,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         Bench::TrainStep => ("train-step", 16 * 256, train_flops(16 * 256, 256), train_step()),
         Bench::Generate => ("generate", 64 * 128, generate_flops(), generate()),
         Bench::GrpoStep => ("grpo-step", 64 * 64, grpo_flops(), grpo_step()),
-        Bench::GradientCosine => ("gradient-cosine", 16 * 256, train_flops(16 * 256, 256), gradient_cosine(16, 256)),
+        Bench::GradientCosine => ("gradient-cosine", 16 * 256, train_flops(16 * 256, 256), coupling::call()),
     };
     call();
     call();
@@ -99,6 +103,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         .collect();
     times.sort_by(f64::total_cmp);
     let seconds = times[CALLS / 2];
+    let growth = if bench == Bench::GradientCosine { coupling::growth() } else { Vec::new() };
     let peers = match peer {
         Some(python) => peer::run(python, bench)?,
         None => Vec::new(),
@@ -111,6 +116,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         tokens_per_second: tokens as f64 / seconds,
         gemm_share: flops / seconds / 1e9 / gemm_gflops,
         gemm_gflops,
+        growth,
         peers: peers.into_iter().map(|(name, t)| Peer { name, seconds: t, ratio: t / seconds }).collect(),
     })
 }
@@ -177,15 +183,6 @@ fn train_step() -> Box<dyn FnMut()> {
         let batch: Vec<_> = sequences.iter().map(|s| (&s[..], &mask[..])).collect();
         learner.cross_entropy(&batch);
         learner.step(&Optim::default(), 1e-3);
-    })
-}
-
-fn gradient_cosine(samples: usize, length: usize) -> Box<dyn FnMut()> {
-    let model = model();
-    let samples: Vec<_> = (0..samples as u64).map(|i| StateAction { tokens: tokens(i, length), action: 1 }).collect();
-    Box::new(move || {
-        let grams = Grams::new(&model, &samples, Keep::All).expect("the samples fit");
-        cosines(&grams.sum(|_| true), samples.len());
     })
 }
 
