@@ -133,6 +133,17 @@ fn weights_multiply_rows_and_columns() {
 }
 
 #[test]
+fn actions_of_no_tokens_have_gradient_zero() {
+    for tied in [true, false] {
+        let model = random_model(tiny_config(tied, 2), 4);
+        let grams = Grams::new(&model, &samples(5, &[(4, 4), (1, 0), (30, 40)]), Keep::All).unwrap();
+        assert!(grams.sum(|_| true).iter().all(|x| *x == 0.0));
+        assert_eq!(cosines(&grams.sum(|_| true), 3), [0.0; 9]);
+        assert!(Grams::new(&model, &[], Keep::All).unwrap().tensors.iter().all(|t| t.gram.is_empty()));
+    }
+}
+
+#[test]
 fn samples_that_do_not_fit_are_named() {
     let model = random_model(tiny_config(true, 2), 4);
     let mut all = samples(5, SETS[0]);

@@ -65,7 +65,7 @@ pub fn ghost_tiles(rows: usize) -> impl Iterator<Item = (usize, usize)> {
 
 /// The tiles of a matrix's rows `columns` (of `dy`) that [`slab`] is called with.
 pub fn slab_tiles(columns: Range<usize>, in_features: usize, samples: usize) -> impl Iterator<Item = Range<usize>> {
-    let step = (SLAB / (in_features * samples)).clamp(1, 256);
+    let step = (SLAB / (in_features * samples).max(1)).clamp(1, 256);
     columns.clone().step_by(step).map(move |at| at..(at + step).min(columns.end))
 }
 
@@ -310,6 +310,12 @@ impl HeadRows<'_> {
     fn by_pairs(&self, tied: Option<&InputGrads>) -> Vec<f64> {
         let (rows, samples, log_sums) = (self.target.len(), self.ends.len(), self.log_sums());
         let mut sum = vec![0.0; samples * samples];
+        if let Some(inputs) = tied {
+            add_parts(&mut sum, samples, &inputs.gram());
+        }
+        if rows == 0 {
+            return sum;
+        }
         // dy · dy of every pair of rows, summed over the vocabulary. The rows are fewer than twice `width`.
         let mut yy = vec![0.0f32; rows * rows];
         let mut d = Vec::new();
@@ -351,9 +357,6 @@ impl HeadRows<'_> {
         });
         let all = runs(self.ends, &whole);
         add_parts(&mut sum, samples, &pair_sums(&xx, &yy, rows, &all, &all, true));
-        if let Some(inputs) = tied {
-            add_parts(&mut sum, samples, &inputs.gram());
-        }
         sum
     }
 
