@@ -1,12 +1,13 @@
 //! `uncouple` trains language-model agents on one device with GRPO and Generative Classification Disentanglement (GCD),
 //! and measures the thing GCD is meant to cure: gradient coupling (arXiv 2509.23870).
 //!
-//! Imports point down: `cli → train → (gcd, grpo, rollout) → (agent, env, model, forest) → ops → device`; `files` lies below all.
+//! Imports point down: `cli → train → (coupling, gcd, grpo, rollout) → (agent, env, model, forest) → ops → device`; `files` lies below all.
 
 pub mod agent;
 pub mod bench;
 pub mod cli;
 pub mod config;
+pub mod coupling;
 pub mod device;
 pub mod env;
 pub mod files;

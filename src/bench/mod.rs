@@ -1,10 +1,12 @@
 //! Speed, beside the peer's in the same run: training step, generation, GRPO step on the 3.48 M-parameter model that
 //! benches/peers/peer_cpu.py builds too.
 
+mod coupling;
 pub mod gcd;
 pub mod kernels;
 mod peer;
 
+pub use coupling::Growth;
 pub use peer::PeerError;
 
 use crate::config::{Config, Grpo, Optim};
@@ -29,6 +31,8 @@ pub enum Bench {
     Generate,
     /// One GRPO step as TRL's trainer takes it: 8 prompts of 64 tokens, 8 generations of 64 tokens each, one optimiser step.
     GrpoStep,
+    /// All cosines of the gradients of 16 sequences of 256 tokens.
+    GradientCosine,
 }
 
 /// One measurement, and the peer's on the same work.
@@ -46,6 +50,9 @@ pub struct Report {
     pub gemm_gflops: f64,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Peer>,
+    /// Of the gradient cosines, at other sizes.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub growth: Vec<Growth>,
 }
 
 /// A peer's time on the same work in the same run.
@@ -85,6 +92,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         Bench::TrainStep => ("train-step", 16 * 256, train_flops(16 * 256, 256), train_step()),
         Bench::Generate => ("generate", 64 * 128, generate_flops(), generate()),
         Bench::GrpoStep => ("grpo-step", 64 * 64, grpo_flops(), grpo_step()),
+        Bench::GradientCosine => ("gradient-cosine", 16 * 256, train_flops(16 * 256, 256), coupling::call()),
     };
     call();
     call();
@@ -97,6 +105,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         .collect();
     times.sort_by(f64::total_cmp);
     let seconds = times[CALLS / 2];
+    let growth = if bench == Bench::GradientCosine { coupling::growth() } else { Vec::new() };
     let peers = match peer {
         Some(python) => peer::run(python, bench)?,
         None => Vec::new(),
@@ -109,6 +118,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         tokens_per_second: tokens as f64 / seconds,
         gemm_share: flops / seconds / 1e9 / gemm_gflops,
         gemm_gflops,
+        growth,
         peers: peers.into_iter().map(|(name, t)| Peer { name, seconds: t, ratio: t / seconds }).collect(),
     })
 }

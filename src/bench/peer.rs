@@ -29,6 +29,7 @@ pub fn run(python: &Path, bench: Bench) -> Result<Vec<(String, f64)>, PeerError>
         Bench::TrainStep => ("train", "(i) train step"),
         Bench::Generate => ("generate", "(ii) generate greedy 128 new, batch 64"),
         Bench::GrpoStep => ("trl", "(iii) TRL GRPO step"),
+        Bench::GradientCosine => ("cosine", "(iv) cosine 16x256"),
     };
     let output = Command::new(python)
         .arg(&script)

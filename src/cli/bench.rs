@@ -18,6 +18,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         (BenchArg::TrainStep, _) => Bench::TrainStep,
         (BenchArg::Generate, _) => Bench::Generate,
         (BenchArg::GrpoStep, _) => Bench::GrpoStep,
+        (BenchArg::GradientCosine, _) => Bench::GradientCosine,
     };
     let report = bench::run(what, args.peer.then_some(&*args.python))?;
     if args.json {
@@ -31,6 +32,21 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         table.add_row([peer.name.clone(), format!("{:.1}", 1e3 * peer.seconds), format!("{:.2}", peer.ratio)]);
     }
     output::print(&table.to_string())?;
+    if !report.growth.is_empty() {
+        let mut table = Table::new();
+        table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
+            "samples",
+            "tokens of each",
+            "ms",
+            "slabs",
+            "ghosts",
+        ]);
+        for g in &report.growth {
+            let ms = format!("{:.1}", 1e3 * g.seconds);
+            table.add_row([g.samples.to_string(), g.length.to_string(), ms, g.slab.to_string(), g.ghost.to_string()]);
+        }
+        output::print(&table.to_string())?;
+    }
     output::print(&format!(
         "{:.0} tokens/s; {:.0} % of the {:.0} GFLOP/s that matrix products alone reach here",
         report.tokens_per_second,

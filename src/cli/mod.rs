@@ -1,6 +1,7 @@
 //! The command line: parse, call, print. What a command does is elsewhere.
 
 mod bench;
+mod coupling;
 mod doctor;
 mod eval;
 mod output;
@@ -28,6 +29,8 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate a run or a model on the evaluation splits
     Eval(EvalArgs),
+    /// Gradient coupling of a run's samples: cosines of all pairs of their gradients
+    Coupling(coupling::CouplingArgs),
     /// Look at this machine and say what training will find here
     Doctor(DoctorArgs),
     /// Check every CUDA kernel on this machine's GPU against the CPU
@@ -188,6 +191,8 @@ pub enum BenchArg {
     TrainStep,
     Generate,
     GrpoStep,
+    /// All pairs of per-sample gradient cosines, 16 x 256 tokens
+    GradientCosine,
     /// What GCD adds to a training step's time, with the judgments' prompts shared and without
     Gcd,
     /// Every CUDA kernel, beside the GPU's measured ceilings
@@ -198,6 +203,7 @@ pub enum BenchArg {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Coupling(args) => coupling::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Selftest(args) => selftest::run(args),
         Command::Eval(args) => eval::run(args),

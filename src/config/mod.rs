@@ -3,12 +3,14 @@
 //! A new field needs only its place here and its default: loading, overrides, spelling hints and the printed form follow.
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
+mod coupling;
 mod decouple;
 mod gcd;
 mod load;
 mod suggestions;
 mod validate;
 
+pub use coupling::Coupling;
 pub use decouple::{Decouple, DecoupleMethod};
 pub use gcd::{Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
@@ -30,6 +32,7 @@ pub struct Config {
     pub gcd: Gcd,
     pub suggestions: Suggestions,
     pub decouple: Decouple,
+    pub coupling: Coupling,
     pub optim: Optim,
     pub eval: Eval,
 }

@@ -32,6 +32,8 @@ impl Config {
         self.validate_gcd()?;
         self.validate_suggestions()?;
         self.validate_decouple()?;
+        let pairs = "must be 4 or more: pairs of each sign are compared";
+        need(self.coupling.samples >= 4, "coupling.samples", self.coupling.samples, pairs)?;
         self.validate_optimisers()?;
         at_least_one("env.max_steps", self.env.max_steps)?;
         not_negative("eval.temperature", self.eval.temperature)

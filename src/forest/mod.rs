@@ -57,6 +57,20 @@ impl Forest {
         Forest::pack(&nodes, &roots, paths)
     }
 
+    /// Packs `sequences` one behind the other and shares nothing, so that each has rows of its own.
+    pub fn unshared<S: AsRef<[u32]>>(sequences: &[S]) -> Forest {
+        let mut forest = Forest::default();
+        for sequence in sequences.iter().map(AsRef::as_ref) {
+            let (first, length) = (forest.tokens.len() as u32, sequence.len() as u32);
+            forest.tokens.extend(sequence);
+            forest.position.extend(0..length);
+            forest.reach.extend((0..length).map(|_| first + length));
+            forest.parent.extend((0..length).map(|at| if at == 0 { ROOT } else { first + at - 1 }));
+            forest.paths.push((first..first + length).collect());
+        }
+        forest
+    }
+
     /// Depth-first packing of a trie; `paths` come in as trie ids and leave as packed nodes.
     fn pack(nodes: &[Node], roots: &[u32], mut paths: Vec<Vec<u32>>) -> Forest {
         let mut forest = Forest::default();

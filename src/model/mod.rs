@@ -12,6 +12,7 @@ pub mod params;
 pub mod policy;
 pub mod qwen2;
 pub(crate) mod recipe;
+pub mod sink;
 pub mod tokenizer;
 
 pub use config::{Qwen2Config, TokenIds};

@@ -5,13 +5,16 @@
 //! residual; blocks run in parallel.
 
 use super::params::LayerLayout;
+use super::sink::{Accumulate, Sink, by_span};
 use super::{Params, Qwen2Config};
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
 use crate::ops::attention::{self, Visibility};
 use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
-use crate::ops::{embedding, linear, residual, rmsnorm, rope, swiglu};
+use crate::ops::linear::WeightGrad;
+use crate::ops::{embedding, linear, rmsnorm, rope, swiglu};
 use rayon::prelude::*;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// A Qwen2 model in memory.
@@ -287,23 +290,28 @@ impl Model {
     /// # Panics
     /// If the forward pass kept nothing.
     pub fn backward(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], grads: &mut Params) {
+        self.backward_into(forest, acts, d_hidden, &mut Accumulate { grads, rows: [forest.len()] });
+    }
+
+    /// As [`Model::backward`], handing the parameters' gradients to `sink`. The head's is none of them.
+    pub fn backward_into(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], sink: &mut dyn Sink) {
         assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
         let (d, layout) = (self.dims(), self.params.layout.clone());
         let Activations { inputs, layers, visibility, grads: g, rstd, keep, .. } = acts;
         g.resize(forest.len(), &d);
         let last = &inputs[self.config.num_hidden_layers];
         g.input.fill(0.0);
-        let dw = &mut grads.flat[layout.norm.clone()];
-        norm_backward(d_hidden, last, self.weight(&layout.norm), rstd, &mut g.input, dw);
+        let parts = norm_backward(sink.spans(), d_hidden, last, self.weight(&layout.norm), rstd, &mut g.input);
+        hand_over(sink, &layout.norm, parts);
         for l in (0..self.config.num_hidden_layers).rev() {
             let (x, rest) = inputs.split_at_mut(l + 1);
             if *keep == Keep::LayerInputs {
                 self.layer_forward(l, forest, visibility, &x[l], &mut layers[0], &mut rest[0]);
             }
             let a = &mut layers[if *keep == Keep::All { l } else { 0 }];
-            self.layer_backward(&layout.layers[l], forest, visibility, &x[l], a, g, d_hidden, &mut grads.flat);
+            self.layer_backward(&layout.layers[l], forest, visibility, &x[l], a, g, d_hidden, sink);
         }
-        embedding::backward(&forest.tokens, &g.input, d.hidden, &mut grads.flat[layout.embed.clone()]);
+        sink.embedding(&layout.embed, &forest.tokens, &g.input);
     }
 
     /// One layer: on entry `g.input` is the gradient of its output, on exit of its input `x`. `dy` is scratch.
@@ -317,7 +325,7 @@ impl Model {
         a: &mut LayerActs,
         g: &mut LayerGrads,
         dy: &mut [f32],
-        grads: &mut [f32],
+        sink: &mut dyn Sink,
     ) {
         let d = self.dims();
         let (hidden, q_dim, qkv_dim) = (d.hidden, d.attention.q_dim(), d.attention.qkv_dim());
@@ -332,22 +340,23 @@ impl Model {
             .zip(a.gate_up.par_chunks_mut(BLOCK * 2 * d.ffn))
             .zip(g.mid.par_chunks_mut(BLOCK * hidden))
             .zip(g.attn.par_chunks_mut(BLOCK * q_dim));
-        let dw: Vec<Vec<f32>> = parts
-            .map_init(Vec::new, |scratch, (((((dy, mid), rstd), gate_up), d_mid), d_attn)| {
+        let spans = sink.spans();
+        let dw: Vec<Parts> = parts
+            .enumerate()
+            .map_init(Vec::new, |scratch, (block, (((((dy, mid), rstd), gate_up), d_mid), d_attn))| {
                 let rows = dy.len() / hidden;
                 scratch.resize(rows * d.ffn.max(hidden), 0.0);
                 linear::backward_input(dy, self.weight(&layer.down), d.ffn, &mut scratch[..rows * d.ffn]);
                 swiglu::backward(&scratch[..rows * d.ffn], d.ffn, gate_up);
                 let d_norm = &mut scratch[..rows * hidden];
                 linear::backward_input(gate_up, self.weight(&layer.gate_up), hidden, d_norm);
-                let mut dw = vec![0.0; hidden];
                 d_mid.copy_from_slice(dy);
-                rmsnorm::backward(d_norm, mid, w_norm, rstd, d_mid, &mut dw);
+                let dw = norm_rows(spans, block, d_norm, mid, w_norm, rstd, d_mid);
                 linear::backward_input(d_mid, self.weight(&layer.o), q_dim, d_attn);
                 dw
             })
             .collect();
-        add_all(&mut grads[layer.post_norm.clone()], &dw);
+        hand_over(sink, &layer.post_norm, dw);
 
         attention::backward(&g.attn, &a.qkv, &a.attn, &a.softmax, d.attention, visibility, &mut g.qkv);
 
@@ -360,44 +369,35 @@ impl Model {
             .zip(a.rstd1.par_chunks(BLOCK))
             .zip(g.mid.par_chunks(BLOCK * hidden))
             .zip(g.input.par_chunks_mut(BLOCK * hidden));
-        let dw: Vec<(Vec<f32>, Vec<f32>)> = parts
-            .map_init(Vec::new, |d_norm, (((((d_qkv, position), x), rstd), d_mid), d_input)| {
+        let spans = sink.spans();
+        let (dw, d_bias): (Vec<Parts>, Vec<Parts>) = parts
+            .enumerate()
+            .map_init(Vec::new, |d_norm, (block, (((((d_qkv, position), x), rstd), d_mid), d_input))| {
                 let rotated = d.attention.heads + d.attention.kv_heads;
                 rope::rotate(d_qkv, qkv_dim, rotated, position, &self.rope, true);
-                let mut d_bias = vec![0.0; qkv_dim];
-                linear::backward_bias(d_qkv, &mut d_bias);
+                let d_bias = by_span(spans, block * BLOCK, rstd.len(), |r| {
+                    let mut d_bias = vec![0.0; qkv_dim];
+                    linear::backward_bias(&d_qkv[r.start * qkv_dim..r.end * qkv_dim], &mut d_bias);
+                    d_bias
+                });
                 d_norm.resize(d_input.len(), 0.0);
                 linear::backward_input(d_qkv, self.weight(&layer.qkv), hidden, d_norm);
-                let mut dw = vec![0.0; hidden];
                 d_input.copy_from_slice(d_mid);
-                rmsnorm::backward(d_norm, x, w_norm, rstd, d_input, &mut dw);
-                (dw, d_bias)
+                (norm_rows(spans, block, d_norm, x, w_norm, rstd, d_input), d_bias)
             })
-            .collect();
-        for (dw, d_bias) in &dw {
-            residual::forward(&mut grads[layer.input_norm.clone()], dw);
-            residual::forward(&mut grads[layer.qkv_bias.clone()], d_bias);
-        }
+            .unzip();
+        hand_over(sink, &layer.input_norm, dw);
+        hand_over(sink, &layer.qkv_bias, d_bias);
 
-        // Every weight gradient of the layer as one list of tiles, so that no core waits for another.
-        let mut products: [(_, &[f32], &[f32], _, _); 4] = [
-            (layer.qkv.clone(), &g.qkv, &a.norm1, qkv_dim, hidden),
-            (layer.o.clone(), &g.mid, &a.attn, hidden, q_dim),
-            (layer.gate_up.clone(), &a.gate_up, &a.norm2, 2 * d.ffn, hidden),
-            (layer.down.clone(), dy, &a.act, hidden, d.ffn),
+        let product = |dy, out, x, in_features| WeightGrad { dy, out, x, in_features };
+        let mut products = [
+            (layer.qkv.clone(), product(&g.qkv, qkv_dim, &a.norm1, hidden)),
+            (layer.o.clone(), product(&g.mid, hidden, &a.attn, q_dim)),
+            (layer.gate_up.clone(), product(&a.gate_up, 2 * d.ffn, &a.norm2, hidden)),
+            (layer.down.clone(), product(dy, hidden, &a.act, d.ffn)),
         ];
         products.sort_by_key(|p| p.0.start);
-        let (mut tiles, mut rest, mut at) = (Vec::new(), grads, 0);
-        for (range, dy, x, out, in_features) in products {
-            let (dw, tail) = std::mem::take(&mut rest)[range.start - at..].split_at_mut(range.len());
-            (rest, at) = (tail, range.end);
-            for (i, dw) in dw.chunks_mut(WEIGHT_TILE * in_features).enumerate() {
-                tiles.push((dw, dy, out, i * WEIGHT_TILE, x, in_features));
-            }
-        }
-        tiles.into_par_iter().with_max_len(1).for_each(|(dw, dy, out, first, x, in_features)| {
-            linear::backward_weight(dy, out, first, x, in_features, dw);
-        });
+        sink.matrices(&products);
     }
 
     fn weights(&self) -> Weights<'_> {
@@ -422,30 +422,33 @@ impl Model {
     }
 }
 
-/// Rows of one tile of a weight gradient.
-const WEIGHT_TILE: usize = 256;
-
 fn targets(forest: &Forest, nodes: &[u32]) -> Vec<Target> {
     let target = |&n: &u32| Target { row: forest.parent[n as usize], token: forest.tokens[n as usize] };
     nodes.iter().map(target).collect()
 }
 
-fn add_all(sum: &mut [f32], parts: &[Vec<f32>]) {
-    parts.iter().for_each(|p| residual::forward(sum, p));
+/// What a block of rows adds to a norm weight's or bias's gradient, span by span.
+type Parts = Vec<(usize, Vec<f32>)>;
+
+fn hand_over(sink: &mut dyn Sink, range: &Range<usize>, blocks: Vec<Parts>) {
+    blocks.iter().flatten().for_each(|(span, d)| sink.vector(range, *span, d));
 }
 
-/// RMSNorm's backward pass over all rows in parallel.
-fn norm_backward(dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+/// RMSNorm's backward pass over a block of rows; dw of each span by itself.
+fn norm_rows(spans: &[usize], block: usize, dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32]) -> Parts {
+    by_span(spans, block * BLOCK, rstd.len(), |rows| {
+        let mut dw = vec![0.0; w.len()];
+        let at = rows.start * w.len()..rows.end * w.len();
+        rmsnorm::backward(&dy[at.clone()], &x[at.clone()], w, &rstd[rows], &mut dx[at], &mut dw);
+        dw
+    })
+}
+
+/// The same over all rows in parallel.
+fn norm_backward(spans: &[usize], dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32]) -> Vec<Parts> {
     let block = BLOCK * w.len();
     let parts = dy.par_chunks(block).zip(x.par_chunks(block)).zip(rstd.par_chunks(BLOCK)).zip(dx.par_chunks_mut(block));
-    let parts: Vec<Vec<f32>> = parts
-        .map(|(((dy, x), rstd), dx)| {
-            let mut dw = vec![0.0; w.len()];
-            rmsnorm::backward(dy, x, w, rstd, dx, &mut dw);
-            dw
-        })
-        .collect();
-    add_all(dw, &parts);
+    parts.enumerate().map(|(i, (((dy, x), rstd), dx))| norm_rows(spans, i, dy, x, w, rstd, dx)).collect()
 }
 
 impl LayerActs {

@@ -42,7 +42,7 @@ pub struct Head<'a> {
 
 /// Gradients that the backward pass adds to.
 pub struct HeadGrads<'a> {
-    /// `[vocab, hidden]`
+    /// `[vocab, hidden]`, or empty where it is not wanted.
     pub weight: &'a mut [f32],
     /// `[rows, hidden]`
     pub hidden: &'a mut [f32],

@@ -75,6 +75,15 @@ pub fn backward_input(dy: &[f32], w: &[f32], in_features: usize, dx: &mut [f32])
     gemm((rows, in_features, out), dx, in_features, false, 1.0, Mat::rows(dy, out), Mat::rows(w, in_features));
 }
 
+/// The factors of a weight's gradient dW = dyᵀ x: `dy` `[tokens, out]`, `x` `[tokens, in]`.
+#[derive(Clone, Copy)]
+pub struct WeightGrad<'a> {
+    pub dy: &'a [f32],
+    pub out: usize,
+    pub x: &'a [f32],
+    pub in_features: usize,
+}
+
 /// One output tile of `dW += dyᵀ x`: `dw` holds the rows of dW that belong to columns `first ..` of `dy`.
 /// `dy` `[tokens, out]`, `x` `[tokens, in]`.
 pub fn backward_weight(dy: &[f32], out: usize, first: usize, x: &[f32], in_features: usize, dw: &mut [f32]) {

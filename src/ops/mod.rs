@@ -6,6 +6,7 @@ pub mod advantage;
 pub mod attention;
 pub mod decode_attention;
 pub mod embedding;
+pub mod gradient_cosine;
 pub mod grouped_logprob;
 pub mod linear;
 pub mod philox;

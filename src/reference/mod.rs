@@ -30,6 +30,8 @@ use tensors::Tensors;
 /// Why a set could not be replayed or checked.
 #[derive(Debug, thiserror::Error)]
 pub enum ReferenceError {
+    #[error("the set's per-sample gradients: {0}")]
+    Sample(#[from] crate::coupling::SampleError),
     #[error("cannot read {file}: {source}")]
     Read { file: PathBuf, source: std::io::Error },
     #[error("cannot write {file}: {source}")]
@@ -103,7 +105,7 @@ pub(crate) fn compute(set: &Path, name: &str) -> Result<Outputs, ReferenceError>
     let mut tensors = Tensors::default();
     let forward = forward::compute(&model, &inputs.forward, stored, &raw["forward"], &mut tensors);
     let adamw = adamw::compute(&model, &inputs.adamw, &raw["adamw"], &mut tensors);
-    let persample = persample::compute(&model, &inputs.persample, &raw["persample"], &mut tensors);
+    let persample = persample::compute(&model, &inputs.persample, &raw["persample"], &mut tensors)?;
     let generate = generate::compute(&model, &inputs, &raw["generate"], &mut tensors);
     let grpo = grpo::compute(&model, &inputs.grpo, &raw["grpo"], &given, &golden, &mut tensors)?;
 

@@ -4,26 +4,30 @@ use super::forward;
 use super::inputs::PerSample;
 use super::tensors::Tensors;
 use super::{echo, sketch};
+use crate::coupling::gram::{cosines, projections};
+use crate::coupling::{Grams, SampleError, StateAction};
 use crate::forest::Forest;
-use crate::model::{Model, Params};
+use crate::model::{Keep, Model, Params};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
-pub fn compute(model: &Model, inputs: &PerSample, raw: &Value, tensors: &mut Tensors) -> Value {
+pub fn compute(model: &Model, inputs: &PerSample, raw: &Value, tensors: &mut Tensors) -> Result<Value, SampleError> {
     let n = inputs.advantages.len();
+    let batch = inputs.batch.sequences.iter().zip(&inputs.batch.prompt_lens);
+    let samples: Vec<_> = batch.map(|(s, prompt)| StateAction { tokens: s.clone(), action: *prompt }).collect();
+    let grams = Grams::new(model, &samples, Keep::All)?;
     let weighted: Vec<Params> = (0..n).map(|i| gradient(model, inputs, i, f64::from(inputs.advantages[i]))).collect();
     for (i, g) in weighted.iter().enumerate() {
         let shape = [g.layout.entries.len(), sketch::COLUMNS];
         tensors.insert_f64(format!("persample.sample{i}.sketch"), &shape, sketch::of(g));
     }
-    let per_tensor = inner_per_tensor(&weighted);
+    let unweighted = inner_per_tensor(grams.clone());
+    let advantages: Vec<f64> = inputs.advantages.iter().map(|a| f64::from(*a)).collect();
+    let per_tensor = inner_per_tensor(grams.weighted(&advantages));
     let inner = total(per_tensor.iter().map(|(_, k)| k), n);
-    let unweighted: Vec<Params> = (0..n).map(|i| gradient(model, inputs, i, 1.0)).collect();
-    let inner_unweighted = total(inner_per_tensor(&unweighted).iter().map(|(_, k)| k), n);
+    let inner_unweighted = total(unweighted.iter().map(|(_, k)| k), n);
     let (cosine, cosine_unweighted) = (cosines(&inner, n), cosines(&inner_unweighted, n));
-    let projection: Vec<f64> = (0..n * n)
-        .map(|ij| if inner[ij / n * (n + 1)] > 0.0 { inner[ij] / inner[ij / n * (n + 1)] } else { 0.0 })
-        .collect();
+    let projection = projections(&inner, n);
 
     let side = |keep: fn(f32) -> bool| (0..n).filter(|i| keep(inputs.advantages[*i])).collect::<Vec<usize>>();
     let (positive, negative) = (side(|a| a > 0.0), side(|a| a < 0.0));
@@ -56,7 +60,7 @@ pub fn compute(model: &Model, inputs: &PerSample, raw: &Value, tensors: &mut Ten
     ] {
         tensors.insert_f64(format!("persample.{name}"), &[n, n], matrix);
     }
-    json.into()
+    Ok(json.into())
 }
 
 /// Gradient of −`advantage` · mean log p over the completion of sequence `i`.
@@ -68,17 +72,11 @@ fn gradient(model: &Model, inputs: &PerSample, i: usize, advantage: f64) -> Para
     forward::gradient(model, &forest, &terms, None, &mut 0.0)
 }
 
-/// For each tensor, by name: the inner products of its gradients in all samples, `[n, n]`, summed in f64.
-fn inner_per_tensor(grads: &[Params]) -> Vec<(String, Vec<f64>)> {
-    let Some(first) = grads.first() else { return Vec::new() };
-    let inner = |range: &std::ops::Range<usize>| {
-        let dot = |a: &Params, b: &Params| {
-            let pairs = a.flat[range.clone()].iter().zip(&b.flat[range.clone()]);
-            pairs.map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>()
-        };
-        grads.iter().flat_map(|a| grads.iter().map(move |b| dot(a, b))).collect()
-    };
-    sketch::by_name(first).into_iter().map(|e| (e.name.clone(), inner(&e.range))).collect()
+/// The inner products of each tensor's gradients, by name.
+fn inner_per_tensor(grams: Grams) -> Vec<(String, Vec<f64>)> {
+    let mut all: Vec<_> = grams.tensors.into_iter().map(|t| (t.name, t.gram)).collect();
+    all.sort_by(|a: &(String, Vec<f64>), b| a.0.cmp(&b.0));
+    all
 }
 
 fn total<'a>(matrices: impl Iterator<Item = &'a Vec<f64>>, n: usize) -> Vec<f64> {
@@ -87,17 +85,6 @@ fn total<'a>(matrices: impl Iterator<Item = &'a Vec<f64>>, n: usize) -> Vec<f64>
         sum.iter_mut().zip(matrix).for_each(|(s, x)| *s += x);
     }
     sum
-}
-
-/// Cosines from inner products; 0 where a gradient is zero.
-fn cosines(inner: &[f64], n: usize) -> Vec<f64> {
-    let norm = |i: usize| inner[i * (n + 1)].max(0.0).sqrt();
-    (0..n * n)
-        .map(|ij| {
-            let scale = norm(ij / n) * norm(ij % n);
-            if scale > 0.0 { inner[ij] / scale } else { 0.0 }
-        })
-        .collect()
 }
 
 /// Mean over the pairs of two different samples; `null` when there is none.

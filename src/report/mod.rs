@@ -1,5 +1,6 @@
 //! What a run leaves behind for people and programs: metrics, trajectories, tables, the report page.
 
+pub mod heatmap;
 pub mod html;
 pub mod metrics;
 pub mod plot;

@@ -2,6 +2,7 @@
 
 pub mod batch;
 mod cold_start;
+pub mod coupling;
 pub mod critic;
 pub mod cuda;
 pub mod evaluate;
@@ -21,6 +22,7 @@ pub use session::{Outcome, train};
 
 use crate::agent::PromptError;
 use crate::config::{Config, ConfigError};
+use crate::coupling::{CouplingError, ProbeError};
 use crate::device;
 use crate::env::household::Household;
 use crate::env::{EnvError, Suite};
@@ -51,6 +53,10 @@ pub enum TrainError {
     Env(#[from] EnvError),
     #[error(transparent)]
     Judge(#[from] JudgeError),
+    #[error(transparent)]
+    Probe(#[from] ProbeError),
+    #[error("coupling: {0}")]
+    Coupling(#[from] CouplingError),
     #[error(transparent)]
     Rollout(#[from] RolloutError),
     #[error(transparent)]

@@ -9,7 +9,7 @@ use super::record::stored;
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
 use super::suggest::{self, Renewal};
-use super::{TrainError, evaluate, interrupt, measure, memory};
+use super::{TrainError, coupling, evaluate, interrupt, measure, memory};
 use crate::agent::{Episode, Prompter};
 use crate::config::{Author, Config, LabelSource, SuggestionMode};
 use crate::env::Suite;
@@ -273,7 +273,7 @@ impl<'a> Session<'a> {
             }
             let (learner, reference) = (&mut self.learner, self.reference.as_ref());
             let judge = self.judge.as_ref();
-            let suggest = suggest::due(&self.config, index + 1, &self.state.renewals, &[]);
+            let suggest = suggest::due(&self.config, index + 1, &self.state.renewals, &self.state.similarity);
             let (config, suite) = (&self.config, self.suite);
             let done = iteration::run(config, suite, learner, reference, &self.prompter, judge, index, suggest)?;
             let statistics = Statistics::of(&done.episodes);
@@ -345,6 +345,7 @@ impl<'a> Session<'a> {
         if let Some((q, advantage)) = done.flawed.mean() {
             record = record.with("flawed/probability", q).with("flawed/advantage", advantage);
         }
+        record = self.couple(done, record)?;
         self.metrics.append(&record)?;
         self.state.flawed.merge(&done.flawed);
         match &done.renewal {
@@ -384,6 +385,22 @@ impl<'a> Session<'a> {
         self.prompter.suggest(&sentences);
         let json = format!("{:#}\n", serde_json::json!(self.state.renewals));
         Ok(self.folder.write(SUGGESTIONS, json.as_bytes())?)
+    }
+
+    /// Measures the coupling where it is due, after the iteration's step.
+    fn couple(&mut self, done: &Iteration, record: Record) -> Result<Record, TrainError> {
+        let every = self.config.coupling.every;
+        if every == 0 || !self.state.iterations.is_multiple_of(every) {
+            return Ok(record);
+        }
+        let began = Instant::now();
+        let Some(probe) = coupling::probe(self.folder.path(), &self.config, done, self.state.iterations)? else {
+            return Ok(record);
+        };
+        self.learner.read_back()?;
+        let (_, measurement) = coupling::measured(&self.learner.model, &probe, self.config.run.seed)?;
+        self.state.similarity.push(measurement.cosine.pn.mean);
+        Ok(coupling::recorded(record, &measurement).with("seconds/coupling", began.elapsed().as_secs_f64()))
     }
 
     /// Counts an optimiser step; a skipped one keeps its batch, and several in a row end the run.
@@ -492,7 +509,13 @@ impl<'a> Session<'a> {
     ) -> Result<Outcome, TrainError> {
         let first = self.state.cold_start.clone().unwrap_or_default();
         let rows = results::rows(&[("cold start", &first), ("final", &last), ("final, no suggestions", &bare)]);
+        let off = self.config.coupling.every == 0 || self.state.iterations == 0;
+        let coupling = match off {
+            true => None,
+            false => coupling::last(self.folder.path(), &self.learner.model, self.config.run.seed)?,
+        };
         let summary = Summary {
+            coupling: coupling.map(|measurement| measurement.summary()),
             seconds: self.seconds(),
             train_steps: self.state.train_steps,
             env_steps: self.state.env_steps,

@@ -42,6 +42,9 @@ pub struct State {
     /// Suggestions made so far; the last ones are in the prompt.
     #[serde(default)]
     pub renewals: Vec<Renewal>,
+    /// Gradient similarity of good and bad actions, each time it was measured.
+    #[serde(default)]
+    pub similarity: Vec<f64>,
     /// Flawed actions of all iterations.
     #[serde(default)]
     pub flawed: Measured,

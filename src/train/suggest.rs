@@ -27,7 +27,7 @@ pub struct Renewal {
 }
 
 /// Whether suggestions are made after iteration number `done`, counted from 1; `similarity` is the gradient similarity of good
-/// and bad actions measured since they were made last, and once before.
+/// and bad actions, each time it was measured.
 pub fn due(config: &Config, done: u32, made: &[Renewal], similarity: &[f64]) -> bool {
     let s = &config.suggestions;
     let whole = done.is_multiple_of(s.every.max(1)) && done < config.run.iterations;
