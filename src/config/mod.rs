@@ -69,10 +69,26 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Env {
-    /// `household` (embedded).
+    /// `household` (embedded) or `alfworld`.
     pub suite: String,
+    /// Folder of ALFWorld's games; empty: $ALFWORLD_DATA.
+    pub data: String,
+    /// Which of ALFWorld's task types are trained on.
+    pub train_types: TrainTypes,
+    /// SHA-256 of the suite's content, which a run writes down; other content is then refused (empty: not checked).
+    pub hash: String,
     /// Most agent steps in an episode.
     pub max_steps: u32,
+}
+
+/// Which task types of a suite with held-out types are trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainTypes {
+    /// All but those held out for L2.
+    Seen,
+    /// All: there is no L2.
+    All,
 }
 
 /// How a turn of the agent is laid out in tokens.
@@ -252,7 +268,13 @@ impl Default for Model {
 }
 impl Default for Env {
     fn default() -> Self {
-        Env { suite: "household".into(), max_steps: 20 }
+        Env {
+            suite: "household".into(),
+            data: String::new(),
+            train_types: TrainTypes::Seen,
+            hash: String::new(),
+            max_steps: 20,
+        }
     }
 }
 impl Default for Prompt {

@@ -1,5 +1,6 @@
 //! Environments: text in, text out.
 
+pub mod alfworld;
 pub mod baseline;
 pub mod household;
 pub mod textgame;
@@ -100,6 +101,10 @@ pub trait Suite: Send + Sync {
     fn task(&self, split: Split, index: u64) -> Result<Task, EnvError>;
     /// Number of tasks in the split (`None`: unlimited).
     fn len(&self, split: Split) -> Option<u64>;
+    /// SHA-256, in hex, of what the tasks are made of, where that is not part of this program.
+    fn content_hash(&self) -> Option<String> {
+        None
+    }
     /// Opens a task for training: refuses, by name, what is held out.
     fn open_for_training(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError>;
     /// Opens any task for evaluation.

@@ -8,6 +8,7 @@ use crate::gcd::{Accuracy, Asked, judge};
 use crate::model::Model;
 use crate::report::results::{EvalEpisode, Evaluation};
 use crate::rollout::{self, Counts, Settings, rollout};
+use sha2::{Digest, Sha256};
 
 /// The panels' splits.
 pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
@@ -29,6 +30,13 @@ pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec
         }
     }
     Ok(tasks)
+}
+
+/// SHA-256, in hex, of a panel: its tasks in order and the content of their suite. Equal hashes were asked the same.
+pub fn panel_hash(suite: &dyn Suite, panel: &[Task]) -> String {
+    let mut hash = Sha256::new_with_prefix(suite.content_hash().unwrap_or_default());
+    panel.iter().for_each(|task| hash.update(format!("\n{}", task.id)));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Plays one episode of each game of the panel.

@@ -15,6 +15,7 @@ pub use session::{Outcome, train};
 
 use crate::agent::PromptError;
 use crate::config::{Config, ConfigError};
+use crate::env::alfworld::{self, Alfworld};
 use crate::env::household::Household;
 use crate::env::{EnvError, Suite};
 use crate::files::FileError;
@@ -79,15 +80,27 @@ fn name(run: &Path) -> std::borrow::Cow<'_, str> {
     run.file_name().unwrap_or_default().to_string_lossy()
 }
 
-/// The suite that the configuration names.
+/// The suite that the configuration names; refused where its content is not what `env.hash` says.
 pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
-    match config.env.suite.as_str() {
-        "household" => Ok(Box::new(Household::new(config.run.seed))),
-        other => Err(ConfigError::Invalid {
-            key: "env.suite",
-            value: other.into(),
-            reason: "no such suite; the embedded one is `household`".into(),
+    let (env, seed) = (&config.env, config.run.seed);
+    let suite: Box<dyn Suite> = match env.suite.as_str() {
+        "household" => Box::new(Household::new(seed)),
+        "alfworld" => {
+            let index = alfworld::Index::read(&alfworld::data_folder(&env.data)?)?;
+            Box::new(Alfworld::new(index, env.train_types, seed))
+        }
+        other => {
+            let reason = "no such suite; there are `household` (embedded) and `alfworld`".into();
+            return Err(ConfigError::Invalid { key: "env.suite", value: other.into(), reason }.into());
+        }
+    };
+    match suite.content_hash() {
+        Some(found) if !env.hash.is_empty() && env.hash != found => Err(ConfigError::Invalid {
+            key: "env.hash",
+            value: env.hash.clone(),
+            reason: format!("the games have changed since, their hash is now {found}: bring the old ones back"),
         }
         .into()),
+        _ => Ok(suite),
     }
 }
