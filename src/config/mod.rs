@@ -69,14 +69,27 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Env {
-    /// `household` (embedded) or `alfworld`.
+    /// `household` (embedded), `alfworld`, `scienceworld`, or `worker` (a program that speaks the worker protocol).
     pub suite: String,
-    /// Folder of ALFWorld's games; empty: $ALFWORLD_DATA.
+    /// Folder of ALFWorld's games (empty: $ALFWORLD_DATA), or ScienceWorld's jar (empty: $SCIENCEWORLD_JAR, or the one of the
+    /// installed Python package).
     pub data: String,
-    /// Which of ALFWorld's task types are trained on.
+    /// Which task types of ALFWorld or ScienceWorld are trained on.
     pub train_types: TrainTypes,
+    /// ScienceWorld's simplifications, comma-separated: `easy`, or e.g. `teleportAction,openDoors`; empty: none.
+    pub simplifications: String,
     /// SHA-256 of the suite's content, which a run writes down; other content is then refused (empty: not checked).
     pub hash: String,
+    /// Program and arguments of a worker.
+    pub command: Vec<String>,
+    /// Most processes at once that environments outside this one may have.
+    pub workers: u32,
+    /// Longest time for such a process to start, seconds.
+    pub start_timeout: f32,
+    /// Longest time for one of its answers, seconds.
+    pub timeout: f32,
+    /// How often a call is tried again with a new process, after one that died, hung or talked nonsense.
+    pub retries: u32,
     /// Most agent steps in an episode.
     pub max_steps: u32,
 }
@@ -272,7 +285,13 @@ impl Default for Env {
             suite: "household".into(),
             data: String::new(),
             train_types: TrainTypes::Seen,
+            simplifications: "easy".into(),
             hash: String::new(),
+            command: Vec::new(),
+            workers: 8,
+            start_timeout: 60.0,
+            timeout: 30.0,
+            retries: 3,
             max_steps: 20,
         }
     }

@@ -4,7 +4,7 @@
 //! `valid_unseen`. Types 5 and 6 (cool, pick two) are held out of training for L2 (RLVMR, arXiv 2507.22844) unless
 //! `env.train_types = "all"`: then L0 and L1 hold all six types, and there is no L2.
 
-use super::household::Random;
+use super::panels::Panels;
 use super::textgame::{Game, GameFile, Shared, TextGame};
 use super::{EnvError, Environment, Split, Suite, Task};
 use crate::config::TrainTypes;
@@ -144,10 +144,7 @@ fn hex(hash: Sha256) -> String {
 pub struct Alfworld {
     index: Index,
     train_types: TrainTypes,
-    /// Orders the training games.
-    seed: u64,
-    /// Places in the index, by split.
-    splits: HashMap<Split, Vec<usize>>,
+    panels: Panels,
     rules: Mutex<Shared>,
     /// Games being played, so that the members of a group share one.
     playing: Mutex<HashMap<String, Weak<Game>>>,
@@ -155,17 +152,12 @@ pub struct Alfworld {
 
 impl Alfworld {
     pub fn new(index: Index, train_types: TrainTypes, seed: u64) -> Alfworld {
-        let mut splits: HashMap<Split, Vec<usize>> = HashMap::new();
-        for (i, game) in index.games.iter().enumerate() {
-            if let Some(split) = split_of(game, train_types) {
-                splits.entry(split).or_default().push(i);
-            }
-        }
-        Alfworld { index, train_types, seed, splits, rules: Mutex::default(), playing: Mutex::default() }
-    }
-
-    fn of(&self, split: Split) -> &[usize] {
-        self.splits.get(&split).map_or(&[], Vec::as_slice)
+        let task = |game: &IndexedGame| {
+            let split = split_of(game, train_types)?;
+            Some(Task { id: game.id.clone(), kind: game.kind.into(), split })
+        };
+        let panels = Panels::new("alfworld", seed, index.games.iter().filter_map(task));
+        Alfworld { index, train_types, panels, rules: Mutex::default(), playing: Mutex::default() }
     }
 
     fn game(&self, id: &str) -> Result<Arc<Game>, EnvError> {
@@ -206,24 +198,13 @@ impl Suite for Alfworld {
         "alfworld"
     }
 
-    /// Evaluation games come sorted; training games shuffled anew in every pass over them.
+    /// Evaluation games come sorted.
     fn task(&self, split: Split, index: u64) -> Result<Task, EnvError> {
-        let games = self.of(split);
-        let count = games.len() as u64;
-        let place = match split {
-            Split::Train if count > 0 => shuffled(games.len(), self.seed, index / count)[(index % count) as usize],
-            _ => index as usize,
-        };
-        let Some(&game) = games.get(place) else {
-            let reason = format!("split {split} has {count} games below {}", self.index.root.display());
-            return Err(EnvError::BadGame { file: format!("alfworld {split} {index}"), reason });
-        };
-        let game = &self.index.games[game];
-        Ok(Task { id: game.id.clone(), kind: game.kind.into(), split })
+        self.panels.task(split, index)
     }
 
     fn len(&self, split: Split) -> Option<u64> {
-        (split != Split::Train).then_some(self.of(split).len() as u64)
+        self.panels.len(split)
     }
 
     fn content_hash(&self) -> Option<String> {
@@ -245,14 +226,4 @@ impl Suite for Alfworld {
     fn open(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError> {
         Ok(Box::new(TextGame::new(&task.id, self.game(&task.id)?)))
     }
-}
-
-/// The numbers below `count`, in an order of their own for each pass.
-pub(super) fn shuffled(count: usize, seed: u64, pass: u64) -> Vec<usize> {
-    let mut random = Random::new(&[6, seed, pass]);
-    let mut order: Vec<usize> = (0..count).collect();
-    for i in (1..count).rev() {
-        order.swap(i, random.below(i + 1));
-    }
-    order
 }

@@ -2,7 +2,10 @@
 
 pub mod alfworld;
 pub mod baseline;
+pub mod bridge;
 pub mod household;
+mod panels;
+pub mod scienceworld;
 pub mod textgame;
 
 use std::fmt;
@@ -44,6 +47,10 @@ pub trait Environment: Send {
     fn reset(&mut self) -> Result<Observation, EnvError>;
     /// One command of the agent.
     fn step(&mut self, command: &str) -> Result<Observation, EnvError>;
+    /// Whether a call may take long, because it asks another process: nothing should wait for it.
+    fn is_remote(&self) -> bool {
+        false
+    }
     /// Fewest steps from here to the goal, where the environment knows (`None`: it does not know, or it cannot be reached).
     fn distance(&mut self) -> Option<u32> {
         None
