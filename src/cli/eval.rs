@@ -78,7 +78,8 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
             "oracle %",
         ]);
         for (split, b) in &baselines {
-            let rates = [b.random, b.demonstrator, b.oracle].map(|rate| format!("{:.1}", 100.0 * rate));
+            let rates = [b.random, b.demonstrator, b.oracle]
+                .map(|rate| rate.map_or("–".into(), |rate| format!("{:.1}", 100.0 * rate)));
             table.add_row([&[split.to_string()], &rates[..]].concat());
         }
         output::print(&table.to_string())?;
