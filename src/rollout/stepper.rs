@@ -32,12 +32,12 @@ impl Stepper {
             return Ok((Stepper::Here { env, distances }, Some(answer)));
         }
         let (commands, inbox) = channel::<String>();
-        let mail = mail.clone();
+        let mail = Mailbox { mail: mail.clone(), index };
         let play = move || {
             let mut seen = env.reset();
             loop {
                 let answer = measured(seen, &mut *env, distances);
-                if mail.send((index, answer)).is_err() {
+                if !mail.send(answer) {
                     return;
                 }
                 let Ok(command) = inbox.recv() else { return };
@@ -62,6 +62,28 @@ impl Stepper {
                 .send(command)
                 .err()
                 .map(|_| Err(EnvError::Failed { name: "episode".into(), reason: "its thread has ended".into() })),
+        }
+    }
+}
+
+/// Where an environment's thread sends its answers; should the thread panic, that is its last one.
+struct Mailbox {
+    mail: Sender<Letter>,
+    index: usize,
+}
+
+impl Mailbox {
+    /// Whether anybody still listens.
+    fn send(&self, answer: Answer) -> bool {
+        self.mail.send((self.index, answer)).is_ok()
+    }
+}
+
+impl Drop for Mailbox {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            let (name, reason) = (format!("episode {}", self.index), "its thread panicked".into());
+            self.send(Err(EnvError::Failed { name, reason }));
         }
     }
 }
