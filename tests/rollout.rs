@@ -7,6 +7,7 @@ use half::bf16;
 use std::cell::Cell;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 use uncouple::agent::{Episode, Finish, Prompter, Refusal, Turn};
 use uncouple::config::{Config, Prompt};
 use uncouple::env::{EnvError, Environment, Observation, Split, Task};
@@ -198,6 +199,59 @@ fn an_episode_does_not_depend_on_its_batch() {
     }
     let (_, _, again) = play(&Settings { stream: 1, ..settings() });
     assert!(wide.iter().zip(&again).any(|(a, b)| a.tokens != b.tokens), "another stream, other random numbers");
+}
+
+/// The same worlds at the end of a long wire: every answer takes its time.
+struct Distant(Scripted);
+
+const WIRE: Duration = Duration::from_millis(40);
+
+impl Environment for Distant {
+    fn reset(&mut self) -> Result<Observation, EnvError> {
+        std::thread::sleep(WIRE);
+        self.0.reset()
+    }
+
+    fn step(&mut self, command: &str) -> Result<Observation, EnvError> {
+        std::thread::sleep(WIRE);
+        self.0.step(command)
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}
+
+fn open_distant(task: &Task) -> Result<Box<dyn Environment>, EnvError> {
+    open(task)?;
+    Ok(Box::new(Distant(Scripted { kind: task.kind.clone(), name: task.id.clone(), steps: 0 })))
+}
+
+#[test]
+fn distant_environments_are_waited_for_together_and_change_nothing() {
+    let settings = Settings { max_live: 18, ..settings() };
+    let (prompter, model, near) = play(&settings);
+    let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break", "absent"].iter().map(|k| task(k, 0)).collect();
+    let began = Instant::now();
+    let far = rollout(&model, &prompter, &open_distant, &tasks, 3, &settings, NEVER).unwrap();
+    let took = began.elapsed();
+    assert_eq!(far.len(), near.len());
+    for (a, b) in far.iter().zip(&near) {
+        assert_eq!((&a.task, &a.tokens, &a.turns, &a.finish), (&b.task, &b.tokens, &b.turns, &b.finish));
+    }
+    let calls: usize = far.iter().map(|e| 1 + e.turns.iter().filter(|t| t.refusal.is_none()).count()).sum();
+    assert!(took < WIRE * calls as u32 / 3, "{calls} calls one after the other: {took:?}");
+
+    let held_out = [task("win", 0), task("held-out", 0)];
+    let refused = rollout(&model, &prompter, &open_distant, &held_out, 2, &settings, NEVER);
+    assert!(matches!(refused, Err(RolloutError::HeldOut(_))));
+    let stop = Cell::new(0);
+    let after_some = || {
+        stop.set(stop.get() + 1);
+        stop.get() > 3
+    };
+    let stopped = rollout(&model, &prompter, &open_distant, &tasks, 3, &settings, &after_some);
+    assert!(matches!(stopped, Err(RolloutError::Interrupted)));
 }
 
 #[test]

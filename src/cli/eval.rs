@@ -2,8 +2,8 @@
 
 use super::{EvalArgs, INTERRUPTED, SplitArg, output};
 use crate::agent::Prompter;
-use crate::config::{Config, Format};
-use crate::env::Split;
+use crate::config::{Config, Override};
+use crate::env::{Split, Task};
 use crate::model::checkpoint;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::progress::say;
@@ -11,14 +11,14 @@ use crate::report::results;
 use crate::rollout::RolloutError;
 use crate::train::run_folder::RunFolder;
 use crate::train::{TrainError, evaluate, interrupt, suite};
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
     args.device.check()?;
     let (mut config, dir) = subject(&args)?;
-    if let Some(games) = args.games {
+    if let Some(games) = args.games.or(args.all.then_some(0)) {
         config.eval.games = games;
     }
     let model = checkpoint::load(&dir)?;
@@ -30,6 +30,10 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         SplitArg::L1 => vec![Split::L1],
         SplitArg::L2 => vec![Split::L2],
     };
+    if let [split] = splits[..] {
+        let name = suite.name();
+        ensure!(suite.len(split) != Some(0), "{name} has no {split} games: nothing is held out, or its data lack them");
+    }
     interrupt::install().context("cannot listen for Ctrl-C")?;
     let episodes = match evaluate::evaluate(&config, &*suite, &model, &prompter, &splits) {
         Err(stopped @ TrainError::Rollout(RolloutError::Interrupted)) => {
@@ -43,12 +47,25 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     }
     let rows = results::rows(&[("model", &evaluate::count(&episodes))]);
     let baselines = evaluate::baselines(&config, &*suite, &splits)?;
+    let panels: Vec<(Split, Vec<Task>)> = splits
+        .iter()
+        .map(|&split| Ok((split, evaluate::panel(&config, &*suite, &[split])?)))
+        .collect::<Result<_, TrainError>>()?;
+    let hash = |panel: &[Task]| evaluate::panel_hash(&*suite, panel);
     if args.json {
         let limits = serde_json::json!({"max_steps": config.env.max_steps, "temperature": config.eval.temperature});
-        output::print_json(&serde_json::json!({"results": rows, "baselines": baselines, "limits": limits}))?;
+        let panels: Vec<_> = panels
+            .iter()
+            .map(|(split, p)| serde_json::json!({"split": split, "games": p.len(), "hash": hash(p)}))
+            .collect();
+        let all = serde_json::json!({"results": rows, "baselines": baselines, "limits": limits, "panels": panels});
+        output::print_json(&all)?;
     } else {
         output::print(&results::table(&rows))?;
         output::print(&results::baseline_table(&baselines))?;
+        for (split, panel) in &panels {
+            output::print(&format!("{split}: {} {} games, sha256 {}", panel.len(), suite.name(), hash(panel)))?;
+        }
         output::print(&format!("at most {} steps, temperature {}", config.env.max_steps, config.eval.temperature))?;
     }
     Ok(ExitCode::SUCCESS)
@@ -56,10 +73,11 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
 
 /// The configuration to evaluate under, and the model directory.
 fn subject(args: &EvalArgs) -> Result<(Config, PathBuf)> {
+    let mut overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
     match (&args.run, &args.model) {
         (Some(run), _) => {
             let file = run.join("config.toml");
-            let config = Config::load(Some(&file), &[])
+            let config = Config::load(Some(&file), &overrides)
                 .with_context(|| format!("{} is not the folder of a run", run.display()))?;
             let Some((_, dir)) = RunFolder::finished_checkpoints(run)?.pop() else {
                 bail!("{} has no checkpoint yet: let it train longer", run.display());
@@ -68,12 +86,11 @@ fn subject(args: &EvalArgs) -> Result<(Config, PathBuf)> {
         }
         (None, Some(model)) => {
             // A checkpoint of the embedded model lies in its run and is read in the run's own words.
-            let mut config = Config::default();
-            match own_config(model) {
-                Some(file) => config = Config::load(Some(&file), &[])?,
-                None => config.prompt.format = Format::Chat,
+            let file = args.config.clone().or_else(|| own_config(model));
+            if file.is_none() {
+                overrides.insert(0, Override::flag("--model", "prompt.format", "chat"));
             }
-            Ok((config, model.clone()))
+            Ok((Config::load(file.as_deref(), &overrides)?, model.clone()))
         }
         (None, None) => bail!("say what to evaluate: --run DIR or --model DIR"),
     }

@@ -3,6 +3,7 @@
 mod bench;
 mod coupling;
 mod doctor;
+mod env;
 mod eval;
 mod output;
 pub mod reference;
@@ -35,6 +36,9 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Check every CUDA kernel on this machine's GPU against the CPU
     Selftest(SelftestArgs),
+    /// Play games, list data sets
+    #[command(subcommand)]
+    Env(env::EnvCommand),
     /// Write or check reference numbers for other backends
     #[command(subcommand)]
     Reference(reference::ReferenceCommand),
@@ -107,12 +111,21 @@ pub struct EvalArgs {
     /// Hugging Face Qwen2 directory to evaluate
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
+    /// TOML file to evaluate a model under; a run has its own
+    #[arg(long, value_name = "FILE", conflicts_with = "run")]
+    pub config: Option<PathBuf>,
+    /// Set one value, e.g. --set env.suite=alfworld (repeatable)
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
     /// Which split
     #[arg(long, value_enum, default_value_t)]
     pub split: SplitArg,
     /// Games per split (0: the whole panel) [default: the configuration's eval.games]
     #[arg(long)]
     pub games: Option<u32>,
+    /// The whole panel of each split
+    #[arg(long, conflicts_with = "games")]
+    pub all: bool,
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
@@ -207,6 +220,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::run(args),
         Command::Selftest(args) => selftest::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Env(command) => env::run(command),
         Command::Reference(command) => reference::run(command),
         Command::Bench(args) => bench::run(args),
         Command::Theory(args) => theory::run(args),

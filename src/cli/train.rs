@@ -13,7 +13,7 @@ use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
     args.device.check()?;
-    let config = configuration(&args)?;
+    let mut config = configuration(&args)?;
     if args.dry_run {
         let shape = memory::model_shape(&config).context("the model cannot be used")?;
         let plan = memory::plan(&config, &shape);
@@ -31,6 +31,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     };
     interrupt::install().context("cannot listen for Ctrl-C")?;
     let suite = suite(&config)?;
+    config.env.hash = suite.content_hash().unwrap_or_default();
     let outcome = match train(config, &*suite, existing) {
         Err(stopped @ TrainError::Interrupted(_)) => {
             say(&stopped.to_string());
@@ -72,7 +73,10 @@ fn configuration(args: &TrainArgs) -> Result<Config> {
         return Ok(config);
     }
     let before = Config::load(Some(&saved), &[])?;
-    let config = Config::load(Some(args.config.as_deref().unwrap_or(&saved)), &overrides)?;
+    let mut config = Config::load(Some(args.config.as_deref().unwrap_or(&saved)), &overrides)?;
+    if config.env.hash.is_empty() {
+        config.env.hash.clone_from(&before.env.hash);
+    }
     let changed = config.changed_since(&before);
     ensure!(
         changed.is_empty(),

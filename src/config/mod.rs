@@ -87,10 +87,39 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Env {
-    /// `household` (embedded).
+    /// `household` (embedded), `alfworld`, `scienceworld`, or `worker` (a program that speaks the worker protocol).
     pub suite: String,
+    /// Folder of ALFWorld's games (empty: $ALFWORLD_DATA), or ScienceWorld's jar (empty: $SCIENCEWORLD_JAR, or the one of the
+    /// installed Python package).
+    pub data: String,
+    /// Which task types of ALFWorld or ScienceWorld are trained on.
+    pub train_types: TrainTypes,
+    /// ScienceWorld's simplifications, comma-separated: `easy`, or e.g. `teleportAction,openDoors`; empty: none.
+    pub simplifications: String,
+    /// SHA-256 of the suite's content, which a run writes down; other content is then refused (empty: not checked).
+    pub hash: String,
+    /// Program and arguments of a worker.
+    pub command: Vec<String>,
+    /// Most processes at once that environments outside this one may have.
+    pub workers: u32,
+    /// Longest time for such a process to start, seconds.
+    pub start_timeout: f32,
+    /// Longest time for one of its answers, seconds.
+    pub timeout: f32,
+    /// How often a call is tried again with a new process, after one that died, hung or talked nonsense.
+    pub retries: u32,
     /// Most agent steps in an episode.
     pub max_steps: u32,
+}
+
+/// Which task types of a suite with held-out types are trained on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum TrainTypes {
+    /// All but those held out for L2.
+    Seen,
+    /// All: there is no L2.
+    All,
 }
 
 /// How a turn of the agent is laid out in tokens.
@@ -289,7 +318,19 @@ impl Default for Model {
 }
 impl Default for Env {
     fn default() -> Self {
-        Env { suite: "household".into(), max_steps: 20 }
+        Env {
+            suite: "household".into(),
+            data: String::new(),
+            train_types: TrainTypes::Seen,
+            simplifications: "easy".into(),
+            hash: String::new(),
+            command: Vec::new(),
+            workers: 8,
+            start_timeout: 60.0,
+            timeout: 30.0,
+            retries: 3,
+            max_steps: 20,
+        }
     }
 }
 impl Default for Prompt {

@@ -36,6 +36,11 @@ impl Config {
         need(self.coupling.samples >= 4, "coupling.samples", self.coupling.samples, pairs)?;
         self.validate_optimisers()?;
         at_least_one("env.max_steps", self.env.max_steps)?;
+        at_least_one("env.workers", self.env.workers)?;
+        for (key, seconds) in [("env.timeout", self.env.timeout), ("env.start_timeout", self.env.start_timeout)] {
+            positive(key, seconds)?;
+            need(seconds <= 86400.0, key, seconds, "must be at most a day, 86400 s")?;
+        }
         not_negative("eval.temperature", self.eval.temperature)
     }
 

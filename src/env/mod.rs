@@ -1,7 +1,11 @@
 //! Environments: text in, text out.
 
+pub mod alfworld;
 pub mod baseline;
+pub mod bridge;
 pub mod household;
+mod panels;
+pub mod scienceworld;
 pub mod textgame;
 
 use std::fmt;
@@ -43,6 +47,10 @@ pub trait Environment: Send {
     fn reset(&mut self) -> Result<Observation, EnvError>;
     /// One command of the agent.
     fn step(&mut self, command: &str) -> Result<Observation, EnvError>;
+    /// Whether a call may take long, because it asks another process: nothing should wait for it.
+    fn is_remote(&self) -> bool {
+        false
+    }
     /// Fewest steps from here to the goal, where the environment knows (`None`: it does not know, or it cannot be reached).
     fn distance(&mut self) -> Option<u32> {
         None
@@ -100,6 +108,10 @@ pub trait Suite: Send + Sync {
     fn task(&self, split: Split, index: u64) -> Result<Task, EnvError>;
     /// Number of tasks in the split (`None`: unlimited).
     fn len(&self, split: Split) -> Option<u64>;
+    /// SHA-256, in hex, of what the tasks are made of, where that is not part of this program.
+    fn content_hash(&self) -> Option<String> {
+        None
+    }
     /// Opens a task for training: refuses, by name, what is held out.
     fn open_for_training(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError>;
     /// Opens any task for evaluation.

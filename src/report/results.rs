@@ -119,15 +119,16 @@ pub fn table(rows: &[Row]) -> String {
     format!("{table}\n[95 % intervals: Wilson for success, normal for the others]")
 }
 
-/// Success rates, as fractions, of players who do not learn: the floor and the ceiling of a split.
+/// Success rates, as fractions, of players who do not learn: the floor and the ceiling of a split; `None` where the environment has
+/// no such player.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Baselines {
     /// Uniform over the admissible commands.
-    pub random: f64,
+    pub random: Option<f64>,
     /// Follows the shortest plan, knowing everything.
-    pub oracle: f64,
+    pub oracle: Option<f64>,
     /// The demonstrator of cold start.
-    pub demonstrator: f64,
+    pub demonstrator: Option<f64>,
     /// Games played by each.
     pub games: u64,
 }
@@ -137,7 +138,7 @@ pub const BASELINE_HEADINGS: [&str; 4] = ["split", "random policy %", "demonstra
 
 /// The cells under [`BASELINE_HEADINGS`], a row for each split.
 pub fn baseline_cells(baselines: &BTreeMap<String, Baselines>) -> Vec<[String; 4]> {
-    let percent = |rate: f64| format!("{:.1}", 100.0 * rate);
+    let percent = |rate: Option<f64>| rate.map_or("–".into(), |rate| format!("{:.1}", 100.0 * rate));
     baselines
         .iter()
         .map(|(split, b)| [split.clone(), percent(b.random), percent(b.demonstrator), percent(b.oracle)])

@@ -1,11 +1,13 @@
 //! One episode while it is played.
 
+use super::stepper::{Answer, Letter, Stepper};
 use super::{Open, RolloutError, Settings, Table};
 use crate::agent::{Episode, Finish, Refusal, Turn};
-use crate::env::{EnvError, Environment, Observation};
+use crate::env::{EnvError, Observation};
 use crate::model::{Draw, Slot};
 use crate::ops::philox;
 use crate::ops::sampling::Sampled;
+use std::sync::mpsc::Sender;
 use std::time::Instant;
 
 /// What the agent is told when no command could be read: the environment is not asked.
@@ -21,7 +23,9 @@ pub(super) struct Live {
     /// Tokens that the cache does not hold yet.
     pub pending: Vec<u32>,
     pub over: bool,
-    env: Box<dyn Environment>,
+    stepper: Stepper,
+    /// The turn whose answer is to come by mail.
+    asked: Option<Asked>,
     /// What the agent was last shown.
     shown: Observation,
     /// Fewest steps from here to the goal, where that is asked and known.
@@ -31,28 +35,54 @@ pub(super) struct Live {
     started: Instant,
 }
 
-impl Live {
-    /// Opens the environment and lays out the prompt; `Err(episode)` when the environment fails already here.
-    pub fn start(
+/// A finished turn that the environment has not answered yet.
+struct Asked {
+    text: String,
+    refusal: Option<Refusal>,
+    /// End of its sampled tokens.
+    sampled: usize,
+}
+
+/// An episode whose environment has been asked to begin.
+pub(super) struct Arrival {
+    pub index: usize,
+    episode: Episode,
+    stepper: Stepper,
+    started: Instant,
+}
+
+/// The episode as its environment's failure ends it; what is held out ends the rollout.
+fn failed(mut episode: Episode, error: EnvError) -> Result<Box<Episode>, RolloutError> {
+    if matches!(error, EnvError::HeldOut { .. }) {
+        return Err(RolloutError::HeldOut(error));
+    }
+    episode.finish = Finish::EnvFailed(error.to_string());
+    Ok(Box::new(episode))
+}
+
+impl Arrival {
+    /// Opens the environment and asks it to begin; the answer, where it comes at once. `Err(episode)` when it does not open.
+    pub fn open(
         table: &Table<'_>,
         open: Open<'_>,
-        mut episode: Episode,
+        episode: Episode,
         index: usize,
-    ) -> Result<Result<Live, Box<Episode>>, RolloutError> {
+        mail: &Sender<Letter>,
+    ) -> Result<Result<(Arrival, Option<Answer>), Box<Episode>>, RolloutError> {
         let started = Instant::now();
-        let begin = || -> Result<_, EnvError> {
-            let mut env = open(&episode.task)?;
-            let observation = env.reset()?;
-            let distance = if table.settings.distances { env.distance() } else { None };
-            Ok((env, observation, distance))
-        };
-        let (env, shown, distance) = match begin() {
+        let begun = open(&episode.task).and_then(|env| Stepper::begin(env, table.settings.distances, index, mail));
+        match begun {
+            Ok((stepper, answer)) => Ok(Ok((Arrival { index, episode, stepper, started }, answer))),
+            Err(error) => Ok(Err(failed(episode, error)?)),
+        }
+    }
+
+    /// Lays out the prompt of the first observation; `Err(episode)` when the environment failed to begin.
+    pub fn enter(self, table: &Table<'_>, answer: Answer) -> Result<Result<Live, Box<Episode>>, RolloutError> {
+        let Arrival { index, mut episode, stepper, started } = self;
+        let (shown, distance) = match answer {
             Ok(begun) => begun,
-            Err(error @ EnvError::HeldOut { .. }) => return Err(RolloutError::HeldOut(error)),
-            Err(error) => {
-                episode.finish = Finish::EnvFailed(error.to_string());
-                return Ok(Err(Box::new(episode)));
-            }
+            Err(error) => return Ok(Err(failed(episode, error)?)),
         };
         let prompt = table.prompter.first(&shown)?;
         if prompt.len() >= table.limit.tokens {
@@ -72,12 +102,20 @@ impl Live {
             episode,
             pending: Vec::new(),
             over: false,
-            env,
+            stepper,
+            asked: None,
             shown,
             distance,
             turn,
             started,
         }))
+    }
+}
+
+impl Live {
+    /// Whether it waits for its environment.
+    pub fn waits(&self) -> bool {
+        self.asked.is_some()
     }
 
     /// What the next token is drawn by.
@@ -114,7 +152,7 @@ impl Live {
         }
     }
 
-    /// Plays a finished turn, whose sampled tokens end before `sampled`, and shows the answer.
+    /// Plays a finished turn, whose sampled tokens end before `sampled`.
     fn play(
         &mut self,
         table: &Table<'_>,
@@ -122,28 +160,44 @@ impl Live {
         command: Result<String, Refusal>,
         sampled: usize,
     ) -> Result<(), RolloutError> {
-        let reply = match &command {
-            Ok(command) => self.env.step(command),
-            Err(_) => Ok(Observation {
-                text: REFUSED.into(),
-                admissible: self.shown.admissible.clone(),
-                ..Observation::default()
-            }),
+        let asked = Asked { text, refusal: command.as_ref().err().copied(), sampled };
+        let answer = match command {
+            Ok(command) => self.stepper.step(command),
+            Err(_) => {
+                let admissible = self.shown.admissible.clone();
+                Some(Ok((Observation { text: REFUSED.into(), admissible, ..Observation::default() }, self.distance)))
+            }
         };
-        let refusal = command.err();
-        let reply = match reply {
-            Ok(reply) => reply,
+        match answer {
+            Some(answer) => self.show(table, asked, answer),
+            None => {
+                self.asked = Some(asked);
+                Ok(())
+            }
+        }
+    }
+
+    /// Hears by mail what it waits for.
+    pub fn hear(&mut self, table: &Table<'_>, answer: Answer) -> Result<(), RolloutError> {
+        match self.asked.take() {
+            Some(asked) => self.show(table, asked, answer),
+            None => Ok(()),
+        }
+    }
+
+    /// Records the turn and shows the answer to it.
+    fn show(&mut self, table: &Table<'_>, asked: Asked, answer: Answer) -> Result<(), RolloutError> {
+        let Asked { text, refusal, sampled } = asked;
+        let (reply, distance) = match answer {
+            Ok(answer) => answer,
             Err(error) => {
                 self.record(text, sampled, refusal, true, 0.0, None);
                 self.finish(Finish::EnvFailed(error.to_string()));
                 return Ok(());
             }
         };
-        let before = self.distance;
-        if table.settings.distances && refusal.is_none() {
-            self.distance = self.env.distance();
-        }
-        let nearer = before.zip(self.distance).map(|(before, after)| after < before);
+        let nearer = self.distance.zip(distance).map(|(before, after)| after < before);
+        self.distance = distance;
         self.record(text, sampled, refusal, reply.valid, reply.reward, nearer);
         if reply.won {
             self.episode.success = true;

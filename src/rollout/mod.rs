@@ -2,12 +2,14 @@
 //!
 //! Each tick every live episode feeds what is pending (a new observation's tokens, or its last sampled token) into one
 //! [`Decoder::extend`] call and samples one token. The members of a group share their prompt: it is computed once and forked.
+//! Environments in other processes answer by mail: an episode that waits for one sits out, and nobody waits for the slowest.
 //! Finished episodes leave at once, waiting ones enter. Random numbers are a function of (seed, stream, episode, token
 //! index), so an episode does not depend on who else is in the batch.
 
 mod answers;
 mod live;
 mod statistics;
+mod stepper;
 pub use answers::{Answer, answers};
 pub use statistics::{Behaviour, Counts, Statistics};
 
@@ -18,11 +20,18 @@ use crate::env::{EnvError, Environment, Task};
 use crate::model::tokenizer::TokenizerError;
 use crate::model::{Decoder, Draw, Policy, Slot};
 use crate::ops::sampling::SamplingParams;
-use live::Live;
+use live::{Arrival, Live};
 use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::sync::mpsc::channel;
+use std::time::Duration;
+use stepper::Letter;
 
 /// Opens a task's environment: [`crate::env::Suite::open_for_training`] or [`crate::env::Suite::open`].
 pub type Open<'a> = &'a (dyn Fn(&Task) -> Result<Box<dyn Environment>, EnvError> + Sync);
+
+/// How often a rollout looks up while all its episodes wait for their environments.
+const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Why a rollout was given up. An environment that fails ends its own episode only.
 #[derive(Debug, thiserror::Error)]
@@ -156,22 +165,54 @@ pub fn rollout(
     let mut groups: Vec<Group> = tasks.iter().map(|_| Group { expected: group_size, ..Group::default() }).collect();
     let mut done: Vec<Option<Episode>> = vec![None; total];
 
-    while !live.is_empty() || !waiting.is_empty() {
+    // Episodes whose environment is about to begin.
+    let mut arriving = BTreeMap::<usize, Arrival>::new();
+    let (mail, inbox) = channel::<Letter>();
+
+    while !live.is_empty() || !arriving.is_empty() || !waiting.is_empty() {
         if interrupted() {
             return Err(RolloutError::Interrupted);
         }
-        let room = settings.max_live.max(1) - live.len();
+        let room = settings.max_live.max(1) - live.len() - arriving.len();
         let entering: Vec<usize> = waiting.by_ref().take(room).collect();
-        let entered: Vec<_> = entering
+        let opened: Vec<_> = entering
             .par_iter()
-            .map(|&i| {
+            .map_with(mail.clone(), |mail, &i| {
                 let (group, sample) = (i / group_size, i % group_size);
-                Live::start(&table, open, Episode::new(tasks[group].clone(), group, sample), i)
+                Arrival::open(&table, open, Episode::new(tasks[group].clone(), group, sample), i, mail)
             })
             .collect();
-        for (index, started) in entering.into_iter().zip(entered) {
+        let mut begun = Vec::new();
+        for (index, opened) in entering.into_iter().zip(opened) {
+            match opened? {
+                Ok((arrival, Some(answer))) => begun.push((arrival, answer)),
+                Ok((arrival, None)) => {
+                    arriving.insert(index, arrival);
+                }
+                Err(failed) => {
+                    groups[index / group_size].release(&mut *cache);
+                    done[index] = Some(*failed);
+                }
+            }
+        }
+
+        let idle = begun.is_empty() && live.iter().all(Live::waits) && !(live.is_empty() && arriving.is_empty());
+        let first = if idle { inbox.recv_timeout(PATIENCE).ok() } else { None };
+        for (index, answer) in first.into_iter().chain(inbox.try_iter()) {
+            match arriving.remove(&index) {
+                Some(arrival) => begun.push((arrival, answer)),
+                None => {
+                    if let Some(l) = live.iter_mut().find(|l| l.index == index) {
+                        l.hear(&table, answer)?;
+                    }
+                }
+            }
+        }
+        let entered: Vec<_> =
+            begun.into_par_iter().map(|(arrival, answer)| (arrival.index, arrival.enter(&table, answer))).collect();
+        for (index, entered) in entered {
             let group = &mut groups[index / group_size];
-            match started?.and_then(|entrant| group.admit(&mut *cache, entrant)) {
+            match entered?.and_then(|entrant| group.admit(&mut *cache, entrant)) {
                 Ok(entrant) => live.push(entrant),
                 Err(failed) => {
                     group.release(&mut *cache);
@@ -180,12 +221,15 @@ pub fn rollout(
             }
         }
 
-        let hidden = extend(&mut *cache, policy.config().hidden_size, &mut groups, &mut live)?;
-        let draws: Vec<Draw> = live.iter().map(|l| l.draw(settings)).collect();
-        let drawn = cache.draw(&hidden, &draws, &settings.sampling)?;
-        live.par_iter_mut().zip(drawn).try_for_each(|(l, drawn)| l.advance(&table, drawn))?;
+        let (mut playing, sitting): (Vec<Live>, Vec<Live>) = live.into_iter().partition(|l| !l.waits() && !l.over);
+        if !playing.is_empty() {
+            let hidden = extend(&mut *cache, policy.config().hidden_size, &mut groups, &mut playing)?;
+            let draws: Vec<Draw> = playing.iter().map(|l| l.draw(settings)).collect();
+            let drawn = cache.draw(&hidden, &draws, &settings.sampling)?;
+            playing.par_iter_mut().zip(drawn).try_for_each(|(l, drawn)| l.advance(&table, drawn))?;
+        }
 
-        let (over, on): (Vec<Live>, Vec<Live>) = live.into_iter().partition(|l| l.over);
+        let (over, on): (Vec<Live>, Vec<Live>) = playing.into_iter().chain(sitting).partition(|l| l.over);
         live = on;
         for l in over {
             if let Some(slot) = l.slot {
@@ -219,6 +263,7 @@ fn extend(
     live: &mut [Live],
 ) -> Result<Vec<f32>, RolloutError> {
     let mut prompts: Vec<usize> = live.iter().filter(|l| l.slot.is_none()).map(|l| l.episode.group).collect();
+    prompts.sort_unstable();
     prompts.dedup();
     prompts.retain(|&g| groups[g].hidden.is_empty());
     let mut feeds: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + live.len());

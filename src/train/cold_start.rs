@@ -56,7 +56,7 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
         let (mut observation, mut turns) = (env.reset()?, Vec::<Turn>::new());
         while turns.len() < config.env.max_steps as usize
             && !observation.done
-            && let Some(command) = env.demonstrate()
+            && let Some(command) = env.demonstrate().or_else(|| wander(config, index, &turns, &observation))
         {
             let slip = slip(config, index, &turns, &observation);
             let worse = match teaches_judgments(config) {
@@ -68,7 +68,7 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
             observation = env.step(&turn.command)?;
             turns.push(turn);
         }
-        if turns.is_empty() {
+        if turns.is_empty() && config.sft.steps > 0 {
             let reason = "it demonstrates nothing: set sft.steps = 0, or leave this task out".into();
             return Err(EnvError::Failed { name: task.id, reason }.into());
         }
@@ -88,6 +88,14 @@ fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) 
     } else {
         another(turns, &observation.admissible, [kind, choice])
     }
+}
+
+/// Any command that would do something, where nothing is taught: then a script only shows a new tokenizer the words of the game.
+fn wander(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
+    let [kind, choice, ..] =
+        philox::block(config.run.seed, u64::from(OFF_PLAN_STREAM) << 32 | index, turns.len() as u64);
+    let commands = if config.sft.steps == 0 { &observation.admissible[..] } else { &[] };
+    another(turns, commands, [kind, choice]).filter(|_| !commands.is_empty())
 }
 
 /// The last command once more, or any of `commands`.

@@ -12,6 +12,7 @@ use crate::model::Policy;
 use crate::report::results::{EvalEpisode, Evaluation};
 use crate::rollout::{self, Counts, Settings, rollout};
 use rayon::prelude::*;
+use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
 
 /// The panels' splits.
@@ -48,6 +49,13 @@ pub fn baselines(
         Ok((split.to_string(), baseline::baselines(suite, *split, games, limit, config.run.seed)?))
     };
     splits.par_iter().map(of).collect()
+}
+
+/// SHA-256, in hex, of a panel: its tasks in order and the content of their suite. Equal hashes were asked the same.
+pub fn panel_hash(suite: &dyn Suite, panel: &[Task]) -> String {
+    let mut hash = Sha256::new_with_prefix(suite.content_hash().unwrap_or_default());
+    panel.iter().for_each(|task| hash.update(format!("\n{}", task.id)));
+    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Plays one episode of each game of the panel.

@@ -24,7 +24,10 @@ use crate::agent::PromptError;
 use crate::config::{Config, ConfigError};
 use crate::coupling::{CouplingError, ProbeError};
 use crate::device;
+use crate::env::alfworld::{self, Alfworld};
+use crate::env::bridge::{Limits, WorkerSuite};
 use crate::env::household::Household;
+use crate::env::scienceworld::{self, Rules, ScienceWorld};
 use crate::env::{EnvError, Suite};
 use crate::files::FileError;
 use crate::gcd::JudgeError;
@@ -33,6 +36,7 @@ use crate::model::tokenizer::TokenizerError;
 use crate::rollout::RolloutError;
 use run_folder::RunFolderError;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 /// Why training or evaluation ended without a result.
 #[derive(Debug, thiserror::Error)]
@@ -94,15 +98,41 @@ fn name(run: &Path) -> std::borrow::Cow<'_, str> {
     run.file_name().unwrap_or_default().to_string_lossy()
 }
 
-/// The suite that the configuration names.
+/// The suite that the configuration names; refused where its content is not what `env.hash` says.
 pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
-    match config.env.suite.as_str() {
-        "household" => Ok(Box::new(Household::new(config.run.seed))),
-        other => Err(ConfigError::Invalid {
-            key: "env.suite",
-            value: other.into(),
-            reason: "no such suite; the embedded one is `household`".into(),
+    let (env, seed) = (&config.env, config.run.seed);
+    let limits = Limits {
+        workers: env.workers as usize,
+        start: Duration::from_secs_f32(env.start_timeout),
+        call: Duration::from_secs_f32(env.timeout),
+        retries: env.retries,
+    };
+    let suite: Box<dyn Suite> = match env.suite.as_str() {
+        "household" => Box::new(Household::new(seed)),
+        "alfworld" => {
+            let index = alfworld::Index::read(&alfworld::data_folder(&env.data)?)?;
+            Box::new(Alfworld::new(index, env.train_types, seed))
+        }
+        "worker" => Box::new(WorkerSuite::open(&env.command, limits, seed)?),
+        "scienceworld" => {
+            let simplifications = env.simplifications.clone();
+            let rules =
+                Rules { jar: scienceworld::jar(&env.data)?, simplifications, admissible: config.prompt.admissible };
+            Box::new(ScienceWorld::open(rules, limits, env.train_types, seed)?)
+        }
+        other => {
+            let reason =
+                "no such suite; there are `household` (embedded), `alfworld`, `scienceworld` and `worker`".into();
+            return Err(ConfigError::Invalid { key: "env.suite", value: other.into(), reason }.into());
+        }
+    };
+    match suite.content_hash() {
+        Some(found) if !env.hash.is_empty() && env.hash != found => Err(ConfigError::Invalid {
+            key: "env.hash",
+            value: env.hash.clone(),
+            reason: format!("the games have changed since, their hash is now {found}: bring the old ones back"),
         }
         .into()),
+        _ => Ok(suite),
     }
 }

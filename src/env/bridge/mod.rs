@@ -1,0 +1,128 @@
+//! Environments that live in other processes, behind one interface, and what keeps them from stopping us.
+//!
+//! A [`Worker`] plays one episode at a time and is trusted with nothing: each call has a deadline; a worker that dies, hangs
+//! or talks nonsense is killed, another takes its place, and the episode so far is played to it again. What that cannot mend
+//! ends the episode as failed by its environment ([`EnvError::Failed`]), which no statistics count.
+
+mod jsonl;
+mod pool;
+mod process;
+pub mod py4j;
+mod suite;
+
+pub use jsonl::{JsonLines, Listed};
+pub use pool::{Limits, Pool};
+pub use process::Process;
+pub use suite::WorkerSuite;
+
+use super::{EnvError, Environment, Observation};
+use std::sync::Arc;
+use std::time::Instant;
+
+/// Why a call to a worker came to nothing.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Fault {
+    /// It is dead, silent, or broke its protocol: another worker may do better.
+    #[error("{0}")]
+    Broken(String),
+    /// It understood and declined; asking again would not help.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// One environment at the other end of a pipe or connection. Dropping it ends it.
+pub trait Worker: Send {
+    /// Begins the episode of a task, whatever was played before.
+    fn reset(&mut self, task: &str, deadline: Instant) -> Result<Observation, Fault>;
+    /// One command of the agent.
+    fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault>;
+}
+
+/// An episode played by whichever worker of a pool lives.
+pub struct Bridged {
+    pool: Arc<Pool>,
+    task: String,
+    /// The right to a worker, from the first reset on.
+    lease: Option<pool::Lease>,
+    commands: Vec<String>,
+    /// What was shown after the reset and after each command; a replay must show the same.
+    shown: Vec<String>,
+}
+
+impl Bridged {
+    pub fn new(pool: Arc<Pool>, task: &str) -> Bridged {
+        Bridged { pool, task: task.into(), lease: None, commands: Vec::new(), shown: Vec::new() }
+    }
+
+    /// Asks until a worker answers, or the retries are used up.
+    fn ask(&mut self, command: Option<&str>) -> Result<Observation, EnvError> {
+        let failed = |reason: String| EnvError::Failed { name: self.task.clone(), reason };
+        let lease = self.lease.get_or_insert_with(|| self.pool.lease());
+        let mut faults = 0;
+        loop {
+            let fault = match once(&self.pool, lease, &self.task, &self.commands, &self.shown, command) {
+                Ok(seen) => return Ok(seen),
+                Err(Fault::Refused(reason)) => return Err(failed(reason)),
+                Err(Fault::Broken(reason)) => reason,
+            };
+            lease.worker = None;
+            faults += 1;
+            if faults > self.pool.limits.retries {
+                return Err(failed(format!("{fault}; given up after {faults} tries")));
+            }
+        }
+    }
+}
+
+/// One try; a new worker is first brought to where the episode stands.
+fn once(
+    pool: &Pool,
+    lease: &mut pool::Lease,
+    task: &str,
+    commands: &[String],
+    shown: &[String],
+    command: Option<&str>,
+) -> Result<Observation, Fault> {
+    let deadline = || Instant::now() + pool.limits.call;
+    let restore = lease.worker.is_none() && command.is_some();
+    let worker = match &mut lease.worker {
+        Some(worker) => worker,
+        empty => empty.insert(pool.worker()?),
+    };
+    if restore {
+        let same = |seen: Observation, expected: Option<&String>| match Some(&seen.text) == expected {
+            true => Ok(()),
+            false => Err(Fault::Refused("a replay of the episode in a new worker showed something else".into())),
+        };
+        same(worker.reset(task, deadline())?, shown.first())?;
+        for (command, expected) in commands.iter().zip(&shown[1..]) {
+            same(worker.step(command, deadline())?, Some(expected))?;
+        }
+    }
+    match command {
+        Some(command) => worker.step(command, deadline()),
+        None => worker.reset(task, deadline()),
+    }
+}
+
+impl Environment for Bridged {
+    fn reset(&mut self) -> Result<Observation, EnvError> {
+        let seen = self.ask(None)?;
+        (self.commands, self.shown) = (Vec::new(), vec![seen.text.clone()]);
+        Ok(seen)
+    }
+
+    fn step(&mut self, command: &str) -> Result<Observation, EnvError> {
+        if self.shown.is_empty() {
+            self.reset()?;
+        }
+        let seen = self.ask(Some(command))?;
+        self.commands.push(command.into());
+        self.shown.push(seen.text.clone());
+        Ok(seen)
+    }
+
+    fn is_remote(&self) -> bool {
+        true
+    }
+}

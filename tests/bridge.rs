@@ -1,0 +1,211 @@
+//! Environments in other processes: the worker protocol, and workers that die, hang, babble or flood.
+
+mod common;
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+use uncouple::env::bridge::{JsonLines, Limits, WorkerSuite};
+use uncouple::env::{EnvError, Environment, Split, Suite, Task};
+use uncouple::train::run_folder::Existing;
+use uncouple::train::{suite, train};
+
+fn here(file: &str) -> String {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(file).display().to_string()
+}
+
+fn misbehaving(marks: &Path) -> Vec<String> {
+    ["python3", "-u", &here("tests/fixtures/misbehaving_worker.py"), &marks.display().to_string()]
+        .map(String::from)
+        .into()
+}
+
+const LIMITS: Limits = Limits { workers: 2, start: Duration::from_secs(30), call: Duration::from_secs(5), retries: 2 };
+
+fn open(marks: &Path, limits: Limits) -> WorkerSuite {
+    WorkerSuite::open(&misbehaving(marks), limits, 0).unwrap()
+}
+
+fn task(id: &str) -> Task {
+    Task { id: id.into(), kind: "count".into(), split: Split::Train }
+}
+
+/// Processes started so far.
+fn started(marks: &Path) -> usize {
+    let names = std::fs::read_dir(marks).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap());
+    names.filter(|n| n.starts_with("started-")).count()
+}
+
+/// Plays to the end; what was shown.
+fn play(env: &mut dyn Environment) -> Result<Vec<String>, EnvError> {
+    let mut seen = env.reset()?;
+    let mut texts = vec![seen.text];
+    while !seen.done {
+        seen = env.step("on")?;
+        texts.push(seen.text);
+    }
+    Ok(texts)
+}
+
+#[test]
+fn a_fault_is_mended_by_a_new_worker_that_replays_the_episode() {
+    let quick = Limits { call: Duration::from_secs(1), ..LIMITS };
+    for (kind, workers) in [("plain", 1), ("dies", 2), ("hangs", 2), ("babbles", 2), ("skips", 2), ("floods", 1)] {
+        let marks = tempfile::tempdir().unwrap();
+        let suite = open(marks.path(), quick);
+        let texts = play(&mut *suite.open(&task(kind)).unwrap()).unwrap_or_else(|e| panic!("{kind}: {e}"));
+        assert_eq!(texts, (0..5).map(|i| format!("{kind} {i}")).collect::<Vec<_>>());
+        assert_eq!(started(marks.path()), workers, "{kind}");
+    }
+}
+
+#[test]
+fn what_cannot_be_mended_fails_the_episode_with_its_reason() {
+    let marks = tempfile::tempdir().unwrap();
+    let suite = open(marks.path(), Limits { call: Duration::from_millis(700), ..LIMITS });
+    let cases = [
+        ("always-dies", "step: it ended (exit status: 3), saying: a pipe burst; given up after 3 tries"),
+        ("always-hangs", "step: no answer within 0.7 s; given up after 3 tries"),
+        ("declines", "worker misbehaving, step: I would rather not"),
+        ("forgets", "a replay of the episode in a new worker showed something else"),
+    ];
+    for (kind, expected) in cases {
+        let began = Instant::now();
+        let error = play(&mut *suite.open(&task(kind)).unwrap()).unwrap_err();
+        assert!(matches!(error, EnvError::Failed { .. }));
+        assert!(error.to_string().contains(expected), "{kind}: {error}");
+        assert!(began.elapsed() < Duration::from_secs(20), "{kind}: {:?}", began.elapsed());
+    }
+    // The pool is as good as before.
+    assert!(play(&mut *suite.open(&task("plain")).unwrap()).is_ok());
+}
+
+#[test]
+fn workers_are_bounded_and_kept_for_the_next_episode() {
+    let marks = tempfile::tempdir().unwrap();
+    let suite = open(marks.path(), LIMITS);
+    std::thread::scope(|scope| {
+        for _ in 0..8 {
+            scope.spawn(|| play(&mut *suite.open(&task("plain")).unwrap()).unwrap());
+        }
+    });
+    assert!(started(marks.path()) <= 2);
+}
+
+#[test]
+fn the_worker_lists_its_splits_and_the_guard_keeps_them() {
+    let marks = tempfile::tempdir().unwrap();
+    let suite = open(marks.path(), LIMITS);
+    assert_eq!((suite.name(), suite.len(Split::L2), suite.len(Split::L0)), ("misbehaving", Some(1), Some(0)));
+    let held_out = suite.task(Split::L2, 0).unwrap();
+    for held_out in [held_out, task("unheard-of")] {
+        assert!(matches!(suite.open_for_training(&held_out), Err(EnvError::HeldOut { .. })), "{}", held_out.id);
+    }
+    assert!(suite.open_for_training(&suite.task(Split::Train, 1000).unwrap()).is_ok());
+    assert_eq!(suite.content_hash(), open(marks.path(), LIMITS).content_hash());
+}
+
+#[test]
+fn a_program_that_is_no_worker_is_named() {
+    let refusal = |command: &[&str]| {
+        let command: Vec<String> = command.iter().map(|s| s.to_string()).collect();
+        let limits = Limits { start: Duration::from_millis(1500), ..LIMITS };
+        WorkerSuite::open(&command, limits, 0).err().expect("is refused").to_string()
+    };
+    assert!(refusal(&[]).contains("set env.command"));
+    assert!(refusal(&["/no/such/worker"]).contains("/no/such/worker cannot be started"));
+    assert!(refusal(&["echo", "hello"]).contains("worker echo, hello: the answer breaks the protocol"));
+    assert!(refusal(&["sleep", "100"]).contains("no answer within 1.5 s"));
+    assert!(refusal(&["false"]).contains("it ended (exit status: 1)"));
+    let other = r#"read line; echo '{"id":1,"protocol":2,"name":"new"}'; sleep 9"#;
+    assert!(refusal(&["sh", "-c", other]).contains("new speaks protocol 2, not 1"));
+}
+
+/// Whether a process runs (a zombie does not).
+fn runs(process: u32) -> bool {
+    std::fs::read_to_string(format!("/proc/{process}/stat")).is_ok_and(|stat| !stat.contains(") Z "))
+}
+
+fn gone(process: u32) -> bool {
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while runs(process) && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    !runs(process)
+}
+
+#[test]
+fn a_dropped_worker_ends_even_while_it_hangs() {
+    let marks = tempfile::tempdir().unwrap();
+    let suite = open(marks.path(), Limits { call: Duration::from_millis(300), retries: 0, ..LIMITS });
+    let mut env = suite.open(&task("hangs")).unwrap();
+    assert!(play(&mut *env).is_err());
+    drop((env, suite));
+    for entry in std::fs::read_dir(marks.path()).unwrap() {
+        let name = entry.unwrap().file_name().into_string().unwrap();
+        if let Some(process) = name.strip_prefix("started-") {
+            assert!(gone(process.parse().unwrap()), "{name}");
+        }
+    }
+}
+
+/// Started by the next test in a process of its own, on a thread that ends while the worker lives.
+#[test]
+#[ignore = "a part of the next test"]
+fn start_a_deaf_worker_and_wait() {
+    let Some(file) = std::env::var_os("UNCOUPLE_TEST_FILE").map(PathBuf::from) else { return };
+    let deaf = r#"read line; echo '{"id":1,"protocol":1,"name":"deaf"}'; exec sleep 100 0</dev/null"#;
+    let command = ["sh", "-c", deaf].map(String::from);
+    let start = move || JsonLines::start(&command, Instant::now() + Duration::from_secs(5)).unwrap();
+    let worker = std::thread::spawn(start).join().unwrap();
+    std::thread::sleep(Duration::from_millis(200));
+    assert!(runs(worker.process_id()), "it lives on when the thread that asked for it ends");
+    std::fs::write(&file, worker.process_id().to_string()).unwrap();
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn no_worker_outlives_a_killed_parent() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("process");
+    let mut parent = Command::new(std::env::current_exe().unwrap())
+        .args(["--ignored", "--exact", "start_a_deaf_worker_and_wait"])
+        .env("UNCOUPLE_TEST_FILE", &file)
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let worker = loop {
+        match std::fs::read_to_string(&file).ok().and_then(|text| text.parse().ok()) {
+            Some(worker) => break worker,
+            None => assert!(Instant::now() < deadline, "the worker did not start"),
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    };
+    assert!(runs(worker));
+    parent.kill().unwrap();
+    parent.wait().unwrap();
+    assert!(gone(worker), "the worker {worker} outlived its parent");
+}
+
+#[test]
+fn the_example_worker_is_trained_on() {
+    let runs = tempfile::tempdir().unwrap();
+    let command = format!("env.command=[\"python3\", {:?}]", here("examples/worker.py"));
+    let set = ["env.suite=worker", &command, "sft.steps=0", "sft.games=2", "run.iterations=2", "env.workers=3"];
+    let config = common::runs::tiny(runs.path(), "a", &set);
+    let games = suite(&config).unwrap();
+    assert_eq!(games.name(), "corridor");
+    assert_eq!(games.len(Split::L2), Some(12));
+    let mut env = games.open(&games.task(Split::L0, 0).unwrap()).unwrap();
+    let first = env.reset().unwrap();
+    assert!(first.text.contains("corridor") && first.admissible.contains(&"go home".to_string()));
+    assert!(!env.step("sing").unwrap().valid);
+    drop(env);
+    let outcome = train(config, &*games, Existing::Refuse);
+    match outcome {
+        Ok(outcome) => assert!(outcome.summary.env_steps > 0),
+        Err(error) => panic!("{error}"),
+    }
+}
