@@ -1,7 +1,10 @@
 //! The model on the emulated device against the model on the CPU.
 
+mod common;
 #[path = "common/emulated.rs"]
 mod emulated;
+
+use common::runs::tiny;
 
 use half::bf16;
 use safetensors::SafeTensors;
@@ -16,6 +19,8 @@ use uncouple::model::cuda::CudaModel;
 use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config};
 use uncouple::train::cuda::CudaTrainer;
 use uncouple::train::learner::Learner;
+use uncouple::train::run_folder::Existing;
+use uncouple::train::{suite, train_on};
 
 fn model() -> Model {
     let config = Qwen2Config {
@@ -115,7 +120,7 @@ fn grpo_steps() {
         let grpo = Grpo { ratio, ..Grpo::default() };
         let (samples, optim) = (samples(), Optim::default());
         let mut learners = [Learner::new(model(), false), Learner::new(model(), true)];
-        learners[1].to_gpu(&emulated::quick_gpu()).unwrap();
+        learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
         for step in 0..2 {
             let [cpu, gpu] = learners.each_mut().map(|learner| {
                 let norm = Normaliser::new(&samples, 1);
@@ -140,7 +145,7 @@ fn grpo_steps() {
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     let mut learner = Learner::new(model(), false);
-    learner.to_gpu(&emulated::quick_gpu()).unwrap();
+    learner.to_gpu(&emulated::quick_gpu(), 8).unwrap();
     let mut samples = samples();
     let norm = Normaliser::new(&samples, 1);
     let grpo = Grpo::default();
@@ -177,7 +182,7 @@ fn golden(name: &str) {
     let mut cpu = Learner::new(model.clone(), false);
     let mut gpu = Learner::new(model.clone(), false);
     let device = emulated::quick_gpu();
-    gpu.to_gpu(&device).unwrap();
+    gpu.to_gpu(&device, 8).unwrap();
 
     let forest = Forest::new(&sequences);
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
@@ -215,4 +220,41 @@ fn golden_hd64() {
 #[test]
 fn golden_hd128() {
     golden("mini-hd128");
+}
+
+/// A whole run: cold start, rollouts, judgments, GRPO, evaluation, checkpoint, each on the device.
+#[test]
+fn a_run_trains_on_the_device_and_its_checkpoint_is_what_it_trained() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = [
+        "run.iterations=1",
+        "model.hidden_size=64",
+        "model.num_hidden_layers=1",
+        "model.num_attention_heads=1",
+        "model.num_key_value_heads=1",
+        "sft.steps=3",
+        "env.max_steps=2",
+        "eval.games=1",
+        "rollout.group_size=2",
+        "rollout.max_turn_tokens=5",
+        "gcd.mode='generate'",
+        "gcd.pairs=2",
+        "gcd.judgments=2",
+        "gcd.max_tokens=4",
+        "coupling.every=0",
+    ];
+    let config = tiny(dir.path(), "device", &set);
+    let suite = suite(&config).unwrap();
+    let outcome = train_on(Some(&emulated::quick_gpu()), config, &*suite, Existing::Refuse).unwrap();
+    assert!(outcome.summary.env_steps > 0);
+    let records = uncouple::report::metrics::read(&outcome.folder).unwrap();
+    let grpo = records.iter().find(|r| r.phase == "grpo").unwrap();
+    // Rollouts and training compute a log-prob by different kernels, in bf16.
+    assert!(grpo.values.get("sampling/sampling_logp_difference/mean").is_none_or(|d| *d < 0.02), "{grpo:?}");
+    let saved = outcome.folder.join("checkpoints/step-4");
+    let trained = checkpoint::load(&saved).unwrap();
+    assert!(trained.params.flat.iter().all(|w| w.is_finite()));
+    let refused = tiny(dir.path(), "refused", &["gcd.mode='value-head'", "model.hidden_size=64"]);
+    let error = train_on(Some(&emulated::quick_gpu()), refused, &*suite, Existing::Refuse).err().unwrap().to_string();
+    assert!(error.contains("gcd.mode") && error.contains("--device cuda"), "{error}");
 }

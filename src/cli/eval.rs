@@ -10,7 +10,7 @@ use crate::report::progress::say;
 use crate::report::results;
 use crate::rollout::RolloutError;
 use crate::train::run_folder::RunFolder;
-use crate::train::{TrainError, evaluate, interrupt, suite};
+use crate::train::{TrainError, evaluate, interrupt, state, suite};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -22,7 +22,8 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         config.eval.games = games;
     }
     let model = checkpoint::load(&dir)?;
-    let prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt)?;
+    let mut prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt)?;
+    prompter.suggest(&state::suggestions(&dir)?);
     let suite = suite(&config)?;
     let splits = match args.split {
         SplitArg::All => evaluate::SPLITS.to_vec(),

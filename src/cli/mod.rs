@@ -11,6 +11,7 @@ mod selftest;
 mod theory;
 mod train;
 
+use crate::device::{Gpu, cuda::Cuda};
 use anyhow::{Result, bail};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -60,6 +61,14 @@ pub enum DeviceArg {
 }
 
 impl DeviceArg {
+    /// The GPU, if one is asked for.
+    pub fn open(self) -> Result<Option<Gpu>> {
+        match self {
+            DeviceArg::Cpu => Ok(None),
+            DeviceArg::Cuda => Ok(Some(Gpu::new(Cuda::open(None)?))),
+        }
+    }
+
     /// Refuses a device that this build does not have.
     pub fn check(self) -> Result<()> {
         match self {

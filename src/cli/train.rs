@@ -6,13 +6,13 @@ use crate::report::progress::say;
 use crate::report::results::{self, Summary};
 use crate::train::memory::{self, Part};
 use crate::train::run_folder::{Existing, RunFolder};
-use crate::train::{TrainError, interrupt, suite, train};
+use crate::train::{TrainError, interrupt, suite, train_on};
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
-    args.device.check()?;
+    let gpu = args.device.open().context("train --device cuda")?;
     let mut config = configuration(&args)?;
     if args.dry_run {
         let shape = memory::model_shape(&config).context("the model cannot be used")?;
@@ -32,7 +32,7 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     interrupt::install().context("cannot listen for Ctrl-C")?;
     let suite = suite(&config)?;
     config.env.hash = suite.content_hash().unwrap_or_default();
-    let outcome = match train(config, &*suite, existing) {
+    let outcome = match train_on(gpu.as_ref(), config, &*suite, existing) {
         Err(stopped @ TrainError::Interrupted(_)) => {
             say(&stopped.to_string());
             return Ok(ExitCode::from(INTERRUPTED));

@@ -294,7 +294,7 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 100,
+            iterations: 80,
             checkpoint_every: 25,
             keep_checkpoints: 2,
             max_bad_steps: 5,
@@ -340,7 +340,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 140, batch: 32, lr: 2e-3, games: 3000, slip: 0.15 }
+        Sft { steps: 220, batch: 32, lr: 2e-3, games: 3000, slip: 0.15 }
     }
 }
 impl Default for Rollout {

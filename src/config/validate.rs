@@ -1,6 +1,6 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{Author, Config, ConfigError, GcdMode, LabelSource, StepAdvantage, SuggestionMode};
+use super::{Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, StepAdvantage, SuggestionMode};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -42,6 +42,20 @@ impl Config {
             need(seconds <= 86400.0, key, seconds, "must be at most a day, 86400 s")?;
         }
         not_negative("eval.temperature", self.eval.temperature)
+    }
+
+    /// Refuses what only the CPU's learner does.
+    pub fn validate_for_gpu(&self) -> Result<(), ConfigError> {
+        let cpu = "reads hidden states on the CPU: leave --device cuda out";
+        let mode = format!("{:?}", self.gcd.mode);
+        need(!self.gcd.mode.has_critic(), "gcd.mode", mode, cpu)?;
+        let method = format!("{:?}", self.decouple.method);
+        need(self.decouple.method != DecoupleMethod::Contrastive, "decouple.method", method, cpu)?;
+        let size = self.model.hidden_size / self.model.num_attention_heads.max(1);
+        let heads =
+            "the GPU's attention has heads of 64 or 128: choose model.hidden_size and model.num_attention_heads so";
+        let embedded = self.model.path.is_empty();
+        need(!embedded || size == 64 || size == 128, "model.hidden_size", self.model.hidden_size, heads)
     }
 
     fn validate_run(&self) -> Result<(), ConfigError> {

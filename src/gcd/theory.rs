@@ -61,7 +61,8 @@ fn advantage(q: f64, r: f64, seed: u64, stream: u64) -> f64 {
     flawed / n / (1.0 - 1.0 / n)
 }
 
-/// Flawed actions as measured, by tenths of their probability.
+/// Flawed actions as measured, by tenths of their probability. An advantage measured where the action was taken is r (q - 1); to the
+/// expected advantage it contributes with the probability q of being taken.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct Measured {
     bins: [Bin; 10],
@@ -80,7 +81,7 @@ struct Bin {
 pub struct MeasuredPoint {
     /// Mean probability.
     pub q: f64,
-    /// Mean advantage.
+    /// Its mean advantage where it is taken, times q.
     pub advantage: f64,
     /// q r (q - 1) with [`Measured::risk`].
     pub expected: f64,
@@ -88,7 +89,7 @@ pub struct MeasuredPoint {
 }
 
 impl Measured {
-    /// One flawed action of probability `q`.
+    /// One flawed action of probability `q` that was taken.
     pub fn add(&mut self, q: f64, advantage: f64) {
         let bin = &mut self.bins[((10.0 * q) as usize).min(9)];
         (bin.count, bin.q, bin.advantage) = (bin.count + 1, bin.q + q, bin.advantage + advantage);
@@ -103,9 +104,13 @@ impl Measured {
         }
     }
 
+    /// Probability, contribution to the expected advantage, and count of each tenth that holds something.
     fn means(&self) -> impl Iterator<Item = (f64, f64, u64)> + '_ {
         let filled = self.bins.iter().filter(|bin| bin.count > 0);
-        filled.map(|bin| (bin.q / bin.count as f64, bin.advantage / bin.count as f64, bin.count))
+        filled.map(|bin| {
+            let (q, advantage) = (bin.q / bin.count as f64, bin.advantage / bin.count as f64);
+            (q, q * advantage, bin.count)
+        })
     }
 
     /// Mean probability and advantage of all; `None` of nothing.

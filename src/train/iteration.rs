@@ -116,7 +116,7 @@ pub fn run(
     // Before anything is learnt: what samples may be interrupted.
     let (mut renewal, mut flawed) = (None, Measured::default());
     if let Some(gcd) = &gcd {
-        flawed = measure::flawed(config, &episodes, &samples, &gcd.asked);
+        flawed = measure::flawed(config, &episodes, &gcd.asked);
         if suggest {
             let (policy, asked) = (learner.sampler(), &gcd.asked);
             renewal = Some(renew(config, policy, prompter, judge, &episodes, &samples, asked, index + 1)?);

@@ -53,9 +53,11 @@ impl Learner {
         }
     }
 
-    /// Trains on `gpu` from now on.
-    pub fn to_gpu(&mut self, gpu: &Gpu) -> Result<()> {
-        self.gpu = Some(CudaTrainer::new(gpu, &self.model, &self.moments)?);
+    /// Trains and samples on `gpu` from now on, at most `max_live` sequences at once.
+    pub fn to_gpu(&mut self, gpu: &Gpu, max_live: usize) -> Result<()> {
+        let mut trainer = CudaTrainer::new(gpu, &self.model, &self.moments)?;
+        trainer.model.max_live = max_live;
+        self.gpu = Some(trainer);
         Ok(())
     }
 

@@ -15,10 +15,10 @@ pub mod probe;
 mod record;
 pub mod run_folder;
 mod session;
-mod state;
+pub mod state;
 pub mod suggest;
 
-pub use session::{Outcome, train};
+pub use session::{Outcome, train, train_on};
 
 use crate::agent::PromptError;
 use crate::config::{Config, ConfigError};

@@ -12,6 +12,7 @@ use super::suggest::{self, Renewal};
 use super::{TrainError, coupling, evaluate, interrupt, measure, memory};
 use crate::agent::{Episode, Prompter};
 use crate::config::{Author, Config, LabelSource, SuggestionMode};
+use crate::device::Gpu;
 use crate::env::Suite;
 use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
@@ -46,8 +47,21 @@ const SUGGESTIONS: &str = "suggestions.json";
 /// Episodes shown in report.html.
 const EXAMPLES: u32 = 6;
 
-/// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report.
-pub fn train(mut config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
+/// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report; on the CPU.
+pub fn train(config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
+    train_on(None, config, suite, existing)
+}
+
+/// The same on a GPU, if one is given.
+pub fn train_on(
+    gpu: Option<&Gpu>,
+    mut config: Config,
+    suite: &dyn Suite,
+    existing: Existing,
+) -> Result<Outcome, TrainError> {
+    if gpu.is_some() {
+        config.validate_for_gpu()?;
+    }
     // Everything a user can get wrong about the model is found before a folder is made. A resumed run has its own.
     let advises = config.suggestions.mode != SuggestionMode::Off && config.suggestions.author == Author::Judge;
     let asks = advises || config.needs_labels() && config.gcd.labels.contains(&LabelSource::Judge);
@@ -55,7 +69,7 @@ pub fn train(mut config: Config, suite: &dyn Suite, existing: Existing) -> Resul
     let base = if existing == Existing::Resume { None } else { load_base(&config)? };
     let folder = RunFolder::open(&mut config, existing)?;
     let path = folder.path().to_path_buf();
-    let outcome = Session::open(config, folder, suite, base, judge)
+    let outcome = Session::open(config, folder, suite, base, judge, gpu)
         .and_then(|mut session| session.run().map_err(|error| session.give_up(error)));
     outcome.map_err(|error| match error {
         TrainError::Rollout(RolloutError::Interrupted) => TrainError::Interrupted(path),
@@ -137,6 +151,7 @@ impl<'a> Session<'a> {
         suite: &'a dyn Suite,
         base: Option<Start>,
         judge: Option<Judge>,
+        gpu: Option<&Gpu>,
     ) -> Result<Session<'a>, TrainError> {
         let began = Instant::now();
         let given = match folder.checkpoints()?.pop() {
@@ -153,12 +168,13 @@ impl<'a> Session<'a> {
         if config.gcd.mode.has_critic() && learner.critic.is_none() {
             learner.critic = Some(Critic::new(learner.model.config.hidden_size));
         }
+        gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, config.rollout.max_live as usize))?;
         let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
         let context = learner.model.config.max_position_embeddings;
         let taught = if to_learn { &scripts[..] } else { &[] };
         let lay_out = |script| cold_start::demonstration(&config, &prompter, script, context);
         let demonstrations = taught.iter().enumerate().map(lay_out).collect::<Result<_, _>>()?;
-        prompter.suggest(&state.suggestions());
+        prompter.suggest(&state.last_suggestions());
         // What an earlier process recorded after the checkpoint comes again.
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
             "sft" => r.step <= u64::from(state.sft_steps),
@@ -258,6 +274,7 @@ impl<'a> Session<'a> {
             self.learner.restart()?;
         }
         if self.config.grpo.beta > 0.0 && self.reference.is_none() {
+            self.learner.read_back()?;
             let dir = self.folder.path().join(REFERENCE);
             checkpoint::save(&dir, &self.learner.model, &self.ids, self.prompter.tokenizer().files(), SaveDtype::F32)?;
             self.reference = Some(self.learner.model.clone());
@@ -273,6 +290,7 @@ impl<'a> Session<'a> {
             }
             let (learner, reference) = (&mut self.learner, self.reference.as_ref());
             let judge = self.judge.as_ref();
+            self.prompter.suggest(&self.state.suggestions(index));
             let suggest = suggest::due(&self.config, index + 1, &self.state.renewals, &self.state.similarity);
             let (config, suite) = (&self.config, self.suite);
             let done = iteration::run(config, suite, learner, reference, &self.prompter, judge, index, suggest)?;
@@ -374,15 +392,14 @@ impl<'a> Session<'a> {
         Ok(())
     }
 
-    /// Puts new suggestions in the prompt, and keeps them with the evidence they rest on.
+    /// Keeps new suggestions, for the prompts of later iterations, with the evidence they rest on.
     fn suggest(&mut self, renewal: &Renewal, say: &dyn Fn(&str)) -> Result<(), TrainError> {
         self.state.renewals.push(renewal.clone());
-        let sentences = self.state.suggestions();
+        let sentences: Vec<&str> = renewal.suggestions.iter().map(|s| &s.text[..]).collect();
         say(&match sentences.is_empty() {
             true => "suggestions: none, no flawed action is in the danger zone".into(),
             false => format!("suggestions: {}", sentences.join(" ")),
         });
-        self.prompter.suggest(&sentences);
         let json = format!("{:#}\n", serde_json::json!(self.state.renewals));
         Ok(self.folder.write(SUGGESTIONS, json.as_bytes())?)
     }
@@ -459,7 +476,7 @@ impl<'a> Session<'a> {
 
     /// The final panels once more without suggestions in the prompt, if there are any: has the policy learnt, or does it read?
     fn evaluate_bare(&mut self) -> Result<Evaluation, TrainError> {
-        let sentences = self.state.suggestions();
+        let sentences = self.state.last_suggestions();
         if sentences.is_empty() {
             return Ok(Evaluation::new());
         }
@@ -486,6 +503,7 @@ impl<'a> Session<'a> {
 
     /// Saves all that resuming needs. Broken weights are never saved, and while gradients are bad no older checkpoint goes.
     fn checkpoint(&mut self) -> Result<(), TrainError> {
+        self.learner.read_back()?;
         let critic = self.learner.critic.iter().flat_map(|critic| &critic.params().flat);
         if !self.learner.model.params.flat.iter().chain(critic).all(|p| p.is_finite()) {
             return Err(TrainError::BrokenWeights);
@@ -507,6 +525,7 @@ impl<'a> Session<'a> {
         bare: Evaluation,
         judgment_accuracy: Option<f64>,
     ) -> Result<Outcome, TrainError> {
+        self.learner.read_back()?;
         let first = self.state.cold_start.clone().unwrap_or_default();
         let rows = results::rows(&[("cold start", &first), ("final", &last), ("final, no suggestions", &bare)]);
         let off = self.config.coupling.every == 0 || self.state.iterations == 0;

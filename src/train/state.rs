@@ -39,7 +39,7 @@ pub struct State {
     pub bad_steps: u32,
     /// Evaluations after fewer iterations than this are done.
     pub next_eval: u32,
-    /// Suggestions made so far; the last ones are in the prompt.
+    /// Suggestions made so far.
     #[serde(default)]
     pub renewals: Vec<Renewal>,
     /// Gradient similarity of good and bad actions, each time it was measured.
@@ -53,9 +53,15 @@ pub struct State {
 }
 
 impl State {
-    /// The sentences in the prompt.
-    pub fn suggestions(&self) -> Vec<String> {
-        self.renewals.last().map_or(Vec::new(), |r| r.suggestions.iter().map(|s| s.text.clone()).collect())
+    /// The sentences in the prompt of iteration `index`, counted from 0.
+    pub fn suggestions(&self, index: u32) -> Vec<String> {
+        let made = self.renewals.iter().rfind(|r| r.iterations <= index);
+        made.map_or(Vec::new(), |r| r.suggestions.iter().map(|s| s.text.clone()).collect())
+    }
+
+    /// The sentences that the policy was last trained under.
+    pub fn last_suggestions(&self) -> Vec<String> {
+        self.suggestions(self.iterations.saturating_sub(1))
     }
 
     /// Number of the checkpoint taken here: grows with every step of either phase.
@@ -86,9 +92,7 @@ pub fn save(
 
 /// Reads a checkpoint folder back.
 pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, State), TrainError> {
-    let file = dir.join(STATE);
-    let text = std::fs::read(&file).map_err(|e| FileError::new("read", &file, e))?;
-    let state: State = serde_json::from_slice(&text).map_err(|e| unreadable(&file, e))?;
+    let state = read(dir)?;
     let mut learner = Learner::new(checkpoint::load(dir)?, recompute);
     for (name, moment) in MOMENTS.iter().zip(&mut learner.moments) {
         *moment = checkpoint::load_params(&dir.join(name), &moment.layout)?;
@@ -96,6 +100,17 @@ pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, State), TrainError>
     learner.steps = state.optimizer_steps;
     learner.critic = Critic::load(dir, learner.model.config.hidden_size, state.critic_steps)?;
     Ok((learner, state))
+}
+
+/// The suggestions of a checkpoint: what its policy was last trained under. None where `dir` is no checkpoint of a run.
+pub fn suggestions(dir: &Path) -> Result<Vec<String>, TrainError> {
+    if dir.join(STATE).exists() { Ok(read(dir)?.last_suggestions()) } else { Ok(Vec::new()) }
+}
+
+fn read(dir: &Path) -> Result<State, TrainError> {
+    let file = dir.join(STATE);
+    let text = std::fs::read(&file).map_err(|e| FileError::new("read", &file, e))?;
+    serde_json::from_slice(&text).map_err(|e| unreadable(&file, e))
 }
 
 fn unreadable(file: &Path, e: serde_json::Error) -> TrainError {

@@ -30,7 +30,7 @@ pub struct Renewal {
 /// and bad actions, each time it was measured.
 pub fn due(config: &Config, done: u32, made: &[Renewal], similarity: &[f64]) -> bool {
     let s = &config.suggestions;
-    let whole = done.is_multiple_of(s.every.max(1)) && done < config.run.iterations;
+    let whole = done.is_multiple_of(s.every.max(1));
     match s.mode {
         SuggestionMode::Off => false,
         SuggestionMode::Fixed => whole,
