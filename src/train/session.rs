@@ -460,7 +460,6 @@ impl<'a> Session<'a> {
             eval: EvalSummary { cold_start: results::summarise(&first), last: results::summarise(&last) },
             baselines: evaluate::baselines(&self.config, self.suite, &evaluate::SPLITS)?,
             judgment_accuracy,
-            ..Summary::default()
         };
         let page = html::render(&Page {
             name: &self.folder.name(),
