@@ -547,7 +547,6 @@ impl<'a> Session<'a> {
             flawed: self.state.flawed.points().into_iter().map(flawed_row).collect(),
             baselines: evaluate::baselines(&self.config, self.suite, &evaluate::SPLITS)?,
             judgment_accuracy,
-            ..Summary::default()
         };
         let page = html::render(&Page {
             name: &self.folder.name(),
