@@ -118,17 +118,21 @@ fn says_what_the_official_package_says_and_repeats_itself() {
     let episodes: Vec<_> = ours.iter().map(|(task, (actions, _))| (*task, actions.clone())).collect();
     let (theirs, their_seconds) = official(&episodes);
     assert_eq!(theirs.len(), ours.len());
-    let mut steps = 0;
+    let (mut steps, mut refused) = (0, 0);
     for ((task, (actions, seen)), theirs) in ours.iter().zip(theirs) {
         assert_eq!(seen.len(), theirs.len(), "{task}");
         for (i, (a, (text, done, valid))) in seen.iter().zip(theirs).enumerate() {
             let action = i.checked_sub(1).map(|i| &actions[i]);
             assert_eq!((&a.text, a.done), (&text, done), "{task}, step {i}: {action:?}");
             assert!(a.done || a.admissible == valid, "{task}, step {i}: {action:?}");
-            assert_eq!(a.valid, action.is_none_or(|a| a != "sing"), "{task}, step {i}: {action:?}");
+            // The simulator lists some actions as valid that it then does not know.
+            let unknown = a.text.contains("No known action matches");
+            assert_eq!(a.valid, !unknown, "{task}, step {i}: {action:?}");
+            refused += usize::from(unknown);
         }
         steps += actions.len();
     }
+    assert!(refused > 0 && refused < steps, "{refused} of {steps} were refused");
     // Other Java machines play the same.
     let mut again = Simulator::start(&Rules { admissible: false, ..rules }, soon()).unwrap();
     let mut seconds = 0.0;

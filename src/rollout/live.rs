@@ -51,6 +51,9 @@ pub(super) struct Arrival {
     started: Instant,
 }
 
+/// An episode whose environment is open, and the first answer, unless it will come by mail.
+pub(super) type Opened = (Arrival, Option<Answer>);
+
 /// The episode as its environment's failure ends it; what is held out ends the rollout.
 fn failed(mut episode: Episode, error: EnvError) -> Result<Box<Episode>, RolloutError> {
     if matches!(error, EnvError::HeldOut { .. }) {
@@ -61,14 +64,14 @@ fn failed(mut episode: Episode, error: EnvError) -> Result<Box<Episode>, Rollout
 }
 
 impl Arrival {
-    /// Opens the environment and asks it to begin; the answer, where it comes at once. `Err(episode)` when it does not open.
+    /// Opens the environment and asks it to begin; with the answer, where it comes at once. `Err(episode)` when it does not open.
     pub fn open(
         table: &Table<'_>,
         open: Open<'_>,
         episode: Episode,
         index: usize,
         mail: &Sender<Letter>,
-    ) -> Result<Result<(Arrival, Option<Answer>), Box<Episode>>, RolloutError> {
+    ) -> Result<Result<Opened, Box<Episode>>, RolloutError> {
         let started = Instant::now();
         let begun = open(&episode.task).and_then(|env| Stepper::begin(env, table.settings.distances, index, mail));
         match begun {
