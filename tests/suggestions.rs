@@ -143,7 +143,8 @@ fn suggestions_stand_before_the_first_observation_and_can_be_taken_away() {
 
 #[test]
 fn they_are_due_every_so_often_or_when_similarity_stops_falling() {
-    let config = |mode: &str| tiny(Path::new(&std::env::temp_dir()), "x", &["run.iterations=30", "suggestions.every=10", mode]);
+    let config =
+        |mode: &str| tiny(Path::new(&std::env::temp_dir()), "x", &["run.iterations=30", "suggestions.every=10", mode]);
     let made = [Renewal { iterations: 10, suggestions: Vec::new() }];
     let when = |config: &Config, made: &[Renewal], similarity: &[f64]| -> Vec<u32> {
         (1..=30).filter(|done| due(config, *done, made, similarity)).collect()
