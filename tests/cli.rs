@@ -30,7 +30,17 @@ fn bad_configurations_are_refused_in_one_line() {
     assert!(refused(&["train", "--set", "rollout.group_size=1"]).contains("every advantage is 0"));
     assert!(refused(&["train", "--config", "no/such.toml"]).contains("no/such.toml"));
     assert!(refused(&["train", "--name", "../up"]).contains("run.name"));
-    assert!(refused(&["train", "--device", "cuda"]).contains("no CUDA device yet: use --device cpu"));
+}
+
+#[test]
+fn a_device_that_is_not_there_is_refused_with_the_mend() {
+    if uncouple::device::cuda::Cuda::open(Some(1 << 20)).is_ok() {
+        return eprintln!("SKIPPED: this machine has a GPU");
+    }
+    for command in [&["train", "--device", "cuda"][..], &["eval", "--model", "m", "--device", "cuda"]] {
+        let error = refused(command);
+        assert!(error.contains("--device cuda: ") && error.contains("--device cpu"), "{error}");
+    }
 }
 
 #[test]

@@ -51,7 +51,7 @@ fn assert_near(what: &str, got: &[f32], want: &[f32]) {
 #[test]
 fn pieces_and_forks_are_the_whole() {
     let gpu = emulated::gpu();
-    let model = CudaModel::new(&gpu, &model()).unwrap();
+    let model = CudaModel::new(&gpu, &model(), 128).unwrap();
     let prompt: Vec<u32> = (0..45).map(|i| i * 7 % 96).collect();
     let mut decoder = CudaDecoder::new(&model, 8).unwrap();
     let one = decoder.alloc();
@@ -88,7 +88,7 @@ fn pieces_and_forks_are_the_whole() {
 fn tokens_are_drawn_as_on_the_cpu() {
     let gpu = emulated::gpu();
     let on_cpu = model();
-    let model = CudaModel::new(&gpu, &on_cpu).unwrap();
+    let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
     let mut decoder = CudaDecoder::new(&model, 1).unwrap();
     // More than one batch of logits.
     let hidden: Vec<f32> =
@@ -107,7 +107,7 @@ fn tokens_are_drawn_as_on_the_cpu() {
 #[test]
 fn limits_are_named() {
     let gpu = emulated::gpu();
-    let model = CudaModel::new(&gpu, &model()).unwrap();
+    let model = CudaModel::new(&gpu, &model(), 128).unwrap();
     let mut decoder = CudaDecoder::new(&model, 2).unwrap();
     let slot = decoder.alloc();
     let error = decoder.extend(&[(slot, &[1; 65])]).unwrap_err();

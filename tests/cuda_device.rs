@@ -1,6 +1,5 @@
 //! The device's host side: memory, graphs and products on the emulated device, the arena, and a machine without a GPU.
 
-#[allow(dead_code)]
 #[path = "common/emulated.rs"]
 mod emulated;
 

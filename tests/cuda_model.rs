@@ -71,7 +71,7 @@ fn forward_and_backward() {
     let hidden = acts.hidden.clone();
     model.backward(&forest, &mut acts, &mut widen(d.clone()), &mut grads);
 
-    let on_device = CudaModel::new(&gpu, &model).unwrap();
+    let on_device = CudaModel::new(&gpu, &model, 128).unwrap();
     let packed = on_device.forest(&forest).unwrap();
     let mut results = Vec::new();
     for keep in [Keep::All, Keep::LayerInputs] {
@@ -186,7 +186,7 @@ fn golden(name: &str) {
 
     let forest = Forest::new(&sequences);
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
-    let mut trainer = CudaTrainer::new(&device, &model, &cpu.moments).unwrap();
+    let mut trainer = CudaTrainer::new(&device, &model, &cpu.moments, 8).unwrap();
     trainer.forward(&forest, Keep::Nothing).unwrap();
     let mut of_node = vec![f32::NAN; forest.len()];
     let logprobs = trainer.logprobs(&forest, &nodes, 1.0).unwrap();

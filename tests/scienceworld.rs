@@ -75,8 +75,11 @@ fn wander(simulator: &mut Simulator, task: &str, steps: usize) -> (Vec<String>, 
     (actions, seen)
 }
 
+/// Text, whether the episode is over, and the valid actions.
+type Shown = (String, bool, Vec<String>);
+
 /// The same through the official package: what was shown, and seconds for all steps.
-fn official(episodes: &[(&str, Vec<String>)]) -> (Vec<Vec<(String, bool, Vec<String>)>>, f64) {
+fn official(episodes: &[(&str, Vec<String>)]) -> (Vec<Vec<Shown>>, f64) {
     let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/scienceworld_play.py");
     let mut child = Command::new(python().unwrap())
         .arg(script)
@@ -97,7 +100,7 @@ fn official(episodes: &[(&str, Vec<String>)]) -> (Vec<Vec<(String, bool, Vec<Str
     let output = child.wait_with_output().unwrap();
     #[derive(serde::Deserialize)]
     struct Played {
-        seen: Vec<(String, bool, Vec<String>)>,
+        seen: Vec<Shown>,
         seconds: f64,
     }
     let text = String::from_utf8(output.stdout).unwrap();

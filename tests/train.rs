@@ -58,7 +58,7 @@ fn a_run_leaves_everything_the_design_names() {
 
     let summary: serde_json::Value = serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap();
     let keys = |json: &serde_json::Value| json.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&summary), ["seconds", "train_steps", "env_steps", "tokens", "eval", "baselines"]);
+    assert_eq!(keys(&summary), ["seconds", "train_steps", "env_steps", "tokens", "eval", "baselines", "coupling"]);
     assert_eq!(keys(&summary["eval"]), ["cold_start", "final"]);
     for stage in ["cold_start", "final"] {
         assert_eq!(keys(&summary["eval"][stage]), ["L0", "L1", "L2"]);

@@ -5,6 +5,8 @@ use crate::agent::Prompter;
 use crate::config::{Config, Override};
 use crate::env::{Split, Task};
 use crate::model::checkpoint;
+use crate::model::cuda::CudaModel;
+use crate::model::policy::Policy;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::progress::say;
 use crate::report::results;
@@ -16,12 +18,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
-    args.device.check()?;
+    let gpu = args.device.open().context("eval --device cuda")?;
     let (mut config, dir) = subject(&args)?;
     if let Some(games) = args.games.or(args.all.then_some(0)) {
         config.eval.games = games;
     }
     let model = checkpoint::load(&dir)?;
+    let on_gpu = gpu.as_ref().map(|gpu| CudaModel::new(gpu, &model, config.rollout.max_live as usize)).transpose()?;
+    let policy: &dyn Policy = on_gpu.as_ref().map_or(&model, |model| model);
     let mut prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt)?;
     prompter.suggest(&state::suggestions(&dir)?);
     let suite = suite(&config)?;
@@ -36,7 +40,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         ensure!(suite.len(split) != Some(0), "{name} has no {split} games: nothing is held out, or its data lack them");
     }
     interrupt::install().context("cannot listen for Ctrl-C")?;
-    let episodes = match evaluate::evaluate(&config, &*suite, &model, &prompter, &splits) {
+    let episodes = match evaluate::evaluate(&config, &*suite, policy, &prompter, &splits) {
         Err(stopped @ TrainError::Rollout(RolloutError::Interrupted)) => {
             say(&stopped.to_string());
             return Ok(ExitCode::from(INTERRUPTED));

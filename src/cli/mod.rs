@@ -12,7 +12,7 @@ mod theory;
 mod train;
 
 use crate::device::{Gpu, cuda::Cuda};
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -66,14 +66,6 @@ impl DeviceArg {
         match self {
             DeviceArg::Cpu => Ok(None),
             DeviceArg::Cuda => Ok(Some(Gpu::new(Cuda::open(None)?))),
-        }
-    }
-
-    /// Refuses a device that this build does not have.
-    pub fn check(self) -> Result<()> {
-        match self {
-            DeviceArg::Cpu => Ok(()),
-            DeviceArg::Cuda => bail!("--device cuda: this build has no CUDA device yet: use --device cpu"),
         }
     }
 }

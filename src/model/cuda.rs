@@ -21,7 +21,7 @@ pub struct CudaModel {
     /// Flat, as [`super::Params`]: the copy that the optimiser rounds from its master weights.
     pub weights: Tensor<bf16>,
     /// Sequences that a decoder of this model has room for, each as long as the context allows (`rollout.max_live`).
-    pub max_live: usize,
+    pub(super) max_live: usize,
     pub(super) gpu: Gpu,
     rope: rope::cuda::Tables,
 }
@@ -77,14 +77,14 @@ struct LayerGrads {
 }
 
 impl CudaModel {
-    /// A copy of `model` on the device, rounded to bf16.
-    pub fn new(gpu: &Gpu, model: &Model) -> Result<CudaModel> {
+    /// A copy of `model` on the device, rounded to bf16; its decoders hold at most `max_live` sequences.
+    pub fn new(gpu: &Gpu, model: &Model, max_live: usize) -> Result<CudaModel> {
         let weights: Vec<bf16> = model.params.flat.iter().map(|w| bf16::from_f32(*w)).collect();
         Ok(CudaModel {
             config: model.config.clone(),
             layout: model.params.layout.clone(),
             weights: gpu.tensor(&weights)?,
-            max_live: 128,
+            max_live,
             rope: rope::cuda::Tables::new(gpu, model.rope())?,
             gpu: gpu.clone(),
         })

@@ -31,8 +31,8 @@ pub struct CudaTrainer {
 }
 
 impl CudaTrainer {
-    /// Brings `model` and the optimiser's moments to the device.
-    pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2]) -> Result<CudaTrainer> {
+    /// Brings `model` and the optimiser's moments to the device, to sample at most `max_live` sequences at once.
+    pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2], max_live: usize) -> Result<CudaTrainer> {
         let layout = &model.params.layout;
         let mut spans: Vec<(Range<usize>, bool)> = Vec::new();
         for entry in &layout.entries {
@@ -49,7 +49,7 @@ impl CudaTrainer {
         }
         let [m, v] = moments;
         Ok(CudaTrainer {
-            model: CudaModel::new(gpu, model)?,
+            model: CudaModel::new(gpu, model, max_live)?,
             master: gpu.tensor(&model.params.flat)?,
             moments: [gpu.tensor(&m.flat)?, gpu.tensor(&v.flat)?],
             grads: gpu.zeros(layout.len)?,

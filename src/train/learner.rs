@@ -55,9 +55,7 @@ impl Learner {
 
     /// Trains and samples on `gpu` from now on, at most `max_live` sequences at once.
     pub fn to_gpu(&mut self, gpu: &Gpu, max_live: usize) -> Result<()> {
-        let mut trainer = CudaTrainer::new(gpu, &self.model, &self.moments)?;
-        trainer.model.max_live = max_live;
-        self.gpu = Some(trainer);
+        self.gpu = Some(CudaTrainer::new(gpu, &self.model, &self.moments, max_live)?);
         Ok(())
     }
 

@@ -172,8 +172,8 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let sorts = |of: fn(&str) -> bool| places.iter().map(|(s, _)| *s).filter(|s| of(s)).collect::<Vec<_>>();
     let goal = match id.kind {
         TaskType::Inspect if lamp.is_some() && (state == State::Plain || random.below(2) == 0) => Goal::HoldByLamp,
-        TaskType::Inspect => Goal::HoldAt(*random.pick(&sorts(|_| true))?),
-        _ => Goal::PutIn(*random.pick(&sorts(stores))?),
+        TaskType::Inspect => Goal::HoldAt(random.pick(&sorts(|_| true))?),
+        _ => Goal::PutIn(random.pick(&sorts(stores))?),
     };
 
     let mut kinds = wanted.clone();
