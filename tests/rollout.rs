@@ -166,8 +166,8 @@ fn a_gpu_plays_the_same_game() {
     let prompter = prompter();
     let mut model = sized(&prompter, 2.5, [2, 1, 64]);
     model.params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
-    let on_device = CudaModel::new(&emulated::gpu(), &model, settings.max_live).unwrap();
     let settings = Settings { max_live: 3, max_steps: 2, ..settings() };
+    let on_device = CudaModel::new(&emulated::gpu(), &model, settings.max_live).unwrap();
     let tasks = [task("win", 0), task("go", 0)];
     let episodes = rollout(&on_device, &prompter, &open, &tasks, 2, &settings, NEVER).unwrap();
     assert_eq!(episodes.len(), 4);
