@@ -235,7 +235,7 @@ fn a_run_measures_its_coupling_and_two_runs_compare() {
         let out = Command::new(env!("CARGO_BIN_EXE_uncouple")).arg("coupling").args(args).output().unwrap();
         (out.status.success(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
     };
-    let path = |run: &Path| run.display().to_string();
+    let path = |path: &Path| path.display().to_string();
     let (ok, text, error) = cli(&["--run", &path(&a.folder), "--json"]);
     assert!(ok, "{error}");
     let json: serde_json::Value = serde_json::from_str(&text).unwrap();
@@ -247,5 +247,17 @@ fn a_run_measures_its_coupling_and_two_runs_compare() {
     let (ok, text, error) = cli(&["compare", &path(&a.folder), &path(&off.folder)]);
     assert!(ok && text.contains("pn B") && text.contains("layer 1"), "{text}{error}");
     let (ok, _, error) = cli(&["--run", &path(&off.folder)]);
-    assert!(!ok && error.contains("has not measured its coupling yet"), "{error}");
+    assert!(!ok && error.contains("probe.json: a run has one when it has measured its coupling"), "{error}");
+
+    let (probe, model, out) = ("coupling/probe.json", "checkpoints/step-43", dir.path().join("out"));
+    let measure = |probe: &Path| {
+        let [model, probe, out] = [&a.folder.join(model), probe, &out].map(path);
+        cli(&["--model", &model, "--probe", &probe, "--out", &out, "--json"])
+    };
+    let (ok, text, error) = measure(&a.folder.join(probe));
+    assert!(ok && out.join("coupling.html").exists(), "{error}");
+    let of_model: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(of_model["cosine"], json["cosine"], "the same weights on the same samples");
+    let (ok, _, error) = measure(&a.folder.join("config.toml"));
+    assert!(!ok && error.contains("config.toml: not a probe set"), "{error}");
 }

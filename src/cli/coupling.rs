@@ -17,6 +17,15 @@ pub struct CouplingArgs {
     /// Run folder whose last checkpoint to measure on its own probe set
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
+    /// Hugging Face Qwen2 directory to measure on the samples of --probe
+    #[arg(long, value_name = "DIR", conflicts_with = "run", requires = "probe", requires = "out")]
+    pub model: Option<PathBuf>,
+    /// Samples as a run's coupling/probe.json holds them
+    #[arg(long, value_name = "FILE", requires = "model")]
+    pub probe: Option<PathBuf>,
+    /// Folder for the model's matrices and heat maps
+    #[arg(long, value_name = "DIR", requires = "model")]
+    pub out: Option<PathBuf>,
     #[command(flatten)]
     pub how: How,
     #[command(subcommand)]
@@ -62,18 +71,28 @@ pub enum WeightsArg {
 }
 
 pub fn run(args: CouplingArgs) -> Result<ExitCode> {
-    match (args.command, args.run) {
-        (Some(CouplingCommand::Compare { a, b, how }), _) => compare(&a, &b, &how),
-        (None, Some(run)) => one(&run, &args.how),
-        (None, None) => bail!("say what to measure: --run DIR, or compare RUN_A RUN_B"),
+    if let Some(CouplingCommand::Compare { a, b, how }) = args.command {
+        return compare(&a, &b, &how);
+    }
+    match (args.run, args.model, args.probe, args.out) {
+        (Some(run), ..) => {
+            let (step, dir) = last_checkpoint(&run)?;
+            let title = format!("{} at step {step}", run.display());
+            one(&Probe::of(&run)?, &dir, seed(&run)?, &args.how, &title, &run.join(FOLDER), &format!("step-{step}"))
+        }
+        (None, Some(model), Some(probe), Some(out)) => {
+            let title = model.display().to_string();
+            one(&Probe::read(probe)?, &model, 0, &args.how, &title, &out, "coupling")
+        }
+        _ => bail!("say what to measure: --run DIR, --model DIR, or compare RUN_A RUN_B"),
     }
 }
 
-fn one(run: &Path, how: &How) -> Result<ExitCode> {
-    let (step, dir) = last_checkpoint(run)?;
-    let (grams, measurement) = measured(&Probe::read(run)?, run, &dir, how)?;
-    let (folder, stem) = (run.join(FOLDER), format!("step-{step}"));
-    write(&folder, &stem, &format!("Gradient coupling of {} at step {step}", run.display()), &grams, &measurement)?;
+/// Measures the model in `dir`; matrices and heat maps go to `folder` as `stem`.*
+fn one(probe: &Probe, dir: &Path, seed: u64, how: &How, title: &str, folder: &Path, stem: &str) -> Result<ExitCode> {
+    let (grams, measurement) = measured(probe, dir, seed, how)?;
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    write(folder, stem, &format!("Gradient coupling of {title}"), &grams, &measurement)?;
     if how.json {
         output::print_json(&measurement)?;
         return Ok(ExitCode::SUCCESS);
@@ -89,7 +108,7 @@ fn one(run: &Path, how: &How) -> Result<ExitCode> {
 }
 
 fn compare(a: &Path, b: &Path, how: &How) -> Result<ExitCode> {
-    let probe = Probe::read(a)?;
+    let probe = Probe::of(a)?;
     let ((_, dir_a), (_, dir_b)) = (last_checkpoint(a)?, last_checkpoint(b)?);
     let tokenizer = |dir: &Path| {
         let file = dir.join("tokenizer.json");
@@ -101,7 +120,8 @@ fn compare(a: &Path, b: &Path, how: &How) -> Result<ExitCode> {
         a.display(),
         b.display()
     );
-    let (of_a, of_b) = (measured(&probe, a, &dir_a, how)?.1, measured(&probe, b, &dir_b, how)?.1);
+    let of = |run, dir: &Path| Ok::<_, anyhow::Error>(measured(&probe, dir, seed(run)?, how)?.1);
+    let (of_a, of_b) = (of(a, &dir_a)?, of(b, &dir_b)?);
     if how.json {
         output::print_json(&serde_json::json!({"a": of_a, "b": of_b}))?;
     } else {
@@ -116,8 +136,12 @@ fn last_checkpoint(run: &Path) -> Result<(u64, PathBuf)> {
     last.with_context(|| format!("{} has no checkpoint yet, or is not the folder of a run", run.display()))
 }
 
-fn measured(probe: &Probe, run: &Path, dir: &Path, how: &How) -> Result<(Grams, Measurement)> {
-    let config = Config::load(Some(&run.join("config.toml")), &[])?;
+/// Of the permutation test.
+fn seed(run: &Path) -> Result<u64> {
+    Ok(Config::load(Some(&run.join("config.toml")), &[])?.run.seed)
+}
+
+fn measured(probe: &Probe, dir: &Path, seed: u64, how: &How) -> Result<(Grams, Measurement)> {
     let grams = Grams::new(&checkpoint::load(dir)?, &probe.samples(), Keep::LayerInputs)?;
     let sides = match how.by {
         By::Advantage => probe.advantages(),
@@ -127,7 +151,7 @@ fn measured(probe: &Probe, run: &Path, dir: &Path, how: &How) -> Result<(Grams, 
         WeightsArg::One => Weights::One,
         WeightsArg::Advantage => Weights::Advantage,
     };
-    let measurement = measure(&grams, &sides, weights, config.run.seed)?;
+    let measurement = measure(&grams, &sides, weights, seed)?;
     Ok((grams, measurement))
 }
 

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 /// Why a probe set cannot be read.
 #[derive(Debug, thiserror::Error)]
 pub enum ProbeError {
-    #[error("there is no {}: the run has not measured its coupling yet (coupling.every = 0, or no group differed in reward)", .0.display())]
+    #[error("there is no {}: a run has one when it has measured its coupling (coupling.every > 0, and a group that differed in reward)", .0.display())]
     Missing(PathBuf),
     #[error("{}: not a probe set ({reason})", .file.display())]
     Corrupt { file: PathBuf, reason: String },
@@ -27,7 +27,7 @@ pub struct ProbeSample {
     pub label: i8,
 }
 
-/// A run's `coupling/probe.json`.
+/// A run's `coupling/probe.json`, or samples of the user's own in the same form.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Probe {
     /// The iteration (from 0) that the samples were taken from.
@@ -51,8 +51,12 @@ impl Probe {
         enough.then(|| Probe { iteration, samples: positive.into_iter().chain(negative).cloned().collect() })
     }
 
-    pub fn read(run: &Path) -> Result<Probe, ProbeError> {
-        let file = run.join(super::FOLDER).join(FILE);
+    /// A run's own.
+    pub fn of(run: &Path) -> Result<Probe, ProbeError> {
+        Probe::read(run.join(super::FOLDER).join(FILE))
+    }
+
+    pub fn read(file: PathBuf) -> Result<Probe, ProbeError> {
         let text = match std::fs::read_to_string(&file) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(ProbeError::Missing(file)),

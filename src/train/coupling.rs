@@ -14,7 +14,7 @@ use std::path::Path;
 /// The probe set of a run: the one it has, or else one chosen from this iteration and kept. `None` while no iteration had two
 /// samples of each sign.
 pub fn probe(run: &Path, config: &Config, done: &Iteration, index: u32) -> Result<Option<Probe>, TrainError> {
-    match Probe::read(run) {
+    match Probe::of(run) {
         Err(ProbeError::Missing(_)) => {}
         // One from a later iteration was left by a run that is resumed here, and is chosen again in its time.
         Ok(later) if later.iteration > index => {}
@@ -69,7 +69,7 @@ pub fn recorded(record: Record, m: &Measurement) -> Record {
 
 /// The run's last measurement, as files and for `summary.json`. `None` if it never had a probe set.
 pub fn last(run: &Path, model: &Model, seed: u64) -> Result<Option<Measurement>, TrainError> {
-    let probe = match Probe::read(run) {
+    let probe = match Probe::of(run) {
         Err(ProbeError::Missing(_)) => return Ok(None),
         found => found?,
     };
