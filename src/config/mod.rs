@@ -87,7 +87,8 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Env {
-    /// `household` (embedded), `alfworld`, `scienceworld`, or `worker` (a program that speaks the worker protocol).
+    /// `household` (embedded), `alfworld`, `scienceworld`, `worker` (a program that speaks the worker protocol), or `openenv` (a
+    /// server).
     pub suite: String,
     /// Folder of ALFWorld's games (empty: $ALFWORLD_DATA), or ScienceWorld's jar (empty: $SCIENCEWORLD_JAR, or the one of the
     /// installed Python package).
@@ -100,13 +101,17 @@ pub struct Env {
     pub hash: String,
     /// Program and arguments of a worker.
     pub command: Vec<String>,
-    /// Most processes at once that environments outside this one may have.
+    /// Address of an OpenEnv server, e.g. `http://127.0.0.1:8000`.
+    pub url: String,
+    /// Field of its actions that takes the command (empty: the only one that takes text).
+    pub action: String,
+    /// Most processes at once that environments outside this one may have, or sessions with a server.
     pub workers: u32,
-    /// Longest time for such a process to start, seconds.
+    /// Longest time for one of them to start, seconds.
     pub start_timeout: f32,
     /// Longest time for one of its answers, seconds.
     pub timeout: f32,
-    /// How often a call is tried again with a new process, after one that died, hung or talked nonsense.
+    /// How often a call is tried again with a new process or session, after one that died, hung or talked nonsense.
     pub retries: u32,
     /// Most agent steps in an episode.
     pub max_steps: u32,
@@ -325,6 +330,8 @@ impl Default for Env {
             simplifications: "easy".into(),
             hash: String::new(),
             command: Vec::new(),
+            url: String::new(),
+            action: String::new(),
             workers: 8,
             start_timeout: 60.0,
             timeout: 30.0,
