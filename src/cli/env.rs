@@ -1,16 +1,22 @@
-//! `uncouple env`: play a game by hand or by program, and list a data set.
+//! `uncouple env`: play a game by hand or by program, list a data set, offer games to others.
 
 use super::output;
+use crate::config::{Config, Override};
 use crate::env::Environment;
 use crate::env::alfworld::{Index, PARTS, TYPES, data_folder};
+use crate::env::openenv::{Bounds, Server};
 use crate::env::textgame::{GameFile, Shared, TextGame};
+use crate::report::progress::say;
+use crate::train::suite;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use comfy_table::{CellAlignment, Table, presets};
 use std::io;
-use std::path::PathBuf;
+use std::net::{IpAddr, SocketAddr};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
+use std::time::Duration;
 
 #[derive(Debug, Subcommand)]
 pub enum EnvCommand {
@@ -29,12 +35,37 @@ pub enum EnvCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Offer the games to trainers that speak OpenEnv; the server's address is printed
+    Serve {
+        /// TOML file whose env.* says which games
+        #[arg(long, value_name = "FILE")]
+        config: Option<PathBuf>,
+        /// Set one value, e.g. --set env.suite=alfworld (repeatable; wins over --config)
+        #[arg(long, value_name = "KEY=VALUE")]
+        set: Vec<String>,
+        /// Address to listen on: others than this machine reach 0.0.0.0
+        #[arg(long, default_value = "127.0.0.1")]
+        host: IpAddr,
+        /// Port to listen on (0: any free one)
+        #[arg(long, default_value_t = 8000)]
+        port: u16,
+        /// Most sessions at once
+        #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
+        sessions: u32,
+        /// Close a session that says nothing for so many seconds
+        #[arg(long, value_name = "SECONDS", default_value_t = 3600, value_parser = clap::value_parser!(u64).range(1..=604800))]
+        idle: u64,
+    },
 }
 
 pub fn run(command: EnvCommand) -> Result<ExitCode> {
     match command {
         EnvCommand::Play { game } => play(game),
         EnvCommand::Index { data, json } => index(&data, json),
+        EnvCommand::Serve { config, set, host, port, sessions, idle } => {
+            let bounds = Bounds { sessions: sessions as usize, idle: Duration::from_secs(idle) };
+            serve(config.as_deref(), &set, SocketAddr::new(host, port), bounds)
+        }
     }
 }
 
@@ -57,6 +88,17 @@ fn play(path: PathBuf) -> Result<ExitCode> {
         let Some(command) = commands.next() else { return Ok(ExitCode::SUCCESS) };
         seen = game.step(&command.context("stdin is not text")?)?;
     }
+}
+
+fn serve(config: Option<&Path>, set: &[String], address: SocketAddr, bounds: Bounds) -> Result<ExitCode> {
+    let overrides = set.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let suite = suite(&Config::load(config, &overrides)?)?;
+    let name = suite.name().to_string();
+    let server = Server::bind(suite, address, bounds)?;
+    say(&format!("serving {name} to at most {} sessions; Ctrl-C ends it", bounds.sessions));
+    output::print(&format!("http://{}", server.address()))?;
+    server.run()?;
+    Ok(ExitCode::SUCCESS)
 }
 
 fn index(data: &str, json: bool) -> Result<ExitCode> {

@@ -37,7 +37,7 @@ pub enum Command {
     Doctor(DoctorArgs),
     /// Check every CUDA kernel on this machine's GPU against the CPU
     Selftest(SelftestArgs),
-    /// Play games, list data sets
+    /// Play games, list data sets, serve games to others
     #[command(subcommand)]
     Env(env::EnvCommand),
     /// Write or check reference numbers for other backends

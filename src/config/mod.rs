@@ -87,7 +87,8 @@ pub struct Model {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Env {
-    /// `household` (embedded), `alfworld`, `scienceworld`, or `worker` (a program that speaks the worker protocol).
+    /// `household` (embedded), `alfworld`, `scienceworld`, `worker` (a program that speaks the worker protocol), or `openenv` (a
+    /// server).
     pub suite: String,
     /// Folder of ALFWorld's games (empty: $ALFWORLD_DATA), or ScienceWorld's jar (empty: $SCIENCEWORLD_JAR, or the one of the
     /// installed Python package).
@@ -100,13 +101,17 @@ pub struct Env {
     pub hash: String,
     /// Program and arguments of a worker.
     pub command: Vec<String>,
-    /// Most processes at once that environments outside this one may have.
+    /// Address of an OpenEnv server, e.g. `http://127.0.0.1:8000`.
+    pub url: String,
+    /// Field of its actions that takes the command (empty: the only one that takes text).
+    pub action: String,
+    /// Most processes at once that environments outside this one may have, or sessions with a server.
     pub workers: u32,
-    /// Longest time for such a process to start, seconds.
+    /// Longest time for one of them to start, seconds.
     pub start_timeout: f32,
     /// Longest time for one of its answers, seconds.
     pub timeout: f32,
-    /// How often a call is tried again with a new process, after one that died, hung or talked nonsense.
+    /// How often a call is tried again with a new process or session, after one that died, hung or talked nonsense.
     pub retries: u32,
     /// Most agent steps in an episode.
     pub max_steps: u32,
@@ -143,6 +148,42 @@ pub struct Prompt {
     pub admissible: bool,
     /// Each turn must begin with `<planning>`, `<explore>`, `<reflection>` or `<monitor>` (RLVMR); one without is invalid.
     pub tags: bool,
+    /// Words around the observation: `default`, `alfworld`, `scienceworld`, or a file in Jinja's language.
+    pub template: String,
+    /// `full`: the episode is one growing conversation; `window:K`: each turn is a prompt of its own, which tells the last K
+    /// commands and observations.
+    pub history: History,
+}
+
+/// What the agent sees of the turns before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum History {
+    Full,
+    /// So many of the last turns.
+    Window(usize),
+}
+
+impl TryFrom<String> for History {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<History, Self::Error> {
+        let window = text.strip_prefix("window:").and_then(|k| k.parse().ok());
+        match window {
+            _ if text == "full" => Ok(History::Full),
+            Some(turns) => Ok(History::Window(turns)),
+            None => Err("must be \"full\", or e.g. \"window:3\""),
+        }
+    }
+}
+
+impl From<History> for String {
+    fn from(history: History) -> String {
+        match history {
+            History::Full => "full".into(),
+            History::Window(turns) => format!("window:{turns}"),
+        }
+    }
 }
 
 /// Supervised cold start on expert trajectories.
@@ -176,7 +217,7 @@ pub struct Rollout {
     pub repetition_penalty: f32,
     /// Most tokens the agent may write in a turn.
     pub max_turn_tokens: u32,
-    /// Most tokens in an episode, prompt included (0: the model's context).
+    /// Most tokens in an episode (with a windowed history: in a turn), prompt included (0: the model's context).
     pub max_episode_tokens: u32,
     /// Most episodes alive at once; bounds the KV cache.
     pub max_live: u32,
@@ -325,6 +366,8 @@ impl Default for Env {
             simplifications: "easy".into(),
             hash: String::new(),
             command: Vec::new(),
+            url: String::new(),
+            action: String::new(),
             workers: 8,
             start_timeout: 60.0,
             timeout: 30.0,
@@ -335,7 +378,13 @@ impl Default for Env {
 }
 impl Default for Prompt {
     fn default() -> Self {
-        Prompt { format: Format::Compact, admissible: false, tags: false }
+        Prompt {
+            format: Format::Compact,
+            admissible: false,
+            tags: false,
+            template: "default".into(),
+            history: History::Full,
+        }
     }
 }
 impl Default for Sft {

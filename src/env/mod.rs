@@ -4,6 +4,7 @@ pub mod alfworld;
 pub mod baseline;
 pub mod bridge;
 pub mod household;
+pub mod openenv;
 mod panels;
 pub mod scienceworld;
 pub mod textgame;

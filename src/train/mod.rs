@@ -27,6 +27,7 @@ use crate::device;
 use crate::env::alfworld::{self, Alfworld};
 use crate::env::bridge::{Limits, WorkerSuite};
 use crate::env::household::Household;
+use crate::env::openenv::OpenEnv;
 use crate::env::scienceworld::{self, Rules, ScienceWorld};
 use crate::env::{EnvError, Suite};
 use crate::files::FileError;
@@ -114,6 +115,7 @@ pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
             Box::new(Alfworld::new(index, env.train_types, seed))
         }
         "worker" => Box::new(WorkerSuite::open(&env.command, limits, seed)?),
+        "openenv" => Box::new(OpenEnv::open(&env.url, &env.action, limits, seed)?),
         "scienceworld" => {
             let simplifications = env.simplifications.clone();
             let rules =
@@ -122,7 +124,8 @@ pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
         }
         other => {
             let reason =
-                "no such suite; there are `household` (embedded), `alfworld`, `scienceworld` and `worker`".into();
+                "no such suite; there are `household` (embedded), `alfworld`, `scienceworld`, `worker` and `openenv`"
+                    .into();
             return Err(ConfigError::Invalid { key: "env.suite", value: other.into(), reason }.into());
         }
     };

@@ -17,7 +17,11 @@ pub use suite::WorkerSuite;
 
 use super::{EnvError, Environment, Observation};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// Pause before the first new try, twice as long before each further one: what just failed may be starting again.
+const PAUSE: Duration = Duration::from_millis(100);
+const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 
 /// Why a call to a worker came to nothing.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -60,7 +64,7 @@ impl Bridged {
         let lease = self.lease.get_or_insert_with(|| self.pool.lease());
         let mut faults = 0;
         loop {
-            let fault = match once(&self.pool, lease, &self.task, &self.commands, &self.shown, command) {
+            let fault = match once(&self.pool, lease, faults > 0, &self.task, &self.commands, &self.shown, command) {
                 Ok(seen) => return Ok(seen),
                 Err(Fault::Refused(reason)) => return Err(failed(reason)),
                 Err(Fault::Broken(reason)) => reason,
@@ -70,14 +74,17 @@ impl Bridged {
             if faults > self.pool.limits.retries {
                 return Err(failed(format!("{fault}; given up after {faults} tries")));
             }
+            std::thread::sleep((PAUSE * 2u32.saturating_pow(faults - 1)).min(LONGEST_PAUSE));
         }
     }
 }
 
-/// One try; a new worker is first brought to where the episode stands.
+/// One try; a new worker is first brought to where the episode stands. It is a fresh one when another has just failed, since
+/// what failed may have broken the idle ones, too.
 fn once(
     pool: &Pool,
     lease: &mut pool::Lease,
+    fresh: bool,
     task: &str,
     commands: &[String],
     shown: &[String],
@@ -87,7 +94,7 @@ fn once(
     let restore = lease.worker.is_none() && command.is_some();
     let worker = match &mut lease.worker {
         Some(worker) => worker,
-        empty => empty.insert(pool.worker()?),
+        empty => empty.insert(if fresh { pool.fresh()? } else { pool.worker()? }),
     };
     if restore {
         let same = |seen: Observation, expected: Option<&String>| match Some(&seen.text) == expected {

@@ -66,6 +66,11 @@ impl Pool {
         idle.map_or_else(&self.start, Ok)
     }
 
+    /// A new worker.
+    pub fn fresh(&self) -> Result<Box<dyn Worker>, Fault> {
+        (self.start)()
+    }
+
     /// Keeps a worker that nobody has leased yet.
     pub fn keep(&self, worker: Box<dyn Worker>) {
         self.shelf().idle.push(worker);

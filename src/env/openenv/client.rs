@@ -1,0 +1,291 @@
+//! A session with any OpenEnv server, as a worker of a pool.
+
+use crate::env::bridge::{Fault, Worker};
+use crate::env::{EnvError, Observation};
+use futures_util::{SinkExt, StreamExt};
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, TryRecvError, sync_channel};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
+use tokio::runtime::{Builder, Runtime};
+use tokio::select;
+use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
+use tokio::task::JoinHandle;
+use tokio::time::{timeout, timeout_at};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::tungstenite::{self, Message};
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
+
+/// Longest message of a server, bytes.
+const LONGEST: usize = 16 << 20;
+/// Messages read ahead; a server never owes more than one.
+const READ_AHEAD: usize = 4;
+/// How much of a nonsensical message an error shows, characters.
+const SHOWN: usize = 80;
+/// Time to say goodbye.
+const GOODBYE: Duration = Duration::from_millis(500);
+
+/// Where a server is.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Address {
+    /// Base of its HTTP routes, without a slash at the end.
+    pub http: String,
+    /// Of its sessions.
+    pub socket: String,
+}
+
+impl Address {
+    /// From `http(s)://…`, `ws(s)://…` or `HOST:PORT`.
+    pub fn parse(url: &str) -> Result<Address, EnvError> {
+        let bad = |reason: &str| EnvError::BadGame { file: format!("env.url = {url:?}"), reason: reason.into() };
+        let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+        let rest = rest.trim_end_matches('/');
+        if rest.is_empty() {
+            return Err(bad("must be the address of an OpenEnv server, e.g. \"http://127.0.0.1:8000\""));
+        }
+        let (http, socket) = match scheme {
+            "http" | "ws" => ("http", "ws"),
+            "https" | "wss" => ("https", "wss"),
+            _ => return Err(bad("must begin with http://, https://, ws:// or wss://")),
+        };
+        Ok(Address { http: format!("{http}://{rest}"), socket: format!("{socket}://{rest}/ws") })
+    }
+}
+
+/// Which fields of a server's actions and observations are the agent's text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layout {
+    /// The field of an action that takes the command.
+    pub action: String,
+    /// The field of an observation that is shown; `None`: the whole observation, as JSON.
+    pub text: Option<String>,
+}
+
+impl Layout {
+    /// From the answer of `/schema`; `action` is the field to use, empty: the only one that takes text.
+    pub fn read(schema: &Value, action: &str) -> Result<Layout, String> {
+        let own = |name: &str| !["metadata", "reward", "done"].contains(&name);
+        let texts = |part: &str| -> Vec<String> {
+            let fields = schema[part]["properties"].as_object().into_iter().flatten();
+            fields.filter(|(name, kind)| own(name) && is_text(kind)).map(|(name, _)| name.clone()).collect()
+        };
+        let only = |names: &[String]| if let [name] = names { Some(name.clone()) } else { None };
+        let (takes, shows) = (texts("action"), texts("observation"));
+        let required: Vec<String> = takes
+            .iter()
+            .filter(|n| schema["action"]["required"].as_array().is_some_and(|r| r.contains(&json!(n))))
+            .cloned()
+            .collect();
+        let chosen = if action.is_empty() { only(&required).or_else(|| only(&takes)) } else { Some(action.into()) };
+        let action = chosen.ok_or_else(|| match takes.is_empty() {
+            true => "its actions have no field that takes text, so that an agent of words cannot act".to_string(),
+            false => format!("its actions have several text fields: set env.action to one of {}", takes.join(", ")),
+        })?;
+        let text = shows.iter().find(|name| *name == "text").cloned().or_else(|| only(&shows));
+        Ok(Layout { action, text })
+    }
+
+    fn observation(&self, data: Value) -> Result<Observation, String> {
+        #[derive(Deserialize)]
+        struct Shown {
+            observation: Map<String, Value>,
+            #[serde(default)]
+            reward: Value,
+            #[serde(default)]
+            done: bool,
+        }
+        let Shown { mut observation, reward, done } = Shown::deserialize(data).map_err(|e| e.to_string())?;
+        let reward = match reward {
+            Value::Bool(yes) => f64::from(u8::from(yes)),
+            Value::Null => 0.0,
+            number => number.as_f64().ok_or("its reward is no number")?,
+        };
+        let won = observation.remove("won").and_then(|won| won.as_bool());
+        let valid = observation.remove("valid").and_then(|valid| valid.as_bool()).unwrap_or(true);
+        let admissible = observation.remove("admissible").map(Vec::<String>::deserialize);
+        let mut admissible = admissible.transpose().map_err(|e| format!("admissible: {e}"))?.unwrap_or_default();
+        admissible.sort_unstable();
+        admissible.dedup();
+        let text = match &self.text {
+            None => Value::Object(observation).to_string(),
+            Some(field) => match observation.remove(field) {
+                Some(Value::String(text)) => text,
+                Some(Value::Null) => String::new(),
+                _ => return Err(format!("its observation has no text in {field:?}")),
+            },
+        };
+        // A server that does not tell success from an end: a full reward at the end.
+        let won = won.unwrap_or(done && reward >= 1.0);
+        Ok(Observation { text, admissible, reward: reward as f32, done: done || won, won, valid })
+    }
+}
+
+/// Whether a field's JSON schema lets it be text.
+fn is_text(schema: &Value) -> bool {
+    schema["type"] == "string" || schema["anyOf"].as_array().is_some_and(|of| of.iter().any(is_text))
+}
+
+/// One session.
+pub struct Connection {
+    layout: Arc<Layout>,
+    /// To the task that carries messages; closing it ends the session.
+    requests: UnboundedSender<String>,
+    answers: Receiver<Heard>,
+    carrier: JoinHandle<()>,
+    broken: bool,
+}
+
+/// A message, or why there are no more.
+type Heard = Result<String, String>;
+
+/// Carries the messages of all sessions, and answers pings while nobody waits for one.
+fn runtime() -> Result<&'static Runtime, Fault> {
+    static RUNTIME: OnceLock<Option<Runtime>> = OnceLock::new();
+    let build = || Builder::new_multi_thread().worker_threads(1).thread_name("openenv").enable_all().build().ok();
+    RUNTIME.get_or_init(build).as_ref().ok_or_else(|| Fault::Refused("there is no thread to carry its messages".into()))
+}
+
+impl Connection {
+    /// Opens a session.
+    pub fn open(address: &Address, layout: Arc<Layout>, deadline: Instant) -> Result<Connection, Fault> {
+        let runtime = runtime()?;
+        let lost = |e: &dyn std::fmt::Display| Fault::Broken(format!("no session at {}: {e}", address.socket));
+        let config = WebSocketConfig::default().max_message_size(Some(LONGEST)).max_frame_size(Some(LONGEST));
+        let connect =
+            async { timeout_at(deadline.into(), connect_async_with_config(&address.socket, Some(config), true)).await };
+        let (socket, _) =
+            runtime.block_on(connect).map_err(|_| lost(&"it did not answer in time"))?.map_err(|e| lost(&e))?;
+        let (requests, outbox) = unbounded_channel();
+        let (inbox, answers) = sync_channel(READ_AHEAD);
+        let carrier = runtime.spawn(carry(socket, outbox, inbox));
+        Ok(Connection { layout, requests, answers, carrier, broken: false })
+    }
+
+    fn call(&mut self, request: Value, deadline: Instant) -> Result<Observation, Fault> {
+        let result = self.exchange(request.to_string(), deadline);
+        self.broken |= matches!(result, Err(Fault::Broken(_)));
+        let name = request["type"].as_str().unwrap_or_default();
+        result.map_err(|fault| match fault {
+            Fault::Broken(reason) => Fault::Broken(format!("OpenEnv server, {name}: {reason}")),
+            Fault::Refused(reason) => Fault::Refused(format!("OpenEnv server, {name}: {reason}")),
+        })
+    }
+
+    fn exchange(&mut self, request: String, deadline: Instant) -> Result<Observation, Fault> {
+        let gone = || Fault::Broken("the connection is gone".into());
+        // What came unasked says why the server will not serve, or is nonsense.
+        match self.answers.try_recv() {
+            Ok(early) => {
+                self.read(early)?;
+                return Err(Fault::Broken("it spoke before it was asked".into()));
+            }
+            Err(TryRecvError::Disconnected) => return Err(gone()),
+            Err(TryRecvError::Empty) => {}
+        }
+        self.requests.send(request).map_err(|_| gone())?;
+        let patience = deadline.saturating_duration_since(Instant::now());
+        let answer = self.answers.recv_timeout(patience).map_err(|e| match e {
+            RecvTimeoutError::Timeout => Fault::Broken(format!("no answer within {:.1} s", patience.as_secs_f64())),
+            RecvTimeoutError::Disconnected => gone(),
+        })?;
+        self.read(answer)
+    }
+
+    fn read(&self, heard: Heard) -> Result<Observation, Fault> {
+        #[derive(Deserialize)]
+        struct Reply {
+            #[serde(rename = "type")]
+            kind: String,
+            #[serde(default)]
+            data: Value,
+        }
+        let text = heard.map_err(Fault::Broken)?;
+        let nonsense = |why: &dyn std::fmt::Display| {
+            let start: String = text.chars().take(SHOWN).collect();
+            Fault::Broken(format!("the answer breaks the protocol ({why}): {start:?}"))
+        };
+        let reply: Reply = serde_json::from_str(&text).map_err(|e| nonsense(&e))?;
+        match &reply.kind[..] {
+            "observation" => self.layout.observation(reply.data).map_err(|e| nonsense(&e)),
+            "error" => Err(refusal(&reply.data)),
+            _ => Err(nonsense(&"it is no observation")),
+        }
+    }
+}
+
+/// An error of the protocol. Some servers say in `errors` what was invalid.
+fn refusal(data: &Value) -> Fault {
+    let (code, message) = (data["code"].as_str().unwrap_or_default(), data["message"].as_str().unwrap_or_default());
+    let errors = if data["errors"].is_null() { String::new() } else { format!(" {}", data["errors"]) };
+    let words: String = format!("{message}{errors} ({code})").chars().take(4 * SHOWN).collect();
+    match code {
+        "CAPACITY_REACHED" => Fault::Broken(format!("{words}; lower env.workers to the sessions that it allows")),
+        "FACTORY_ERROR" | "SESSION_ERROR" => Fault::Broken(words),
+        _ => Fault::Refused(words),
+    }
+}
+
+impl Worker for Connection {
+    fn reset(&mut self, task: &str, deadline: Instant) -> Result<Observation, Fault> {
+        self.call(json!({ "type": "reset", "data": super::suite::reset_of(task) }), deadline)
+    }
+
+    fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault> {
+        let action = Map::from_iter([(self.layout.action.clone(), command.into())]);
+        self.call(json!({ "type": "step", "data": action }), deadline)
+    }
+}
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        // A server that is as it should be hears a goodbye, when `requests` closes.
+        if self.broken {
+            self.carrier.abort();
+        }
+    }
+}
+
+/// Carries requests out and messages in until either side ends.
+async fn carry(
+    mut socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+    mut outbox: UnboundedReceiver<String>,
+    inbox: SyncSender<Heard>,
+) {
+    let why = |e: tungstenite::Error| format!("the connection broke: {e}");
+    loop {
+        let heard = select! {
+            request = outbox.recv() => match request {
+                Some(text) => match socket.send(Message::text(text)).await {
+                    Ok(()) => continue,
+                    Err(e) => Err(why(e)),
+                },
+                None => {
+                    let goodbye = async {
+                        socket.send(Message::text(r#"{"type":"close"}"#)).await?;
+                        socket.close(None).await
+                    };
+                    let _ = timeout(GOODBYE, goodbye).await;
+                    return;
+                }
+            },
+            message = socket.next() => match message {
+                Some(Ok(Message::Text(text))) => Ok(text.to_string()),
+                Some(Ok(Message::Binary(_))) => Err("it sent bytes instead of text".into()),
+                Some(Ok(Message::Close(frame))) => Err(match frame.filter(|f| !f.reason.is_empty()) {
+                    Some(frame) => format!("it closed the connection: {}", frame.reason),
+                    None => "it closed the connection".into(),
+                }),
+                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => continue,
+                Some(Err(e)) => Err(why(e)),
+                None => Err("it closed the connection".into()),
+            },
+        };
+        let over = heard.is_err();
+        // One that says more than it is asked is not waited for.
+        if inbox.try_send(heard).is_err() || over {
+            return;
+        }
+    }
+}
