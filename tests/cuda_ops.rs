@@ -9,6 +9,7 @@ use uncouple::bench::kernels::{self, Shapes};
 use uncouple::device::{Error, Gpu, Result, Tensor};
 use uncouple::ops::adamw::{self, AdamW};
 use uncouple::ops::advantage::Scale;
+use uncouple::ops::sampling::{self, SamplingParams};
 use uncouple::ops::{advantage, attention, decode_attention, embedding, linear, rmsnorm, rope, swiglu};
 use uncouple::selftest::{CHECKS, Size};
 
@@ -51,9 +52,12 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
     let tokens = embedding::cuda::Tokens::new(gpu, &[1, 2], 4).unwrap();
     let tables = rope::cuda::Tables::new(gpu, &rope::Tables::new(1e4, 16, 8)).unwrap();
     let position = gpu.zeros::<u32>(2).unwrap();
+    let (plain, logits) = (SamplingParams::default(), sampling::cuda::Logits::new(gpu, 1, 6).unwrap());
+    let penalty = SamplingParams { repetition_penalty: 1.1, ..plain };
+    let token = gpu.zeros::<u32>(1).unwrap();
     let nearest = adamw::cuda::Rounding::Nearest;
     let narrow = attention::Shape { heads: 1, kv_heads: 1, head_dim: 32 };
-    let refused: [(&str, Result<()>); 17] = [
+    let refused: [(&str, Result<()>); 21] = [
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(24), &b(12), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(16), &b(8), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(8200), &b(8200), 1e-6, &b(8200), &f(1))),
@@ -71,6 +75,10 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
         ("decode attention", decode_attention::cuda::Cache::new(gpu, narrow, 1, 1).map(|_| ())),
         ("decode attention", decode_attention::cuda::Rows::new(gpu, &[(0, 32)], &[&[0]], 1).map(|_| ())),
         ("advantages", advantage::cuda::advantages(gpu, &f(4), &position, Scale::Group, 1e-4, &f(5))),
+        ("logits", logits.compute(gpu, &b(8), &b(40), 8)),
+        ("sampling", sampling::cuda::sample(gpu, &logits, None, &plain, &f(2), &token, &f(1))),
+        ("sampling", sampling::cuda::sample(gpu, &logits, None, &penalty, &f(1), &token, &f(1))),
+        ("sampling", sampling::cuda::Seen::new(gpu, &[&[1, 6]], 6).map(|_| ())),
     ];
     for (i, (op, result)) in refused.into_iter().enumerate() {
         match result {

@@ -4,6 +4,7 @@ mod attention;
 mod decode;
 mod head;
 mod ops;
+mod sampling;
 
 pub use ops::CHECKS;
 

@@ -1,6 +1,6 @@
 //! One check for each op and direction, in the order of a model's step.
 
-use super::{BF16, Check, F32, Probe, Size, attention, decode, head, randoms, randoms_bf16, widen};
+use super::{BF16, Check, F32, Probe, Size, attention, decode, head, randoms, randoms_bf16, sampling, widen};
 use crate::device::{Real, Result, Slice, Tensor};
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
@@ -32,6 +32,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "grouped_logprob forward", run: head::forward },
     Check { name: "grouped_logprob backward", run: head::backward },
     Check { name: "grouped_logprob loss", run: head::loss },
+    Check { name: "sampling", run: sampling::draws },
 ];
 
 const EPS: f32 = 1e-6;
