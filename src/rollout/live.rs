@@ -122,10 +122,10 @@ impl Live {
     }
 
     /// What the next token is drawn by.
-    pub fn draw(&self, settings: &Settings) -> Draw<'_> {
+    pub fn draw(&self, slot: Slot, settings: &Settings) -> Draw<'_> {
         let seen = &self.episode.tokens;
         let stream = u64::from(settings.stream) << 32 | self.index as u64;
-        Draw { seen, uniform: philox::uniform(philox::block(settings.seed, stream, seen.len() as u64)[0]) }
+        Draw { slot, seen, uniform: philox::uniform(philox::block(settings.seed, stream, seen.len() as u64)[0]) }
     }
 
     /// Takes the token that was drawn and, when it ends the turn, plays the turn.

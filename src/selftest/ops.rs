@@ -12,6 +12,7 @@ use half::bf16;
 /// Every check there is.
 pub const CHECKS: &[Check] = &[
     Check { name: "embedding forward", run: embedding_forward },
+    Check { name: "embedding place", run: embedding_place },
     Check { name: "embedding backward", run: embedding_backward },
     Check { name: "rmsnorm forward", run: rmsnorm_forward },
     Check { name: "rmsnorm forward add", run: rmsnorm_forward_add },
@@ -41,6 +42,23 @@ const VOCAB: usize = 37;
 /// Low ones often, most of the others never.
 fn tokens(n: usize) -> Vec<u32> {
     (0..n as u64).map(|i| block(3, 0, i)[0] % VOCAB as u32).map(|t| t * t / VOCAB as u32).collect()
+}
+
+fn embedding_place(p: &mut Probe) -> Result<()> {
+    for (rows, hidden) in p.shapes() {
+        let gpu = p.gpu;
+        let ((narrow, wide), (table, mut want)) = (randoms_bf16(1, rows * hidden), randoms_bf16(2, 2 * rows * hidden));
+        // Every other row of the table, from the last row on.
+        let moves: Vec<(u32, u32)> = (0..rows as u32).map(|i| (rows as u32 - 1 - i, 2 * i + 1)).collect();
+        for (from, to) in &moves {
+            let (from, to) = (*from as usize * hidden, *to as usize * hidden);
+            want[to..to + hidden].copy_from_slice(&wide[from..from + hidden]);
+        }
+        let (y, table) = (gpu.tensor(&narrow)?, gpu.tensor(&table)?);
+        p.time(|| embedding::cuda::place(gpu, &y, &moves, hidden, &table))?;
+        p.equal(&format!("{rows} x {hidden}"), &*table, &want)?;
+    }
+    Ok(())
 }
 
 fn embedding_forward(p: &mut Probe) -> Result<()> {

@@ -23,7 +23,7 @@ pub fn draws(p: &mut Probe) -> Result<()> {
         SamplingParams { top_k: 1, ..all },
         all,
     ];
-    let mut shapes = vec![(1, 4), (9, 131), (3, 5000)];
+    let mut shapes = vec![(1, 4), (5, 131), (2, 4100)];
     if p.size == Size::Full {
         shapes.push((64, 151_936));
     }
