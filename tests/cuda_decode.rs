@@ -113,6 +113,43 @@ fn tokens_are_drawn_as_on_the_cpu() {
     }
 }
 
+/// Steps that are replayed from graphs, and the same tokens in passes of their own, which a second sequence of two tokens makes
+/// them: to the bit, over the end of a split, where the graph is noted anew.
+#[test]
+fn graphs_decode_as_passes_do() {
+    let gpu = emulated::quick_gpu();
+    let mut on_cpu = model();
+    on_cpu = Model::new(Qwen2Config { max_position_embeddings: 600, ..on_cpu.config }, on_cpu.params);
+    let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
+    let (prompt, short): (Vec<u32>, [u32; 3]) = ((0..510).map(|i| i * 7 % 96).collect(), [7, 8, 9]);
+    let played = |company: bool| {
+        let mut decoder = CudaDecoder::new(&model, 24).unwrap();
+        let (one, two, other) = (decoder.alloc(), decoder.alloc(), decoder.alloc());
+        decoder.extend(&[(one, &prompt), (two, &short)]).unwrap();
+        let three = decoder.fork(one).unwrap();
+        let slots = [one, two, three];
+        let mut drawn = Vec::new();
+        for step in 0..4 {
+            let draw = |slot: &Slot| Draw { slot: *slot, seen: &[], uniform: 0.2 + 0.2 * step as f32 };
+            let sampled = decoder.draw(&slots.each_ref().map(draw), &SamplingParams::default()).unwrap();
+            let tokens: Vec<[u32; 1]> = sampled.iter().map(|s| [s.token]).collect();
+            drawn.extend(sampled);
+            // The last step is one sequence's alone.
+            let playing = if step < 3 { 3 } else { 1 };
+            let mut feeds: Vec<(Slot, &[u32])> =
+                slots.into_iter().zip(tokens.iter().map(|t| &t[..])).take(playing).collect();
+            if company {
+                feeds.push((other, &[1, 2]));
+            }
+            decoder.extend(&feeds).unwrap();
+        }
+        (drawn, gpu.read(&decoder.hidden(&slots).unwrap()).unwrap(), decoder.graphs())
+    };
+    let ((by_graph, states, graphs), (by_pass, states_by_pass, none)) = (played(false), played(true));
+    assert_eq!((graphs, none), (2, 0), "of four sequences and of one");
+    assert_eq!((by_graph, states), (by_pass, states_by_pass));
+}
+
 #[test]
 fn limits_are_named() {
     let gpu = emulated::gpu();

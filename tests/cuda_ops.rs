@@ -57,7 +57,9 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
     let token = gpu.zeros::<u32>(1).unwrap();
     let nearest = adamw::cuda::Rounding::Nearest;
     let narrow = attention::Shape { heads: 1, kv_heads: 1, head_dim: 32 };
-    let refused: [(&str, Result<()>); 21] = [
+    let cache = decode_attention::cuda::Cache::new(gpu, attention::Shape { head_dim: 64, ..narrow }, 1, 1).unwrap();
+    let row = decode_attention::cuda::Rows::new(gpu, &cache, &[(0, 3)], &[&[0]]).unwrap();
+    let refused: [(&str, Result<()>); 22] = [
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(24), &b(12), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(16), &b(8), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(8200), &b(8200), 1e-6, &b(8200), &f(1))),
@@ -73,7 +75,8 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
         ("linear", linear::cuda::forward(gpu, &b(16), &b(24), Some(&*b(2)), 8, &b(6))),
         ("linear", linear::cuda::backward_input(gpu, &b(6), &b(24), 8, &b(24))),
         ("decode attention", decode_attention::cuda::Cache::new(gpu, narrow, 1, 1).map(|_| ())),
-        ("decode attention", decode_attention::cuda::Rows::new(gpu, &[(0, 32)], &[&[0]], 1).map(|_| ())),
+        ("decode attention", decode_attention::cuda::Rows::new(gpu, &cache, &[(0, 32)], &[&[0]]).map(|_| ())),
+        ("decode attention", decode_attention::cuda::append(gpu, &b(192), &row, &tables, &cache, 0)),
         ("advantages", advantage::cuda::advantages(gpu, &f(4), &position, Scale::Group, 1e-4, &f(5))),
         ("logits", logits.compute(gpu, &b(8), &b(40), 8)),
         ("sampling", sampling::cuda::sample(gpu, &logits, None, &plain, &f(2), &token, &f(1))),

@@ -1,11 +1,12 @@
 //! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens drawn from its logits. What comes back
 //! to the host is tokens and their log-probs.
 
-use super::cuda::CudaModel;
+use super::cuda::{CudaActivations, CudaModel};
+use super::cuda_step::Steps;
 use super::kv_cache::PAGE;
 use super::pages::Pages;
 use super::{Decoder, Draw, Keep, Policy, Qwen2Config, Slot};
-use crate::device::{Result, Tensor, expect};
+use crate::device::{Result, Slice, Tensor, expect};
 use crate::ops::decode_attention::cuda::{self as attention, Cache, Rows};
 use crate::ops::embedding::cuda::{self as embedding, Tokens};
 use crate::ops::sampling::cuda::{self as sampling, Logits, Seen};
@@ -24,6 +25,7 @@ pub struct CudaDecoder<'a> {
     pages: Pages,
     /// The final hidden state of each slot's last token, `[slots, hidden]`, and room for more.
     states: Tensor<bf16>,
+    steps: Steps,
 }
 
 impl Policy for CudaModel {
@@ -44,22 +46,38 @@ impl Policy for CudaModel {
 }
 
 impl CudaModel {
-    /// The most that a pass or a draw takes beside the cache; several times what lives of a layer.
+    /// Reads `tokens` of the vocabulary at their places in `cache`.
+    pub(super) fn decode(&self, tokens: &Slice<u32>, rows: &Rows, cache: &Cache, acts: &CudaActivations) -> Result<()> {
+        self.run(tokens, acts, &|layer, a| {
+            attention::append(&self.gpu, &a.qkv, rows, &self.rope, cache, layer)?;
+            attention::forward(&self.gpu, &a.qkv, rows, cache, layer, &a.attn)
+        })
+    }
+
+    /// The most that passes, steps and draws take beside the cache; several times what lives of a layer.
     fn scratch_bytes(&self) -> usize {
         let c = &self.config;
+        // Graphs of all powers of two, up to twice the sequences.
+        let rows = ROWS + 4 * self.max_live;
         let widths = 6 * c.hidden_size + 3 * c.intermediate_size + 2 * self.shape().qkv_dim();
         // Parts of a long context's sums, in f32.
-        let splits = c.max_position_embeddings.div_ceil(attention::SPLIT) * self.shape().q_dim();
-        2 * ROWS * widths + 4 * ROWS * splits + 4 * DRAWS * c.vocab_size
+        let splits = c.max_position_embeddings.div_ceil(attention::SPLIT).next_power_of_two() * self.shape().q_dim();
+        2 * rows * widths + 4 * rows * splits + 4 * DRAWS * c.vocab_size
     }
 }
 
 impl<'a> CudaDecoder<'a> {
     /// With so many pages of [`PAGE`] tokens.
     pub fn new(model: &'a CudaModel, pages: usize) -> Result<CudaDecoder<'a>> {
-        let cache = Cache::new(&model.gpu, model.shape(), model.config.num_hidden_layers, pages)?;
-        let states = model.gpu.uninit(0)?;
-        Ok(CudaDecoder { model, cache, pages: Pages::new(pages), states })
+        // One more, for what fills up a step.
+        let cache = Cache::new(&model.gpu, model.shape(), model.config.num_hidden_layers, pages + 1)?;
+        let (states, steps) = (model.gpu.uninit(0)?, Steps::new(pages as u32));
+        Ok(CudaDecoder { model, cache, pages: Pages::new(pages), states, steps })
+    }
+
+    /// CUDA graphs noted so far.
+    pub fn graphs(&self) -> usize {
+        self.steps.len()
     }
 
     /// The final hidden states of the slots' last tokens, `[slots, hidden]`.
@@ -83,18 +101,6 @@ impl<'a> CudaDecoder<'a> {
         }
         Ok(())
     }
-
-    /// One pass over tokens at (sequence, position); keeps the final hidden states of the rows `wanted` for their slots.
-    fn pass(&self, tokens: &[u32], rows: &[(u32, u32)], tables: &[&[u32]], wanted: &[(u32, u32)]) -> Result<()> {
-        let (gpu, hidden, cache) = (&self.model.gpu, self.model.config.hidden_size, &self.cache);
-        let rows = Rows::new(gpu, rows, tables, cache.pages())?;
-        let tokens = Tokens::new(gpu, tokens, self.model.config.vocab_size)?;
-        let acts = self.model.run(&tokens, &rows.position, Keep::Nothing, &|layer, a| {
-            attention::append(gpu, &a.qkv, &rows, cache, layer)?;
-            attention::forward(gpu, &a.qkv, &rows, cache, layer, &a.attn)
-        })?;
-        embedding::place(gpu, &acts.hidden, wanted, hidden, &self.states)
-    }
 }
 
 impl Decoder for CudaDecoder<'_> {
@@ -117,12 +123,14 @@ impl Decoder for CudaDecoder<'_> {
     }
 
     fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
-        let context = self.model.config.max_position_embeddings;
+        let (context, vocab) = (self.model.config.max_position_embeddings, self.model.config.vocab_size);
         let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(feeds.len()));
         for ((slot, fed), sequence) in feeds.iter().zip(0u32..) {
             let first = self.pages.len(*slot);
             let end = first + fed.len();
             expect("decoding", end <= context, || format!("{end} tokens for a context of {context}"))?;
+            let unknown = fed.iter().find(|token| **token as usize >= vocab);
+            expect("decoding", unknown.is_none(), || format!("token {unknown:?} of a vocabulary of {vocab}"))?;
             if let Some((from, to)) = self.pages.extend(*slot, fed.len())? {
                 self.cache.copy_page(&self.model.gpu, from, to)?;
             }
@@ -132,11 +140,23 @@ impl Decoder for CudaDecoder<'_> {
         }
         self.reserve(feeds.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
         let tables: Vec<&[u32]> = feeds.iter().map(|(slot, _)| self.pages.of(*slot)).collect();
+        let (model, width) = (self.model, self.model.config.hidden_size);
+        // A token for each: a step.
+        if rows.len() == feeds.len() && rows.len() <= ROWS {
+            let position: Vec<u32> = rows.iter().map(|(_, position)| *position).collect();
+            let hidden = self.steps.run(model, &self.cache, &tokens, &position, &tables)?;
+            let places: Vec<(u32, u32)> = last.iter().map(|(row, slot)| (*row as u32, *slot)).collect();
+            return embedding::place(&model.gpu, hidden, &places, width, &self.states);
+        }
         for start in (0..rows.len()).step_by(ROWS) {
             let pass = start..rows.len().min(start + ROWS);
-            let wanted = last.iter().filter(|(row, _)| pass.contains(row));
-            let wanted: Vec<(u32, u32)> = wanted.map(|(row, slot)| ((row - start) as u32, *slot)).collect();
-            self.pass(&tokens[pass.clone()], &rows[pass], &tables, &wanted)?;
+            let places = last.iter().filter(|(row, _)| pass.contains(row));
+            let places: Vec<(u32, u32)> = places.map(|(row, slot)| ((row - start) as u32, *slot)).collect();
+            let tokens = model.gpu.tensor(&tokens[pass.clone()])?;
+            let acts = model.activations(pass.len(), Keep::Nothing)?;
+            let rows = Rows::new(&model.gpu, &self.cache, &rows[pass], &tables)?;
+            model.decode(&tokens, &rows, &self.cache, &acts)?;
+            embedding::place(&model.gpu, &acts.hidden, &places, width, &self.states)?;
         }
         Ok(())
     }
