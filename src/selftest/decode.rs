@@ -2,6 +2,7 @@
 
 use super::attention::{near, qkv};
 use super::{BF16, Probe, Size, widen};
+use crate::bench::ceilings::Work;
 use crate::device::{Result, Tensor};
 use crate::ops::attention::{self, Shape};
 use crate::ops::decode_attention::cuda::{self, Cache, PAGE, Rows};
@@ -145,7 +146,9 @@ pub fn append_and_forward(p: &mut Probe) -> Result<()> {
         }
         let (queries, rows): (Tensor<bf16>, Rows) = (gpu.tensor(&queries)?, filled.rows(p, &queried)?);
         let out = gpu.uninit::<bf16>(queried.len() * shape.q_dim())?;
-        p.time(|| cuda::forward(gpu, &queries, &rows, &filled.cache, LAYER, &out))?;
+        let keys: usize = queried.iter().map(|(_, at)| *at as usize + 1).sum();
+        let work = Work::Bytes(4 * keys * shape.kv_heads * shape.head_dim);
+        p.time(work, || cuda::forward(gpu, &queries, &rows, &filled.cache, LAYER, &out))?;
         let want: Vec<f32> = queried.iter().flat_map(|row| want(&filled, &case, *row)).collect();
         near(p, &format!("contexts {:?}, {shape:?}", case.contexts), &out, &want, 1.5)?;
     }

@@ -1,6 +1,7 @@
 //! The check of sampling: the CPU's tokens for the same random numbers.
 
 use super::{Probe, Size, randoms};
+use crate::bench::ceilings::Work;
 use crate::device::Result;
 use crate::ops::philox::{self, block};
 use crate::ops::sampling::{SamplingParams, cuda, sample};
@@ -52,7 +53,9 @@ fn draw(p: &mut Probe, rows: usize, vocab: usize, params: &SamplingParams) -> Re
     let there = cuda::Logits::new(gpu, rows, vocab)?;
     gpu.write(&there.values, &logits.chunks_exact(vocab).flat_map(pad).collect::<Vec<_>>())?;
     let (numbers, token, logprob) = (gpu.tensor(&uniform)?, gpu.uninit::<u32>(rows)?, gpu.uninit::<f32>(rows)?);
-    p.time(|| cuda::sample(gpu, &there, Some(&seen), params, &numbers, &token, &logprob))?;
+    p.time(Work::Bytes(4 * rows * vocab), || {
+        cuda::sample(gpu, &there, Some(&seen), params, &numbers, &token, &logprob)
+    })?;
     let (token, logprob) = (gpu.read(&token)?, gpu.read(&logprob)?);
     for (row, logits) in logits.chunks_exact(vocab).enumerate() {
         let u = uniform[row];
