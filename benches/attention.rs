@@ -1,9 +1,9 @@
-//! Attention on all threads: floating-point operations per second of the matrix products over visible pairs alone, for one
+//! Attention on all threads, and on a GPU: floating-point operations per second of the matrix products over visible pairs alone, for one
 //! chain, and for a group of eight that shares its prompt.
 
 mod common;
 
-use common::{flops, values};
+use common::{flops, gpu, on_gpu, time, values};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use uncouple::forest::Forest;
 use uncouple::ops::attention::{self, Shape, Visibility};
@@ -16,6 +16,7 @@ fn bench(c: &mut Criterion) {
         |i: u32| -> Vec<u32> { chain[..768].iter().copied().chain((0..64).map(|t| 10_000 * i + t)).collect() };
     let shared: Vec<_> = (1..=8).map(with_answer).collect();
     let mut group = c.benchmark_group("attention");
+    let gpu = gpu();
     for (name, forest) in [("chain", Forest::new(&[&chain[..]])), ("shared prompt", Forest::new(&shared))] {
         let n = forest.len();
         let pairs: usize = forest.position.iter().map(|p| *p as usize + 1).sum();
@@ -31,6 +32,19 @@ fn bench(c: &mut Criterion) {
         group.throughput(flops(10 * pairs * SHAPE.q_dim()));
         group.bench_function(BenchmarkId::new("backward", name), |b| {
             b.iter(|| attention::backward(&d_out, &qkv, &out, &softmax, SHAPE, &visibility, &mut d_qkv))
+        });
+
+        let Some(gpu) = &gpu else { continue };
+        let (qkv, d_out, out) = (on_gpu(gpu, 1, qkv.len()), on_gpu(gpu, 2, out.len()), gpu.zeros(out.len()).unwrap());
+        let (softmax, d_qkv) = (gpu.zeros(softmax.len()).unwrap(), gpu.zeros(qkv.len()).unwrap());
+        let visibility = attention::cuda::Visibility::new(gpu, &forest.reach).unwrap();
+        group.throughput(flops(4 * pairs * SHAPE.q_dim()));
+        time(&mut group, gpu, &format!("GPU forward, {name}"), || {
+            attention::cuda::forward(gpu, &qkv, SHAPE, &visibility, &out, &softmax)
+        });
+        group.throughput(flops(10 * pairs * SHAPE.q_dim()));
+        time(&mut group, gpu, &format!("GPU backward, {name}"), || {
+            attention::cuda::backward(gpu, &d_out, &qkv, &out, &softmax, SHAPE, &visibility, &d_qkv)
         });
     }
 }

@@ -3,6 +3,7 @@
 # is, benchmarks, and the PyTorch peers on the same shapes. Everything lands in one folder, failures included.
 #
 # usage: benches/gpu.sh BINARY OUT [PYTHON]      COMMIT=... says what was built, if this is no checkout
+#                                                PARTS=bench|peers: only the parts whose names match
 set -uo pipefail
 binary=$(realpath "$1") out=$2 python=${3:-python3}
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,6 +14,7 @@ failed=0
 part() {
     local name=$1 began=$SECONDS rc=0
     shift
+    [[ $name =~ ${PARTS:-.} ]] || return 0
     case " $* " in
         *" --json "*) "$@" >"$out/$name.json" 2>"$out/$name.txt" || rc=$? ;;
         *) "$@" >"$out/$name.txt" 2>&1 || rc=$? ;;
@@ -34,5 +36,9 @@ if command -v compute-sanitizer >/dev/null; then
     part racecheck compute-sanitizer --tool racecheck --error-exitcode 9 "$binary" selftest --device cuda
 fi
 part bench-kernels "$binary" bench kernels --device cuda --json
-part peers timeout 400 "$python" "$here/peers/gpu_peers.py"
+part bench-step "$binary" bench step --device cuda --json
+part bench-decode "$binary" bench decode --device cuda --json
+for group in attention decode_attention memory_bound grouped_logprob training_step decode; do
+    part "peers-$group" timeout 580 "$python" "$here/peers/gpu_peers.py" --only "$group"
+done
 exit "$failed"

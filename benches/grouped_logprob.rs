@@ -1,11 +1,11 @@
-//! Grouped log-prob on all threads: floating-point operations per second of the head's matrix products. The vocabulary is a
+//! Grouped log-prob on all threads, and on a GPU: floating-point operations per second of the head's matrix products. The vocabulary is a
 //! tenth of Qwen2.5's, so that the head fits any machine.
 
 mod common;
 
-use common::{HIDDEN, ROWS, flops, values};
+use common::{GPU_ROWS, HIDDEN, ROWS, flops, gpu, on_gpu, time, values};
 use criterion::{Criterion, criterion_group, criterion_main};
-use uncouple::ops::grouped_logprob::{Head, HeadGrads, Target, TokenGrad, forward, forward_backward};
+use uncouple::ops::grouped_logprob::{Head, HeadGrads, Target, TokenGrad, cuda, forward, forward_backward};
 
 const VOCAB: usize = 15_194;
 
@@ -28,6 +28,21 @@ fn bench(c: &mut Criterion) {
             })
         });
     }
+
+    let Some(gpu) = gpu() else { return };
+    let (weight, hidden) = (on_gpu(&gpu, 1, VOCAB * HIDDEN), on_gpu(&gpu, 2, GPU_ROWS * HIDDEN));
+    let head = cuda::Head { weight: &weight, hidden: &hidden, width: HIDDEN, temperature: 1.0 };
+    let targets: Vec<_> = (0..GPU_ROWS as u32).map(|row| Target { row, token: row * 59 % VOCAB as u32 }).collect();
+    let targets = cuda::Targets::new(&gpu, &targets, GPU_ROWS).unwrap();
+    let (d, dh) = (gpu.tensor(&vec![0.1f32; GPU_ROWS]).unwrap(), gpu.zeros(hidden.len()).unwrap());
+    let dw = gpu.zeros::<f32>(weight.len()).unwrap();
+    group.throughput(flops(2 * GPU_ROWS * VOCAB * HIDDEN));
+    time(&mut group, &gpu, "GPU forward", || cuda::forward(&gpu, head, &targets).map(drop));
+    group.throughput(flops(6 * GPU_ROWS * VOCAB * HIDDEN));
+    time(&mut group, &gpu, "GPU forward and backward", || {
+        let scores = cuda::forward(&gpu, head, &targets)?;
+        cuda::backward(&gpu, head, &targets, &scores, (&d, &d), &dw, &dh)
+    });
 }
 
 criterion_group!(benches, bench);

@@ -1,8 +1,8 @@
-//! Linear on one block of rows and one thread: floating-point operations per second, two for each product.
+//! Linear on one block of rows and one thread, and on a GPU: floating-point operations per second, two for each product.
 
 mod common;
 
-use common::{FFN, HIDDEN, ROWS, flops, values};
+use common::{FFN, GPU_ROWS, HIDDEN, ROWS, flops, gpu, on_gpu, time, values};
 use criterion::{Criterion, criterion_group, criterion_main};
 use uncouple::ops::linear::{self, Weight};
 
@@ -14,6 +14,15 @@ fn bench(c: &mut Criterion) {
     group.bench_function("forward", |b| b.iter(|| linear::forward(&x, Weight::new(&w, HIDDEN), None, &mut y)));
     group.bench_function("backward input", |b| b.iter(|| linear::backward_input(&dy, &w, HIDDEN, &mut dx)));
     group.bench_function("backward weight", |b| b.iter(|| linear::backward_weight(&dy, FFN, 0, &x, HIDDEN, &mut dw)));
+
+    let Some(gpu) = gpu() else { return };
+    let [x, w, dy] =
+        [(1, GPU_ROWS * HIDDEN), (2, FFN * HIDDEN), (3, GPU_ROWS * FFN)].map(|(seed, n)| on_gpu(&gpu, seed, n));
+    let (y, dx, dw) = (on_gpu(&gpu, 4, dy.len()), on_gpu(&gpu, 5, x.len()), gpu.zeros::<f32>(w.len()).unwrap());
+    group.throughput(flops(2 * GPU_ROWS * HIDDEN * FFN));
+    time(&mut group, &gpu, "GPU forward", || linear::cuda::forward(&gpu, &x, &w, None, HIDDEN, &*y));
+    time(&mut group, &gpu, "GPU backward input", || linear::cuda::backward_input(&gpu, &dy, &w, HIDDEN, &dx));
+    time(&mut group, &gpu, "GPU backward weight", || linear::cuda::backward_weight(&gpu, &dy, &x, HIDDEN, &*dw));
 }
 
 criterion_group!(benches, bench);

@@ -1,16 +1,16 @@
 // Attention of single queries over a paged cache: o = Σ_j softmax_j(q·k_j · scale) v_j over the keys j ≤ position of the row's
-// sequence. Rows may be of many sequences (decoding) or many of one (prefill); append copies their keys and values to the cache
-// first.
+// sequence. Rows may be of many sequences (decoding) or many of one (prefill); append comes first: it rotates their queries where they
+// are, and puts their rotated keys and their values in the cache (see rope.cu).
 //
 // cache: bf16 [pages, layers, kv_heads, 2 (keys, values), PAGE, D], from the layer's place in page 0 on, with page_stride elements
 // from one page to the next; table: u32 [sequences, table_len], the pages of each sequence in order; sequence, position: u32
-// [rows], no two of one place in append. qkv: bf16 [rows, (heads + 2 kv_heads) · D], rotated; o: bf16 [rows, heads · D]. Contexts
-// are cut every SPLIT keys, wherever they are, so that a row's bits do not depend on its company. With more than one split
+// [rows], no two of one place in append (unless they are equal). qkv: bf16 [rows, (heads + 2 kv_heads) · D]; o: bf16 [rows, heads ·
+// D]; cos, sin: f32 [positions, D / 2]. Contexts are cut every SPLIT keys, wherever they are, so that a row's bits do not depend on its company. With more than one split
 // (gridDim.z), sums: f32 [rows, heads, splits, D] and stats: f32 [rows, heads, splits, 2] (maximum of scaled scores, sum of
 // exponentials) hold the parts, and the combine kernel adds them in order; with one, o is written at once.
 //
 // kernel (D = 64, 128)                grid (rounded up)                    block  bytes
-// decode_attention_append_bf16        rows · kv_heads · D / 1024           256    8 D a kv head and row
+// decode_attention_append_bf16        rows · all heads · D / 4096          256    4 D a head and row
 // decode_attention_hdD_bf16           (rows, kv_heads, keys / SPLIT)       128    4 D a key, kv head and row
 // decode_attention_combine_hdD_bf16   rows · heads · D / 2048              256    4 D splits + 2 D a head and row
 // A block has the heads / kv_heads ≤ 16 queries of one kv head, which share what is loaded: the rows of a 16-row product. A warp
@@ -19,6 +19,7 @@
 //
 // Floor on an H100 (3.0 TB/s), 256 rows at 1024 tokens, 2 kv heads of 128: 0.09 ms a layer. Checked by emulation only.
 #include "common/mma.cuh"
+#include "common/rope.cuh"
 #include "common/vec.cuh"
 
 namespace {
@@ -228,22 +229,34 @@ __device__ inline void combine(const unsigned* position, const float* sums, cons
 }
 }  // namespace
 
-// A thread copies 16 bytes; d: a multiple of 8.
+// A thread has 8 pairs of a head; d: a multiple of 16.
 extern "C" __global__ void __launch_bounds__(256)
-    decode_attention_append_bf16(const bf16* __restrict__ qkv, const unsigned* __restrict__ sequence,
+    decode_attention_append_bf16(bf16* __restrict__ qkv, const unsigned* __restrict__ sequence,
                                  const unsigned* __restrict__ position, const unsigned* __restrict__ table,
-                                 bf16* __restrict__ cache, int rows, int heads, int kv_heads, int d, int table_len,
-                                 int page_stride) {
-    EXPECTS(d % 8 == 0 && page_stride % 8 == 0);
-    const unsigned at = blockIdx.x * blockDim.x + threadIdx.x, chunks = d / 8;
-    const unsigned chunk = at % chunks, head = at / chunks % (2 * kv_heads), row = at / chunks / (2 * kv_heads);
+                                 bf16* __restrict__ cache, const float* __restrict__ cos, const float* __restrict__ sin,
+                                 int rows, int heads, int kv_heads, int d, int table_len, int page_stride) {
+    EXPECTS(d % 16 == 0 && page_stride % 8 == 0);
+    const unsigned at = blockIdx.x * blockDim.x + threadIdx.x, half = d / 2, chunks = half / 8, all = heads + 2 * kv_heads;
+    const unsigned pair = 8 * (at % chunks), head = at / chunks % all, row = at / chunks / all;
     if (row >= static_cast<unsigned>(rows)) return;
-    const unsigned is_value = head / kv_heads, kv_head = head % kv_heads, place = position[row];
-    const unsigned page = table[static_cast<size_t>(sequence[row]) * table_len + place / PAGE];
-    const size_t from = (static_cast<size_t>(row) * (heads + 2 * kv_heads) + heads + head) * d + 8 * chunk;
-    const size_t to = keys_at(page, page_stride, kv_head, d) +
-                      static_cast<size_t>(is_value * PAGE + place % PAGE) * d + 8 * chunk;
-    store16(cache + to, load16(qkv + from));
+    const unsigned place = position[row];
+    bf16* to = qkv + (static_cast<size_t>(row) * all + head) * d + pair;
+    float a[8], b[8];
+    load8(to, a);
+    load8(to + half, b);
+    // Query heads, then those of keys, then those of values.
+    const int kv = static_cast<int>(head) - heads;
+    if (kv < kv_heads) {
+        const size_t angle = static_cast<size_t>(place) * half + pair;
+        rotate8(a, b, cos + angle, sin + angle, 1.0f);
+    }
+    if (kv >= 0) {
+        const unsigned page = table[static_cast<size_t>(sequence[row]) * table_len + place / PAGE];
+        const int line = kv / kv_heads * PAGE + place % PAGE;
+        to = cache + keys_at(page, page_stride, kv % kv_heads, d) + static_cast<size_t>(line) * d + pair;
+    }
+    store8(to, a);
+    store8(to + half, b);
 }
 
 extern "C" __global__ void __launch_bounds__(128)

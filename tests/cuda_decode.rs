@@ -8,7 +8,7 @@ use uncouple::device::Error;
 use uncouple::forest::Forest;
 use uncouple::model::cuda::CudaModel;
 use uncouple::model::cuda_decode::CudaDecoder;
-use uncouple::model::{Decoder, Draw, Keep, Model, Params, Policy, Qwen2Config};
+use uncouple::model::{Decoder, Draw, Keep, Model, Params, Policy, Qwen2Config, Slot};
 use uncouple::ops::sampling::SamplingParams;
 
 const HIDDEN: usize = 64;
@@ -55,22 +55,26 @@ fn pieces_and_forks_are_the_whole() {
     let prompt: Vec<u32> = (0..45).map(|i| i * 7 % 96).collect();
     let mut decoder = CudaDecoder::new(&model, 8).unwrap();
     let one = decoder.alloc();
-    let got = decoder.extend(&[(one, &prompt)]).unwrap();
-    assert_near("prefill", &got, &at_once(&model, &gpu, &[&prompt]));
+    decoder.extend(&[(one, &prompt)]).unwrap();
+    let states = |decoder: &CudaDecoder, slots: &[Slot]| -> Vec<f32> {
+        gpu.read(&decoder.hidden(slots).unwrap()).unwrap().iter().map(|x| x.to_f32()).collect()
+    };
+    assert_near("prefill", &states(&decoder, &[one]), &at_once(&model, &gpu, &[&prompt]));
 
     // Both go on from a page that they share, at different speeds, beside a sequence of their own.
-    let (two, three) = (decoder.fork(one), decoder.alloc());
+    let (two, three) = (decoder.fork(one).unwrap(), decoder.alloc());
+    assert_eq!(states(&decoder, &[two]), states(&decoder, &[one]), "a fork goes on from the same state");
     let (mut first, mut second, mut third) = (prompt.clone(), prompt.clone(), vec![5]);
-    let mut got = Vec::new();
     decoder.extend(&[(three, &[5])]).unwrap();
     for step in 0..4u32 {
         let (token, pair, other) = ([10 + step], [60 + step, 70 + step], [step]);
-        got = decoder.extend(&[(one, &token), (two, &pair), (three, &other)]).unwrap();
+        decoder.extend(&[(one, &token), (two, &pair), (three, &other)]).unwrap();
         first.extend(token);
         second.extend(pair);
         third.extend(other);
     }
     let want = at_once(&model, &gpu, &[&first, &second, &third]);
+    let got = states(&decoder, &[one, two, three]);
     for (i, (got, want)) in got.chunks(HIDDEN).zip(want.chunks(HIDDEN)).enumerate() {
         assert_near(&format!("sequence {i}"), got, want);
     }
@@ -80,28 +84,70 @@ fn pieces_and_forks_are_the_whole() {
     decoder.free(two);
     let again = decoder.alloc();
     decoder.extend(&[(again, &first[..33])]).unwrap();
-    let got = decoder.extend(&[(again, &first[33..])]).unwrap();
-    assert_near("again", &got, &want[..HIDDEN]);
+    decoder.extend(&[(again, &first[33..])]).unwrap();
+    assert_near("again", &states(&decoder, &[again]), &want[..HIDDEN]);
 }
 
 #[test]
 fn tokens_are_drawn_as_on_the_cpu() {
-    let gpu = emulated::gpu();
+    let gpu = emulated::quick_gpu();
     let on_cpu = model();
     let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
-    let mut decoder = CudaDecoder::new(&model, 1).unwrap();
-    // More than one batch of logits.
-    let hidden: Vec<f32> =
-        (0..70 * HIDDEN).map(|i| bf16::from_f32((i * 37 % 101) as f32 / 50.0 - 1.0).to_f32()).collect();
-    let seen = [3, 4, 3];
-    let draws: Vec<Draw> = (0..70).map(|i| Draw { seen: &seen, uniform: (i as f32 + 0.5) / 70.0 }).collect();
     let params = SamplingParams { temperature: 0.7, top_k: 20, repetition_penalty: 1.2, ..SamplingParams::default() };
-    let got = decoder.draw(&hidden, &draws, &params).unwrap();
-    let want = on_cpu.decoder().unwrap().draw(&hidden, &draws, &params).unwrap();
+    // More draws than one batch of logits holds, of slots in any order, some of them often.
+    let seen = [3, 4, 3];
+    let drawn = |decoder: &mut dyn Decoder| {
+        let slots = [decoder.alloc(), decoder.alloc(), decoder.alloc()];
+        let feeds: [(Slot, &[u32]); 3] = [(slots[0], &[1, 2, 3]), (slots[1], &[9; 40]), (slots[2], &[77])];
+        decoder.extend(&feeds).unwrap();
+        let draw = |i: usize| Draw { slot: slots[i * 2 % 3], seen: &seen, uniform: (i as f32 + 0.5) / 260.0 };
+        decoder.draw(&(0..260).map(draw).collect::<Vec<_>>(), &params).unwrap()
+    };
+    let (got, want) = (drawn(&mut CudaDecoder::new(&model, 4).unwrap()), drawn(&mut *on_cpu.decoder().unwrap()));
     assert_eq!(got.len(), want.len());
-    for (g, w) in got.iter().zip(&want) {
-        assert!(g.token == w.token && (g.logprob - w.logprob).abs() < 1e-4, "{g:?} and {w:?}");
+    // States differ by the noise of bf16, so a few numbers fall on the other side of a boundary between two tokens.
+    let other = got.iter().zip(&want).filter(|(g, w)| g.token != w.token).count();
+    assert!(other <= 13, "{other} of 260 tokens differ");
+    for (g, w) in got.iter().zip(&want).filter(|(g, w)| g.token == w.token) {
+        assert!((g.logprob - w.logprob).abs() < 0.02, "{g:?} and {w:?}");
     }
+}
+
+/// Steps that are replayed from graphs, and the same tokens in passes of their own, which a second sequence of two tokens makes
+/// them: to the bit, over the end of a split, where the graph is noted anew.
+#[test]
+fn graphs_decode_as_passes_do() {
+    let gpu = emulated::quick_gpu();
+    let mut on_cpu = model();
+    on_cpu = Model::new(Qwen2Config { max_position_embeddings: 600, ..on_cpu.config }, on_cpu.params);
+    let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
+    let (prompt, short): (Vec<u32>, [u32; 3]) = ((0..510).map(|i| i * 7 % 96).collect(), [7, 8, 9]);
+    let played = |company: bool| {
+        let mut decoder = CudaDecoder::new(&model, 24).unwrap();
+        let (one, two, other) = (decoder.alloc(), decoder.alloc(), decoder.alloc());
+        decoder.extend(&[(one, &prompt), (two, &short)]).unwrap();
+        let three = decoder.fork(one).unwrap();
+        let slots = [one, two, three];
+        let mut drawn = Vec::new();
+        for step in 0..4 {
+            let draw = |slot: &Slot| Draw { slot: *slot, seen: &[], uniform: 0.2 + 0.2 * step as f32 };
+            let sampled = decoder.draw(&slots.each_ref().map(draw), &SamplingParams::default()).unwrap();
+            let tokens: Vec<[u32; 1]> = sampled.iter().map(|s| [s.token]).collect();
+            drawn.extend(sampled);
+            // The last step is one sequence's alone.
+            let playing = if step < 3 { 3 } else { 1 };
+            let mut feeds: Vec<(Slot, &[u32])> =
+                slots.into_iter().zip(tokens.iter().map(|t| &t[..])).take(playing).collect();
+            if company {
+                feeds.push((other, &[1, 2]));
+            }
+            decoder.extend(&feeds).unwrap();
+        }
+        (drawn, gpu.read(&decoder.hidden(&slots).unwrap()).unwrap(), decoder.graphs())
+    };
+    let ((by_graph, states, graphs), (by_pass, states_by_pass, none)) = (played(false), played(true));
+    assert_eq!((graphs, none), (2, 0), "of four sequences and of one");
+    assert_eq!((by_graph, states), (by_pass, states_by_pass));
 }
 
 #[test]

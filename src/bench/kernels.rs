@@ -1,16 +1,15 @@
 //! Speed of the CUDA kernels on the shapes of benches/peers/gpu_peers.py, beside what the device was seen to do at most.
 
-use crate::device::{Dtype, Gpu, Matmul, Operand, Result, Slice, Tensor};
+use super::ceilings::{Ceilings, Work, median, random, random_f32};
+use crate::device::{Gpu, Result};
+use crate::forest::Forest;
 use crate::ops::adamw::{self, AdamW};
+use crate::ops::decode_attention::cuda::{self as decode_attention, PAGE};
 use crate::ops::grouped_logprob::{self, Target};
-use crate::ops::philox::{block, normals};
-use crate::ops::{embedding, rmsnorm, rope, swiglu};
+use crate::ops::philox::block;
+use crate::ops::{attention, embedding, rmsnorm, rope, swiglu};
 use half::bf16;
 use serde::Serialize;
-
-/// Timed calls; their median counts.
-const CALLS: usize = 50;
-const WARM_UP: usize = 5;
 
 /// The shapes measured.
 #[derive(Debug, Clone, Copy)]
@@ -25,6 +24,13 @@ pub struct Shapes {
     pub scored: usize,
     /// Widths of the head.
     pub widths: &'static [usize],
+    /// Tokens that attention has at once.
+    pub attended: usize,
+    /// Tokens of a sequence among them.
+    pub lengths: &'static [usize],
+    pub head_dims: &'static [usize],
+    /// Sequences being decoded, and the tokens of each.
+    pub decoded: (usize, usize),
     /// Bytes copied, and the side of the square product, for the ceilings.
     pub copied: usize,
     pub square: usize,
@@ -42,19 +48,14 @@ impl Shapes {
         params: 494_000_000,
         scored: 4096,
         widths: &[896, 1536, 2048],
+        attended: 16384,
+        lengths: &[512, 1024, 2048, 4096, 8192],
+        head_dims: &[64, 128],
+        decoded: (256, 1024),
         copied: 1 << 30,
         square: 8192,
         sets: 3,
     };
-}
-
-/// What the device did at most.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Ceilings {
-    /// A large copy, bytes read plus bytes written.
-    pub copy_gbps: f64,
-    /// A large product of bf16 matrices by cuBLASLt.
-    pub matmul_tflops: f64,
 }
 
 /// One kernel, or the few of one op.
@@ -80,15 +81,34 @@ pub struct KernelReport {
 
 /// Measures the ceilings, then every row.
 pub fn run(gpu: &Gpu, s: Shapes) -> Result<KernelReport> {
-    let mut bench = Bench { gpu, ceilings: ceilings(gpu, &s)?, rows: Vec::new() };
+    let mut bench = Bench { gpu, ceilings: Ceilings::measure(gpu, s.copied, s.square)?, rows: Vec::new() };
     bench.norms(&s)?;
     bench.feed_forward(&s)?;
     bench.positions(&s)?;
+    for &head_dim in s.head_dims {
+        for &length in s.lengths {
+            bench.attention(&s, head_dim, Packed::Sequences { length })?;
+        }
+        bench.attention(&s, head_dim, Packed::Groups { prompt: s.attended / 16, answers: 8 })?;
+        bench.decode_attention(&s, head_dim)?;
+    }
     bench.optimiser(&s)?;
     for &width in s.widths {
         bench.head(&s, width)?;
     }
     Ok(KernelReport { device: gpu.describe(), ceilings: bench.ceilings, rows: bench.rows })
+}
+
+/// What attention's tokens are.
+enum Packed {
+    Sequences {
+        length: usize,
+    },
+    /// Prompts, with answers of an eighth of it each.
+    Groups {
+        prompt: usize,
+        answers: usize,
+    },
 }
 
 struct Bench<'a> {
@@ -97,26 +117,14 @@ struct Bench<'a> {
     rows: Vec<Row>,
 }
 
-/// What a call must move, or compute.
-enum Work {
-    Bytes(usize),
-    Flops(f64),
-}
-
 impl Bench<'_> {
     fn row<T>(&mut self, name: String, work: Work, sets: &[T], call: impl Fn(&T) -> Result<()>) -> Result<()> {
         let seconds = median(self.gpu, sets, call)?;
-        let (gbps, tflops, share) = match work {
-            Work::Bytes(n) => {
-                let rate = n as f64 / seconds / 1e9;
-                (Some(rate), None, rate / self.ceilings.copy_gbps)
-            }
-            Work::Flops(n) => {
-                let rate = n / seconds / 1e12;
-                (None, Some(rate), rate / self.ceilings.matmul_tflops)
-            }
+        let (gbps, tflops) = match work {
+            Work::Bytes(n) => (Some(n as f64 / seconds / 1e9), None),
+            Work::Flops(n) => (None, Some(n / seconds / 1e12)),
         };
-        self.rows.push(Row { name, seconds, gbps, tflops, share });
+        self.rows.push(Row { name, seconds, gbps, tflops, share: self.ceilings.floor(work) / seconds });
         Ok(())
     }
 
@@ -163,6 +171,54 @@ impl Bench<'_> {
         })
     }
 
+    /// As many query heads as fit the hidden width, each with keys of its own, as the peers have them.
+    fn attention(&mut self, s: &Shapes, head_dim: usize, packed: Packed) -> Result<()> {
+        let (gpu, heads) = (self.gpu, s.hidden / head_dim);
+        let shape = attention::Shape { heads, kv_heads: heads, head_dim };
+        let (sequences, name) = match packed {
+            Packed::Sequences { length } => {
+                let n = s.attended / length;
+                let of = |i: usize| vec![i as u32; length];
+                ((0..n).map(of).collect::<Vec<_>>(), format!("attention hd{head_dim} {n}x{length}"))
+            }
+            Packed::Groups { prompt, answers } => {
+                let (tail, groups) = (prompt / 8, s.attended / (prompt + answers * (prompt / 8)));
+                let of = |i: usize| [vec![i as u32 / answers as u32; prompt], vec![(groups + i) as u32; tail]].concat();
+                let name = format!("attention hd{head_dim} {groups}x({prompt}+{answers}x{tail})");
+                ((0..groups * answers).map(of).collect(), name)
+            }
+        };
+        let forest = Forest::new(&sequences);
+        let (n, visibility) = (forest.len(), attention::cuda::Visibility::new(gpu, &forest.reach)?);
+        let seen: f64 = forest.position.iter().map(|p| f64::from(p + 1)).sum();
+        let flops = 4.0 * seen * (heads * head_dim) as f64;
+        let make = |_| Ok([random(gpu, n * shape.qkv_dim())?, random(gpu, n * shape.q_dim())?]);
+        let sets: Vec<_> = (0..s.sets).map(make).collect::<Result<_>>()?;
+        let (softmax, d_out) = (gpu.uninit(2 * n * heads)?, random(gpu, n * shape.q_dim())?);
+        let d_qkv = gpu.uninit(n * shape.qkv_dim())?;
+        self.row(format!("{name} forward"), Work::Flops(flops), &sets, |[qkv, out]| {
+            attention::cuda::forward(gpu, qkv, shape, &visibility, out, &softmax)
+        })?;
+        self.row(format!("{name} backward"), Work::Flops(2.5 * flops), &sets, |[qkv, out]| {
+            attention::cuda::backward(gpu, &d_out, qkv, out, &softmax, shape, &visibility, &d_qkv)
+        })
+    }
+
+    /// The last token of each sequence; eight query heads to a kv head.
+    fn decode_attention(&mut self, s: &Shapes, head_dim: usize) -> Result<()> {
+        let (gpu, (n, context)) = (self.gpu, s.decoded);
+        let shape = attention::Shape { heads: 16, kv_heads: 2, head_dim };
+        let pages = context.div_ceil(PAGE);
+        let cache = decode_attention::Cache::new(gpu, shape, 1, n * pages)?;
+        let tables: Vec<Vec<u32>> =
+            (0..n * pages).map(|p| p as u32).collect::<Vec<_>>().chunks(pages).map(<[u32]>::to_vec).collect();
+        let last: Vec<(u32, u32)> = (0..n as u32).map(|i| (i, context as u32 - 1)).collect();
+        let rows = decode_attention::Rows::new(gpu, &cache, &last, &tables.iter().map(|t| &t[..]).collect::<Vec<_>>())?;
+        let (qkv, out) = (random(gpu, n * shape.qkv_dim())?, gpu.uninit(n * shape.q_dim())?);
+        let (name, bytes) = (format!("decode_attention hd{head_dim} {n}x{context}"), 8 * n * context * head_dim);
+        self.row(name, Work::Bytes(bytes), &[()], |()| decode_attention::forward(gpu, &qkv, &rows, &cache, 0, &out))
+    }
+
     fn optimiser(&mut self, s: &Shapes) -> Result<()> {
         let (gpu, n) = (self.gpu, s.params);
         let (p, m, v) = (gpu.zeros::<f32>(n)?, gpu.zeros::<f32>(n)?, gpu.zeros::<f32>(n)?);
@@ -198,50 +254,4 @@ impl Bench<'_> {
             grouped_logprob::cuda::backward(gpu, head, &targets, &scores, (&d, &d), &dw, &dh)
         })
     }
-}
-
-fn ceilings(gpu: &Gpu, s: &Shapes) -> Result<Ceilings> {
-    let (from, to) = (gpu.zeros::<u8>(s.copied)?, gpu.zeros::<u8>(s.copied)?);
-    let copy = median(gpu, &[()], |()| gpu.copy(&from, &to))?;
-    let n = s.square;
-    let [a, b, c] = [random(gpu, n * n)?, random(gpu, n * n)?, random(gpu, n * n)?];
-    let matrix = |x: &Slice<bf16>| {
-        let (address, dtype) = (x.address(), Dtype::Bf16);
-        Operand { address, dtype, stride: n, transposed: false, batch_stride: 0 }
-    };
-    let (a, b, c, alpha, beta, bias) = (matrix(&a), matrix(&b), matrix(&c), 1.0, 0.0, None);
-    let product = Matmul { m: n, n, k: n, batch: 1, alpha, beta, a, b, c, bias };
-    let matmul = median(gpu, &[()], |()| gpu.matmul(&product))?;
-    Ok(Ceilings {
-        copy_gbps: 2.0 * s.copied as f64 / copy / 1e9,
-        matmul_tflops: 2.0 * (n as f64).powi(3) / matmul / 1e12,
-    })
-}
-
-/// Seconds of one call, on each set in turn.
-fn median<T>(gpu: &Gpu, sets: &[T], call: impl Fn(&T) -> Result<()>) -> Result<f64> {
-    for set in sets.iter().cycle().take(WARM_UP) {
-        call(set)?;
-    }
-    let mut times = Vec::with_capacity(CALLS);
-    for set in sets.iter().cycle().take(CALLS) {
-        times.push(gpu.timed(|| call(set))?.as_secs_f64());
-    }
-    times.sort_by(f64::total_cmp);
-    Ok(times[CALLS / 2])
-}
-
-fn random_f32(gpu: &Gpu, n: usize) -> Result<Tensor<f32>> {
-    gpu.tensor(&normal(n))
-}
-
-/// Never zeros: products of them run faster than real ones.
-fn random(gpu: &Gpu, n: usize) -> Result<Tensor<bf16>> {
-    gpu.tensor(&normal(n).into_iter().map(bf16::from_f32).collect::<Vec<_>>())
-}
-
-/// A million different ones, repeated: making more would take longer than timing them.
-fn normal(n: usize) -> Vec<f32> {
-    let some: Vec<f32> = (0..n.min(1 << 20).div_ceil(4) as u64).flat_map(|i| normals(block(7, 0, i))).collect();
-    some.into_iter().cycle().take(n).collect()
 }

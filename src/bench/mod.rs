@@ -1,10 +1,14 @@
 //! Speed, beside the peer's in the same run: training step, generation, GRPO step on the 3.48 M-parameter model that
-//! benches/peers/peer_cpu.py builds too.
+//! benches/peers/peer_cpu.py builds too. On a GPU: kernels, the training step, decoding (peers: benches/peers/gpu_peers.py).
 
+pub mod ceilings;
 mod coupling;
+pub mod decode;
 pub mod gcd;
+pub mod gpu_shapes;
 pub mod kernels;
 mod peer;
+pub mod step;
 
 pub use coupling::Growth;
 pub use peer::PeerError;

@@ -1,8 +1,9 @@
 //! `uncouple bench`.
 
 use super::{BenchArg, BenchArgs, DeviceArg, output};
+use crate::bench::ceilings::Ceilings;
 use crate::bench::kernels::{self, Shapes};
-use crate::bench::{self, Bench, gcd};
+use crate::bench::{self, Bench, decode, gcd, step};
 use crate::device::{Gpu, cuda::Cuda};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
@@ -10,8 +11,12 @@ use std::process::ExitCode;
 
 pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let what = match (args.what, args.device) {
+        (BenchArg::Kernels | BenchArg::Step | BenchArg::Decode, DeviceArg::Cpu) => {
+            bail!("bench kernels, step and decode measure a GPU: use --device cuda")
+        }
         (BenchArg::Kernels, DeviceArg::Cuda) => return run_kernels(args.json),
-        (BenchArg::Kernels, DeviceArg::Cpu) => bail!("bench kernels measures a GPU: use --device cuda"),
+        (BenchArg::Step, DeviceArg::Cuda) => return run_step(args.json),
+        (BenchArg::Decode, DeviceArg::Cuda) => return run_decode(args.json),
         (_, DeviceArg::Cuda) => bail!("this benchmark runs on the CPU: leave --device out, or measure `bench kernels`"),
         (BenchArg::Gcd, _) if args.peer => bail!("bench gcd has no peer: leave --peer out"),
         (BenchArg::Gcd, _) => return run_gcd(args.json),
@@ -119,8 +124,66 @@ fn run_kernels(json: bool) -> Result<ExitCode> {
         ]);
     }
     output::print(&table.to_string())?;
-    let c = report.ceilings;
+    print_device(&report.device, report.ceilings)
+}
+
+/// What every benchmark of a GPU ends with.
+fn print_device(device: &str, c: Ceilings) -> Result<ExitCode> {
     let measured = format!("copy {:.0} GB/s, bf16 products {:.0} TFLOP/s", c.copy_gbps, c.matmul_tflops);
-    output::print(&format!("{}; its ceilings as measured: {measured}", report.device))?;
+    output::print(&format!("{device}; its ceilings as measured: {measured}"))?;
     Ok(ExitCode::SUCCESS)
+}
+
+fn run_step(json: bool) -> Result<ExitCode> {
+    let gpu = Gpu::new(Cuda::open(None).context("bench step --device cuda")?);
+    let ceilings = measure(&gpu).context("bench step")?;
+    let report = step::run(&gpu, ceilings, &step::Settings::full()).context("bench step")?;
+    if json {
+        output::print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    let header = ["step", "recompute", "ms", "forward", "head", "backward", "optimiser", "tokens/s", "MFU %"];
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
+    for row in &report.rows {
+        let mut cells = vec![row.name.clone(), row.recompute.to_string()];
+        cells.extend(
+            [row.seconds, row.forward, row.head, row.backward, row.optimiser].map(|s| format!("{:.1}", 1e3 * s)),
+        );
+        cells.extend([format!("{:.0}", row.tokens_per_second), format!("{:.1}", 100.0 * row.mfu)]);
+        table.add_row(cells);
+    }
+    output::print(&table.to_string())?;
+    report.left_out.iter().try_for_each(|line| output::print(line))?;
+    print_device(&report.device, report.ceilings)
+}
+
+fn run_decode(json: bool) -> Result<ExitCode> {
+    let gpu = Gpu::new(Cuda::open(None).context("bench decode --device cuda")?);
+    let ceilings = measure(&gpu).context("bench decode")?;
+    let report = decode::run(&gpu, ceilings, &decode::Settings::full()).context("bench decode")?;
+    if json {
+        output::print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    let header = ["decode", "seconds", "prompts ms", "step ms", "tokens/s", "% of the floor"];
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
+    for row in &report.rows {
+        table.add_row([
+            row.name.clone(),
+            format!("{:.3}", row.seconds),
+            format!("{:.1}", 1e3 * row.prefill),
+            format!("{:.3}", 1e3 * row.step),
+            format!("{:.0}", row.tokens_per_second),
+            format!("{:.0}", 100.0 * row.share),
+        ]);
+    }
+    output::print(&table.to_string())?;
+    print_device(&report.device, report.ceilings)
+}
+
+/// As `bench kernels` measures them.
+fn measure(gpu: &Gpu) -> crate::device::Result<Ceilings> {
+    Ceilings::measure(gpu, Shapes::FULL.copied, Shapes::FULL.square)
 }

@@ -171,7 +171,7 @@ pub struct BenchArgs {
     /// What to measure
     #[arg(value_enum)]
     pub what: BenchArg,
-    /// Where: kernels need cuda, the others are measured on the CPU
+    /// Where: kernels, step and decode need cuda, the others are measured on the CPU
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceArg,
     /// Measure the PyTorch peer in the same run
@@ -211,6 +211,10 @@ pub enum BenchArg {
     Gcd,
     /// Every CUDA kernel, beside the GPU's measured ceilings
     Kernels,
+    /// Training steps of Qwen2.5-shaped models on a GPU, 16k packed tokens
+    Step,
+    /// Generation by a Qwen2.5-0.5B-shaped model on a GPU, 64 and 256 sequences at once
+    Decode,
 }
 
 /// Runs a parsed command; the exit code is the command's own verdict.

@@ -1,6 +1,7 @@
 //! `uncouple selftest`: every kernel on this machine's GPU against the CPU.
 
 use super::{DeviceArg, SelftestArgs, output};
+use crate::bench::ceilings::Ceilings;
 use crate::device::{Gpu, cuda::Cuda};
 use crate::selftest::{CHECKS, Outcome, Size};
 use anyhow::{Context, Result, bail};
@@ -8,6 +9,9 @@ use std::process::ExitCode;
 
 /// Of the GPU's memory: the checks need little, and others may be using it.
 const ARENA: usize = 2 << 30;
+/// Bytes copied, and the side of the product, for the ceilings.
+const COPIED: usize = 512 << 20;
+const SQUARE: usize = 8192;
 
 pub fn run(args: SelftestArgs) -> Result<ExitCode> {
     if args.device == DeviceArg::Cpu {
@@ -17,9 +21,10 @@ pub fn run(args: SelftestArgs) -> Result<ExitCode> {
     if !args.json {
         output::print(&gpu.describe())?;
     }
+    let ceilings = Ceilings::measure(&gpu, COPIED, SQUARE).context("selftest")?;
     let mut outcomes = Vec::new();
     for check in CHECKS {
-        let outcome = check.run(&gpu, Size::Full).with_context(|| format!("selftest: {}", check.name))?;
+        let outcome = check.run(&gpu, Size::Full, &ceilings).with_context(|| format!("selftest: {}", check.name))?;
         if !args.json {
             output::print(&line(&outcome))?;
         }
@@ -36,9 +41,13 @@ pub fn run(args: SelftestArgs) -> Result<ExitCode> {
     Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
 }
 
-/// The error as a share of what is allowed.
+/// The error as a share of what is allowed, the time and how much of it is needed at least.
 fn line(o: &Outcome) -> String {
     let verdict = if o.passed() { "ok" } else { "FAILED" };
     let why = if o.passed() { String::new() } else { format!("\n{:9}→ {}", "", o.worst) };
-    format!("{verdict:8} {:22} error {:7.3} of 1 allowed {:10.1} µs{why}", o.name, o.error, 1e6 * o.seconds)
+    let (time, share) = (1e6 * o.seconds, 100.0 * o.share);
+    format!(
+        "{verdict:8} {:22} error {:7.3} of 1 allowed {time:10.1} µs {share:4.0} % of the floor{why}",
+        o.name, o.error
+    )
 }

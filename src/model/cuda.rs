@@ -23,10 +23,10 @@ pub struct CudaModel {
     /// Sequences that a decoder of this model has room for, each as long as the context allows (`rollout.max_live`).
     pub(super) max_live: usize,
     pub(super) gpu: Gpu,
-    rope: rope::cuda::Tables,
+    pub(super) rope: rope::cuda::Tables,
 }
 
-/// What fills `attn` of a layer from its rotated `qkv`; the layer's number comes first.
+/// What rotates the `qkv` of a layer and fills its `attn`; the layer's number comes first.
 pub(super) type Attend<'a> = &'a dyn Fn(usize, &LayerActs) -> Result<()>;
 
 /// A forest on the device.
@@ -113,25 +113,30 @@ impl CudaModel {
 
     /// Runs the decoder over the packed forest.
     pub fn forward(&self, forest: &CudaForest, keep: Keep) -> Result<CudaActivations> {
-        self.run(&forest.tokens, &forest.position, keep, &self.attend(forest))
+        let acts = self.activations(forest.len, keep)?;
+        self.run(&forest.tokens.ids, &acts, &self.attend(forest))?;
+        Ok(acts)
     }
 
     fn attend<'a>(&'a self, forest: &'a CudaForest) -> impl Fn(usize, &LayerActs) -> Result<()> + 'a {
-        |_, a| attention::cuda::forward(&self.gpu, &a.qkv, self.shape(), &forest.visibility, &a.attn, &a.softmax)
+        |_, a| {
+            self.rotate(&a.qkv, forest, false)?;
+            attention::cuda::forward(&self.gpu, &a.qkv, self.shape(), &forest.visibility, &a.attn, &a.softmax)
+        }
     }
 
-    /// Runs the decoder over tokens at their positions, whatever they attend to.
-    pub(super) fn run(
-        &self,
-        tokens: &Tokens,
-        position: &Slice<u32>,
-        keep: Keep,
-        attend: Attend<'_>,
-    ) -> Result<CudaActivations> {
-        let (gpu, c, layout, n) = (&self.gpu, &self.config, &self.layout, position.len());
-        let layers = c.num_hidden_layers;
-        let wide = || gpu.uninit::<bf16>(n * c.hidden_size);
-        let acts = CudaActivations {
+    /// Queries and keys of `qkv`, or their gradients back.
+    fn rotate(&self, qkv: &Slice<bf16>, forest: &CudaForest, inverse: bool) -> Result<()> {
+        let shape = self.shape();
+        let rotated = shape.heads + shape.kv_heads;
+        rope::cuda::rotate(&self.gpu, qkv, shape.qkv_dim(), rotated, &forest.position, &self.rope, inverse)
+    }
+
+    /// Room for a forward pass of `n` tokens.
+    pub(super) fn activations(&self, n: usize, keep: Keep) -> Result<CudaActivations> {
+        let (gpu, layers) = (&self.gpu, self.config.num_hidden_layers);
+        let wide = || gpu.uninit::<bf16>(n * self.config.hidden_size);
+        Ok(CudaActivations {
             hidden: wide()?,
             keep,
             inputs: (0..if keep == Keep::Nothing { 1 } else { layers + 1 }).map(|_| wide()).collect::<Result<_>>()?,
@@ -140,8 +145,14 @@ impl CudaModel {
                 .collect::<Result<_>>()?,
             rstd: gpu.uninit(n)?,
             delta: wide()?,
-        };
-        embedding::cuda::forward(gpu, tokens, &self.weight(&layout.embed), c.hidden_size, &acts.inputs[0])?;
+        })
+    }
+
+    /// Runs the decoder over tokens of the vocabulary, whatever they attend to.
+    pub(super) fn run(&self, tokens: &Slice<u32>, acts: &CudaActivations, attend: Attend<'_>) -> Result<()> {
+        let (gpu, c, layout) = (&self.gpu, &self.config, &self.layout);
+        let layers = c.num_hidden_layers;
+        embedding::cuda::gather(gpu, tokens, &self.weight(&layout.embed), c.hidden_size, &acts.inputs[0])?;
         for (l, layer) in layout.layers.iter().enumerate() {
             let a = acts.layer(l);
             let w = self.weight(&layer.input_norm);
@@ -152,18 +163,16 @@ impl CudaModel {
                 let (x, eps) = (acts.input(l), c.rms_norm_eps);
                 rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, eps, x, &a.norm1, &a.rstd1)?;
             }
-            self.layer_forward(l, position, acts.input(l), a, &acts.delta, attend)?;
+            self.layer_forward(l, acts.input(l), a, &acts.delta, attend)?;
         }
         let (w, mid, last) = (self.weight(&layout.norm), &acts.layer(layers - 1).mid, acts.input(layers));
-        rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, c.rms_norm_eps, last, &acts.hidden, &acts.rstd)?;
-        Ok(acts)
+        rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, c.rms_norm_eps, last, &acts.hidden, &acts.rstd)
     }
 
     /// Layer `l` from its normed input on: `x` is its input, `delta` what it adds to `a.mid`.
     fn layer_forward(
         &self,
         l: usize,
-        position: &Slice<u32>,
         x: &Slice<bf16>,
         a: &LayerActs,
         delta: &Slice<bf16>,
@@ -172,8 +181,6 @@ impl CudaModel {
         let (gpu, c, shape, layer) = (&self.gpu, &self.config, self.shape(), &self.layout.layers[l]);
         let (hidden, bias) = (c.hidden_size, self.weight(&layer.qkv_bias));
         linear::cuda::forward(gpu, &a.norm1, &self.weight(&layer.qkv), Some(&*bias), hidden, &a.qkv)?;
-        let rotated = shape.heads + shape.kv_heads;
-        rope::cuda::rotate(gpu, &a.qkv, shape.qkv_dim(), rotated, position, &self.rope, false)?;
         attend(l, a)?;
         linear::cuda::forward(gpu, &a.attn, &self.weight(&layer.o), None, shape.q_dim(), delta)?;
         let w = self.weight(&layer.post_norm);
@@ -214,7 +221,7 @@ impl CudaModel {
             if acts.keep == Keep::LayerInputs {
                 let w = self.weight(&layer.input_norm);
                 rmsnorm::cuda::forward(gpu, x, &w, c.rms_norm_eps, &a.norm1, &a.rstd1)?;
-                self.layer_forward(l, &forest.position, x, a, &acts.delta, &self.attend(forest))?;
+                self.layer_forward(l, x, a, &acts.delta, &self.attend(forest))?;
             }
             self.layer_backward(layer, forest, x, a, &g, &stream, grads)?;
         }
@@ -246,8 +253,7 @@ impl CudaModel {
         linear::cuda::backward_input(gpu, stream, &self.weight(&layer.o), q_dim, &g.attn)?;
         linear::cuda::backward_weight(gpu, stream, &a.attn, q_dim, &*part(grads, &layer.o))?;
         attention::cuda::backward(gpu, &g.attn, &a.qkv, &a.attn, &a.softmax, shape, &forest.visibility, &g.qkv)?;
-        let rotated = shape.heads + shape.kv_heads;
-        rope::cuda::rotate(gpu, &g.qkv, shape.qkv_dim(), rotated, &forest.position, &self.rope, true)?;
+        self.rotate(&g.qkv, forest, true)?;
         linear::cuda::backward_bias(gpu, &g.qkv, &forest.ones, &*part(grads, &layer.qkv_bias))?;
         linear::cuda::backward_input(gpu, &g.qkv, &self.weight(&layer.qkv), hidden, &g.norm)?;
         linear::cuda::backward_weight(gpu, &g.qkv, &a.norm1, hidden, &*part(grads, &layer.qkv))?;

@@ -1,27 +1,31 @@
-//! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens drawn from its logits.
+//! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens drawn from its logits. What comes back
+//! to the host is tokens and their log-probs.
 
-use super::cuda::CudaModel;
+use super::cuda::{CudaActivations, CudaModel};
+use super::cuda_step::Steps;
 use super::kv_cache::PAGE;
 use super::pages::Pages;
 use super::{Decoder, Draw, Keep, Policy, Qwen2Config, Slot};
-use crate::device::{Result, expect};
+use crate::device::{Result, Slice, Tensor, expect};
 use crate::ops::decode_attention::cuda::{self as attention, Cache, Rows};
-use crate::ops::embedding::{self, cuda::Tokens};
-use crate::ops::linear;
-use crate::ops::sampling::{self, Sampled, SamplingParams};
+use crate::ops::embedding::cuda::{self as embedding, Tokens};
+use crate::ops::sampling::cuda::{self as sampling, Logits, Seen};
+use crate::ops::sampling::{Sampled, SamplingParams};
 use half::bf16;
-use rayon::prelude::*;
 
 /// Most tokens of one pass through the model: long prompts take several.
 const ROWS: usize = 2048;
 /// Most rows of logits at once.
-const DRAWS: usize = 64;
+const DRAWS: usize = 256;
 
 /// The keys and values of many sequences in device memory.
 pub struct CudaDecoder<'a> {
     model: &'a CudaModel,
     cache: Cache,
     pages: Pages,
+    /// The final hidden state of each slot's last token, `[slots, hidden]`, and room for more.
+    states: Tensor<bf16>,
+    steps: Steps,
 }
 
 impl Policy for CudaModel {
@@ -42,35 +46,60 @@ impl Policy for CudaModel {
 }
 
 impl CudaModel {
-    /// The most that a pass or a draw takes beside the cache; several times what lives of a layer.
+    /// Reads `tokens` of the vocabulary at their places in `cache`.
+    pub(super) fn decode(&self, tokens: &Slice<u32>, rows: &Rows, cache: &Cache, acts: &CudaActivations) -> Result<()> {
+        self.run(tokens, acts, &|layer, a| {
+            attention::append(&self.gpu, &a.qkv, rows, &self.rope, cache, layer)?;
+            attention::forward(&self.gpu, &a.qkv, rows, cache, layer, &a.attn)
+        })
+    }
+
+    /// The most that passes, steps and draws take beside the cache; several times what lives of a layer.
     fn scratch_bytes(&self) -> usize {
         let c = &self.config;
+        // Graphs of all powers of two, up to twice the sequences.
+        let rows = ROWS + 4 * self.max_live;
         let widths = 6 * c.hidden_size + 3 * c.intermediate_size + 2 * self.shape().qkv_dim();
         // Parts of a long context's sums, in f32.
-        let splits = c.max_position_embeddings.div_ceil(attention::SPLIT) * self.shape().q_dim();
-        2 * ROWS * widths + 4 * ROWS * splits + 4 * DRAWS * c.vocab_size
+        let splits = c.max_position_embeddings.div_ceil(attention::SPLIT).next_power_of_two() * self.shape().q_dim();
+        2 * rows * widths + 4 * rows * splits + 4 * DRAWS * c.vocab_size
     }
 }
 
 impl<'a> CudaDecoder<'a> {
     /// With so many pages of [`PAGE`] tokens.
     pub fn new(model: &'a CudaModel, pages: usize) -> Result<CudaDecoder<'a>> {
-        let cache = Cache::new(&model.gpu, model.shape(), model.config.num_hidden_layers, pages)?;
-        Ok(CudaDecoder { model, cache, pages: Pages::new(pages) })
+        // One more, for what fills up a step.
+        let cache = Cache::new(&model.gpu, model.shape(), model.config.num_hidden_layers, pages + 1)?;
+        let (states, steps) = (model.gpu.uninit(0)?, Steps::new(pages as u32));
+        Ok(CudaDecoder { model, cache, pages: Pages::new(pages), states, steps })
     }
 
-    /// One pass over tokens at (sequence, position); the final hidden states of the rows `wanted`.
-    fn pass(&self, tokens: &[u32], rows: &[(u32, u32)], tables: &[&[u32]], wanted: &[u32]) -> Result<Vec<bf16>> {
-        let (gpu, hidden, cache) = (&self.model.gpu, self.model.config.hidden_size, &self.cache);
-        let rows = Rows::new(gpu, rows, tables, cache.pages())?;
-        let tokens = Tokens::new(gpu, tokens, self.model.config.vocab_size)?;
-        let acts = self.model.run(&tokens, &rows.position, Keep::Nothing, &|layer, a| {
-            attention::append(gpu, &a.qkv, &rows, cache, layer)?;
-            attention::forward(gpu, &a.qkv, &rows, cache, layer, &a.attn)
-        })?;
-        let (picked, out) = (Tokens::new(gpu, wanted, rows.len())?, gpu.uninit(wanted.len() * hidden)?);
-        embedding::cuda::forward(gpu, &picked, &acts.hidden, hidden, &out)?;
-        gpu.read(&out)
+    /// CUDA graphs noted so far.
+    pub fn graphs(&self) -> usize {
+        self.steps.len()
+    }
+
+    /// The final hidden states of the slots' last tokens, `[slots, hidden]`.
+    pub fn hidden(&self, slots: &[Slot]) -> Result<Tensor<bf16>> {
+        let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
+        let rows: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
+        let (rows, out) = (Tokens::new(gpu, &rows, self.states.len() / width)?, gpu.uninit(slots.len() * width)?);
+        embedding::forward(gpu, &rows, &self.states, width, &out)?;
+        Ok(out)
+    }
+
+    /// Makes room for the states of so many slots.
+    fn reserve(&mut self, slots: usize) -> Result<()> {
+        let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
+        if slots * width > self.states.len() {
+            let wider = gpu.zeros(slots.next_power_of_two() * width)?;
+            if let Some(old) = wider.part(0..self.states.len()) {
+                gpu.copy(&self.states, &old)?;
+            }
+            self.states = wider;
+        }
+        Ok(())
     }
 }
 
@@ -79,53 +108,78 @@ impl Decoder for CudaDecoder<'_> {
         self.pages.alloc()
     }
 
-    fn fork(&mut self, of: Slot) -> Slot {
-        self.pages.fork(of)
+    fn fork(&mut self, of: Slot) -> Result<Slot> {
+        let (slot, width) = (self.pages.fork(of), self.model.config.hidden_size);
+        self.reserve(of.0.max(slot.0) as usize + 1)?;
+        let state = |slot: Slot| self.states.part(slot.0 as usize * width..(slot.0 as usize + 1) * width);
+        if let (Some(from), Some(to)) = (state(of), state(slot)) {
+            self.model.gpu.copy(&from, &to)?;
+        }
+        Ok(slot)
     }
 
     fn free(&mut self, slot: Slot) {
         self.pages.free(slot);
     }
 
-    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<Vec<f32>> {
-        let context = self.model.config.max_position_embeddings;
+    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
+        let (context, vocab) = (self.model.config.max_position_embeddings, self.model.config.vocab_size);
         let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(feeds.len()));
         for ((slot, fed), sequence) in feeds.iter().zip(0u32..) {
             let first = self.pages.len(*slot);
             let end = first + fed.len();
             expect("decoding", end <= context, || format!("{end} tokens for a context of {context}"))?;
+            let unknown = fed.iter().find(|token| **token as usize >= vocab);
+            expect("decoding", unknown.is_none(), || format!("token {unknown:?} of a vocabulary of {vocab}"))?;
             if let Some((from, to)) = self.pages.extend(*slot, fed.len())? {
                 self.cache.copy_page(&self.model.gpu, from, to)?;
             }
             tokens.extend_from_slice(fed);
             rows.extend((first..end).map(|position| (sequence, position as u32)));
-            last.push(rows.len() - 1);
+            last.push((rows.len() - 1, slot.0));
         }
+        self.reserve(feeds.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
         let tables: Vec<&[u32]> = feeds.iter().map(|(slot, _)| self.pages.of(*slot)).collect();
-        let mut hidden = Vec::with_capacity(feeds.len() * self.model.config.hidden_size);
+        let (model, width) = (self.model, self.model.config.hidden_size);
+        // A token for each: a step.
+        if rows.len() == feeds.len() && rows.len() <= ROWS {
+            let position: Vec<u32> = rows.iter().map(|(_, position)| *position).collect();
+            let hidden = self.steps.run(model, &self.cache, &tokens, &position, &tables)?;
+            let places: Vec<(u32, u32)> = last.iter().map(|(row, slot)| (*row as u32, *slot)).collect();
+            return embedding::place(&model.gpu, hidden, &places, width, &self.states);
+        }
         for start in (0..rows.len()).step_by(ROWS) {
             let pass = start..rows.len().min(start + ROWS);
-            let wanted = last.iter().filter(|row| pass.contains(row)).map(|row| (row - start) as u32);
-            let wanted: Vec<u32> = wanted.collect();
-            let states = self.pass(&tokens[pass.clone()], &rows[pass], &tables, &wanted)?;
-            hidden.extend(states.into_iter().map(f32::from));
+            let places = last.iter().filter(|(row, _)| pass.contains(row));
+            let places: Vec<(u32, u32)> = places.map(|(row, slot)| ((row - start) as u32, *slot)).collect();
+            let tokens = model.gpu.tensor(&tokens[pass.clone()])?;
+            let acts = model.activations(pass.len(), Keep::Nothing)?;
+            let rows = Rows::new(&model.gpu, &self.cache, &rows[pass], &tables)?;
+            model.decode(&tokens, &rows, &self.cache, &acts)?;
+            embedding::place(&model.gpu, &acts.hidden, &places, width, &self.states)?;
         }
-        Ok(hidden)
+        Ok(())
     }
 
-    fn draw(&mut self, hidden: &[f32], draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+    fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         let (gpu, c) = (&self.model.gpu, &self.model.config);
         let head = self.model.weight(&self.model.layout.head);
         let mut drawn = Vec::with_capacity(draws.len());
-        for (rows, draws) in hidden.chunks(DRAWS * c.hidden_size).zip(draws.chunks(DRAWS)) {
-            // As they came from the device: nothing is rounded.
-            let rows: Vec<bf16> = rows.iter().map(|x| bf16::from_f32(*x)).collect();
-            let rows = gpu.tensor(&rows)?;
-            let logits = gpu.uninit::<f32>(draws.len() * c.vocab_size)?;
-            linear::cuda::forward(gpu, &rows, &head, None, c.hidden_size, &logits)?;
-            let mut logits = gpu.read(&logits)?;
-            let rows = logits.par_chunks_mut(c.vocab_size).zip(draws);
-            drawn.par_extend(rows.map(|(row, draw)| sampling::sample(row, draw.seen, params, draw.uniform)));
+        for draws in draws.chunks(DRAWS) {
+            let slots: Vec<Slot> = draws.iter().map(|draw| draw.slot).collect();
+            let logits = Logits::new(gpu, draws.len(), c.vocab_size)?;
+            let hidden = self.hidden(&slots)?;
+            logits.compute(gpu, &hidden, &head, c.hidden_size)?;
+            let seen = if params.repetition_penalty == 1.0 {
+                None
+            } else {
+                Some(Seen::new(gpu, &draws.iter().map(|draw| draw.seen).collect::<Vec<_>>(), c.vocab_size)?)
+            };
+            let uniform = gpu.tensor(&draws.iter().map(|draw| draw.uniform).collect::<Vec<_>>())?;
+            let (token, logprob) = (gpu.uninit(draws.len())?, gpu.uninit(draws.len())?);
+            sampling::sample(gpu, &logits, seen.as_ref(), params, &uniform, &token, &logprob)?;
+            let pairs = gpu.read(&token)?.into_iter().zip(gpu.read(&logprob)?);
+            drawn.extend(pairs.map(|(token, logprob)| Sampled { token, logprob }));
         }
         Ok(drawn)
     }

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod cuda;
 pub mod cuda_decode;
+mod cuda_step;
 mod decode;
 mod init;
 pub mod kv_cache;

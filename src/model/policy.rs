@@ -4,6 +4,7 @@ use super::{KvCache, Model, Qwen2Config, Slot};
 use crate::device::Result;
 use crate::ops::sampling::{self, Sampled, SamplingParams};
 use rayon::prelude::*;
+use std::ops::Range;
 
 /// A model that tokens can be sampled from.
 pub trait Policy: Sync {
@@ -14,6 +15,8 @@ pub trait Policy: Sync {
 
 /// What one token is drawn by.
 pub struct Draw<'a> {
+    /// The sequence that it continues; holds at least one token.
+    pub slot: Slot,
     /// The sequence so far, for the repetition penalty.
     pub seen: &'a [u32],
     /// In (0, 1).
@@ -25,13 +28,13 @@ pub trait Decoder {
     /// An empty slot.
     fn alloc(&mut self) -> Slot;
     /// A new slot that shares everything `of` holds.
-    fn fork(&mut self, of: Slot) -> Slot;
+    fn fork(&mut self, of: Slot) -> Result<Slot>;
     /// Gives a slot back; it must not be used again.
     fn free(&mut self, slot: Slot);
-    /// Appends tokens to slots (each at most once, none empty); the final hidden state of each feed's last token, `[feeds, hidden]`.
-    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<Vec<f32>>;
-    /// A token for each row of `hidden` `[draws, hidden]`.
-    fn draw(&mut self, hidden: &[f32], draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>>;
+    /// Appends tokens to slots (each at most once, none empty).
+    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()>;
+    /// The next token of each draw's slot; appending it is the caller's.
+    fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>>;
 }
 
 impl Policy for Model {
@@ -40,13 +43,23 @@ impl Policy for Model {
     }
 
     fn decoder(&self) -> Result<Box<dyn Decoder + '_>> {
-        Ok(Box::new(CpuDecoder { model: self, cache: KvCache::new(self) }))
+        Ok(Box::new(CpuDecoder { model: self, cache: KvCache::new(self), states: Vec::new() }))
     }
 }
 
 struct CpuDecoder<'a> {
     model: &'a Model,
     cache: KvCache,
+    /// The final hidden state of each slot's last token, `[slots, hidden]`.
+    states: Vec<f32>,
+}
+
+impl CpuDecoder<'_> {
+    /// Where a slot's state is.
+    fn state(&self, slot: Slot) -> Range<usize> {
+        let (at, width) = (slot.0 as usize, self.model.config.hidden_size);
+        at * width..(at + 1) * width
+    }
 }
 
 impl Decoder for CpuDecoder<'_> {
@@ -54,20 +67,31 @@ impl Decoder for CpuDecoder<'_> {
         self.cache.alloc()
     }
 
-    fn fork(&mut self, of: Slot) -> Slot {
-        self.cache.fork(of)
+    fn fork(&mut self, of: Slot) -> Result<Slot> {
+        let slot = self.cache.fork(of);
+        let (from, to) = (self.state(of), self.state(slot));
+        self.states.resize(self.states.len().max(from.end).max(to.end), 0.0);
+        self.states.copy_within(from, to.start);
+        Ok(slot)
     }
 
     fn free(&mut self, slot: Slot) {
         self.cache.free(slot);
     }
 
-    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<Vec<f32>> {
-        Ok(self.model.extend(&mut self.cache, feeds))
+    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
+        let rows = self.model.extend(&mut self.cache, feeds);
+        for ((slot, _), row) in feeds.iter().zip(rows.chunks_exact(self.model.config.hidden_size)) {
+            let at = self.state(*slot);
+            self.states.resize(self.states.len().max(at.end), 0.0);
+            self.states[at].copy_from_slice(row);
+        }
+        Ok(())
     }
 
-    fn draw(&mut self, hidden: &[f32], draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
-        let mut logits = self.model.next_logits(&self.cache, hidden);
+    fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+        let hidden: Vec<f32> = draws.iter().flat_map(|draw| &self.states[self.state(draw.slot)]).copied().collect();
+        let mut logits = self.model.next_logits(&self.cache, &hidden);
         let rows = logits.par_chunks_mut(self.model.config.vocab_size);
         Ok(rows.zip(draws).map(|(row, draw)| sampling::sample(row, draw.seen, params, draw.uniform)).collect())
     }

@@ -4,6 +4,7 @@
 pub mod cuda {
     use crate::device::{Arg, Gpu, Launch, Result, Slice, Tensor, expect};
     use crate::ops::attention::Shape;
+    use crate::ops::rope::cuda::Tables;
     use half::bf16;
 
     /// Tokens in a page.
@@ -22,13 +23,15 @@ pub mod cuda {
 
     /// Tokens of sequences in a cache: row `i` is at `position[i]` of sequence `sequence[i]`.
     pub struct Rows {
-        pub position: Tensor<u32>,
-        sequence: Tensor<u32>,
-        /// The pages of each sequence, `[sequences, table_len]`.
-        table: Tensor<u32>,
+        len: usize,
+        /// Positions, sequences, and the pages of each sequence, `[sequences, table_len]`.
+        lists: Tensor<u32>,
         table_len: usize,
-        /// Keys of the longest context.
-        longest: usize,
+        /// Parts of the longest context.
+        splits: usize,
+        /// What the parts find, with more than one.
+        sums: Tensor<f32>,
+        stats: Tensor<f32>,
     }
 
     impl Cache {
@@ -79,50 +82,100 @@ pub mod cuda {
     }
 
     impl Rows {
-        /// `rows` are (sequence, position); `tables` the pages of each sequence. Refuses a row whose page is not among the `pages` of
-        /// the cache.
-        pub fn new(gpu: &Gpu, rows: &[(u32, u32)], tables: &[&[u32]], pages: usize) -> Result<Rows> {
+        /// `rows` are (sequence, position); `tables` the pages of each sequence.
+        pub fn new(gpu: &Gpu, cache: &Cache, rows: &[(u32, u32)], tables: &[&[u32]]) -> Result<Rows> {
+            let held = Rows::with_room(gpu, cache, rows.len(), tables.len(), Rows::splits(rows))?;
+            held.write(gpu, cache, rows, tables)?;
+            Ok(held)
+        }
+
+        /// Parts that the longest context of `rows` is cut in.
+        pub fn splits(rows: &[(u32, u32)]) -> usize {
+            rows.iter().map(|(_, position)| *position as usize / SPLIT + 1).max().unwrap_or(0)
+        }
+
+        /// For so many rows of so many sequences in as many parts or fewer: to be written before use.
+        pub fn with_room(gpu: &Gpu, cache: &Cache, rows: usize, sequences: usize, splits: usize) -> Result<Rows> {
+            let table_len = splits * SPLIT / PAGE;
+            let parts = if splits > 1 { rows * cache.shape.heads * splits } else { 0 };
+            let (sums, stats) = (gpu.uninit(parts * cache.shape.head_dim)?, gpu.uninit(parts * 2)?);
+            let lists = gpu.uninit(2 * rows + sequences * table_len)?;
+            Ok(Rows { len: rows, lists, table_len, splits, sums, stats })
+        }
+
+        /// Replaces all rows and tables. Refuses other numbers of them, and a row whose page is not in the cache.
+        pub fn write(&self, gpu: &Gpu, cache: &Cache, rows: &[(u32, u32)], tables: &[&[u32]]) -> Result<()> {
+            let room = (self.len, self.lists.len());
+            expect("decode attention", room == (rows.len(), 2 * rows.len() + tables.len() * self.table_len), || {
+                format!("{} rows of {} sequences where there is room for {room:?}", rows.len(), tables.len())
+            })?;
             for (sequence, position) in rows {
                 let held = tables.get(*sequence as usize).copied().unwrap_or_default();
-                let used = held.get(..=*position as usize / PAGE);
-                expect("decode attention", used.is_some_and(|t| t.iter().all(|p| (*p as usize) < pages)), || {
-                    format!("position {position} of sequence {sequence}: pages {held:?} of {pages}")
-                })?;
+                let used = held.get(..=*position as usize / PAGE).filter(|used| used.len() <= self.table_len);
+                expect(
+                    "decode attention",
+                    used.is_some_and(|t| t.iter().all(|p| (*p as usize) < cache.pages())),
+                    || {
+                        let (pages, room) = (cache.pages(), self.table_len);
+                        format!(
+                            "position {position} of sequence {sequence}: pages {held:?} of {pages}, room for {room}"
+                        )
+                    },
+                )?;
             }
-            let table_len = tables.iter().map(|t| t.len()).max().unwrap_or(0);
-            let padded =
-                |t: &&[u32]| -> Vec<u32> { t.iter().copied().chain(std::iter::repeat(0)).take(table_len).collect() };
-            let table: Vec<u32> = tables.iter().flat_map(padded).collect();
+            let padded = |t: &&[u32]| -> Vec<u32> {
+                t.iter().copied().chain(std::iter::repeat(0)).take(self.table_len).collect()
+            };
             let (sequence, position): (Vec<u32>, Vec<u32>) = rows.iter().copied().unzip();
-            let longest = position.iter().max().map_or(0, |p| *p as usize + 1);
-            let [position, sequence, table] = [&position, &sequence, &table].map(|list| gpu.tensor(list));
-            Ok(Rows { position: position?, sequence: sequence?, table: table?, table_len, longest })
+            let lists = [position, sequence, tables.iter().flat_map(padded).collect()].concat();
+            gpu.write(&self.lists, &lists)
         }
 
         pub fn len(&self) -> usize {
-            self.position.len()
+            self.len
+        }
+
+        /// Most parts of a context.
+        pub fn room(&self) -> usize {
+            self.splits
         }
 
         pub fn is_empty(&self) -> bool {
-            self.len() == 0
+            self.len == 0
+        }
+
+        /// Sequences, positions and pages, as kernels take them.
+        fn args(&self) -> [Arg; 3] {
+            let at = |element: usize| Arg::Address(self.lists.address() + (element * size_of::<u32>()) as u64);
+            [at(self.len), at(0), at(2 * self.len)]
         }
     }
 
-    /// Copies the keys and values of `qkv` `[rows, qkv_dim]` (rotated) to their places in a layer of the cache; no two rows are of
-    /// one place.
-    pub fn append(gpu: &Gpu, qkv: &Slice<bf16>, rows: &Rows, cache: &Cache, layer: usize) -> Result<()> {
+    /// Rotates the queries of `qkv` `[rows, qkv_dim]` where they are; puts its keys, rotated, and its values in their places in a
+    /// layer of the cache. No two rows are of one place, and positions are in the tables.
+    pub fn append(
+        gpu: &Gpu,
+        qkv: &Slice<bf16>,
+        rows: &Rows,
+        tables: &Tables,
+        cache: &Cache,
+        layer: usize,
+    ) -> Result<()> {
         let (n, shape) = (rows.len(), cache.shape);
-        expect("decode attention (append)", qkv.len() == n * shape.qkv_dim(), || {
-            format!("{} elements for {n} rows of {}", qkv.len(), shape.qkv_dim())
+        let fits = qkv.len() == n * shape.qkv_dim() && shape.head_dim == 2 * tables.half;
+        expect("decode attention (append)", fits, || {
+            let (wide, d) = (shape.qkv_dim(), 2 * tables.half);
+            format!("{} elements for {n} rows of {wide}, angles for heads of {d} of {}", qkv.len(), shape.head_dim)
         })?;
         let Shape { heads, kv_heads, head_dim } = shape;
-        let sizes = [n, heads, kv_heads, head_dim, rows.table_len, cache.stride()].map(|n| Arg::from(n as i32));
-        let lists = [qkv.arg(), rows.sequence.arg(), rows.position.arg(), rows.table.arg(), cache.layer(layer)?];
-        let args = [&lists[..], &sizes].concat();
-        gpu.launch_threads("decode_attention_append_bf16", n * kv_heads * head_dim / 4, &args)
+        let [sequence, position, table] = rows.args();
+        let mut args =
+            vec![qkv.arg(), sequence, position, table, cache.layer(layer)?, tables.cos.arg(), tables.sin.arg()];
+        args.extend([n, heads, kv_heads, head_dim, rows.table_len, cache.stride()].map(|n| Arg::from(n as i32)));
+        gpu.launch_threads("decode_attention_append_bf16", n * shape.qkv_dim() / 16, &args)
     }
 
-    /// The queries of `qkv` `[rows, qkv_dim]` over all keys of their sequences up to their own, which are in the cache; `out`
+    /// The rotated queries of `qkv` `[rows, qkv_dim]` over all keys of their sequences up to their own, which are in the cache; `out`
     /// `[rows, heads · head_dim]`.
     pub fn forward(
         gpu: &Gpu,
@@ -136,11 +189,9 @@ pub mod cuda {
         let (lengths, wanted) = ([qkv.len(), out.len()], [n * shape.qkv_dim(), n * shape.q_dim()]);
         expect("decode attention", lengths == wanted, || format!("{lengths:?} elements for {wanted:?} of {n} rows"))?;
         let Shape { heads, kv_heads, head_dim } = shape;
-        let splits = rows.longest.div_ceil(SPLIT);
-        let parts = if splits > 1 { n * heads * splits } else { 0 };
-        let (sums, stats) = (gpu.uninit::<f32>(parts * head_dim)?, gpu.uninit::<f32>(parts * 2)?);
-        let mut args = vec![qkv.arg(), rows.sequence.arg(), rows.position.arg(), rows.table.arg(), cache.layer(layer)?];
-        args.extend([out.arg(), sums.arg(), stats.arg()]);
+        let [sequence, position, table] = rows.args();
+        let (splits, sums, stats) = (rows.splits, rows.sums.arg(), rows.stats.arg());
+        let mut args = vec![qkv.arg(), sequence, position, table, cache.layer(layer)?, out.arg(), sums, stats];
         args.extend([heads, kv_heads, rows.table_len, cache.stride()].map(|n| Arg::from(n as i32)));
         args.push(Arg::from(shape.scale()));
         let kernel = &format!("decode_attention_hd{head_dim}_bf16");
@@ -149,7 +200,7 @@ pub mod cuda {
         if splits <= 1 {
             return Ok(());
         }
-        let mut args = vec![rows.position.arg(), sums.arg(), stats.arg(), out.arg()];
+        let mut args = vec![position, sums, stats, out.arg()];
         args.extend([n, heads, splits].map(|n| Arg::from(n as i32)));
         gpu.launch_threads(&format!("decode_attention_combine_hd{head_dim}_bf16"), n * heads * head_dim / 8, &args)
     }

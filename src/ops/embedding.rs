@@ -65,9 +65,32 @@ pub mod cuda {
 
     pub fn forward(gpu: &Gpu, tokens: &Tokens, table: &Slice<bf16>, hidden: usize, y: &Slice<bf16>) -> Result<()> {
         tokens.check("embedding forward", table.len(), y.len(), hidden)?;
-        let sizes = [tokens.ids.len(), hidden].map(|n| Arg::from(n as i32));
-        let args = [tokens.ids.arg(), table.arg(), y.arg(), sizes[0], sizes[1]];
+        gather(gpu, &tokens.ids, table, hidden, y)
+    }
+
+    /// `y[i] = table[ids[i]]`, all of them rows that the table has.
+    pub fn gather(gpu: &Gpu, ids: &Slice<u32>, table: &Slice<bf16>, hidden: usize, y: &Slice<bf16>) -> Result<()> {
+        let (n, fits) = (ids.len(), hidden > 0 && hidden.is_multiple_of(8));
+        expect("embedding forward", fits && y.len() == n * hidden, || {
+            format!("{} elements for {n} rows of {hidden} (a multiple of 8)", y.len())
+        })?;
+        let sizes = [n, hidden].map(|n| Arg::from(n as i32));
+        let args = [ids.arg(), table.arg(), y.arg(), sizes[0], sizes[1]];
         gpu.launch_threads("embedding_forward_bf16", y.len() / 8, &args)
+    }
+
+    /// `table[to] = y[from]` for each (from, to); no two `to` are the same.
+    pub fn place(gpu: &Gpu, y: &Slice<bf16>, rows: &[(u32, u32)], hidden: usize, table: &Slice<bf16>) -> Result<()> {
+        let (from, to): (Vec<u32>, Vec<u32>) = rows.iter().copied().unzip();
+        let inside = |list: &[u32], of: &Slice<bf16>| list.iter().all(|row| (*row as usize + 1) * hidden <= of.len());
+        let fits = hidden > 0 && hidden.is_multiple_of(8) && inside(&from, y) && inside(&to, table);
+        expect("embedding place", fits, || {
+            format!("rows {rows:?} of {hidden} among {} and {} elements", y.len(), table.len())
+        })?;
+        let (from, to) = (gpu.tensor(&from)?, gpu.tensor(&to)?);
+        let sizes = [rows.len(), hidden].map(|n| Arg::from(n as i32));
+        let args = [from.arg(), to.arg(), y.arg(), table.arg(), sizes[0], sizes[1]];
+        gpu.launch_threads("embedding_place_bf16", rows.len() * hidden / 8, &args)
     }
 
     /// Adds to `d_table`, in token order.

@@ -54,9 +54,9 @@ pub mod cuda {
 
     /// [`super::Tables`] on the device.
     pub struct Tables {
-        half: usize,
-        cos: Tensor<f32>,
-        sin: Tensor<f32>,
+        pub(in crate::ops) half: usize,
+        pub(in crate::ops) cos: Tensor<f32>,
+        pub(in crate::ops) sin: Tensor<f32>,
     }
 
     impl Tables {

@@ -137,3 +137,118 @@ fn max(logits: &[f32]) -> f32 {
 fn descending(a: f32, b: f32) -> Ordering {
     b.total_cmp(&a)
 }
+
+/// On a GPU.
+pub mod cuda {
+    use super::SamplingParams;
+    use crate::device::{Arg, Dtype, Gpu, Launch, Matmul, Operand, Result, Slice, Tensor, expect};
+    use bytemuck::{Pod, Zeroable};
+    use half::bf16;
+
+    /// Rows of `vocab` logits, each padded to whole chunks of 16 bytes.
+    pub struct Logits {
+        pub values: Tensor<f32>,
+        rows: usize,
+        vocab: usize,
+    }
+
+    impl Logits {
+        /// That nobody has computed yet.
+        pub fn new(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Logits> {
+            Ok(Logits { values: gpu.uninit(rows * Logits::stride(vocab))?, rows, vocab })
+        }
+
+        /// Elements from one row to the next.
+        pub fn stride(vocab: usize) -> usize {
+            vocab.next_multiple_of(4)
+        }
+
+        /// `hidden` `[rows, width]` times the transpose of the head `[vocab, width]`.
+        pub fn compute(&self, gpu: &Gpu, hidden: &Slice<bf16>, head: &Slice<bf16>, width: usize) -> Result<()> {
+            let (m, n, stride) = (self.rows, self.vocab, Logits::stride(self.vocab));
+            expect("logits", [hidden.len(), head.len()] == [m * width, n * width], || {
+                format!("{} inputs and {} weights in rows of {width} for {m} rows of {n}", hidden.len(), head.len())
+            })?;
+            let matrix = |address: u64, dtype: Dtype, stride: usize| Operand {
+                address,
+                dtype,
+                stride,
+                transposed: false,
+                batch_stride: 0,
+            };
+            let a = matrix(hidden.address(), Dtype::Bf16, width);
+            let b = Operand { transposed: true, ..matrix(head.address(), Dtype::Bf16, width) };
+            let c = matrix(self.values.address(), Dtype::F32, stride);
+            gpu.matmul(&Matmul { m, n, k: width, batch: 1, alpha: 1.0, beta: 0.0, a, b, c, bias: None })
+        }
+    }
+
+    /// The tokens of each row's sequence so far, on the device: what the repetition penalty reads.
+    pub struct Seen {
+        tokens: Tensor<u32>,
+        start: Tensor<u32>,
+    }
+
+    impl Seen {
+        /// Refuses a token outside of the vocabulary.
+        pub fn new(gpu: &Gpu, rows: &[&[u32]], vocab: usize) -> Result<Seen> {
+            let tokens = rows.concat();
+            let largest = tokens.iter().copied().max().unwrap_or(0) as usize;
+            expect("sampling", tokens.is_empty() || largest < vocab, || {
+                format!("token {largest} of a vocabulary of {vocab}")
+            })?;
+            let mut start = vec![0u32];
+            start.extend(rows.iter().scan(0, |sum, row| {
+                *sum += row.len() as u32;
+                Some(*sum)
+            }));
+            Ok(Seen { tokens: gpu.tensor(&tokens)?, start: gpu.tensor(&start)? })
+        }
+    }
+
+    /// As the kernel reads it.
+    #[repr(C)]
+    #[derive(Clone, Copy, Pod, Zeroable)]
+    struct Params {
+        temperature: f32,
+        penalty: f32,
+        top_k: i32,
+        top_p: f32,
+        ln_min_p: f32,
+    }
+
+    /// [`super::sample`] for every row at its number of `uniform`: tokens and their log-probs, `[rows]` each. A penalty needs `seen`.
+    pub fn sample(
+        gpu: &Gpu,
+        logits: &Logits,
+        seen: Option<&Seen>,
+        params: &SamplingParams,
+        uniform: &Slice<f32>,
+        token: &Slice<u32>,
+        logprob: &Slice<f32>,
+    ) -> Result<()> {
+        let (rows, vocab, penalised) = (logits.rows, logits.vocab, params.repetition_penalty != 1.0);
+        let (lengths, known) = ([uniform.len(), token.len(), logprob.len()], seen.map_or(0, |s| s.start.len() - 1));
+        expect("sampling", lengths == [rows; 3] && (!penalised || known == rows), || {
+            let penalty = params.repetition_penalty;
+            format!(
+                "{lengths:?} numbers, tokens and log-probs for {rows} rows; penalty {penalty} with {known} sequences"
+            )
+        })?;
+        let as_read = Params {
+            temperature: params.temperature,
+            penalty: params.repetition_penalty,
+            top_k: i32::try_from(params.top_k).unwrap_or(0),
+            top_p: params.top_p,
+            ln_min_p: params.min_p.ln(),
+        };
+        let [tokens, start] = seen.map_or([Arg::NULL; 2], |s| [s.tokens.arg(), s.start.arg()]);
+        let mut args = vec![logits.values.arg(), tokens, start, uniform.arg(), token.arg(), logprob.arg()];
+        args.extend([vocab, Logits::stride(vocab)].map(|n| Arg::from(n as i32)));
+        args.push(Arg::from(as_read));
+        // A bit for each token that was seen.
+        let shared = if penalised { 4 * vocab.div_ceil(32) as u32 } else { 0 };
+        let (kernel, grid, block) = ("sampling_sample_f32", [rows as u32, 1, 1], [1024, 1, 1]);
+        gpu.launch(Launch { kernel, grid, block, shared, args: &args })
+    }
+}

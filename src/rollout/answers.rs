@@ -44,15 +44,12 @@ pub fn answers(
         let mut cache = policy.decoder()?;
         let roots: Vec<Slot> = prompts.iter().map(|_| cache.alloc()).collect();
         let feeds: Vec<(Slot, &[u32])> = roots.iter().zip(prompts).map(|(slot, p)| (*slot, &p[..])).collect();
-        let read = cache.extend(&feeds)?;
-        let width = policy.config().hidden_size;
-        let mut hidden: Vec<f32> = Vec::with_capacity(read.len() * count);
+        cache.extend(&feeds)?;
         let mut writers = Vec::with_capacity(prompts.len() * count);
-        for ((i, prompt), row) in prompts.iter().enumerate().zip(read.chunks_exact(width)) {
+        for (i, prompt) in prompts.iter().enumerate() {
             for k in 0..count {
-                let (slot, index) = (cache.fork(roots[i]), (first + i) * count + k);
+                let (slot, index) = (cache.fork(roots[i])?, (first + i) * count + k);
                 writers.push(Writer { slot, context: prompt.clone(), index, answer: Answer::default() });
-                hidden.extend_from_slice(row);
             }
             cache.free(roots[i]);
         }
@@ -61,7 +58,7 @@ pub fn answers(
                 return Err(RolloutError::Interrupted);
             }
             let draws: Vec<Draw> = writers.iter().map(|w| w.draw(settings)).collect();
-            let drawn = cache.draw(&hidden, &draws, &settings.sampling)?;
+            let drawn = cache.draw(&draws, &settings.sampling)?;
             writers.iter_mut().zip(drawn).for_each(|(w, drawn)| w.write(prompter, drawn));
             let (over, on): (Vec<Writer>, Vec<Writer>) =
                 writers.into_iter().partition(|w| w.answer.ended || w.answer.tokens.len() >= settings.max_turn_tokens);
@@ -72,7 +69,9 @@ pub fn answers(
             writers = on;
             let feeds: Vec<(Slot, &[u32])> =
                 writers.iter().map(|w| (w.slot, &w.context[w.context.len() - 1..])).collect();
-            hidden = if feeds.is_empty() { Vec::new() } else { cache.extend(&feeds)? };
+            if !feeds.is_empty() {
+                cache.extend(&feeds)?;
+            }
         }
         first += prompts.len();
     }
@@ -84,7 +83,7 @@ impl Writer {
     fn draw(&self, settings: &Settings) -> Draw<'_> {
         let stream = u64::from(settings.stream) << 32 | self.index as u64;
         let block = philox::block(settings.seed, stream, self.answer.tokens.len() as u64);
-        Draw { seen: &self.context, uniform: philox::uniform(block[0]) }
+        Draw { slot: self.slot, seen: &self.context, uniform: philox::uniform(block[0]) }
     }
 
     fn write(&mut self, prompter: &Prompter, drawn: Sampled) {

@@ -108,8 +108,8 @@ struct Group {
     prompt: Vec<u32>,
     /// Holds the prompt until the last member has forked it.
     slot: Option<Slot>,
-    /// The prompt's final hidden state; empty until computed.
-    hidden: Vec<f32>,
+    /// The model has read the prompt.
+    read: bool,
     /// Members that have not forked the prompt yet.
     expected: usize,
 }
@@ -133,7 +133,6 @@ impl Group {
     fn release(&mut self, cache: &mut dyn Decoder) {
         self.expected -= 1;
         if self.expected == 0 {
-            self.hidden = Vec::new();
             if let Some(slot) = self.slot.take() {
                 cache.free(slot);
             }
@@ -225,9 +224,9 @@ pub fn rollout(
 
         let (mut playing, sitting): (Vec<Live>, Vec<Live>) = live.into_iter().partition(|l| !l.waits() && !l.over);
         if !playing.is_empty() {
-            let hidden = extend(&mut *cache, policy.config().hidden_size, &mut groups, &mut playing)?;
-            let draws: Vec<Draw> = playing.iter().map(|l| l.draw(settings)).collect();
-            let drawn = cache.draw(&hidden, &draws, &settings.sampling)?;
+            let slots = extend(&mut *cache, &mut groups, &mut playing)?;
+            let draws: Vec<Draw> = playing.iter().zip(slots).map(|(l, slot)| l.draw(slot, settings)).collect();
+            let drawn = cache.draw(&draws, &settings.sampling)?;
             playing.par_iter_mut().zip(drawn).try_for_each(|(l, drawn)| l.advance(&table, drawn))?;
         }
 
@@ -257,17 +256,12 @@ struct Limit {
     finish: Finish,
 }
 
-/// Feeds everything pending to the model; the hidden state from which each live episode samples next, `[live, width]`.
-fn extend(
-    cache: &mut dyn Decoder,
-    width: usize,
-    groups: &mut [Group],
-    live: &mut [Live],
-) -> Result<Vec<f32>, RolloutError> {
+/// Feeds everything pending to the model; the slot of each live episode.
+fn extend(cache: &mut dyn Decoder, groups: &mut [Group], live: &mut [Live]) -> Result<Vec<Slot>, RolloutError> {
     let mut prompts: Vec<usize> = live.iter().filter(|l| l.slot.is_none()).map(|l| l.episode.group).collect();
     prompts.sort_unstable();
     prompts.dedup();
-    prompts.retain(|&g| groups[g].hidden.is_empty());
+    prompts.retain(|&g| !groups[g].read);
     for l in live.iter_mut().filter(|l| l.renewed) {
         l.slot.into_iter().for_each(|slot| cache.free(slot));
         (l.slot, l.renewed) = (Some(cache.alloc()), false);
@@ -275,22 +269,18 @@ fn extend(
     let mut feeds: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + live.len());
     feeds.extend(prompts.iter().filter_map(|&g| Some((groups[g].slot?, &groups[g].prompt[..]))));
     feeds.extend(live.iter().filter_map(|l| Some((l.slot?, &l.pending[..]))));
-    let fed = if feeds.is_empty() { Vec::new() } else { cache.extend(&feeds)? };
-    let mut rows = fed.chunks_exact(width);
-    for (&g, row) in prompts.iter().zip(&mut rows) {
-        groups[g].hidden = row.to_vec();
+    if !feeds.is_empty() {
+        cache.extend(&feeds)?;
     }
-    let mut hidden = Vec::with_capacity(live.len() * width);
+    prompts.iter().for_each(|&g| groups[g].read = true);
+    let mut slots = Vec::with_capacity(live.len());
     for l in live {
         let group = &mut groups[l.episode.group];
-        match (l.slot, group.slot) {
-            (None, Some(prompt)) => {
-                hidden.extend_from_slice(&group.hidden);
-                l.slot = Some(cache.fork(prompt));
-                group.release(cache);
-            }
-            _ => hidden.extend_from_slice(rows.next().expect("one hidden state for each feed")),
+        if let (None, Some(prompt)) = (l.slot, group.slot) {
+            l.slot = Some(cache.fork(prompt)?);
+            group.release(cache);
         }
+        slots.extend(l.slot);
     }
-    Ok(hidden)
+    Ok(slots)
 }

@@ -1,6 +1,7 @@
 //! The checks of attention over forests.
 
 use super::{BF16, Probe, Size, randoms_bf16, widen};
+use crate::bench::ceilings::Work;
 use crate::device::{Result, Slice};
 use crate::forest::Forest;
 use crate::ops::attention::{self, Shape, Visibility, cuda};
@@ -39,6 +40,12 @@ pub(super) fn near(p: &mut Probe, what: &str, got: &Slice<bf16>, want: &[f32], u
     Ok(())
 }
 
+/// So many for each column of a query and each key that it sees.
+fn flops(forest: &Forest, shape: Shape, each: f64) -> Work {
+    let seen: f64 = forest.position.iter().map(|p| f64::from(p + 1)).sum();
+    Work::Flops(each * seen * shape.q_dim() as f64)
+}
+
 pub fn forward(p: &mut Probe) -> Result<()> {
     for (forest, shape) in cases(p) {
         let (gpu, n) = (p.gpu, forest.len());
@@ -48,7 +55,7 @@ pub fn forward(p: &mut Probe) -> Result<()> {
         attention::forward(&wide, shape, &Visibility::new(&forest.reach), &mut want, &mut want_softmax);
         let (qkv, visibility) = (gpu.tensor(&narrow)?, cuda::Visibility::new(gpu, &forest.reach)?);
         let (out, softmax) = (gpu.uninit::<bf16>(want.len())?, gpu.uninit::<f32>(want_softmax.len())?);
-        p.time(|| cuda::forward(gpu, &qkv, shape, &visibility, &out, &softmax))?;
+        p.time(flops(&forest, shape, 4.0), || cuda::forward(gpu, &qkv, shape, &visibility, &out, &softmax))?;
         near(p, &what, &out, &want, 1.5)?;
         p.close(&format!("maxima and sums of {what}"), &*softmax, &want_softmax, 1e-4)?;
     }
@@ -71,7 +78,9 @@ pub fn backward(p: &mut Probe) -> Result<()> {
         let (qkv, d_out, out, softmax) = (qkv?, d_out?, out?, gpu.tensor(&softmax)?);
         let visibility = cuda::Visibility::new(gpu, &forest.reach)?;
         let d_qkv = gpu.uninit::<bf16>(want.len())?;
-        p.time(|| cuda::backward(gpu, &d_out, &qkv, &out, &softmax, shape, &visibility, &d_qkv))?;
+        p.time(flops(&forest, shape, 10.0), || {
+            cuda::backward(gpu, &d_out, &qkv, &out, &softmax, shape, &visibility, &d_qkv)
+        })?;
         let rms = (want.iter().map(|x| f64::from(x * x)).sum::<f64>() / want.len() as f64).sqrt() as f32;
         near(p, &format!("gradient of {n} tokens, {shape:?}"), &d_qkv, &want, 4.0 * rms)?;
     }

@@ -1,10 +1,12 @@
 //! The checks of the paged cache and of attention over it.
 
 use super::attention::{near, qkv};
-use super::{Probe, Size};
+use super::{BF16, Probe, Size, widen};
+use crate::bench::ceilings::Work;
 use crate::device::{Result, Tensor};
 use crate::ops::attention::{self, Shape};
 use crate::ops::decode_attention::cuda::{self, Cache, PAGE, Rows};
+use crate::ops::rope;
 use half::bf16;
 
 /// A layer between others, as pages hold several.
@@ -38,19 +40,18 @@ fn cases(p: &Probe) -> Vec<Case> {
     cases
 }
 
-/// The cache as kernels see it, and every token's row of qkv.
+/// The cache as kernels see it, and every token's row of rotated qkv, as bf16 holds it.
 struct Filled {
     cache: Cache,
     tables: Vec<Vec<u32>>,
     /// (sequence, position) of every token.
     rows: Vec<(u32, u32)>,
-    narrow: Vec<bf16>,
-    wide: Vec<f32>,
+    rotated: Vec<f32>,
 }
 
 impl Filled {
     /// Pages are dealt in no order of their sequences'. What is shared is written once.
-    fn new(p: &Probe, case: &Case) -> Result<Filled> {
+    fn new(p: &mut Probe, case: &Case) -> Result<Filled> {
         let shared = case.shared / PAGE;
         let own: Vec<usize> = case.contexts.iter().map(|n| n.div_ceil(PAGE) - shared).collect();
         let pages = shared + own.iter().sum::<usize>();
@@ -63,24 +64,37 @@ impl Filled {
                 (0..*n as u32).filter(move |at| s == 0 || *at as usize >= case.shared).map(move |at| (s, at))
             })
             .collect();
-        let (narrow, wide) = qkv(rows.len() * case.shape.qkv_dim());
-        let filled = Filled { cache: Cache::new(p.gpu, case.shape, LAYERS, pages)?, tables, rows, narrow, wide };
-        let written = p.gpu.tensor(&filled.narrow)?;
-        cuda::append(p.gpu, &written, &filled.rows(p, &filled.rows)?, &filled.cache, LAYER)?;
+        let Shape { heads, kv_heads, head_dim } = case.shape;
+        let width = case.shape.qkv_dim();
+        let (narrow, mut rotated) = qkv(rows.len() * width);
+        let position: Vec<u32> = rows.iter().map(|(_, at)| *at).collect();
+        let angles = rope::Tables::new(1e4, head_dim, position.iter().max().map_or(0, |last| *last as usize + 1));
+        rope::rotate(&mut rotated, width, heads + kv_heads, &position, &angles, false);
+        rotated.iter_mut().for_each(|x| *x = bf16::from_f32(*x).to_f32());
+        let filled = Filled { cache: Cache::new(p.gpu, case.shape, LAYERS, pages)?, tables, rows, rotated };
+        let (written, angles) = (p.gpu.tensor(&narrow)?, rope::cuda::Tables::new(p.gpu, &angles)?);
+        cuda::append(p.gpu, &written, &filled.rows(p, &filled.rows)?, &angles, &filled.cache, LAYER)?;
+        let written = widen(&p.gpu.read(&*written)?);
+        for (got, want) in written.chunks(width).zip(filled.rotated.chunks(width)) {
+            for (g, w) in got[..heads * head_dim].iter().zip(want) {
+                let error = (g - w).abs() / (2.0 * BF16 * w.abs() + 1e-5);
+                p.note(error.into(), || format!("a query of {:?} is {g}, should be {w}", case.shape));
+            }
+        }
         Ok(filled)
     }
 
     fn rows(&self, p: &Probe, rows: &[(u32, u32)]) -> Result<Rows> {
         let tables: Vec<&[u32]> = self.tables.iter().map(Vec::as_slice).collect();
-        Rows::new(p.gpu, rows, &tables, self.cache.pages())
+        Rows::new(p.gpu, &self.cache, rows, &tables)
     }
 
-    /// A token's row of qkv, wherever it was written.
+    /// A token's row, wherever it was written.
     fn row<'a>(&'a self, case: &Case, sequence: u32, at: usize) -> &'a [f32] {
         let owner = if at < case.shared { 0 } else { sequence };
         let row = self.rows.iter().position(|r| *r == (owner, at as u32)).unwrap_or(0);
         let width = case.shape.qkv_dim();
-        &self.wide[row * width..(row + 1) * width]
+        &self.rotated[row * width..(row + 1) * width]
     }
 }
 
@@ -132,7 +146,9 @@ pub fn append_and_forward(p: &mut Probe) -> Result<()> {
         }
         let (queries, rows): (Tensor<bf16>, Rows) = (gpu.tensor(&queries)?, filled.rows(p, &queried)?);
         let out = gpu.uninit::<bf16>(queried.len() * shape.q_dim())?;
-        p.time(|| cuda::forward(gpu, &queries, &rows, &filled.cache, LAYER, &out))?;
+        let keys: usize = queried.iter().map(|(_, at)| *at as usize + 1).sum();
+        let work = Work::Bytes(4 * keys * shape.kv_heads * shape.head_dim);
+        p.time(work, || cuda::forward(gpu, &queries, &rows, &filled.cache, LAYER, &out))?;
         let want: Vec<f32> = queried.iter().flat_map(|row| want(&filled, &case, *row)).collect();
         near(p, &format!("contexts {:?}, {shape:?}", case.contexts), &out, &want, 1.5)?;
     }

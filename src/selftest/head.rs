@@ -2,10 +2,12 @@
 
 use super::ops::close_sums;
 use super::{BF16, F32, Probe, Size, randoms, randoms_bf16};
+use crate::bench::ceilings::Work;
 use crate::device::{Result, Tensor};
 use crate::ops::grouped_logprob::{self, HeadGrads, Target, TokenGrad, cuda};
 use crate::ops::philox::block;
 use half::bf16;
+use std::collections::BTreeSet;
 
 /// Tokens, vocabulary and width, not all of them whole tiles.
 fn shapes(p: &Probe) -> Vec<(usize, usize, usize)> {
@@ -58,12 +60,18 @@ impl Case {
     }
 }
 
+/// So many for each weight and row that is read.
+fn flops(case: &Case, vocab: usize, each: f64) -> Work {
+    let rows = case.targets.iter().map(|t| t.row).collect::<BTreeSet<_>>().len();
+    Work::Flops(each * (rows * case.width * vocab) as f64)
+}
+
 pub fn forward(p: &mut Probe) -> Result<()> {
     for shape in shapes(p) {
         let (gpu, case) = (p.gpu, Case::new(p, shape)?);
         let (logprob, entropy) = grouped_logprob::forward(case.head(), &case.targets);
         let targets = case.on_device(p)?;
-        p.time(|| cuda::forward(gpu, case.cuda_head(), &targets).map(drop))?;
+        p.time(flops(&case, shape.1, 2.0), || cuda::forward(gpu, case.cuda_head(), &targets).map(drop))?;
         let (got, got_entropy) = cuda::forward(gpu, case.cuda_head(), &targets)?.read(gpu, &targets)?;
         p.close(&format!("log-prob of {shape:?}"), &*gpu.tensor(&got)?, &logprob, 1e-4)?;
         p.close(&format!("entropy of {shape:?}"), &*gpu.tensor(&got_entropy)?, &entropy, 1e-4)?;
@@ -85,7 +93,9 @@ pub fn backward(p: &mut Probe) -> Result<()> {
         let by = |f: &dyn Fn(TokenGrad) -> f32| -> Vec<f32> { targets.order.iter().map(|&i| f(grad(i))).collect() };
         let (d_logprob, d_entropy) = (gpu.tensor(&by(&|g| g.logprob))?, gpu.tensor(&by(&|g| g.entropy))?);
         let (dw, dh) = (gpu.zeros::<f32>(d_weight.len())?, gpu.zeros::<bf16>(d_hidden.len())?);
-        cuda::backward(gpu, case.cuda_head(), &targets, &scores, (&d_logprob, &d_entropy), &dw, &dh)?;
+        p.time(flops(&case, shape.1, 4.0), || {
+            cuda::backward(gpu, case.cuda_head(), &targets, &scores, (&d_logprob, &d_entropy), &dw, &dh)
+        })?;
         // Of logit gradients that were rounded to bf16: in units of the largest terms of a sum.
         close_rounded(p, &format!("dW of {shape:?}"), &gpu.read(&*dw)?, &d_weight)?;
         let dh: Vec<f32> = gpu.read(&*dh)?.iter().map(|x| x.to_f32()).collect();
@@ -144,7 +154,7 @@ pub fn loss(p: &mut Probe) -> Result<()> {
         weight: gpu.tensor(&weight)?,
     };
     let got = cuda::policy_loss(gpu, &scores, &targets, &uses, o)?;
-    p.time(|| cuda::policy_loss(gpu, &scores, &targets, &uses, o).map(drop))?;
+    p.time(Work::Bytes(28 * of_use.len()), || cuda::policy_loss(gpu, &scores, &targets, &uses, o).map(drop))?;
     close_sums(p, "d log-prob", &got.d_logprob, &d_logprob, 1)?;
     p.close("d entropy", &got.d_entropy, &d_entropy, F32)?;
     p.close("KL", &got.kl, &kl, 1e-3)

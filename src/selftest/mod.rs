@@ -4,9 +4,11 @@ mod attention;
 mod decode;
 mod head;
 mod ops;
+mod sampling;
 
 pub use ops::CHECKS;
 
+use crate::bench::ceilings::{Ceilings, Work};
 use crate::device::{Gpu, Real, Result, Slice};
 use crate::ops::philox::{block, normals};
 use half::bf16;
@@ -42,6 +44,8 @@ pub struct Outcome {
     pub error: f64,
     /// The device's time for the last shape.
     pub seconds: f64,
+    /// Of that time: what its bytes or flops take at the device's measured ceilings.
+    pub share: f64,
     /// What the largest error is of.
     pub worst: String,
 }
@@ -54,12 +58,14 @@ impl Outcome {
 
 impl Check {
     /// The error is the device's; results that are wrong are an outcome.
-    pub fn run(&self, gpu: &Gpu, size: Size) -> Result<Outcome> {
-        let mut probe = Probe { gpu, size, error: 0.0, worst: String::new(), time: Duration::ZERO };
+    pub fn run(&self, gpu: &Gpu, size: Size, ceilings: &Ceilings) -> Result<Outcome> {
+        let work = Work::Bytes(0);
+        let mut probe = Probe { gpu, size, error: 0.0, worst: String::new(), time: Duration::ZERO, work };
         (self.run)(&mut probe)?;
         gpu.synchronize()?;
-        let Probe { error, worst, time, .. } = probe;
-        Ok(Outcome { name: self.name, error, seconds: time.as_secs_f64(), worst })
+        let Probe { error, worst, time, work, .. } = probe;
+        let seconds = time.as_secs_f64();
+        Ok(Outcome { name: self.name, error, seconds, share: ceilings.floor(work) / seconds, worst })
     }
 }
 
@@ -69,7 +75,9 @@ struct Probe<'a> {
     size: Size,
     error: f64,
     worst: String,
+    /// Of what was timed last.
     time: Duration,
+    work: Work,
 }
 
 impl Probe<'_> {
@@ -83,9 +91,9 @@ impl Probe<'_> {
         shapes
     }
 
-    /// Runs and times what is checked.
-    fn time(&mut self, work: impl FnMut() -> Result<()>) -> Result<()> {
-        self.time = self.gpu.timed(work)?;
+    /// Runs what is checked, once, and times it.
+    fn time(&mut self, work: Work, call: impl FnMut() -> Result<()>) -> Result<()> {
+        (self.time, self.work) = (self.gpu.timed(call)?, work);
         Ok(())
     }
 

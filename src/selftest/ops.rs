@@ -1,6 +1,7 @@
 //! One check for each op and direction, in the order of a model's step.
 
-use super::{BF16, Check, F32, Probe, Size, attention, decode, head, randoms, randoms_bf16, widen};
+use super::{BF16, Check, F32, Probe, Size, attention, decode, head, randoms, randoms_bf16, sampling, widen};
+use crate::bench::ceilings::Work;
 use crate::device::{Real, Result, Slice, Tensor};
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
@@ -12,6 +13,7 @@ use half::bf16;
 /// Every check there is.
 pub const CHECKS: &[Check] = &[
     Check { name: "embedding forward", run: embedding_forward },
+    Check { name: "embedding place", run: embedding_place },
     Check { name: "embedding backward", run: embedding_backward },
     Check { name: "rmsnorm forward", run: rmsnorm_forward },
     Check { name: "rmsnorm forward add", run: rmsnorm_forward_add },
@@ -32,6 +34,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "grouped_logprob forward", run: head::forward },
     Check { name: "grouped_logprob backward", run: head::backward },
     Check { name: "grouped_logprob loss", run: head::loss },
+    Check { name: "sampling", run: sampling::draws },
 ];
 
 const EPS: f32 = 1e-6;
@@ -42,6 +45,23 @@ fn tokens(n: usize) -> Vec<u32> {
     (0..n as u64).map(|i| block(3, 0, i)[0] % VOCAB as u32).map(|t| t * t / VOCAB as u32).collect()
 }
 
+fn embedding_place(p: &mut Probe) -> Result<()> {
+    for (rows, hidden) in p.shapes() {
+        let gpu = p.gpu;
+        let ((narrow, wide), (table, mut want)) = (randoms_bf16(1, rows * hidden), randoms_bf16(2, 2 * rows * hidden));
+        // Every other row of the table, from the last row on.
+        let moves: Vec<(u32, u32)> = (0..rows as u32).map(|i| (rows as u32 - 1 - i, 2 * i + 1)).collect();
+        for (from, to) in &moves {
+            let (from, to) = (*from as usize * hidden, *to as usize * hidden);
+            want[to..to + hidden].copy_from_slice(&wide[from..from + hidden]);
+        }
+        let (y, table) = (gpu.tensor(&narrow)?, gpu.tensor(&table)?);
+        p.time(Work::Bytes(4 * rows * hidden), || embedding::cuda::place(gpu, &y, &moves, hidden, &table))?;
+        p.equal(&format!("{rows} x {hidden}"), &*table, &want)?;
+    }
+    Ok(())
+}
+
 fn embedding_forward(p: &mut Probe) -> Result<()> {
     for (rows, hidden) in p.shapes() {
         let (gpu, tokens) = (p.gpu, tokens(rows));
@@ -50,7 +70,7 @@ fn embedding_forward(p: &mut Probe) -> Result<()> {
         embedding::forward(&tokens, &wide, hidden, &mut want);
         let (tokens, table) = (embedding::cuda::Tokens::new(gpu, &tokens, VOCAB)?, gpu.tensor(&table)?);
         let y = gpu.uninit::<bf16>(rows * hidden)?;
-        p.time(|| embedding::cuda::forward(gpu, &tokens, &table, hidden, &y))?;
+        p.time(Work::Bytes(4 * rows * hidden), || embedding::cuda::forward(gpu, &tokens, &table, hidden, &y))?;
         p.equal(&format!("{rows} x {hidden}"), &y, &want)?;
     }
     Ok(())
@@ -64,7 +84,7 @@ fn embedding_backward(p: &mut Probe) -> Result<()> {
         embedding::backward(&tokens, &dy_wide, hidden, &mut want);
         let (tokens, dy) = (embedding::cuda::Tokens::new(gpu, &tokens, VOCAB)?, gpu.tensor(&dy)?);
         embedding::cuda::backward(gpu, &tokens, &dy, hidden, &d_narrow)?;
-        p.time(|| embedding::cuda::backward(gpu, &tokens, &dy, hidden, &d_wide))?;
+        p.time(Work::Bytes(2 * rows * hidden), || embedding::cuda::backward(gpu, &tokens, &dy, hidden, &d_wide))?;
         // The same sums in the same order.
         p.equal(&format!("f32, {rows} x {hidden}"), &d_wide, &want)?;
         p.close(&format!("bf16, {rows} x {hidden}"), &d_narrow, &want, BF16)?;
@@ -79,7 +99,7 @@ fn rmsnorm_forward(p: &mut Probe) -> Result<()> {
         let (mut want, mut want_rstd) = (vec![0.0; n], vec![0.0; rows]);
         rmsnorm::forward(&x_wide, &w_wide, EPS, &mut want, &mut want_rstd);
         let (x, w, y, rstd) = (gpu.tensor(&x)?, gpu.tensor(&w)?, gpu.uninit::<bf16>(n)?, gpu.uninit::<f32>(rows)?);
-        p.time(|| rmsnorm::cuda::forward(gpu, &x, &w, EPS, &y, &rstd))?;
+        p.time(Work::Bytes(4 * n), || rmsnorm::cuda::forward(gpu, &x, &w, EPS, &y, &rstd))?;
         p.close(&format!("y of {rows} x {hidden}"), &y, &want, BF16)?;
         p.close("rstd", &rstd, &want_rstd, F32)?;
     }
@@ -97,7 +117,7 @@ fn rmsnorm_forward_add(p: &mut Probe) -> Result<()> {
         rmsnorm::forward(&sums, &w_wide, EPS, &mut want, &mut want_rstd);
         let (x, delta, w) = (gpu.tensor(&x)?, gpu.tensor(&delta)?, gpu.tensor(&w)?);
         let (y, rstd) = (gpu.uninit::<bf16>(n)?, gpu.uninit::<f32>(rows)?);
-        p.time(|| rmsnorm::cuda::forward_add(gpu, &x, &delta, &w, EPS, &x, &y, &rstd))?;
+        p.time(Work::Bytes(8 * n), || rmsnorm::cuda::forward_add(gpu, &x, &delta, &w, EPS, &x, &y, &rstd))?;
         p.equal(&format!("sum of {rows} x {hidden}"), &x, &sums)?;
         p.close(&format!("y of {rows} x {hidden}"), &y, &want, BF16)?;
         p.close("rstd", &rstd, &want_rstd, F32)?;
@@ -118,7 +138,7 @@ fn rmsnorm_backward(p: &mut Probe) -> Result<()> {
         let (dy, x, w, rstd) = (gpu.tensor(&dy)?, gpu.tensor(&x)?, gpu.tensor(&w)?, gpu.tensor(&rstd)?);
         let [one, two] = [gpu.tensor(&dx)?, gpu.tensor(&dx)?];
         rmsnorm::cuda::backward(gpu, &dy, &x, &w, &rstd, &one, &dw)?;
-        p.time(|| rmsnorm::cuda::backward(gpu, &dy, &x, &w, &rstd, &two, &dw_wide))?;
+        p.time(Work::Bytes(8 * n), || rmsnorm::cuda::backward(gpu, &dy, &x, &w, &rstd, &two, &dw_wide))?;
         for dx in [&one, &two] {
             p.close(&format!("dx of {rows} x {hidden}"), dx, &want_dx, BF16)?;
         }
@@ -137,6 +157,11 @@ fn products(p: &Probe) -> Vec<(usize, usize, usize)> {
         sizes.push((2048, 896, 4864));
     }
     sizes
+}
+
+/// Of a product.
+fn flops(rows: usize, n_in: usize, n_out: usize) -> Work {
+    Work::Flops(2.0 * (rows * n_in * n_out) as f64)
 }
 
 /// Compares sums of `terms` products of standard normal numbers.
@@ -168,7 +193,7 @@ fn linear_forward(p: &mut Probe) -> Result<()> {
         gpu.write(&y, &y0)?;
         want.copy_from_slice(&y0_wide);
         linear::forward_add(&x_wide, Weight::new(&w_wide, n_in), &mut want);
-        p.time(|| linear::cuda::forward_add(gpu, &x, &w, n_in, &y))?;
+        p.time(flops(rows, n_in, n_out), || linear::cuda::forward_add(gpu, &x, &w, n_in, &y))?;
         close_sums(p, &format!("added, {what}"), &y, &want, n_in)?;
     }
     Ok(())
@@ -189,7 +214,7 @@ fn linear_backward(p: &mut Probe) -> Result<()> {
         let mut want = dw0_wide;
         linear::backward_weight(&dy_wide, n_out, 0, &x_wide, n_in, &mut want);
         linear::cuda::backward_weight(gpu, &dy, &x, n_in, &dw_wide)?;
-        p.time(|| linear::cuda::backward_weight(gpu, &dy, &x, n_in, &dw))?;
+        p.time(flops(rows, n_in, n_out), || linear::cuda::backward_weight(gpu, &dy, &x, n_in, &dw))?;
         close_sums(p, &format!("dw in f32, {what}"), &dw_wide, &want, rows)?;
         close_sums(p, &format!("dw in bf16, {what}"), &dw, &want, rows)?;
 
@@ -216,7 +241,9 @@ fn rope_both_ways(p: &mut Probe) -> Result<()> {
             let (x, mut want) = randoms_bf16(1, rows * row_len);
             rope::rotate(&mut want, row_len, turned, &position, &tables, inverse);
             let x = gpu.tensor(&x)?;
-            p.time(|| rope::cuda::rotate(gpu, &x, row_len, turned, &positions, &on_gpu, inverse))?;
+            p.time(Work::Bytes(4 * rows * turned * head_dim), || {
+                rope::cuda::rotate(gpu, &x, row_len, turned, &positions, &on_gpu, inverse)
+            })?;
             p.close(&format!("{rows} rows of {heads} + 2 x {kv_heads} heads of {head_dim}"), &x, &want, BF16)?;
         }
     }
@@ -229,7 +256,7 @@ fn swiglu_forward(p: &mut Probe) -> Result<()> {
         let ((gate_up, wide), mut want) = (randoms_bf16(1, 2 * n), vec![0.0; n]);
         swiglu::forward(&wide, ffn, &mut want);
         let (gate_up, y) = (gpu.tensor(&gate_up)?, gpu.uninit::<bf16>(n)?);
-        p.time(|| swiglu::cuda::forward(gpu, &gate_up, ffn, &y))?;
+        p.time(Work::Bytes(6 * n), || swiglu::cuda::forward(gpu, &gate_up, ffn, &y))?;
         p.close(&format!("{rows} x {ffn}"), &y, &want, BF16)?;
     }
     Ok(())
@@ -241,7 +268,7 @@ fn swiglu_backward(p: &mut Probe) -> Result<()> {
         let ((gate_up, mut want), (dy, dy_wide)) = (randoms_bf16(1, 2 * n), randoms_bf16(2, n));
         swiglu::backward(&dy_wide, ffn, &mut want);
         let (gate_up, dy) = (gpu.tensor(&gate_up)?, gpu.tensor(&dy)?);
-        p.time(|| swiglu::cuda::backward(gpu, &dy, ffn, &gate_up))?;
+        p.time(Work::Bytes(10 * n), || swiglu::cuda::backward(gpu, &dy, ffn, &gate_up))?;
         p.close(&format!("{rows} x {ffn}"), &gate_up, &want, BF16)?;
     }
     Ok(())
@@ -261,7 +288,7 @@ fn advantages(p: &mut Probe) -> Result<()> {
         let want: Vec<f32> =
             advantage::advantages(&wide, &sizes, scale, f64::from(eps)).into_iter().map(|a| a as f32).collect();
         let got = gpu.uninit::<f32>(n)?;
-        p.time(|| advantage::cuda::advantages(gpu, &reward, &start, scale, eps, &got))?;
+        p.time(Work::Bytes(8 * n), || advantage::cuda::advantages(gpu, &reward, &start, scale, eps, &got))?;
         p.close(&format!("{scale:?}"), &got, &want, F32)?;
         for equal in [0..1, 3..11, 59..66] {
             if let Some(part) = got.part(equal.clone()) {
@@ -290,7 +317,7 @@ fn grad_norm(p: &mut Probe) -> Result<()> {
             let want = [want as f32, clip_scale(want, clip)];
             adamw::cuda::grad_norm(gpu, &wide, clip, &norm)?;
             p.close(&format!("f32, {n}"), &norm, &want, F32)?;
-            p.time(|| adamw::cuda::grad_norm(gpu, &narrow, clip, &norm))?;
+            p.time(Work::Bytes(2 * n), || adamw::cuda::grad_norm(gpu, &narrow, clip, &norm))?;
             p.close(&format!("bf16, {n}"), &norm, &want, F32)?;
         }
     }
@@ -319,7 +346,9 @@ fn adamw_three_steps<T: Real>(p: &mut Probe, n: usize, decay: bool, to: fn(f32) 
         adamw::step(&o, decay, &mut weights, &wide, &mut m, &mut v);
         let g: Vec<T> = wide.iter().map(|x| to(*x)).collect();
         let g = gpu.tensor(&g)?;
-        p.time(|| adamw::cuda::step(gpu, &o, decay, &state, &g, &scale, adamw::cuda::Rounding::Nearest))?;
+        p.time(Work::Bytes((26 + size_of::<T>()) * n), || {
+            adamw::cuda::step(gpu, &o, decay, &state, &g, &scale, adamw::cuda::Rounding::Nearest)
+        })?;
     }
     p.close(&format!("weights of {n}, {}", T::NAME), &gpu_p, &weights, F32)?;
     p.close("m", &gpu_m, &m, F32)?;
@@ -343,7 +372,7 @@ fn adamw_stochastic(p: &mut Probe) -> Result<()> {
     adamw::cuda::step(gpu, &still, true, &state, &narrow, &scale, rounding)?;
     p.equal("with gradients in bf16", &copy, &want)?;
     gpu.zero(&copy)?;
-    p.time(|| adamw::cuda::step(gpu, &still, true, &state, &wide, &scale, rounding))?;
+    p.time(Work::Bytes(30 * n), || adamw::cuda::step(gpu, &still, true, &state, &wide, &scale, rounding))?;
     p.equal("with gradients in f32", &copy, &want)
 }
 
@@ -362,7 +391,7 @@ fn graph_replay(p: &mut Probe) -> Result<()> {
     for seed in [3, 4] {
         let ((input, wide), mut normed) = (randoms_bf16(seed, rows * hidden), vec![0.0; rows * hidden]);
         gpu.write(&x, &input)?;
-        p.time(|| graph.replay())?;
+        p.time(flops(rows, hidden, hidden), || graph.replay())?;
         rmsnorm::forward(&wide, &w_wide, EPS, &mut normed, &mut vec![0.0; rows]);
         p.close("the norm", &h, &normed, BF16)?;
         let (normed, mut want) = (widen(&gpu.read(&h)?), vec![0.0; rows * hidden]);

@@ -5,7 +5,7 @@
 
 use super::learner::StepReport;
 use crate::config::Optim;
-use crate::device::{Gpu, Part, Result, Tensor, expect};
+use crate::device::{Gpu, Part, Result, Slice, Tensor, expect};
 use crate::forest::Forest;
 use crate::model::cuda::{CudaActivations, CudaForest, CudaModel, part};
 use crate::model::{Keep, Model, Params};
@@ -93,7 +93,19 @@ impl CudaTrainer {
         temperature: f32,
         loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
     ) -> Result<()> {
-        let (packed, mut acts) = self.pass.take().expect(NO_PASS);
+        let d_hidden = self.head_backward(forest, nodes, temperature, loss)?;
+        self.decoder_backward(&d_hidden)
+    }
+
+    /// The head's part of [`CudaTrainer::backward`]: the gradient of the final hidden states.
+    pub fn head_backward(
+        &mut self,
+        forest: &Forest,
+        nodes: &[u32],
+        temperature: f32,
+        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+    ) -> Result<Tensor<bf16>> {
+        let (_, acts) = self.pass.as_ref().expect(NO_PASS);
         let gpu = &self.gpu;
         let (targets, weight) = (self.targets(forest, nodes)?, self.head_weight());
         let head = Head { weight: &weight, hidden: &acts.hidden, width: self.model.config.hidden_size, temperature };
@@ -105,7 +117,13 @@ impl CudaTrainer {
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
         let d_weight = part(&self.grads, &self.model.layout.head);
         head::backward(gpu, head, &targets, &scores, (&d_logprob, &d_entropy), &d_weight, &d_hidden)?;
-        self.model.backward(&packed, &mut acts, &d_hidden, &self.grads)
+        Ok(d_hidden)
+    }
+
+    /// The decoder's part of [`CudaTrainer::backward`], which uses the forward pass up.
+    pub fn decoder_backward(&mut self, d_hidden: &Slice<bf16>) -> Result<()> {
+        let (packed, mut acts) = self.pass.take().expect(NO_PASS);
+        self.model.backward(&packed, &mut acts, d_hidden, &self.grads)
     }
 
     fn targets(&self, forest: &Forest, nodes: &[u32]) -> Result<Targets> {

@@ -174,6 +174,12 @@ inline T atomicAdd(T* p, T x) {
     *p = old + x;
     return old;
 }
+template <class T>
+inline T atomicOr(T* p, T x) {
+    const T old = *p;
+    *p = old | x;
+    return old;
+}
 
 inline int min(int a, int b) { return a < b ? a : b; }
 struct alignas(16) uint4 {

@@ -1,0 +1,105 @@
+//! Speed of generation on a GPU: a prompt for each sequence, then a sampled token of each at a time.
+
+use super::ceilings::{Ceilings, Work};
+use super::gpu_shapes::Shape;
+use crate::device::{Gpu, Result};
+use crate::model::cuda::CudaModel;
+use crate::model::{Decoder, Draw, Policy, Slot};
+use crate::ops::philox::{block, uniform};
+use crate::ops::sampling::SamplingParams;
+use serde::Serialize;
+
+/// What is measured: `new` tokens after `prompt` ones for each of so many sequences at once.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub shape: Shape,
+    pub batches: Vec<usize>,
+    pub prompt: usize,
+    pub new: usize,
+}
+
+impl Settings {
+    /// Those of the peers.
+    pub fn full() -> Settings {
+        let shape = Shape::qwen2_5(2048).swap_remove(0);
+        Settings { shape, batches: vec![64, 256], prompt: 1024, new: 64 }
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DecodeRow {
+    pub name: String,
+    /// Prompts and all tokens.
+    pub seconds: f64,
+    /// Reading the prompts and sampling the first token of each.
+    pub prefill: f64,
+    /// Of one step after that, in which each sequence gains a token.
+    pub step: f64,
+    pub tokens_per_second: f64,
+    /// Share of the step that reading the weights and the cache once takes at the measured bandwidth.
+    pub share: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct DecodeReport {
+    pub device: String,
+    pub ceilings: Ceilings,
+    pub rows: Vec<DecodeRow>,
+}
+
+pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<DecodeReport> {
+    let most = settings.batches.iter().copied().max().unwrap_or(0);
+    let model = CudaModel::new(gpu, &settings.shape.model(), most)?;
+    let rows = settings.batches.iter().map(|batch| row(gpu, &ceilings, settings, &model, *batch));
+    Ok(DecodeReport { device: gpu.describe(), ceilings, rows: rows.collect::<Result<_>>()? })
+}
+
+fn row(gpu: &Gpu, ceilings: &Ceilings, s: &Settings, model: &CudaModel, batch: usize) -> Result<DecodeRow> {
+    let mut decoder = model.decoder()?;
+    // Once before it counts: graphs are noted, plans are made.
+    generate(gpu, &mut *decoder, s, batch)?;
+    let (prefill, rest) = generate(gpu, &mut *decoder, s, batch)?;
+    let step = rest / (s.new - 1) as f64;
+    let work = Work::Bytes(s.shape.decode_bytes(batch, s.prompt + s.new / 2));
+    Ok(DecodeRow {
+        name: format!("decode {} {batch}x{}+{}", s.shape.name, s.prompt, s.new),
+        seconds: prefill + rest,
+        prefill,
+        step,
+        tokens_per_second: batch as f64 / step,
+        share: ceilings.floor(work) / step,
+    })
+}
+
+/// Seconds up to each sequence's first token, and of the others.
+fn generate(gpu: &Gpu, decoder: &mut dyn Decoder, s: &Settings, batch: usize) -> Result<(f64, f64)> {
+    let vocab = s.shape.config.vocab_size as u32;
+    let prompt = |i: usize| -> Vec<u32> { (0..s.prompt as u64).map(|t| block(2, i as u64, t)[0] % vocab).collect() };
+    let prompts: Vec<Vec<u32>> = (0..batch).map(prompt).collect();
+    let slots: Vec<Slot> = prompts.iter().map(|_| decoder.alloc()).collect();
+    let (params, mut tokens) = (SamplingParams::default(), Vec::new());
+    let draw = |decoder: &mut dyn Decoder, at: usize| -> Result<Vec<[u32; 1]>> {
+        let number = |i: usize| uniform(block(3, i as u64, at as u64)[0]);
+        let draw = |(i, slot): (usize, &Slot)| Draw { slot: *slot, seen: &[], uniform: number(i) };
+        let drawn = decoder.draw(&slots.iter().enumerate().map(draw).collect::<Vec<_>>(), &params)?;
+        Ok(drawn.iter().map(|sampled| [sampled.token]).collect())
+    };
+    let prefill = gpu.timed(|| {
+        let feeds: Vec<(Slot, &[u32])> =
+            slots.iter().zip(&prompts).map(|(slot, prompt)| (*slot, &prompt[..])).collect();
+        decoder.extend(&feeds)?;
+        tokens = draw(decoder, 0)?;
+        Ok(())
+    })?;
+    let rest = gpu.timed(|| {
+        for at in 1..s.new {
+            let feeds: Vec<(Slot, &[u32])> =
+                slots.iter().zip(&tokens).map(|(slot, token)| (*slot, &token[..])).collect();
+            decoder.extend(&feeds)?;
+            tokens = draw(decoder, at)?;
+        }
+        Ok(())
+    })?;
+    slots.into_iter().for_each(|slot| decoder.free(slot));
+    Ok((prefill.as_secs_f64(), rest.as_secs_f64()))
+}

@@ -1,0 +1,117 @@
+//! Speed of a whole training step on a GPU: cross-entropy forward and backward, clipping and AdamW.
+
+use super::ceilings::{Ceilings, middle};
+use super::gpu_shapes::Shape;
+use crate::config::Optim;
+use crate::device::{Error, Gpu, Result};
+use crate::forest::Forest;
+use crate::model::{Keep, Params};
+use crate::ops::grouped_logprob::TokenGrad;
+use crate::ops::philox::block;
+use crate::train::cuda::CudaTrainer;
+use serde::Serialize;
+
+/// Timed steps; the median of each phase counts.
+const STEPS: usize = 7;
+const WARM_UP: usize = 2;
+
+/// What is measured: each shape on `batch` sequences of `length` tokens, packed.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    pub shapes: Vec<Shape>,
+    pub batch: usize,
+    pub length: usize,
+}
+
+impl Settings {
+    /// Those of the peers.
+    pub fn full() -> Settings {
+        Settings { shapes: Shape::qwen2_5(1024), batch: 16, length: 1024 }
+    }
+}
+
+/// One shape, with or without recomputation of activations.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepRow {
+    pub name: String,
+    pub recompute: bool,
+    /// Sum of the phases.
+    pub seconds: f64,
+    pub forward: f64,
+    /// The head: log-probs, loss and their gradient.
+    pub head: f64,
+    pub backward: f64,
+    pub optimiser: f64,
+    pub tokens_per_second: f64,
+    /// Share of the measured rate of products that the step's arithmetic (recomputation not counted) amounts to.
+    pub mfu: f64,
+}
+
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct StepReport {
+    pub device: String,
+    pub ceilings: Ceilings,
+    pub rows: Vec<StepRow>,
+    /// What did not fit the device's memory, and why.
+    pub left_out: Vec<String>,
+}
+
+/// Every shape with and without recomputation, as far as memory goes.
+pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<StepReport> {
+    let (mut rows, mut left_out) = (Vec::new(), Vec::new());
+    for shape in &settings.shapes {
+        for keep in [Keep::All, Keep::LayerInputs] {
+            match row(gpu, &ceilings, settings, shape, keep) {
+                Ok(row) => rows.push(row),
+                Err(error @ Error::OutOfMemory { .. }) => {
+                    left_out.push(format!("{} with {keep:?} kept: {error}", shape.name));
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+    Ok(StepReport { device: gpu.describe(), ceilings, rows, left_out })
+}
+
+fn row(gpu: &Gpu, ceilings: &Ceilings, settings: &Settings, shape: &Shape, keep: Keep) -> Result<StepRow> {
+    let Settings { batch, length, .. } = *settings;
+    let mut trainer = {
+        let model = shape.model();
+        let zeros = || Params::zeros(model.params.layout.clone());
+        CudaTrainer::new(gpu, &model, &[zeros(), zeros()], 1)?
+    };
+    let vocab = shape.config.vocab_size as u32;
+    let sequence = |s: u64| -> Vec<u32> { (0..length as u64).map(|t| block(1, s, t)[0] % vocab).collect() };
+    let forest = Forest::unshared(&(0..batch as u64).map(sequence).collect::<Vec<_>>());
+    let nodes: Vec<u32> = forest.paths.iter().flat_map(|path| path[1..].iter().copied()).collect();
+    let (optim, share, mut steps) = (Optim::default(), 1.0 / nodes.len() as f32, 0);
+    let mut phases: [Vec<f64>; 4] = Default::default();
+    for step in 0..WARM_UP + STEPS {
+        let forward = gpu.timed(|| trainer.forward(&forest, keep))?;
+        let mut d_hidden = None;
+        let head = gpu.timed(|| {
+            let mut loss = |_, _, _| TokenGrad { logprob: -share, entropy: 0.0 };
+            d_hidden = Some(trainer.head_backward(&forest, &nodes, 1.0, &mut loss)?);
+            Ok(())
+        })?;
+        let backward = gpu.timed(|| d_hidden.take().map_or(Ok(()), |d| trainer.decoder_backward(&d)))?;
+        let optimiser = gpu.timed(|| trainer.step(&optim, 1e-5, &mut steps).map(drop))?;
+        if step >= WARM_UP {
+            let times = [forward, head, backward, optimiser];
+            phases.iter_mut().zip(times).for_each(|(phase, time)| phase.push(time.as_secs_f64()));
+        }
+    }
+    let [forward, head, backward, optimiser] = phases.map(middle);
+    let seconds = forward + head + backward + optimiser;
+    Ok(StepRow {
+        name: format!("step {} {batch}x{length}", shape.name),
+        recompute: keep == Keep::LayerInputs,
+        seconds,
+        forward,
+        head,
+        backward,
+        optimiser,
+        tokens_per_second: (batch * length) as f64 / seconds,
+        mfu: shape.step_flops(batch, length) / seconds / (1e12 * ceilings.matmul_tflops),
+    })
+}
