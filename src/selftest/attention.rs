@@ -14,6 +14,7 @@ fn cases(p: &Probe) -> Vec<(Forest, Shape)> {
     let mut cases = vec![
         (Forest::new(&[sequence(0, 1)]), shape(1, 1, 64)),
         (Forest::new(&[sequence(0, 150)]), shape(2, 1, 128)),
+        (Forest::new(&[sequence(0, 300), branch(300, 90)]), shape(1, 1, 128)),
         (Forest::new(&[sequence(0, 66), sequence(100, 3), sequence(200, 80)]), shape(2, 2, 64)),
         (Forest::new(&[branch(300, 40), branch(400, 1), branch(500, 65)]), shape(7, 1, 64)),
         (Forest::new(&[sequence(0, 257)]), shape(4, 2, 64)),
@@ -47,10 +48,13 @@ pub fn forward(p: &mut Probe) -> Result<()> {
         let (mut want, mut want_softmax) = (vec![0.0; n * shape.q_dim()], vec![0.0; 2 * n * shape.heads]);
         attention::forward(&wide, shape, &Visibility::new(&forest.reach), &mut want, &mut want_softmax);
         let (qkv, visibility) = (gpu.tensor(&narrow)?, cuda::Visibility::new(gpu, &forest.reach)?);
-        let (out, softmax) = (gpu.uninit::<bf16>(want.len())?, gpu.uninit::<f32>(want_softmax.len())?);
-        p.time(|| cuda::forward(gpu, &qkv, shape, &visibility, &out, &softmax))?;
-        near(p, &what, &out, &want, 1.5)?;
-        p.close(&format!("maxima and sums of {what}"), &*softmax, &want_softmax, 1e-4)?;
+        // The kernel that every GPU has, and then the one that this one uses.
+        for forward in [cuda::forward_portable, cuda::forward] {
+            let (out, softmax) = (gpu.uninit::<bf16>(want.len())?, gpu.uninit::<f32>(want_softmax.len())?);
+            p.time(|| forward(gpu, &qkv, shape, &visibility, &out, &softmax))?;
+            near(p, &what, &out, &want, 1.5)?;
+            p.close(&format!("maxima and sums of {what}"), &*softmax, &want_softmax, 1e-4)?;
+        }
     }
     Ok(())
 }
