@@ -6,8 +6,8 @@
 // rounded up], the tiles of queries, those with the most to do first; o, softmax: as there.
 //
 // kernel (D = 64, 128)                    grid                        block             shared
-// attention_hopper_forward_hd64_bf16      multiprocessors, at most    512, 192 queries  182,464
-// attention_hopper_forward_hd128_bf16     heads · tiles of queries    384, 128 queries  197,736
+// attention_hopper_forward_hd64_bf16      multiprocessors, at most    512, 192 queries  157,888
+// attention_hopper_forward_hd128_bf16     heads · tiles of queries    384, 128 queries  164,968
 // The last warpgroup gives up its registers; one thread of it copies. Each of the others has 64 queries of a tile, whose sums stay
 // in registers. Tiles of 128 keys and values go round in stages of shared memory, so that the copies run ahead, into the block's
 // next tile of queries too. Scores of a tile are multiplied while the values of the one before weigh in, and warpgroups take
@@ -16,11 +16,10 @@
 //
 // Flops: 4 D heads a visible pair. Floor on an H100 (800 TFLOP/s), one sequence of 8192, 16 heads of 128: 0.34 ms. Predicted:
 // 550 to 620 TFLOP/s there (0.44 to 0.50 ms) and 400 with heads of 64; 450 and 330 in sequences of 1024. Checked by emulation only.
-#include "common/vec.cuh"
-#include "common/wgmma.cuh"
+#include "common/boxes.cuh"
 
 namespace {
-constexpr int KEYS = 128, BOX = 64;  // rows and columns of a box
+constexpr int KEYS = 128;
 // Below any score, yet finite.
 constexpr float LOWEST = -1e30f;
 
@@ -33,7 +32,7 @@ struct Plan {
         int first, least;  // key, and reach of any
         bool last;         // of the tile of queries
     };
-    bf16 q[QUERIES * D], k[STAGES][TILE], v[STAGES][TILE], o[QUERIES * D];
+    bf16 q[QUERIES * D], k[STAGES][TILE], v[STAGES][TILE];
     unsigned reach[STAGES][KEYS];
     Tile tiles[STAGES];
     Mbarrier q_full, q_empty, k_full[STAGES], k_empty[STAGES], v_full[STAGES], v_empty[STAGES];
@@ -41,7 +40,7 @@ struct Plan {
     // Tiles of queries, of all heads.
     __device__ static int items(int tokens, int heads) { return (tokens + QUERIES - 1) / QUERIES * heads; }
 };
-static_assert(sizeof(Plan<64>) == 182464 && sizeof(Plan<128>) == 197736, "the shared memory that the host gives");
+static_assert(sizeof(Plan<64>) == 157888 && sizeof(Plan<128>) == 164968, "the shared memory that the host gives");
 
 // The tiles of queries of this block, with a head each: there and back through the list.
 struct Work {
@@ -70,11 +69,6 @@ __device__ inline void produce(Plan<D>& plan, const TensorMap* qkv, const unsign
     using P = Plan<D>;
     const int count = (tokens + KEYS / 2 - 1) / (KEYS / 2);
     const unsigned* const greatest = tiles + count;
-    const auto load = [&](bf16* to, int rows, int first, int head, Mbarrier* full) {
-        for (int column = 0; column < D; column += BOX)
-            for (int row = 0; row < rows; row += BOX)
-                tensor_copy(to + column * rows + row * BOX, qkv, head * D + column, first + row, full);
-    };
     Work work;
     int step = 0;
     for (int item, turn = 0; (item = work.next(P::items(tokens, heads))) >= 0; ++turn) {
@@ -88,7 +82,7 @@ __device__ inline void produce(Plan<D>& plan, const TensorMap* qkv, const unsign
         int tile = next(0);
         mbarrier_wait(&plan.q_empty, turn % 2 ^ 1);
         mbarrier_arrive_expect(&plan.q_full, sizeof(plan.q));
-        load(plan.q, P::QUERIES, q0, head, &plan.q_full);
+        boxes::load<D, P::QUERIES>(plan.q, qkv, head * D, q0, &plan.q_full);
         while (tile < last) {
             const int following = next(tile + 1), k0 = tile * KEYS, stage = step % P::STAGES;
             const int parity = step / P::STAGES % 2 ^ 1;
@@ -99,11 +93,11 @@ __device__ inline void produce(Plan<D>& plan, const TensorMap* qkv, const unsign
             described.least = min(static_cast<int>(tiles[2 * tile]), second);
             described.last = following >= last;
             mbarrier_arrive_expect(&plan.k_full[stage], sizeof(plan.k[0]) + sizeof(plan.reach[0]));
-            load(plan.k[stage], KEYS, k0, kv_head, &plan.k_full[stage]);
+            boxes::load<D, KEYS>(plan.k[stage], qkv, kv_head * D, k0, &plan.k_full[stage]);
             bulk_copy(plan.reach[stage], reach + k0, sizeof(plan.reach[0]), &plan.k_full[stage]);
             mbarrier_wait(&plan.v_empty[stage], parity);
             mbarrier_arrive_expect(&plan.v_full[stage], sizeof(plan.v[0]));
-            load(plan.v[stage], KEYS, k0, kv_head + kv_heads, &plan.v_full[stage]);
+            boxes::load<D, KEYS>(plan.v[stage], qkv, (kv_head + kv_heads) * D, k0, &plan.v_full[stage]);
             tile = following;
             ++step;
         }
@@ -131,24 +125,7 @@ __device__ inline void consume(Plan<D>& plan, const unsigned* order, bf16* o, fl
     Sums<D> sum_v;
     Fragment p[KEYS / 16];
     float max[2], sum[2], keep[2];
-    const auto q_operand = operand<Swizzle::BYTES_128>(plan.q + 64 * group * BOX, 8 * 2 * BOX);
-    const auto add_scores = [&](int step) {
-        const auto k_operand = operand<Swizzle::BYTES_128>(plan.k[stage_of(step)], 8 * 2 * BOX);
-#pragma unroll
-        for (int k = 0; k < D / 16; ++k) {
-            const int column = 2 * (k % 4 * 16);  // bytes
-            product(s, further(q_operand, k / 4 * 2 * P::QUERIES * BOX + column),
-                    further(k_operand, k / 4 * 2 * KEYS * BOX + column), k > 0);
-        }
-        product_commit();
-    };
-    const auto add_weighted = [&](int step, bool accumulate) {
-        const auto v_operand = operand<Swizzle::BYTES_128>(plan.v[stage_of(step)], 8 * 2 * BOX, 2 * KEYS * BOX);
-#pragma unroll
-        for (int k = 0; k < KEYS / 16; ++k)
-            product<true>(sum_v, p[k], further(v_operand, 16 * 2 * BOX * k), accumulate || k > 0);
-        product_commit();
-    };
+    const bf16* const q_rows = plan.q + 64 * group * boxes::WIDTH;
 
     if (group == P::GROUPS - 1) pass_turn();
     Work work;
@@ -195,33 +172,22 @@ __device__ inline void consume(Plan<D>& plan, const unsigned* order, bf16* o, fl
             }
             return tile.last;
         };
-        const auto pack = [&] {
-#pragma unroll
-            for (int k = 0; k < KEYS / 16; ++k)
-#pragma unroll
-                for (int i = 0; i < 4; ++i)
-                    p[k](i) = pack_bf16(s(2 * k + i / 2, i % 2, 0), s(2 * k + i / 2, i % 2, 1));
-        };
-
         max[0] = max[1] = LOWEST;
         sum[0] = sum[1] = 0.0f;
         mbarrier_wait(&plan.q_full, turn % 2);
         mbarrier_wait(&plan.k_full[stage_of(step)], parity_of(step));
         take_turn();
-        product_fence(s);
-        add_scores(step);
+        boxes::multiply<D, P::QUERIES>(s, q_rows, plan.k[stage_of(step)]);
         pass_turn();
         product_wait<0>(s);
         bool last = exponentiate(step), accumulate = false;
-        pack();
+        boxes::pack(p, s);
         for (; !last; ++step, accumulate = true) {
             mbarrier_wait(&plan.k_full[stage_of(step + 1)], parity_of(step + 1));
             take_turn();
-            product_fence(s);
-            add_scores(step + 1);
+            boxes::multiply<D, P::QUERIES>(s, q_rows, plan.k[stage_of(step + 1)]);
             mbarrier_wait(&plan.v_full[stage_of(step)], parity_of(step));
-            product_fence(sum_v, p);
-            add_weighted(step, accumulate);
+            boxes::weigh<KEYS>(sum_v, p, plan.v[stage_of(step)], accumulate);
             pass_turn();
             product_wait<1>(s);
             last = exponentiate(step + 1);
@@ -231,37 +197,27 @@ __device__ inline void consume(Plan<D>& plan, const unsigned* order, bf16* o, fl
             for (int n = 0; n < D / 8; ++n)
 #pragma unroll
                 for (int i = 0; i < 4; ++i) sum_v(n, i / 2, i % 2) *= keep[i / 2];
-            pack();
+            boxes::pack(p, s);
         }
         mbarrier_wait(&plan.v_full[stage_of(step)], parity_of(step));
-        product_fence(sum_v, p);
-        add_weighted(step, accumulate);
+        boxes::weigh<KEYS>(sum_v, p, plan.v[stage_of(step)], accumulate);
         product_wait<0>(sum_v, p);
         release(&plan.v_empty[stage_of(step)]);
         ++step;
 
-        // By way of shared memory, chunks permuted against bank conflicts, for 16-byte stores.
-        const auto chunk_at = [&](int row, int chunk) { return plan.o + row * D + 8 * (chunk ^ (row % 8)); };
+        float inverse[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-            const float inverse = 1.0f / row_sum(sum[half]);
+            inverse[half] = 1.0f / row_sum(sum[half]);
             const int query = row + 8 * half;
             if (lane % 4 == 0 && query < tokens) {
                 float* const kept = softmax + 2 * (static_cast<size_t>(query) * heads + head);
                 kept[0] = max[half] * scale;
-                kept[1] = inverse;
+                kept[1] = inverse[half];
             }
-#pragma unroll
-            for (int n = 0; n < D / 8; ++n)
-                *reinterpret_cast<unsigned*>(chunk_at(query - q0, n) + 2 * (lane % 4)) =
-                    pack_bf16(sum_v(n, half, 0) * inverse, sum_v(n, half, 1) * inverse);
         }
-        __syncwarp();
-        for (int at = lane; at < 16 * (D / 8); at += 32) {
-            const int of = 16 * warp + at / (D / 8), chunk = at % (D / 8);
-            if (q0 + of < tokens)
-                store16(o + (static_cast<size_t>(q0 + of) * heads + head) * D + 8 * chunk, load16(chunk_at(of, chunk)));
-        }
+        const size_t at = (static_cast<size_t>(q0 + 16 * warp) * heads + head) * D;
+        boxes::store(o + at, static_cast<size_t>(heads) * D, tokens - q0 - 16 * warp, D, sum_v, inverse);
     }
 }
 

@@ -100,6 +100,18 @@ struct WarpgroupProduct {
 }  // namespace emulator
 #endif
 
+// Gives up what the registers held, where the next product is not to accumulate: the compiler need not keep it for that.
+template <int N>
+__device__ inline void renew(Sums<N>& sums) {
+#pragma unroll
+    for (int i = 0; i < N / 2; ++i)
+#ifdef __CUDACC__
+        asm volatile("" : "=f"(sums.value[i]));
+#else
+        sums.value[i] = NAN;
+#endif
+}
+
 // Before products take registers that anything else has touched.
 template <class... R>
 __device__ inline void product_fence(R&... registers) {
@@ -163,7 +175,7 @@ __device__ inline unsigned long long further(unsigned long long operand, int byt
 // d = a · b, or += where it is to accumulate; both operands in shared memory.
 template <bool A_TRANSPOSED = false, bool B_TRANSPOSED = false, int N>
 __device__ inline void product(Sums<N>& d, unsigned long long a, unsigned long long b, bool accumulate WHERE) {
-    static_assert(N == 64 || N == 128, "a width without its instruction here");
+    static_assert(N == 64 || N == 128 || N == 256, "a width without its instruction here");
 #ifdef __CUDACC__
     if constexpr (N == 64)
         asm volatile(
@@ -173,6 +185,21 @@ __device__ inline void product(Sums<N>& d, unsigned long long a, unsigned long l
             "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
             "%32, %33, p, 1, 1, %35, %36;\n}"
             : SUMS_32(0)
+            : "l"(a), "l"(b), "r"(int(accumulate)), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));
+    else if constexpr (N == 256)
+        asm volatile(
+            "{\n.reg .pred p;\nsetp.ne.b32 p, %130, 0;\n"
+            "wgmma.mma_async.sync.aligned.m64n256k16.f32.bf16.bf16 "
+            "{%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "
+            "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "
+            "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "
+            "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63, "
+            "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
+            "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
+            "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
+            "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+            "%128, %129, p, 1, 1, %131, %132;\n}"
+            : SUMS_32(0), SUMS_32(32), SUMS_32(64), SUMS_32(96)
             : "l"(a), "l"(b), "r"(int(accumulate)), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));
     else
         asm volatile(

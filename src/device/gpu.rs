@@ -146,9 +146,12 @@ impl Gpu {
         self.0.chip().multiprocessors
     }
 
-    /// For a kernel that copies boxes of so many rows and 64 columns of a matrix. On a Hopper GPU only.
+    /// For a kernel that copies boxes of so many rows and 64 columns of a matrix. On a Hopper GPU only. Null for no rows.
     pub fn tensor_map(&self, matrix: &Slice<bf16>, columns: usize, box_rows: u32) -> Result<Arg> {
         let rows = matrix.len / columns.max(1);
+        if rows == 0 {
+            return Ok(Arg::NULL);
+        }
         self.0.tensor_map(&Tiling { address: matrix.address, rows, columns, box_rows }).map(Arg::Map)
     }
 

@@ -3,7 +3,8 @@
 use super::{BF16, Probe, Size, randoms_bf16, widen};
 use crate::device::{Result, Slice};
 use crate::forest::Forest;
-use crate::ops::attention::{self, Shape, Visibility, cuda};
+use crate::ops::attention::cuda::{self, Backward};
+use crate::ops::attention::{self, Shape, Visibility};
 use half::bf16;
 
 /// Forests of one token, of one sequence, of several, and of branches with shared prefixes; and heads.
@@ -74,10 +75,13 @@ pub fn backward(p: &mut Probe) -> Result<()> {
         let [qkv, d_out, out] = [&narrow, &d_narrow, &o_narrow].map(|x| gpu.tensor(x));
         let (qkv, d_out, out, softmax) = (qkv?, d_out?, out?, gpu.tensor(&softmax)?);
         let visibility = cuda::Visibility::new(gpu, &forest.reach)?;
-        let d_qkv = gpu.uninit::<bf16>(want.len())?;
-        p.time(|| cuda::backward(gpu, &d_out, &qkv, &out, &softmax, shape, &visibility, &d_qkv))?;
         let rms = (want.iter().map(|x| f64::from(x * x)).sum::<f64>() / want.len() as f64).sqrt() as f32;
-        near(p, &format!("gradient of {n} tokens, {shape:?}"), &d_qkv, &want, 4.0 * rms)?;
+        for backward in [cuda::backward_portable, cuda::backward] {
+            let d_qkv = gpu.uninit::<bf16>(want.len())?;
+            let pass = Backward { d_out: &d_out, qkv: &qkv, out: &out, softmax: &softmax, d_qkv: &d_qkv };
+            p.time(|| backward(gpu, pass, shape, &visibility))?;
+            near(p, &format!("gradient of {n} tokens, {shape:?}"), &d_qkv, &want, 4.0 * rms)?;
+        }
     }
     Ok(())
 }

@@ -162,7 +162,7 @@ fn operands(n: usize) -> (Buffer, Buffer, Vec<f32>) {
 }
 
 /// Room for both operands in rows of 128 bytes.
-const SHARED: usize = (64 + 128) * 128;
+const SHARED: usize = (64 + 256) * 128;
 
 #[test]
 fn warpgroups_multiply_every_layout() {
@@ -172,8 +172,9 @@ fn warpgroups_multiply_every_layout() {
             kernels.extend(["n64", "n128"].map(|n| format!("planted_warpgroup_{swizzle}_{layout}_{n}")));
         }
     }
+    kernels.push("planted_warpgroup_128_kk_n256".into());
     for kernel in &kernels {
-        let n = if kernel.ends_with("n64") { 64 } else { 128 };
+        let n = kernel.rsplit_once('n').and_then(|(_, n)| n.parse().ok()).unwrap();
         let (a, b, want) = operands(n);
         let d = Buffer::poisoned::<f32>(64 * n);
         launch(kernel, 1, 128, SHARED, args![&a, &b, &d]).unwrap_or_else(|fault| panic!("{fault}"));

@@ -267,6 +267,9 @@ extern "C" __global__ void planted_warpgroup_mistake_torn(const bf16* a, const b
 extern "C" __global__ void planted_warpgroup_mistake_lost(const bf16* a, const bf16* b, float* d) {
     warpgroup_product<Swizzle::BYTES_128, false, true, 64, false, 8>(a, b, d);
 }
+extern "C" __global__ void planted_warpgroup_128_kk_n256(const bf16* a, const bf16* b, float* d) {
+    warpgroup_product<Swizzle::BYTES_128, false, false, 256>(a, b, d);
+}
 extern "C" __global__ void planted_warpgroup_registers_n64(const bf16* a, const bf16* b, float* d) {
     warpgroup_product<Swizzle::BYTES_128, false, false, 64, true>(a, b, d);
 }
