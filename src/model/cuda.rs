@@ -7,7 +7,8 @@ use super::params::{LayerLayout, Layout};
 use super::{Keep, Model, Qwen2Config};
 use crate::device::{Gpu, Part, Result, Slice, Tensor};
 use crate::forest::Forest;
-use crate::ops::attention::{self, cuda::Visibility};
+use crate::ops::attention;
+use crate::ops::attention::cuda::{Backward, Visibility};
 use crate::ops::embedding::{self, cuda::Tokens};
 use crate::ops::{linear, rmsnorm, rope, swiglu};
 use half::bf16;
@@ -252,7 +253,8 @@ impl CudaModel {
 
         linear::cuda::backward_input(gpu, stream, &self.weight(&layer.o), q_dim, &g.attn)?;
         linear::cuda::backward_weight(gpu, stream, &a.attn, q_dim, &*part(grads, &layer.o))?;
-        attention::cuda::backward(gpu, &g.attn, &a.qkv, &a.attn, &a.softmax, shape, &forest.visibility, &g.qkv)?;
+        let pass = Backward { d_out: &g.attn, qkv: &a.qkv, out: &a.attn, softmax: &a.softmax, d_qkv: &g.qkv };
+        attention::cuda::backward(gpu, pass, shape, &forest.visibility)?;
         self.rotate(&g.qkv, forest, true)?;
         linear::cuda::backward_bias(gpu, &g.qkv, &forest.ones, &*part(grads, &layer.qkv_bias))?;
         linear::cuda::backward_input(gpu, &g.qkv, &self.weight(&layer.qkv), hidden, &g.norm)?;
