@@ -267,6 +267,7 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
         old_logprobs: Some(values(seed + 9, n, 0.5).iter().map(|x| x - 1.0).collect()),
         ref_logprobs: Some(values(seed + 5, n, 0.5).iter().map(|x| x - 1.0).collect()),
         judgment,
+        whole: 0,
     };
     let samples = [row(1, 9, false), row(2, 7, true), row(3, 8, false), row(4, 5, true)];
     let forest = Forest::new(&samples.iter().map(|s| &s.tokens[..]).collect::<Vec<_>>());

@@ -114,7 +114,8 @@ fn a_program_that_is_no_worker_is_named() {
     };
     assert!(refusal(&[]).contains("set env.command"));
     assert!(refusal(&["/no/such/worker"]).contains("/no/such/worker cannot be started"));
-    assert!(refusal(&["echo", "hello"]).contains("worker echo, hello: the answer breaks the protocol"));
+    let greets = refusal(&["sh", "-c", "read line; echo hello; sleep 9"]);
+    assert!(greets.contains("worker sh, hello: the answer breaks the protocol"), "{greets}");
     assert!(refusal(&["sleep", "100"]).contains("no answer within 1.5 s"));
     assert!(refusal(&["false"]).contains("it ended (exit status: 1)"));
     let other = r#"read line; echo '{"id":1,"protocol":2,"name":"new"}'; sleep 9"#;

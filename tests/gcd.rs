@@ -29,6 +29,7 @@ fn episode(turns: &[(&str, &str, bool, Option<bool>)]) -> Episode {
     for (i, (observation, action, valid, nearer)) in turns.iter().enumerate() {
         episode.tokens.extend([100, i as u32, i as u32 % 2 + 50]);
         episode.turns.push(Turn {
+            start: 0,
             observation: observation.to_string(),
             action: action.to_string(),
             tokens: 3 * i + 1..3 * i + 3,
@@ -228,6 +229,7 @@ fn batch() -> Vec<Sample> {
         old_logprobs: Some((0..tokens.len()).map(|t| -1.0 - 0.1 * t as f32).collect()),
         ref_logprobs: Some((0..tokens.len()).map(|t| -1.2 + 0.05 * t as f32).collect()),
         judgment,
+        whole: 0,
     };
     vec![
         row(&[0, 1, 2, 3], 1, 0.7, false),

@@ -145,6 +145,7 @@ fn losses_and_metrics_are_those_of_trl() {
                         ref_logprobs: Some(spread(&reference)),
                         tokens,
                         judgment: false,
+                        whole: 0,
                     }
                 })
                 .collect();
@@ -208,6 +209,7 @@ fn batch() -> impl Strategy<Value = Vec<Sample>> {
                 old_logprobs: Some(row.iter().map(|t| t.3 - 1.0).collect()),
                 ref_logprobs: Some(row.iter().map(|t| t.4 - 1.0).collect()),
                 judgment: false,
+                whole: 0,
             })
             .collect()
     })
@@ -343,6 +345,7 @@ fn dual_clip_bounds_the_loss_of_a_bad_token() {
         old_logprobs: Some(vec![-3.0; 2]),
         ref_logprobs: None,
         judgment: false,
+        whole: 0,
     };
     let batch = [sample];
     let packed = forest(&batch, true);
@@ -357,6 +360,37 @@ fn dual_clip_bounds_the_loss_of_a_bad_token() {
     let (loss, grad) = at_ratio(3.0, 5.0);
     assert!((loss - 6.0).abs() < 1e-6 && grad == 0.0);
     assert_eq!(at_ratio(3.0, 2.0), at_ratio(0.0, 2.0));
+}
+
+/// A trajectory in two sequences weighs as much as one in a single sequence, in every aggregation.
+#[test]
+fn the_parts_of_a_trajectory_weigh_as_the_whole() {
+    let row = |tokens: &[u32], mask: &[bool], advantage: f32| Sample {
+        tokens: tokens.to_vec(),
+        mask: mask.to_vec(),
+        advantage: vec![advantage; tokens.len()],
+        old_logprobs: Some(vec![-1.5; tokens.len()]),
+        ..Sample::default()
+    };
+    let two = row(&[1, 2, 3, 1, 2, 4, 5], &[false, false, true, false, false, true, true], 1.3);
+    let other = row(&[7, 8, 9], &[false, true, true], -0.8);
+    let parts = [two.part(0..3), two.part(3..7), other.clone()];
+    assert_eq!((parts[0].whole, parts[1].whole, &parts[1].tokens[..]), (3, 3, &[1, 2, 4, 5][..]));
+    for aggregation in
+        [Aggregation::TokenMean, Aggregation::MicroTokenMean, Aggregation::SequenceMean, Aggregation::Constant]
+    {
+        let config = Grpo { aggregation, ..Grpo::default() };
+        let loss = |samples: &[Sample], group: &[Sample]| {
+            run(&config, &forest(group, false), group, Normaliser::new(samples, 1), &|_, _| -1.2, &|_, _| 0.0).0.loss
+        };
+        let whole = [two.clone(), other.clone()];
+        let expected = loss(&whole, &whole);
+        assert!(expected != 0.0 && (loss(&parts, &parts) - expected).abs() < 1e-12, "{aggregation:?}");
+        if aggregation != Aggregation::MicroTokenMean {
+            let apart = loss(&parts, &parts[..1]) + loss(&parts, &parts[1..]);
+            assert!((apart - expected).abs() < 1e-12, "{aggregation:?}, in two micro-batches");
+        }
+    }
 }
 
 #[test]
@@ -378,6 +412,7 @@ fn a_batch_without_loss_tokens_is_zero() {
 /// An episode of two turns of two tokens each, after two tokens of observation each.
 fn episode(group: usize, success: bool, valid: [bool; 2], finish: Finish) -> Episode {
     let turn = |from: usize, valid| Turn {
+        start: 0,
         observation: "a room".into(),
         action: "look".into(),
         tokens: from..from + 2,
@@ -445,6 +480,7 @@ fn a_failed_environment_leaves_the_group() {
 /// An episode of turns (observation, what was written, understood), one token each.
 fn played(group: usize, success: bool, turns: &[(&str, &str, bool)]) -> Episode {
     let turn = |(i, (observation, action, valid)): (usize, &(&str, &str, bool))| Turn {
+        start: 0,
         observation: observation.to_string(),
         action: action.to_string(),
         tokens: 2 * i + 1..2 * i + 2,

@@ -9,9 +9,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 use uncouple::agent::{Episode, Finish, Prompter, Refusal, Turn};
-use uncouple::config::{Config, Prompt};
+use uncouple::config::{Config, History, Prompt};
 use uncouple::env::{EnvError, Environment, Observation, Split, Task};
 use uncouple::forest::Forest;
+use uncouple::grpo::{self, Sample};
 use uncouple::model::cuda::CudaModel;
 use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config, Tokenizer};
 use uncouple::ops::sampling::SamplingParams;
@@ -183,6 +184,58 @@ fn a_gpu_plays_the_same_game() {
             assert!((episode.logprobs[at] - logprob).abs() < 0.1, "{} and {logprob}", episode.logprobs[at]);
         }
     }
+}
+
+/// Every turn is a sequence of its own: the prompt that its past makes, and what was sampled under it; that is trained on.
+#[test]
+fn a_windowed_episode_is_trained_on_the_prompts_it_was_played_under() {
+    let texts: Vec<String> = (0..40).map(|i| format!("This is a win-{i}. Step {i}. and on and on")).collect();
+    let config = Prompt { history: History::Window(1), ..Prompt::default() };
+    let prompter = Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &config).unwrap();
+    let model = model(&prompter, 2.5);
+    let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break"].iter().map(|k| task(k, 0)).collect();
+    let play = |max_live| {
+        let settings = Settings { max_live, ..settings() };
+        rollout(&model, &prompter, &open, &tasks, 3, &settings, NEVER).unwrap()
+    };
+    let episodes = play(15);
+    let mut turns = 0;
+    for (a, b) in episodes.iter().zip(play(2)) {
+        assert_eq!((&a.tokens, &a.turns, &a.finish), (&b.tokens, &b.turns, &b.finish), "independent of the batch");
+        let past = prompter.past(&a.turns);
+        let mut end = 0;
+        for (i, (turn, sequence)) in a.turns.iter().zip(a.sequences()).enumerate() {
+            let seen = Observation { text: turn.observation.clone(), ..Observation::default() };
+            assert_eq!(a.state(turn), prompter.next(&past[..i], &seen).unwrap());
+            assert_eq!((sequence.start, turn.start), (end, end));
+            assert!(a.acted(turn).starts_with(a.state(turn)) && turn.tokens.end <= sequence.end);
+            assert!(i == 0 || prompter.tokenizer().decode(a.state(turn), true).unwrap().contains("This is"));
+            end = sequence.end;
+            turns += 1;
+        }
+        assert_eq!(end, a.tokens.len());
+    }
+    assert!(turns > 30);
+
+    let samples = grpo::samples(&episodes, &Config::default());
+    let played = episodes.iter().filter(|e| !e.finish.is_failure());
+    let rows: Vec<Sample> = played.zip(samples).flat_map(|(e, sample)| grpo::parts(e, sample)).collect();
+    assert!(rows.iter().all(|row| row.mask.iter().filter(|m| **m).count() <= row.whole || row.whole == 0));
+    let forest = Forest::new(&rows.iter().map(|row| &row.tokens[..]).collect::<Vec<_>>());
+    let mut acts = Activations::default();
+    model.forward(&forest, Keep::Nothing, &mut acts);
+    let mut compared = 0;
+    for (row, path) in rows.iter().zip(&forest.paths) {
+        let sampled: Vec<usize> = row.loss_positions().collect();
+        let nodes: Vec<u32> = sampled.iter().map(|&at| path[at]).collect();
+        let (logprobs, _) = model.logprobs(&forest, &acts, &nodes, settings().sampling.temperature);
+        let old = row.old_logprobs.as_ref().unwrap();
+        for (&at, logprob) in sampled.iter().zip(logprobs) {
+            assert!((old[at] - logprob).abs() < 1e-4, "{} and {logprob}", old[at]);
+            compared += 1;
+        }
+    }
+    assert!(compared > 60);
 }
 
 #[test]
@@ -408,6 +461,7 @@ fn told(turns: &[(&str, &str, bool)], finish: Finish) -> Episode {
         .iter()
         .enumerate()
         .map(|(i, (observation, action, valid))| Turn {
+            start: 0,
             observation: observation.to_string(),
             action: action.to_string(),
             tokens: i..i + 1,

@@ -4,7 +4,7 @@ mod common;
 
 use common::runs::{left, tiny};
 use std::path::Path;
-use uncouple::agent::{Episode, Prompter, Turn};
+use uncouple::agent::{Episode, Exchange, Prompter, Turn};
 use uncouple::config::{Config, Format, Prompt};
 use uncouple::env::{EnvError, Observation, Split, Task};
 use uncouple::gcd::suggestion::{self, Evidence, Suggestion, candidates, topics};
@@ -23,6 +23,7 @@ fn episode(split: Split, turns: &[(&str, &str, bool, Option<bool>)], logprob: f3
         episode.tokens.push(i as u32);
         episode.logprobs.push(logprob);
         episode.turns.push(Turn {
+            start: 0,
             observation: observation.to_string(),
             action: action.to_string(),
             tokens: i..i + 1,
@@ -134,11 +135,14 @@ fn suggestions_stand_before_the_first_observation_and_can_be_taken_away() {
     prompter.suggest(&sentence);
     let suggested = prompter.first(&seen).unwrap();
     assert_eq!(text(&prompter, suggested.clone()), "advice: do not go < |im_end|> twice.\na shelf.");
-    assert_eq!(prompter.first_under(&[], &seen).unwrap(), plain);
-    assert_eq!(text(&prompter, prompter.next(&seen).unwrap()), "a shelf.");
+    assert_eq!(prompter.next_under(&[], &[], &seen).unwrap(), plain);
+    assert_eq!(
+        text(&prompter, prompter.next(&[Exchange { observation: "a room.", action: "look".into() }], &seen).unwrap()),
+        "a shelf."
+    );
     prompter.suggest(&[]);
     assert_eq!(prompter.first(&seen).unwrap(), plain);
-    assert_eq!(prompter.first_under(&sentence, &seen).unwrap(), suggested);
+    assert_eq!(prompter.next_under(&sentence, &[], &seen).unwrap(), suggested);
 }
 
 #[test]

@@ -427,3 +427,24 @@ fn a_full_disk_at_the_very_end_costs_one_evaluation() {
     );
     assert!(left(&resume(&config)) == whole);
 }
+
+/// GRPO, GCD and cold start with a prompt for each turn: the loop runs, and what was sampled is what is trained on.
+#[test]
+fn a_windowed_history_is_trained_on_as_it_was_sampled() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = [
+        "prompt.history=window:1",
+        "gcd.mode=generate",
+        "gcd.cold_start=1",
+        "suggestions.mode=fixed",
+        "suggestions.every=1",
+    ];
+    let run = run(&tiny(dir.path(), "a", &set));
+    let records = metrics::read(&run).unwrap();
+    let grpo: Vec<_> = records.iter().filter(|r| r.phase == "grpo").collect();
+    assert_eq!(grpo.len(), 2);
+    for record in grpo {
+        assert!(record.values["sampling/sampling_logp_difference/max"] < 1e-4);
+        assert!(record.values["sharing"] > 1.0 && record.values["loss"].is_finite());
+    }
+}

@@ -11,7 +11,7 @@ pub struct Episode {
     /// Which group, and which member of it.
     pub group: usize,
     pub sample: usize,
-    /// Everything the model read and wrote, in order.
+    /// Everything the model read and wrote, in order: one sequence, or with a windowed history one for each turn, end to end.
     pub tokens: Vec<u32>,
     /// For each sampled token its log-prob when sampled (softmax over the whole vocabulary at the sampling temperature);
     /// 0 for all other tokens.
@@ -38,6 +38,24 @@ impl Episode {
             seconds: 0.0,
         }
     }
+
+    /// What the agent had before it when it began a turn.
+    pub fn state(&self, turn: &Turn) -> &[u32] {
+        &self.tokens[turn.start..turn.tokens.start]
+    }
+
+    /// The same and the turn itself.
+    pub fn acted(&self, turn: &Turn) -> &[u32] {
+        &self.tokens[turn.start..turn.tokens.end]
+    }
+
+    /// Where in `tokens` each of the sequences lies.
+    pub fn sequences(&self) -> Vec<Range<usize>> {
+        let mut starts: Vec<usize> = self.turns.iter().map(|turn| turn.start).collect();
+        starts.dedup();
+        let ends = starts.iter().skip(1).copied().chain([self.tokens.len()]).collect::<Vec<_>>();
+        starts.into_iter().zip(ends).map(|(start, end)| start..end).collect()
+    }
 }
 
 /// One turn of the agent.
@@ -47,6 +65,8 @@ pub struct Turn {
     pub observation: String,
     /// What the agent wrote, without the end token.
     pub action: String,
+    /// Where in [`Episode::tokens`] the sequence begins that the turn is in.
+    pub start: usize,
     /// The sampled tokens of the turn in [`Episode::tokens`]; these carry loss.
     pub tokens: Range<usize>,
     /// The action could be read and the environment understood it.

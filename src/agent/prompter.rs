@@ -1,9 +1,11 @@
 //! From observations to tokens. Token in, token out: what was sampled is kept as sampled, and only new text is tokenised and
-//! appended, so an episode is one ever-growing sequence.
+//! appended, so an episode is one ever-growing sequence; or, with a windowed history, a sequence for each turn.
 
 use super::action::{Refusal, parse, parse_tagged};
+use super::episode::Turn;
 use super::tag::Tag;
-use crate::config::{Format, Prompt};
+use super::template::{Exchange, Scene, Template};
+use crate::config::{Format, History, Prompt};
 use crate::env::Observation;
 use crate::model::tokenizer::{END_OF_TEXT, Message, TURN_END, TURN_START, Tokenizer, TokenizerError};
 
@@ -23,7 +25,7 @@ const TAGGED_THINK_INSTRUCTION: &str = "You act in a text world. Answer each obs
 const OBSERVATION: &str = "UNCOUPLE-OBSERVATION";
 const ANSWER: &str = "UNCOUPLE-ANSWER";
 
-/// Why a tokenizer cannot serve as the agent's.
+/// Why prompts cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
     #[error(transparent)]
@@ -32,9 +34,13 @@ pub enum PromptError {
     NoToken(&'static str),
     #[error("the chat template cannot be continued turn by turn ({0}); set prompt.format = \"compact\"")]
     Template(&'static str),
+    #[error("prompt.template = {name:?} is neither built in ({built_in}) nor a file that can be read: {source}")]
+    NoTemplate { name: String, built_in: String, source: std::io::Error },
+    #[error("prompt.template: {0:#}")]
+    Words(#[from] minijinja::Error),
 }
 
-/// The fixed text around an observation.
+/// The fixed text around what the agent is told.
 struct Frame {
     before: String,
     after: String,
@@ -46,13 +52,16 @@ pub struct Prompter {
     format: Format,
     admissible: bool,
     tags: bool,
-    /// Around the first observation, and around each later one (which follows the end token of a turn).
+    template: Template,
+    history: History,
+    instruction: &'static str,
+    /// Around what opens a sequence, and around what goes on with one (which follows the end token of a turn).
     first: Frame,
     next: Frame,
     end: u32,
     end_of_text: Option<u32>,
     /// What stands before the first observation.
-    suggestions: String,
+    suggestions: Vec<String>,
 }
 
 /// What a turn's tokens say.
@@ -67,41 +76,96 @@ impl Prompter {
     pub fn new(tokenizer: Tokenizer, config: &Prompt) -> Result<Prompter, PromptError> {
         let end = tokenizer.id(TURN_END).ok_or(PromptError::NoToken(TURN_END))?;
         tokenizer.id(TURN_START).ok_or(PromptError::NoToken(TURN_START))?;
-        let (first, next) = match (config.format, config.tags) {
-            (Format::Compact, _) => (compact(), compact()),
-            (Format::Chat, false) => chat(&tokenizer, PLAIN_INSTRUCTION)?,
-            (Format::Chat, true) => chat(&tokenizer, TAGGED_INSTRUCTION)?,
-            (Format::Think, false) => chat(&tokenizer, THINK_INSTRUCTION)?,
-            (Format::Think, true) => chat(&tokenizer, TAGGED_THINK_INSTRUCTION)?,
+        let instruction = match (config.format, config.tags) {
+            (Format::Compact, _) => "",
+            (Format::Chat, false) => PLAIN_INSTRUCTION,
+            (Format::Chat, true) => TAGGED_INSTRUCTION,
+            (Format::Think, false) => THINK_INSTRUCTION,
+            (Format::Think, true) => TAGGED_THINK_INSTRUCTION,
         };
-        let end_of_text = tokenizer.id(END_OF_TEXT);
-        let (admissible, tags) = (config.admissible, config.tags);
-        let suggestions = String::new();
-        Ok(Prompter { tokenizer, format: config.format, admissible, tags, first, next, end, end_of_text, suggestions })
+        let (first, next) = if config.format == Format::Compact { (compact(), compact()) } else { chat(&tokenizer)? };
+        Ok(Prompter {
+            end_of_text: tokenizer.id(END_OF_TEXT),
+            tokenizer,
+            format: config.format,
+            admissible: config.admissible,
+            tags: config.tags,
+            template: Template::load(&config.template)?,
+            history: config.history,
+            instruction,
+            first,
+            next,
+            end,
+            suggestions: Vec::new(),
+        })
     }
 
     /// From now on every episode begins with these sentences; without any, as if there had never been some.
     pub fn suggest(&mut self, sentences: &[String]) {
-        self.suggestions = lead(sentences);
+        self.suggestions = sentences.to_vec();
     }
 
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
+    /// Whether every turn begins a sequence of its own, so that [`Prompter::next`] is all that the agent reads in it.
+    pub fn renews(&self) -> bool {
+        self.history != History::Full
+    }
+
     /// Tokens of an episode up to the agent's first token.
-    pub fn first(&self, observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
-        self.encode(&self.first, &self.suggestions, observation)
+    pub fn first(&self, observation: &Observation) -> Result<Vec<u32>, PromptError> {
+        self.next_under(&self.suggestions, &[], observation)
     }
 
-    /// The same under other suggestions.
-    pub fn first_under(&self, sentences: &[String], observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
-        self.encode(&self.first, &lead(sentences), observation)
+    /// Tokens from the end of a turn (its end token not included) to the next turn's first token; or all of the sequence up to
+    /// there, where every turn has its own. `past` are the turns so far.
+    pub fn next(&self, past: &[Exchange<'_>], observation: &Observation) -> Result<Vec<u32>, PromptError> {
+        self.next_under(&self.suggestions, past, observation)
     }
 
-    /// Tokens from the end of a turn (its end token not included) to the next turn's first token.
-    pub fn next(&self, observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
-        self.encode(&self.next, "", observation)
+    /// The same under other suggestions; without a past, the tokens that an episode begins with.
+    pub fn next_under(
+        &self,
+        sentences: &[String],
+        past: &[Exchange<'_>],
+        observation: &Observation,
+    ) -> Result<Vec<u32>, PromptError> {
+        let (windowed, seen) = match self.history {
+            History::Full => (false, 0),
+            History::Window(turns) => (true, turns.min(past.len())),
+        };
+        let opening = windowed || past.is_empty();
+        let text = self.template.render(&Scene {
+            instruction: self.instruction,
+            opening,
+            windowed,
+            suggestions: sentences,
+            step: past.len(),
+            first: past.first().map_or(&observation.text, |turn| turn.observation),
+            history: &past[past.len() - seen..],
+            actions: past.iter().map(|turn| &turn.action[..]).collect(),
+            observation: &observation.text,
+            admissible: if self.admissible { &observation.admissible } else { &[] },
+        })?;
+        Ok(self.encode(if opening { &self.first } else { &self.next }, &text)?)
+    }
+
+    /// Tokens from the end of a turn (its end token not included) to the answer to `text`, which is no observation.
+    pub fn ask(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode(&self.next, text)
+    }
+
+    /// Tokens up to the answer to `text`, which is all that is said.
+    pub fn ask_alone(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+        self.encode(&self.first, &format!("{}{text}", self.instruction))
+    }
+
+    /// Turns as a history tells them.
+    pub fn past<'a>(&self, turns: &'a [Turn]) -> Vec<Exchange<'a>> {
+        let action = |turn: &Turn| self.parse(&turn.action).unwrap_or_else(|_| "(unreadable)".into());
+        turns.iter().map(|turn| Exchange { observation: &turn.observation, action: action(turn) }).collect()
     }
 
     /// The token that ends a turn.
@@ -117,8 +181,11 @@ impl Prompter {
     /// Reads the tokens of a finished turn, its end token not included.
     pub fn read(&self, turn: &[u32]) -> Result<Action, TokenizerError> {
         let text = self.tokenizer.decode(turn, false)?;
-        let command = if self.tags { parse_tagged(self.format, &text) } else { parse(self.format, &text) };
-        Ok(Action { command, text })
+        Ok(Action { command: self.parse(&text), text })
+    }
+
+    fn parse(&self, text: &str) -> Result<String, Refusal> {
+        if self.tags { parse_tagged(self.format, text) } else { parse(self.format, text) }
     }
 
     /// The tokens in which a command is taught: a whole turn, its end token included. `tag` is what it begins with where
@@ -134,18 +201,14 @@ impl Prompter {
         Ok(tokens)
     }
 
-    fn encode(&self, frame: &Frame, lead: &str, observation: &Observation) -> Result<Vec<u32>, TokenizerError> {
-        let mut text = format!("{lead}{}", observation.text);
-        if self.admissible && !observation.admissible.is_empty() {
-            text += &format!("\nCommands: {}.", observation.admissible.join(", "));
-        }
+    fn encode(&self, frame: &Frame, text: &str) -> Result<Vec<u32>, TokenizerError> {
         // What an environment says must not open or close turns.
         let text = text.replace("<|", "< |");
         self.tokenizer.encode(&format!("{}{text}{}", frame.before, frame.after))
     }
 }
 
-/// Suggestions as they stand before the first observation.
+/// Suggestions as the default template puts them before the first observation.
 pub fn lead(sentences: &[String]) -> String {
     if sentences.is_empty() { String::new() } else { format!("advice: {}\n", sentences.join(" ")) }
 }
@@ -165,8 +228,8 @@ fn compact() -> Frame {
 }
 
 /// The frames of a chat template, found by rendering it on stand-ins.
-fn chat(tokenizer: &Tokenizer, instruction: &str) -> Result<(Frame, Frame), PromptError> {
-    let user = || Message::new("user", format!("{instruction}{OBSERVATION}"));
+fn chat(tokenizer: &Tokenizer) -> Result<(Frame, Frame), PromptError> {
+    let user = || Message::new("user", OBSERVATION);
     let opening = tokenizer.render(&[user()], true)?;
     let talk = [user(), Message::new("assistant", ANSWER), Message::new("user", OBSERVATION)];
     let whole = tokenizer.render(&talk, true)?;

@@ -148,6 +148,42 @@ pub struct Prompt {
     pub admissible: bool,
     /// Each turn must begin with `<planning>`, `<explore>`, `<reflection>` or `<monitor>` (RLVMR); one without is invalid.
     pub tags: bool,
+    /// Words around the observation: `default`, `alfworld`, `scienceworld`, or a file in Jinja's language.
+    pub template: String,
+    /// `full`: the episode is one growing conversation; `window:K`: each turn is a prompt of its own, which tells the last K
+    /// commands and observations.
+    pub history: History,
+}
+
+/// What the agent sees of the turns before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub enum History {
+    Full,
+    /// So many of the last turns.
+    Window(usize),
+}
+
+impl TryFrom<String> for History {
+    type Error = &'static str;
+
+    fn try_from(text: String) -> Result<History, Self::Error> {
+        let window = text.strip_prefix("window:").and_then(|k| k.parse().ok());
+        match window {
+            _ if text == "full" => Ok(History::Full),
+            Some(turns) => Ok(History::Window(turns)),
+            None => Err("must be \"full\", or e.g. \"window:3\""),
+        }
+    }
+}
+
+impl From<History> for String {
+    fn from(history: History) -> String {
+        match history {
+            History::Full => "full".into(),
+            History::Window(turns) => format!("window:{turns}"),
+        }
+    }
 }
 
 /// Supervised cold start on expert trajectories.
@@ -181,7 +217,7 @@ pub struct Rollout {
     pub repetition_penalty: f32,
     /// Most tokens the agent may write in a turn.
     pub max_turn_tokens: u32,
-    /// Most tokens in an episode, prompt included (0: the model's context).
+    /// Most tokens in an episode (with a windowed history: in a turn), prompt included (0: the model's context).
     pub max_episode_tokens: u32,
     /// Most episodes alive at once; bounds the KV cache.
     pub max_live: u32,
@@ -342,7 +378,13 @@ impl Default for Env {
 }
 impl Default for Prompt {
     fn default() -> Self {
-        Prompt { format: Format::Compact, admissible: false, tags: false }
+        Prompt {
+            format: Format::Compact,
+            admissible: false,
+            tags: false,
+            template: "default".into(),
+            history: History::Full,
+        }
     }
 }
 impl Default for Sft {

@@ -7,7 +7,6 @@ use super::judge::Question;
 use super::label::{Asked, Label, LabelCounts, labels, share};
 use crate::agent::{Episode, Prompter};
 use crate::config::{AdvantageScale, Config, Format};
-use crate::env::Observation;
 use crate::grpo::Sample;
 use crate::model::Policy;
 use crate::model::tokenizer::TokenizerError;
@@ -31,7 +30,7 @@ pub fn question(format: Format) -> &'static str {
 
 /// The question's tokens, from the end of the judged turn to the first token of the answer.
 pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, TokenizerError> {
-    prompter.next(&Observation { text: question(format).into(), ..Observation::default() })
+    prompter.ask(question(format))
 }
 
 /// The answer that the cold start teaches.
@@ -76,9 +75,9 @@ pub fn pairs(
     for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {
         for (t, (turn, label)) in episode.turns.iter().zip(labels(episode, e, asked, &config.gcd)).enumerate() {
             counts.add(label);
-            let end = turn.tokens.end;
-            let fits = end + 1 + question.len() + config.gcd.max_tokens as usize <= context;
-            let Some(label) = label.filter(|_| fits && seen.insert(&episode.tokens[..end])) else { continue };
+            let acted = episode.acted(turn);
+            let fits = acted.len() + 1 + question.len() + config.gcd.max_tokens as usize <= context;
+            let Some(label) = label.filter(|_| fits && seen.insert(acted)) else { continue };
             let [key, ..] = philox::block(seed, stream, (e << 16 | t) as u64);
             match label {
                 Label::Good => good.push((key, e, t, label)),
@@ -93,8 +92,8 @@ pub fn pairs(
     good.append(&mut bad);
     good.sort_unstable_by_key(|(_, e, t, _)| (*e, *t));
     let pair = |(_, episode, turn, label): (u32, usize, usize, Label)| {
-        let Episode { tokens, turns, .. } = &episodes[episode];
-        let mut prompt = tokens[..turns[turn].tokens.end].to_vec();
+        let played = &episodes[episode];
+        let mut prompt = played.acted(&played.turns[turn]).to_vec();
         // A turn that ran too long is closed, as it was in the episode.
         if !prompt.last().is_some_and(|last| prompter.ends_turn(*last)) {
             prompt.push(prompter.end());
@@ -115,7 +114,7 @@ pub fn questions(
     let (mut seen, mut drawn) = (HashSet::new(), Vec::new());
     for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {
         for (t, turn) in episode.turns.iter().enumerate() {
-            if seen.insert(&episode.tokens[..turn.tokens.end]) {
+            if seen.insert(episode.acted(turn)) {
                 drawn.push((philox::block(seed, stream, (e << 16 | t) as u64)[1], e, t));
             }
         }
@@ -245,5 +244,6 @@ fn sample(prompt: &[u32], answer: &Answer, advantage: f32) -> Sample {
         old_logprobs: Some([&vec![0.0; prompt.len()][..], &answer.logprobs].concat()),
         ref_logprobs: None,
         judgment: true,
+        whole: 0,
     }
 }

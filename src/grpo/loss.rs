@@ -14,6 +14,7 @@
 use crate::config::{Aggregation, Grpo, RatioLevel};
 use crate::forest::Forest;
 use crate::ops::grouped_logprob::TokenGrad;
+use std::ops::Range;
 
 /// One sequence as the loss sees it. Every array runs over all tokens; entry 0 (nothing precedes it) is never read.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -28,9 +29,26 @@ pub struct Sample {
     pub ref_logprobs: Option<Vec<f32>>,
     /// A judgment: a row of L_GCD, not of L_GRPO.
     pub judgment: bool,
+    /// One of several sequences of a trajectory that has so many loss tokens (0: the only one). The loss of a trajectory weighs
+    /// the same, however it is laid out; a ratio at sequence level is one for each sequence.
+    pub whole: usize,
 }
 
 impl Sample {
+    /// The sequence in `range`, one of those that the sample's tokens are, end to end.
+    pub fn part(&self, range: Range<usize>) -> Sample {
+        let logprobs = |of: &Option<Vec<f32>>| of.as_ref().map(|all| all[range.clone()].to_vec());
+        Sample {
+            tokens: self.tokens[range.clone()].to_vec(),
+            mask: self.mask[range.clone()].to_vec(),
+            advantage: self.advantage[range.clone()].to_vec(),
+            old_logprobs: logprobs(&self.old_logprobs),
+            ref_logprobs: logprobs(&self.ref_logprobs),
+            judgment: self.judgment,
+            whole: self.loss_positions().count(),
+        }
+    }
+
     /// Positions of the tokens that carry loss, ascending.
     pub fn loss_positions(&self) -> impl Iterator<Item = usize> + '_ {
         (1..self.tokens.len()).filter(|&t| self.mask[t])
@@ -67,15 +85,16 @@ pub struct Normaliser {
 struct Totals {
     /// Loss tokens.
     tokens: usize,
-    /// Sequences, those without a loss token included.
-    sequences: usize,
+    /// Trajectories or judgments, those without a loss token included; a part counts by its share of the loss tokens.
+    sequences: f64,
 }
 
 impl Totals {
     fn of<'a>(samples: impl Iterator<Item = &'a Sample>) -> Totals {
-        samples.fold(Totals { tokens: 0, sequences: 0 }, |sum, s| Totals {
-            tokens: sum.tokens + s.loss_positions().count(),
-            sequences: sum.sequences + 1,
+        samples.fold(Totals { tokens: 0, sequences: 0.0 }, |sum, s| {
+            let tokens = s.loss_positions().count();
+            let share = if s.whole == 0 { 1.0 } else { tokens as f64 / s.whole as f64 };
+            Totals { tokens: sum.tokens + tokens, sequences: sum.sequences + share }
         })
     }
 }
@@ -199,12 +218,13 @@ impl<'a> PolicyLoss<'a> {
                 false => (norm.trajectories, keyed.len() - judged, 1.0),
                 true => (norm.judgments, judged, norm.lambda),
             };
+            let tokens = if sample.whole == 0 { row.tokens.max(1) } else { sample.whole };
             row.weight = factor
                 * match config.aggregation {
                     Aggregation::TokenMean => 1.0 / term.tokens as f64,
                     Aggregation::MicroTokenMean => 1.0 / (here * norm.micro_batches) as f64,
-                    Aggregation::SequenceMean => 1.0 / (term.sequences * row.tokens.max(1)) as f64,
-                    Aggregation::Constant => 1.0 / (term.sequences as f64 * f64::from(config.constant_length)),
+                    Aggregation::SequenceMean => 1.0 / (term.sequences * tokens as f64),
+                    Aggregation::Constant => 1.0 / (term.sequences * f64::from(config.constant_length)),
                 };
         }
         PolicyLoss {

@@ -40,6 +40,12 @@ pub fn episode_return(episode: &Episode, config: &Config) -> f64 {
     f64::from(u8::from(episode.success)) + invalid as f64 * f64::from(config.rollout.invalid_reward)
 }
 
+/// The samples of an episode's sequences.
+pub fn parts(episode: &Episode, sample: Sample) -> Vec<Sample> {
+    let sequences = episode.sequences();
+    if sequences.len() > 1 { sequences.into_iter().map(|range| sample.part(range)).collect() } else { vec![sample] }
+}
+
 fn sample(episode: &Episode, advantage: f32) -> Sample {
     let n = episode.tokens.len();
     let mut sample = Sample {
@@ -49,6 +55,7 @@ fn sample(episode: &Episode, advantage: f32) -> Sample {
         old_logprobs: Some(episode.logprobs.clone()),
         ref_logprobs: None,
         judgment: false,
+        whole: 0,
     };
     for turn in &episode.turns {
         sample.mask[turn.tokens.clone()].fill(true);

@@ -194,6 +194,7 @@ fn run_case(
                 old_logprobs: case.old.then(|| from(&given.old_logps)),
                 ref_logprobs: (case.beta != 0.0).then(|| from(&given.ref_logps)),
                 judgment: false,
+                whole: 0,
             }
         })
         .collect();

@@ -19,6 +19,8 @@ pub(super) struct Live {
     pub index: usize,
     /// Its place in the cache; `None` until it has forked its group's prompt.
     pub slot: Option<Slot>,
+    /// It has begun another sequence than its place in the cache holds.
+    pub renewed: bool,
     pub episode: Episode,
     /// Tokens that the cache does not hold yet.
     pub pending: Vec<u32>,
@@ -30,7 +32,8 @@ pub(super) struct Live {
     shown: Observation,
     /// Fewest steps from here to the goal, where that is asked and known.
     distance: Option<u32>,
-    /// Where the current turn's tokens start.
+    /// Where the current sequence starts, and in it the current turn's tokens.
+    start: usize,
     turn: usize,
     started: Instant,
 }
@@ -102,6 +105,7 @@ impl Arrival {
         Ok(Ok(Live {
             index,
             slot: None,
+            renewed: false,
             episode,
             pending: Vec::new(),
             over: false,
@@ -109,6 +113,7 @@ impl Arrival {
             asked: None,
             shown,
             distance,
+            start: 0,
             turn,
             started,
         }))
@@ -123,9 +128,10 @@ impl Live {
 
     /// What the next token is drawn by.
     pub fn draw(&self, settings: &Settings) -> Draw<'_> {
-        let seen = &self.episode.tokens;
+        let tokens = &self.episode.tokens;
         let stream = u64::from(settings.stream) << 32 | self.index as u64;
-        Draw { seen, uniform: philox::uniform(philox::block(settings.seed, stream, seen.len() as u64)[0]) }
+        let uniform = philox::uniform(philox::block(settings.seed, stream, tokens.len() as u64)[0]);
+        Draw { seen: &tokens[self.start..], uniform }
     }
 
     /// Takes the token that was drawn and, when it ends the turn, plays the turn.
@@ -140,7 +146,7 @@ impl Live {
         if table.prompter.ends_turn(drawn.token) {
             let action = table.prompter.read(&self.episode.tokens[self.turn..at])?;
             self.play(table, action.text, action.command, sampled)
-        } else if sampled >= table.limit.tokens {
+        } else if sampled - self.start >= table.limit.tokens {
             let text = table.prompter.read(&self.episode.tokens[self.turn..sampled])?.text;
             self.record(text, sampled, Some(Refusal::Unfinished), false, 0.0, None);
             self.finish(table.limit.finish.clone());
@@ -210,11 +216,17 @@ impl Live {
         } else if self.episode.turns.len() >= table.settings.max_steps {
             self.finish(Finish::StepLimit);
         } else {
-            let next = table.prompter.next(&reply)?;
+            let next = table.prompter.next(&table.prompter.past(&self.episode.turns), &reply)?;
+            let renews = table.prompter.renews();
+            let start = if renews { self.episode.tokens.len() } else { self.start };
             // There must be room for one sampled token at least.
-            if self.episode.tokens.len() + next.len() >= table.limit.tokens {
+            if self.episode.tokens.len() + next.len() - start >= table.limit.tokens {
                 self.finish(table.limit.finish.clone());
             } else {
+                if renews {
+                    self.pending.clear();
+                    (self.start, self.renewed) = (start, true);
+                }
                 self.append(&next);
                 self.turn = self.episode.tokens.len();
                 self.shown = reply;
@@ -232,8 +244,8 @@ impl Live {
         reward: f32,
         nearer: Option<bool>,
     ) {
-        let (observation, tokens) = (self.shown.text.clone(), self.turn..sampled);
-        self.episode.turns.push(Turn { observation, action, tokens, valid, refusal, reward, nearer });
+        let (observation, start, tokens) = (self.shown.text.clone(), self.start, self.turn..sampled);
+        self.episode.turns.push(Turn { observation, action, start, tokens, valid, refusal, reward, nearer });
     }
 
     /// Adds tokens that were not sampled (the caller sets a log-prob where one was).

@@ -13,7 +13,7 @@ mod stepper;
 pub use answers::{Answer, answers};
 pub use statistics::{Behaviour, Counts, Statistics};
 
-use crate::agent::{Episode, Finish, Prompter};
+use crate::agent::{Episode, Finish, PromptError, Prompter};
 use crate::config::Config;
 use crate::device;
 use crate::env::{EnvError, Environment, Task};
@@ -44,6 +44,8 @@ pub enum RolloutError {
     #[error(transparent)]
     HeldOut(EnvError),
     #[error(transparent)]
+    Prompt(#[from] PromptError),
+    #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Device(#[from] device::Error),
@@ -59,7 +61,7 @@ pub struct Settings {
     pub max_steps: usize,
     /// Most tokens in a turn.
     pub max_turn_tokens: usize,
-    /// Most tokens in an episode (0: the model's context).
+    /// Most tokens in a sequence of an episode (0: the model's context).
     pub max_episode_tokens: usize,
     /// Most episodes alive at once.
     pub max_live: usize,
@@ -266,6 +268,10 @@ fn extend(
     prompts.sort_unstable();
     prompts.dedup();
     prompts.retain(|&g| groups[g].hidden.is_empty());
+    for l in live.iter_mut().filter(|l| l.renewed) {
+        l.slot.into_iter().for_each(|slot| cache.free(slot));
+        (l.slot, l.renewed) = (Some(cache.alloc()), false);
+    }
     let mut feeds: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + live.len());
     feeds.extend(prompts.iter().filter_map(|&g| Some((groups[g].slot?, &groups[g].prompt[..]))));
     feeds.extend(live.iter().filter_map(|l| Some((l.slot?, &l.pending[..]))));

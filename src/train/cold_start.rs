@@ -1,25 +1,25 @@
 //! Cold start: supervised learning on demonstrations, and on judgments of their actions for GCD, played in training games only.
 
 use super::{TrainError, interrupt, suggest};
-use crate::agent::{Prompter, Tag, lead, turn_text};
+use crate::agent::{Exchange, Prompter, Tag, lead, turn_text};
 use crate::config::{Config, Format, GcdMode};
 use crate::env::{EnvError, Observation, Split, Suite};
 use crate::gcd::{Label, judgment};
-use crate::model::tokenizer::TokenizerError;
 use crate::ops::philox;
 use crate::rollout::RolloutError;
 use rayon::prelude::*;
 
 /// One demonstrated episode as tokens.
 pub struct Demonstration {
-    /// The episode, in which the commands are taught.
-    episode: Lesson,
+    /// The sequences of the episode, in which the commands are taught.
+    episode: Vec<Lesson>,
     /// Judgments of the demonstrated commands, and of others in their place.
     good: Vec<Lesson>,
     bad: Vec<Lesson>,
 }
 
 /// A sequence to learn from; `mask` marks what is taught: what the agent writes, its end tokens included.
+#[derive(Default)]
 struct Lesson {
     tokens: Vec<u32>,
     mask: Vec<bool>,
@@ -152,37 +152,44 @@ pub fn texts(config: &Config, scripts: &[Script]) -> Vec<String> {
     texts
 }
 
-/// Lays script number `index` out exactly as an episode of the same words would be; at most `context` tokens, the prompt must be shorter.
+/// Lays script number `index` out exactly as an episode of the same words would be; at most `context` tokens in a sequence, the
+/// first prompt must be shorter.
 pub fn demonstration(
     config: &Config,
     prompter: &Prompter,
     (index, script): (usize, &Script),
     context: usize,
 ) -> Result<Demonstration, TrainError> {
-    let mut episode = Lesson { tokens: Vec::new(), mask: Vec::new() };
+    let (mut episode, mut past) = (Vec::<Lesson>::new(), Vec::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
+    let suggestions = suggested(config, index, script);
     for (turn, Turn { observation, command, slip, better, worse }) in script.turns.iter().enumerate() {
-        let shown = match turn {
-            0 => prompter.first_under(&suggested(config, index, script), observation)?,
-            _ => prompter.next(observation)?,
-        };
+        let shown = prompter.next_under(&suggestions, &past, observation)?;
         if turn == 0 && shown.len() >= context {
             let (task, tokens) = (script.task.clone(), shown.len());
             return Err(RolloutError::PromptTooLong { task, tokens, limit: context, what: "model's context" }.into());
         }
-        episode.extend(&shown, false);
+        past.push(Exchange { observation: &observation.text, action: command.clone() });
+        if turn == 0 || prompter.renews() {
+            episode.push(Lesson::default());
+        }
+        let last = episode.len() - 1;
+        let sequence = &mut episode[last];
+        sequence.extend(&shown, false);
         if teaches_judgments(config) {
-            let state = &episode.tokens;
+            let state = &sequence.tokens;
             let written = |command: &str| prompter.teach(tag(&script.turns, turn, command), command);
             good.push(judged(config, prompter, state, &written(better)?, better, Label::Good)?);
             if let Some(worse) = worse {
                 bad.push(judged(config, prompter, state, &written(worse)?, better, Label::Bad)?);
             }
         }
-        episode.extend(&prompter.teach(tag(&script.turns, turn, command), command)?, !slip);
+        sequence.extend(&prompter.teach(tag(&script.turns, turn, command), command)?, !slip);
     }
-    episode.tokens.truncate(context);
-    episode.mask.truncate(context);
+    for sequence in &mut episode {
+        sequence.tokens.truncate(context);
+        sequence.mask.truncate(context);
+    }
     [&mut good, &mut bad].into_iter().for_each(|of| of.retain(|lesson| lesson.tokens.len() <= context));
     Ok(Demonstration { episode, good, bad })
 }
@@ -201,7 +208,7 @@ fn judged(
     written: &[u32],
     better: &str,
     label: Label,
-) -> Result<Lesson, TokenizerError> {
+) -> Result<Lesson, TrainError> {
     let mut lesson = Lesson { tokens: state.to_vec(), mask: vec![false; state.len()] };
     lesson.extend(written, false);
     lesson.extend(&judgment::ask(prompter, config.prompt.format)?, false);
@@ -229,7 +236,7 @@ pub fn batch<'a>(config: &Config, all: &'a [Demonstration], step: u32) -> Vec<(&
     let mut batch = Vec::new();
     for i in 0..config.sft.batch {
         let demo = &all[draw(i.into()) % all.len()];
-        batch.push(demo.episode.parts());
+        batch.extend(demo.episode.iter().map(Lesson::parts));
         for j in 1..=judgments {
             let lessons = if (i + j) % 2 == 0 { &demo.good } else { &demo.bad };
             let chosen = draw(u64::from(j) << 32 | u64::from(i)) % lessons.len().max(1);

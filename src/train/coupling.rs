@@ -36,8 +36,8 @@ fn turns(episode: &Episode, index: usize, sample: &Sample, config: &Config) -> V
     let of = |(turn, label): (&crate::agent::Turn, Option<label::Label>)| {
         let last = turn.tokens.clone().last()?;
         Some(ProbeSample {
-            tokens: episode.tokens[..turn.tokens.end].to_vec(),
-            action: turn.tokens.start,
+            tokens: episode.acted(turn).to_vec(),
+            action: episode.state(turn).len(),
             advantage: f64::from(*sample.advantage.get(last)?),
             label: match label {
                 Some(label::Label::Good) => 1,

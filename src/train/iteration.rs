@@ -14,7 +14,7 @@ use crate::gcd::judge::Verdicts;
 use crate::gcd::judgment::questions;
 use crate::gcd::theory::Measured;
 use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged};
-use crate::grpo::{LossReport, Sample, episode_return, samples};
+use crate::grpo::{LossReport, Sample, episode_return, parts, samples};
 use crate::model::{Activations, Keep, Model, Policy};
 use crate::report::stats;
 use crate::rollout::{self, Settings, rollout};
@@ -23,7 +23,7 @@ use std::time::Instant;
 /// What an iteration did.
 pub struct Iteration {
     pub episodes: Vec<Episode>,
-    /// What training saw, for episodes that the environment did not fail.
+    /// What training saw of each episode that the environment did not fail, whatever sequences it came in.
     pub samples: Vec<Sample>,
     /// Of the last epoch: losses of the micro-batches add up, the rest are means over the tokens that were taught. `None` when
     /// nothing was: then there was no step either.
@@ -122,10 +122,8 @@ pub fn run(
             renewal = Some(renew(config, policy, prompter, judge, &episodes, &samples, asked, index + 1)?);
         }
     }
-    let mut rows = match &gcd {
-        None => samples,
-        Some(gcd) => beside(&episodes, samples, gcd.judged.samples(config)),
-    };
+    let judgments = gcd.as_ref().map_or_else(Vec::new, |gcd| gcd.judged.samples(config));
+    let mut rows = beside(&episodes, samples.clone(), judgments);
     if let Some(reference) = reference {
         add_reference(config, reference, &mut rows);
     }
@@ -168,7 +166,7 @@ pub fn run(
     Ok(Iteration {
         returns: Returns::of(&episodes, config),
         episodes,
-        samples: rows.into_iter().filter(|s| !s.judgment).collect(),
+        samples,
         loss,
         steps,
         logprob_difference: difference.result(),
@@ -212,16 +210,22 @@ fn judgments(
     Ok(Gcd { judged, asked, accuracy, probed, agreement, judge: answered, seconds, packed_share: 0.0 })
 }
 
-/// Puts each judgment behind the trajectory that it judges, whose tokens it shares. `trajectories` are the samples of the
-/// episodes that the environment did not fail; `judgments` come with their episode, in the order of the episodes.
+/// The rows of the loss: each judgment behind the sequence that it judges, whose tokens it shares. `trajectories` are the samples
+/// of the episodes that the environment did not fail; `judgments` come with their episode, in the order of the turns.
 pub fn beside(episodes: &[Episode], trajectories: Vec<Sample>, judgments: Vec<(usize, Sample)>) -> Vec<Sample> {
     let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
     let mut judgments = judgments.into_iter().peekable();
     let mut rows = Vec::with_capacity(trajectories.len() + judgments.len());
-    for ((episode, _), trajectory) in usable.zip(trajectories) {
-        rows.push(trajectory);
-        while let Some((_, judgment)) = judgments.next_if(|(of, _)| *of == episode) {
-            rows.push(judgment);
+    for ((episode, played), trajectory) in usable.zip(trajectories) {
+        let parts = parts(played, trajectory);
+        let last = parts.len() - 1;
+        for (i, part) in parts.into_iter().enumerate() {
+            let at = rows.len();
+            rows.push(part);
+            let judges = |s: &Sample, part: &Sample| i == last || s.tokens.starts_with(&part.tokens);
+            while let Some((_, judgment)) = judgments.next_if(|(of, s)| *of == episode && judges(s, &rows[at])) {
+                rows.push(judgment);
+            }
         }
     }
     rows

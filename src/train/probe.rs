@@ -15,7 +15,7 @@ use std::ops::Range;
 /// A labelled action in its state.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Probe {
-    /// The episode to the end of the action.
+    /// The sequence to the end of the action.
     pub tokens: Vec<u32>,
     /// Where in it the action lies.
     pub action: Range<usize>,
@@ -26,8 +26,9 @@ pub struct Probe {
 pub fn probes(episodes: &[Episode], pairs: &[Pair]) -> Vec<Probe> {
     let probe = |pair: &Pair| {
         let episode = &episodes[pair.episode];
-        let action = episode.turns[pair.turn].tokens.clone();
-        Probe { tokens: episode.tokens[..action.end].to_vec(), action, label: pair.label }
+        let turn = &episode.turns[pair.turn];
+        let tokens = episode.acted(turn).to_vec();
+        Probe { action: episode.state(turn).len()..tokens.len(), tokens, label: pair.label }
     };
     pairs.iter().map(probe).collect()
 }

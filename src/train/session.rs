@@ -386,7 +386,8 @@ impl<'a> Session<'a> {
         self.state.env_steps += done.episodes.iter().map(|e| e.turns.len() as u64).sum::<u64>();
         self.state.tokens += tokens as u64;
         for step in &done.steps {
-            let sequences = || done.samples.iter().map(|s| &s.tokens[..]);
+            let played = || done.episodes.iter().filter(|e| !e.finish.is_failure());
+            let sequences = || played().flat_map(|e| e.sequences().into_iter().map(|range| &e.tokens[range]));
             self.count_step(step.skipped.then(|| Bad::new(format!("grpo-{at}.json"), sequences())), say)?;
         }
         Ok(())

@@ -3,7 +3,6 @@
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Prompter};
 use crate::config::{Author, Config, SuggestionMode};
-use crate::env::Observation;
 use crate::gcd::suggestion::{self, Candidate, Evidence, Topic};
 use crate::gcd::{Asked, Flaw, Judge, Suggestion};
 use crate::grpo::Sample;
@@ -102,7 +101,7 @@ pub fn actions(
 ) -> Result<Vec<Vec<Option<String>>>, TrainError> {
     let settings = Settings::training(config, stream);
     let context = policy.config().max_position_embeddings;
-    let state = |&(e, t): &(usize, usize)| &episodes[e].tokens[..episodes[e].turns[t].tokens.start];
+    let state = |&(e, t): &(usize, usize)| episodes[e].state(&episodes[e].turns[t]);
     let fits = |at: &&(usize, usize)| state(at).len() + settings.max_turn_tokens <= context;
     let prompts: Vec<Vec<u32>> = states.iter().filter(fits).map(|at| state(at).to_vec()).collect();
     let answered = answers(policy, prompter, &prompts, count as usize, &settings, &interrupt::interrupted)?;
@@ -130,10 +129,7 @@ fn write(
     match config.suggestions.author {
         Author::Template => Ok(Ok(topics.iter().map(|t| Some(suggestion::template(&t.verb, t.flaw))).collect())),
         Author::Policy => {
-            let ask = |topic| {
-                let text = suggestion::question(topic);
-                prompter.first_under(&[], &Observation { text, ..Observation::default() })
-            };
+            let ask = |topic| prompter.ask_alone(&suggestion::question(topic));
             let prompts: Vec<Vec<u32>> = topics.iter().map(ask).collect::<Result<_, _>>()?;
             let room = |prompt: &&Vec<u32>| prompt.len() + SENTENCE <= policy.config().max_position_embeddings;
             let asked: Vec<Vec<u32>> = prompts.iter().filter(room).cloned().collect();

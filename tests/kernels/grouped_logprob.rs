@@ -173,6 +173,7 @@ fn samples() -> Vec<Sample> {
         let noise = randoms(seed, 14);
         Sample {
             judgment: false,
+            whole: 0,
             tokens: tokens.to_vec(),
             mask: vec![false, true, true, true, false, true, true],
             advantage: vec![advantage; 7],
