@@ -21,10 +21,10 @@ pub fn quick_gpu() -> Gpu {
     Gpu::new(Emulated(Mutex::new(State { quick: true, ..State::default() })))
 }
 
-/// One on which a kernel does nothing.
+/// One on which a kernel does nothing, and each of the others runs under one schedule.
 #[allow(dead_code)] // by some of the tests
 pub fn gpu_without(kernel: &str) -> Gpu {
-    Gpu::new(Emulated(Mutex::new(State { idle: kernel.into(), ..State::default() })))
+    Gpu::new(Emulated(Mutex::new(State { idle: kernel.into(), quick: true, ..State::default() })))
 }
 
 struct Emulated(Mutex<State>);

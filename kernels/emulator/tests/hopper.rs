@@ -75,8 +75,8 @@ fn boxed(of: &Tiling, at: &[i64], data: &[u32]) -> Vec<u32> {
             let (chunks, chunk) = (wide / 4, column / 4);
             let to = match of.swizzle {
                 Swizzle::None => chunk,
-                Swizzle::B64 => chunk ^ row / 2 % 4,
-                Swizzle::B128 => chunk ^ row % 8,
+                Swizzle::B64 => chunk ^ (row / 2 % 4),
+                Swizzle::B128 => chunk ^ (row % 8),
             };
             words[4 * (row * chunks + to) + column % 4] = data[bytes / 4];
         }
