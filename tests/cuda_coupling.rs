@@ -60,7 +60,7 @@ fn furthest(got: &[f64], want: &[f64]) -> f64 {
 }
 
 /// Rounding to bf16 after every op moves a gradient by about a hundredth of its length, and its square by two.
-const NOISE: f64 = 0.04;
+const NOISE: f64 = 0.03;
 
 #[test]
 fn every_tensor_agrees_with_the_cpu() {
@@ -86,7 +86,7 @@ fn every_tensor_agrees_with_the_cpu() {
         let of = |g: &Grams| cosines(&g.sum(|name| !name.ends_with("k_proj.bias")), n);
         let off = furthest(&of(&got), &of(&want));
         println!("tied {tied}, cosines: {off:.4}");
-        assert!(off < NOISE / 2.0, "tied {tied}: cosines off by {off}");
+        assert!(off < NOISE / 3.0, "tied {tied}: cosines off by {off}");
         assert!(furthest(&got.state, &want.state) < NOISE / 2.0 && furthest(&got.logprob, &want.logprob) < NOISE);
         assert_eq!(got.ways.iter().sum::<usize>(), 7 * 2 + 1);
 
@@ -105,6 +105,22 @@ fn samples_that_cannot_be_measured_are_refused() {
     let named = SampleError::Token { sample: 0, token: 96, vocab: 96 };
     assert!(matches!(error, TrainError::Coupling(CouplingError::Sample(e)) if e == named));
     assert!(measure(&[]).unwrap().tensors.iter().all(|t| t.gram.is_empty()));
+}
+
+/// Samples that fill a tile each, under wide matrices.
+#[test]
+fn long_samples_are_compared_by_pairs_of_tokens() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/models/mini-hd64");
+    let (gpu, model) = (emulated::quick_gpu(), checkpoint::load(&folder).unwrap());
+    let samples = samples(&[(120, 100), (128, 90)]);
+    let got = cuda_coupling::grams(&gpu, &CudaModel::new(&gpu, &model, 0).unwrap(), &samples, Keep::All).unwrap();
+    assert_eq!(got.ways, [4 * 2, 3 * 2 + 1], "gate, up, down, and the head");
+    let want = Grams::new(&model, &samples, Keep::All).unwrap();
+    for (got, want) in got.tensors.iter().zip(&want.tensors).filter(|(t, _)| t.name.contains("mlp")) {
+        let off = distance(&got.gram, &want.gram, 2);
+        println!("{}: {off:.4}", got.name);
+        assert!(off < NOISE, "{}: off by {off}", got.name);
+    }
 }
 
 /// The goldens' cosines, by the error that Hugging Face's own bf16 makes of a gradient.
@@ -139,13 +155,6 @@ fn golden(name: &str) {
     ];
     println!("{name}: {off:?} of {allowed}");
     assert!(off.iter().all(|off| *off < allowed), "{name}: off by {off:?}, not {allowed}");
-
-    // Two samples of one tile each are cheaper by pairs of tokens where the matrices are wide.
-    let pair = cuda_coupling::grams(&gpu, &on_device, &samples[..2], Keep::All).unwrap();
-    let all = grams.sum(|_| true);
-    let off = distance(&pair.sum(|_| true), &[all[0], all[1], all[n], all[n + 1]], 2);
-    println!("{name}: ways {:?} and {:?}, apart by {off}", grams.ways, pair.ways);
-    assert!(pair.ways[1] > grams.ways[1] && off < allowed / 2.0, "{name}: {:?}, {off}", pair.ways);
 }
 
 #[test]

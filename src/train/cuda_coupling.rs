@@ -1,4 +1,5 @@
-//! The inner products of per-sample gradients, measured on a GPU: what is large there, the rest of it on the host.
+//! The inner products of per-sample gradients, measured on a GPU: the passes and the products of the layers' matrices there; those
+//! of norm weights and biases, of the embedding's rows and of the head on the host, from what the passes leave.
 
 use super::TrainError;
 use crate::coupling::CouplingError;
