@@ -1,5 +1,5 @@
-//! Compiles every kernels/*.cu with nvcc to one fat binary (sm_80, sm_90a, PTX) and writes the table that `src/device/kernels.rs`
-//! includes. A machine without nvcc builds a program without kernels, with one warning.
+//! Compiles every kernels/*.cu with nvcc to one fat binary (sm_80, sm_90a, PTX; of `*_hopper.cu` sm_90a alone) and writes the table
+//! that `src/device/kernels.rs` includes. A machine without nvcc builds a program without kernels, with one warning.
 //!
 //! `UNCOUPLE_CUDA`: `require` makes a missing nvcc an error, `off` skips the kernels quietly. `UNCOUPLE_NVCC` names the compiler.
 
@@ -15,22 +15,11 @@ const WHEELS: [&str; 5] =
     ["nvidia-cuda-nvcc", "nvidia-nvvm", "nvidia-cuda-crt", "nvidia-cuda-cccl", "nvidia-cuda-runtime"];
 const RELEASE: &str = "13.0.*";
 
-/// SASS for A100 and H100/H200, PTX for what comes after; every warning is an error; ptxas reports registers and spills.
-const FLAGS: [&str; 13] = [
-    "-fatbin",
-    "-std=c++17",
-    "-O3",
-    "-gencode",
-    "arch=compute_80,code=sm_80",
-    "-gencode",
-    "arch=compute_90a,code=sm_90a",
-    "-gencode",
-    "arch=compute_80,code=compute_80",
-    "-Xptxas",
-    "-v",
-    "-Werror",
-    "all-warnings",
-];
+/// Every warning is an error; ptxas reports registers and spills.
+const FLAGS: [&str; 7] = ["-fatbin", "-std=c++17", "-O3", "-Xptxas", "-v", "-Werror", "all-warnings"];
+const HOPPER: [&str; 2] = ["-gencode", "arch=compute_90a,code=sm_90a"];
+/// SASS for A100, and PTX for what comes after Hopper.
+const OTHERS: [&str; 4] = ["-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_80,code=compute_80"];
 
 /// Variables that decide what is built.
 const VARIABLES: [&str; 6] = ["UNCOUPLE_CUDA", "UNCOUPLE_NVCC", "NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV"];
@@ -147,7 +136,11 @@ fn compile(nvcc: &Path, folder: &Path, source: &Path, out: &Path) -> Result<Modu
     let (image, report, depfile, stamp) = (file("fatbin"), file("ptxas.txt"), file("d"), file("stamp"));
 
     let mut command = Command::new(nvcc);
-    command.args(FLAGS).arg("-I").arg(folder).arg("-MD").arg("-MF").arg(&depfile).arg("-o").arg(&image).arg(source);
+    command.args(FLAGS).args(HOPPER);
+    if !name.ends_with("_hopper") {
+        command.args(OTHERS);
+    }
+    command.arg("-I").arg(folder).arg("-MD").arg("-MF").arg(&depfile).arg("-o").arg(&image).arg(source);
     let up_to_date = image.exists()
         && report.exists()
         && fs::read_to_string(&stamp).is_ok_and(|old| Some(old) == fingerprint(&command, &depfile));

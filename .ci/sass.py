@@ -1,4 +1,5 @@
-"""Reads the machine code of every kernel for sm_90a: matrix kernels must use the tensor cores, the others 16-byte global loads.
+"""Reads the machine code of every kernel for sm_90a: matrix kernels must use the tensor cores (Hopper's own by warpgroups, fed by the
+copy engine), the others 16-byte global loads.
 
 usage: sass.py CUOBJDUMP FATBIN...    (nvdisasm beside cuobjdump)
 """
@@ -7,6 +8,7 @@ import os, pathlib, re, subprocess, sys
 # Work of a few kilobytes: bound by latency, whatever the width of a load.
 LATENCY = re.compile(r"advantage_|_finish_|_combine_|_loss_|_tile_|rmsnorm_backward_dw_")
 MATRIX = re.compile(r"decode_attention_hd|attention_(forward|backward_dq|backward_dkv)|grouped_logprob_(forward|grad)|gradient_cosine_(gram|ghost)_bf16")
+HOPPER = re.compile(r"_hopper_(?!rows_)")
 
 
 def kernels(cuobjdump, fatbin):
@@ -27,6 +29,8 @@ def kernels(cuobjdump, fatbin):
 def problem(name, code):
     if LATENCY.search(name):
         return None
+    if HOPPER.search(name):
+        return None if re.search(r"\bHGMMA\.", code) and "UTMALDG" in code else "no HGMMA or no UTMALDG"
     if MATRIX.search(name):
         return None if re.search(r"\bH(G)?MMA\.", code) else "no HMMA or HGMMA"
     return None if re.search(r"\b(LDG|LDGSTS)\.E[\w.]*\.128", code) else "no 16-byte global load"

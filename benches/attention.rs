@@ -6,6 +6,7 @@ mod common;
 use common::{flops, gpu, on_gpu, time, values};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
 use uncouple::forest::Forest;
+use uncouple::ops::attention::cuda::Backward;
 use uncouple::ops::attention::{self, Shape, Visibility};
 
 const SHAPE: Shape = Shape { heads: 14, kv_heads: 2, head_dim: 64 };
@@ -44,7 +45,8 @@ fn bench(c: &mut Criterion) {
         });
         group.throughput(flops(10 * pairs * SHAPE.q_dim()));
         time(&mut group, gpu, &format!("GPU backward, {name}"), || {
-            attention::cuda::backward(gpu, &d_out, &qkv, &out, &softmax, SHAPE, &visibility, &d_qkv)
+            let pass = Backward { d_out: &d_out, qkv: &qkv, out: &out, softmax: &softmax, d_qkv: &d_qkv };
+            attention::cuda::backward(gpu, pass, SHAPE, &visibility)
         });
     }
 }

@@ -18,21 +18,9 @@
 // 3.3 ms at 3.0 TB/s (f32: 6.6 ms) for the 5.6 ms or 12.7 ms saved. Recomputed, no result depends on a rounded logit, and
 // a log-prob is the same number in rollout and in training.
 // Checked by emulation only.
+#include "common/softmax.cuh"
 #include "common/tile.cuh"
 #include "common/vec.cuh"
-
-// Online softmax of the logits seen so far: maximum m, Σ e^(l − m), Σ e^(l − m) (l − m).
-struct Softmax {
-    float max, sum, weighted;
-};
-
-// Below any logit, yet finite: times zero it is zero.
-constexpr float LOWEST = -1e30f;
-
-__device__ inline Softmax merge(Softmax a, Softmax b) {
-    const float max = fmaxf(a.max, b.max), da = a.max - max, db = b.max - max, ea = __expf(da), eb = __expf(db);
-    return {max, ea * a.sum + eb * b.sum, ea * (a.weighted + da * a.sum) + eb * (b.weighted + db * b.sum)};
-}
 
 // Calls found(target, n, odd) for each target of `row` that lies in this thread's columns of the tile at `first`.
 template <class F>

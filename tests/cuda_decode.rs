@@ -50,7 +50,7 @@ fn assert_near(what: &str, got: &[f32], want: &[f32]) {
 
 #[test]
 fn pieces_and_forks_are_the_whole() {
-    let gpu = emulated::gpu();
+    let gpu = emulated::quick_gpu();
     let model = CudaModel::new(&gpu, &model(), 128).unwrap();
     let prompt: Vec<u32> = (0..45).map(|i| i * 7 % 96).collect();
     let mut decoder = CudaDecoder::new(&model, 8).unwrap();
@@ -152,7 +152,7 @@ fn graphs_decode_as_passes_do() {
 
 #[test]
 fn limits_are_named() {
-    let gpu = emulated::gpu();
+    let gpu = emulated::quick_gpu();
     let model = CudaModel::new(&gpu, &model(), 128).unwrap();
     let mut decoder = CudaDecoder::new(&model, 2).unwrap();
     let slot = decoder.alloc();

@@ -17,6 +17,7 @@ use uncouple::grpo::{Normaliser, Sample};
 use uncouple::model::checkpoint;
 use uncouple::model::cuda::CudaModel;
 use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config};
+use uncouple::reference;
 use uncouple::train::cuda::CudaTrainer;
 use uncouple::train::learner::Learner;
 use uncouple::train::run_folder::Existing;
@@ -189,7 +190,7 @@ fn golden(name: &str) {
     let mut trainer = CudaTrainer::new(&device, &model, &cpu.moments, 8).unwrap();
     trainer.forward(&forest, Keep::Nothing).unwrap();
     let mut of_node = vec![f32::NAN; forest.len()];
-    let logprobs = trainer.logprobs(&forest, &nodes, 1.0).unwrap();
+    let (logprobs, _) = trainer.logprobs(&forest, &nodes, 1.0).unwrap();
     nodes.iter().zip(logprobs).for_each(|(&n, lp)| of_node[n as usize] = lp);
     let (mut got, mut want) = (Vec::new(), Vec::new());
     for (i, path) in forest.paths.iter().enumerate().filter(|(_, path)| path.len() > 1) {
@@ -220,6 +221,51 @@ fn golden_hd64() {
 #[test]
 fn golden_hd128() {
     golden("mini-hd128");
+}
+
+/// A set replayed on the device: log-probs, cases of GRPO, steps of AdamW. Not GSPO's case, which clips whole sequences at 3 %:
+/// there bf16's noise decides (see [`grpo_steps`]).
+#[test]
+fn a_golden_set_replays_on_the_device() {
+    let (dir, name) = (tempfile::tempdir().unwrap(), "mini-hd64");
+    let given = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden");
+    let (set, out) = (dir.path().join("set"), dir.path().join("out"));
+    fs::create_dir_all(set.join("golden").join(name)).unwrap();
+    std::os::unix::fs::symlink(given.join("models"), set.join("models")).unwrap();
+    let tensors = Path::new("golden").join(name).join("golden.safetensors");
+    for file in [Path::new("tokenizer_golden.json"), &tensors] {
+        fs::copy(given.join(file), set.join(file)).unwrap();
+    }
+    let file = set.join("golden").join(name).join("golden.json");
+    fs::copy(given.join("golden").join(name).join("golden.json"), &file).unwrap();
+    let mut golden: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
+    golden["grpo"]["cases"]
+        .as_object_mut()
+        .unwrap()
+        .retain(|case, _| ["dapo_kl", "micro", "temp07"].contains(&&case[..]));
+    golden["adamw"]["batches"].as_array_mut().unwrap().truncate(2);
+    fs::write(&file, golden.to_string()).unwrap();
+
+    reference::replay(&set, name, &out, Some(&emulated::quick_gpu())).unwrap();
+    let got: Value = serde_json::from_slice(&fs::read(out.join(name).join("golden.json")).unwrap()).unwrap();
+    assert!(got.get("generate").is_none() && got.get("persample").is_none(), "what training does not compute");
+    let allowed = |of: &str| 2.0 * golden["bf16_by_hf"][of]["rel_l2"].as_f64().unwrap();
+    let near = |what: &str, at: &str, limit: f64| {
+        let number = |json: &Value| json.pointer(at).and_then(Value::as_f64).unwrap_or(f64::NAN);
+        let (got, want) = (number(&got), number(&golden));
+        assert!((got - want).abs() <= limit * want.abs().max(1.0), "{what}: {got}, should be {want}");
+    };
+    near("loss", "/forward/ce_loss", allowed("logprobs"));
+    for case in golden["grpo"]["cases"].as_object().unwrap().keys() {
+        // The ratio is the exponential of a log-prob's error, whose size at one token HF's own error tells.
+        let token = golden["bf16_by_hf"]["logprobs"]["max_abs"].as_f64().unwrap();
+        near(case, &format!("/grpo/cases/{case}/losses/0"), token);
+        near(case, &format!("/grpo/cases/{case}/grad_l2"), allowed("ce_grads"));
+    }
+    for step in 0..2 {
+        near("step", &format!("/adamw/steps/{step}/loss"), allowed("logprobs"));
+        near("step", &format!("/adamw/steps/{step}/grad_norm_before_clip"), allowed("ce_grads"));
+    }
 }
 
 /// A whole run: cold start, rollouts, judgments, GRPO, evaluation, checkpoint, each on the device.

@@ -67,7 +67,7 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
     let narrow = attention::Shape { heads: 1, kv_heads: 1, head_dim: 32 };
     let cache = decode_attention::cuda::Cache::new(gpu, attention::Shape { head_dim: 64, ..narrow }, 1, 1).unwrap();
     let row = decode_attention::cuda::Rows::new(gpu, &cache, &[(0, 3)], &[&[0]]).unwrap();
-    let refused: [(&str, Result<()>); 22] = [
+    let refused: [(&str, Result<()>); 23] = [
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(24), &b(12), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(16), &b(8), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(8200), &b(8200), 1e-6, &b(8200), &f(1))),
@@ -78,6 +78,7 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
         ("rope", rope::cuda::Tables::new(gpu, &rope::Tables::new(1e4, 8, 8)).map(|_| ())),
         ("embedding", embedding::cuda::forward(gpu, &tokens, &b(40), 8, &b(16))),
         ("embedding", embedding::cuda::Tokens::new(gpu, &[1, 4], 4).map(|_| ())),
+        ("embedding", embedding::cuda::Moves::new(gpu, &[(0, 2)], [1, 2]).map(|_| ())),
         ("adamw", adamw::cuda::step(gpu, &step, true, &bad_state, &b(8), &f(1), nearest)),
         ("gradient norm", adamw::cuda::grad_norm(gpu, &b(12), 1.0, &f(2))),
         ("linear", linear::cuda::forward(gpu, &b(16), &b(24), Some(&*b(2)), 8, &b(6))),

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, accept};
 use uncouple::env::bridge::Limits;
 use uncouple::env::household::Household;
-use uncouple::env::openenv::{Address, Bounds, Games, Layout, OpenEnv, Server, Session};
+use uncouple::env::openenv::{Address, Bounds, Connection, Games, Layout, OpenEnv, Server, Session};
 use uncouple::env::{EnvError, Environment, Observation, Split, Suite, Task};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train};
@@ -121,18 +121,31 @@ fn every_message_of_a_session_has_its_answer() {
     assert_eq!(say(r#"{"type":"close"}"#), None);
 }
 
+/// With `--nocapture` also how long a step took, when all sessions always have one under way.
 #[test]
 fn two_hundred_sessions_lose_nothing() {
-    let limits = Limits { workers: 200, ..LIMITS };
-    let served = connected(&serving(Bounds { sessions: 200, ..BOUNDS }), limits);
+    let served = connected(&serving(Bounds { sessions: 200, ..BOUNDS }), Limits { workers: 200, ..LIMITS });
     let household = Household::new(0);
-    std::thread::scope(|scope| {
-        let play = |i: u64| {
-            let expected = wander(&mut *household.open(&household.task(Split::L0, i).unwrap()).unwrap(), 6).unwrap();
-            assert_eq!(wander(&mut *served.open(&served.task(Split::L0, i).unwrap()).unwrap(), 6).unwrap(), expected);
+    let local = |i| wander(&mut *household.open(&household.task(Split::L0, i).unwrap()).unwrap(), 6).unwrap();
+    let expected: Vec<_> = (0..128).map(local).collect();
+    let play = |i: usize| -> Vec<Duration> {
+        let (commands, seen) = &expected[i % 128];
+        let mut env = served.open(&served.task(Split::L0, i as u64 % 128).unwrap()).unwrap();
+        assert_eq!(env.reset().unwrap(), seen[0]);
+        let mut step = |(command, seen): (&String, &Observation)| {
+            let began = Instant::now();
+            assert_eq!(env.step(command).unwrap(), *seen);
+            began.elapsed()
         };
-        (0..200).for_each(|i| drop(scope.spawn(move || play(i % 128))));
+        commands.iter().zip(&seen[1..]).map(&mut step).collect()
+    };
+    let mut took: Vec<Duration> = std::thread::scope(|scope| {
+        let sessions: Vec<_> = (0..200).map(|i| scope.spawn(move || play(i))).collect();
+        sessions.into_iter().flat_map(|session| session.join().unwrap()).collect()
     });
+    took.sort_unstable();
+    let at = |share: usize| took[(took.len() - 1) * share / 100];
+    println!("200 sessions, {} steps: p50 {:.2?}, p99 {:.2?}", took.len(), at(50), at(99));
 }
 
 #[test]
@@ -242,6 +255,10 @@ fn what_is_no_openenv_server_is_named() {
     // The certificate of https is asked for, and there is none.
     let url = serving(BOUNDS).replace("http://", "https://");
     assert!(refused(&url).contains("/schema: "));
+    let layout = Layout { action: "command".into(), text: None };
+    let soon = Instant::now() + Duration::from_secs(5);
+    let error = Connection::open(&Address::parse(&url).unwrap(), Arc::new(layout), soon).err().unwrap().to_string();
+    assert!(error.starts_with("no session at wss://127.0.0.1:"), "{error}");
 }
 
 #[test]

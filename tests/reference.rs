@@ -140,9 +140,9 @@ fn a_set_without_outputs_replays_the_same() {
     for model in ["tiny-tied", "mini-hd64"] {
         let (_keep, set) = set_of(&[model]);
         let (full, bare) = (set.join("full"), set.join("bare"));
-        reference::replay(&set, model, &full).unwrap();
+        reference::replay(&set, model, &full, None).unwrap();
         strip_outputs(&set, model);
-        reference::replay(&set, model, &bare).unwrap();
+        reference::replay(&set, model, &bare, None).unwrap();
         let (full, bare) = (files(&full), files(&bare));
         assert!(full.keys().eq(bare.keys()), "{:?} and {:?}", full.keys(), bare.keys());
         for (path, content) in &full {
@@ -156,7 +156,7 @@ fn a_set_without_outputs_replays_the_same() {
 fn a_replay_has_the_set_s_files_keys_and_tensors() {
     for model in ["tiny-tied", "tiny-untied-gqa"] {
         let out = tempfile::tempdir().unwrap();
-        reference::replay(Path::new(SET), model, out.path()).unwrap();
+        reference::replay(Path::new(SET), model, out.path(), None).unwrap();
         let golden = files(&Path::new(SET).join("golden").join(model));
         let ours = files(&out.path().join(model));
         assert!(golden.keys().eq(ours.keys()), "{:?}", ours.keys());
@@ -217,7 +217,7 @@ fn a_wrong_number_fails_its_row_and_the_whole() {
 fn broken_sets_are_refused_by_name() {
     let (_keep, set) = set_of(&["tiny-tied"]);
     let out = set.join("out");
-    let refusal = |model: &str| reference::replay(&set, model, &out).expect_err("refused").to_string();
+    let refusal = |model: &str| reference::replay(&set, model, &out, None).expect_err("refused").to_string();
     assert!(refusal("tiny-large").contains("tiny-large"));
     let golden = set.join("golden/tiny-tied/golden.json");
     edit(&golden, |g| g["forward"]["sequences"][0][0] = 9999.into());

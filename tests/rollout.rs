@@ -110,8 +110,12 @@ fn sized(prompter: &Prompter, bias: f32, [heads, kv_heads, head_dim]: [usize; 3]
 }
 
 fn prompter() -> Prompter {
+    remembering(History::Full)
+}
+
+fn remembering(history: History) -> Prompter {
     let texts: Vec<String> = (0..40).map(|i| format!("This is a win-{i}. Step {i}. and on and on")).collect();
-    Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &Prompt::default()).unwrap()
+    Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &Prompt { history, ..Prompt::default() }).unwrap()
 }
 
 fn settings() -> Settings {
@@ -164,24 +168,26 @@ fn recorded_logprobs_are_those_of_training() {
 /// The device computes in bf16: log-probs are near those of the CPU's forward pass, and behaviour is of the same kind.
 #[test]
 fn a_gpu_plays_the_same_game() {
-    let prompter = prompter();
-    let mut model = sized(&prompter, 2.5, [2, 1, 64]);
-    model.params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
-    let settings = Settings { max_live: 3, max_steps: 2, ..settings() };
-    let on_device = CudaModel::new(&emulated::gpu(), &model, settings.max_live).unwrap();
-    let tasks = [task("win", 0), task("go", 0)];
-    let episodes = rollout(&on_device, &prompter, &open, &tasks, 2, &settings, NEVER).unwrap();
-    assert_eq!(episodes.len(), 4);
-    let forest = Forest::new(&episodes.iter().map(|e| &e.tokens[..]).collect::<Vec<_>>());
-    let mut acts = Activations::default();
-    model.forward(&forest, Keep::Nothing, &mut acts);
-    for (episode, path) in episodes.iter().zip(&forest.paths) {
-        let sampled: Vec<usize> = episode.turns.iter().flat_map(|t| t.tokens.clone()).collect();
-        assert!(!sampled.is_empty());
-        let nodes: Vec<u32> = sampled.iter().map(|&at| path[at]).collect();
-        let (logprobs, _) = model.logprobs(&forest, &acts, &nodes, settings.sampling.temperature);
-        for (&at, logprob) in sampled.iter().zip(logprobs) {
-            assert!((episode.logprobs[at] - logprob).abs() < 0.1, "{} and {logprob}", episode.logprobs[at]);
+    for history in [History::Full, History::Window(1)] {
+        let prompter = remembering(history);
+        let mut model = sized(&prompter, 2.5, [2, 1, 64]);
+        model.params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+        let settings = Settings { max_live: 3, max_steps: 2, ..settings() };
+        let on_device = CudaModel::new(&emulated::gpu(), &model, settings.max_live).unwrap();
+        let tasks = [task("win", 0), task("go", 0)];
+        let episodes = rollout(&on_device, &prompter, &open, &tasks, 2, &settings, NEVER).unwrap();
+        assert_eq!(episodes.len(), 4);
+        let turns: Vec<(&Episode, &Turn)> = episodes.iter().flat_map(|e| e.turns.iter().map(move |t| (e, t))).collect();
+        assert!(turns.len() > 4);
+        let forest = Forest::new(&turns.iter().map(|(e, t)| e.acted(t)).collect::<Vec<_>>());
+        let mut acts = Activations::default();
+        model.forward(&forest, Keep::Nothing, &mut acts);
+        for ((episode, turn), path) in turns.iter().zip(&forest.paths) {
+            let nodes = &path[episode.state(turn).len()..];
+            let (logprobs, _) = model.logprobs(&forest, &acts, nodes, settings.sampling.temperature);
+            for (old, logprob) in episode.logprobs[turn.tokens.clone()].iter().zip(logprobs) {
+                assert!((old - logprob).abs() < 0.1, "{history:?}: {old} and {logprob}");
+            }
         }
     }
 }
@@ -189,9 +195,7 @@ fn a_gpu_plays_the_same_game() {
 /// Every turn is a sequence of its own: the prompt that its past makes, and what was sampled under it; that is trained on.
 #[test]
 fn a_windowed_episode_is_trained_on_the_prompts_it_was_played_under() {
-    let texts: Vec<String> = (0..40).map(|i| format!("This is a win-{i}. Step {i}. and on and on")).collect();
-    let config = Prompt { history: History::Window(1), ..Prompt::default() };
-    let prompter = Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &config).unwrap();
+    let prompter = remembering(History::Window(1));
     let model = model(&prompter, 2.5);
     let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break"].iter().map(|k| task(k, 0)).collect();
     let play = |max_live| {

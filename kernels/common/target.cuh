@@ -4,9 +4,9 @@
 #ifdef __CUDACC__
 // An array in the block's shared memory.
 #define SHARED(type, name, count) __shared__ type name[count]
-// The shared memory whose size the launch gives, aligned to 16 bytes.
+// The shared memory whose size the launch gives, aligned to 1024 bytes, as swizzled tiles are.
 #define DYNAMIC_SHARED(type, name)                             \
-    extern __shared__ __align__(16) unsigned char dynamic_[]; \
+    extern __shared__ __align__(1024) unsigned char dynamic_[]; \
     type* const name = reinterpret_cast<type*>(dynamic_)
 // What the host has promised about sizes. The emulator checks it, the compiler may build on it.
 #define EXPECTS(condition) __builtin_assume(condition)

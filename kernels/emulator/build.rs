@@ -8,12 +8,14 @@ fn main() -> io::Result<()> {
     let here = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
     let kernels = here.join("..");
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
-    let (shim, planted) = (here.join("src/shim.h"), here.join("tests/planted.cu"));
+    let shim = here.join("src/shim.h");
     println!("cargo::rerun-if-changed={}", kernels.display());
 
-    let mut sources = vec![planted];
-    for entry in fs::read_dir(&kernels)? {
-        sources.push(entry?.path());
+    let mut sources = Vec::new();
+    for folder in [&kernels, &here.join("tests")] {
+        for entry in fs::read_dir(folder)? {
+            sources.push(entry?.path());
+        }
     }
     sources.retain(|p| p.extension().is_some_and(|e| e == "cu"));
     sources.sort();
@@ -21,7 +23,7 @@ fn main() -> io::Result<()> {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++17").opt_level(2).include(&kernels);
     // The kernels' sums are to be those of their text; `#pragma unroll` is nvcc's.
-    build.flags(["-ffp-contract=off", "-fno-strict-aliasing", "-fno-exceptions", "-Wno-unknown-pragmas"]);
+    build.flags(["-ffp-contract=off", "-fno-strict-aliasing", "-fno-exceptions", "-Wno-unknown-pragmas", "-Wno-psabi"]);
     let mut table = String::new();
     for source in &sources {
         let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();

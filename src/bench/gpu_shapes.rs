@@ -3,6 +3,7 @@
 use super::ceilings::normal;
 use crate::model::params::Layout;
 use crate::model::{Model, Params, Qwen2Config};
+use rayon::prelude::*;
 use std::sync::Arc;
 
 /// A model's shape under its name.
@@ -50,8 +51,9 @@ impl Shape {
         let mut params = Params::zeros(Arc::new(Layout::new(&self.config)));
         let some = normal(1 << 20);
         for entry in &params.layout.clone().entries {
-            let of = |i: usize| if entry.decay { 0.02 * some[i % some.len()] } else { 1.0 };
-            params.flat[entry.range.clone()].iter_mut().enumerate().for_each(|(i, w)| *w = of(i));
+            params.flat[entry.range.clone()].par_chunks_mut(some.len()).for_each(|weights| {
+                weights.iter_mut().zip(&some).for_each(|(w, x)| *w = if entry.decay { 0.02 * x } else { 1.0 });
+            });
         }
         Model::new(self.config.clone(), params)
     }

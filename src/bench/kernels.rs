@@ -4,6 +4,7 @@ use super::ceilings::{Ceilings, Work, median, random, random_f32};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
 use crate::ops::adamw::{self, AdamW};
+use crate::ops::attention::cuda::Backward;
 use crate::ops::decode_attention::cuda::{self as decode_attention, PAGE};
 use crate::ops::gradient_cosine::{Way, cuda as gradient_cosine};
 use crate::ops::grouped_logprob::{self, Target};
@@ -206,7 +207,8 @@ impl Bench<'_> {
             attention::cuda::forward(gpu, qkv, shape, &visibility, out, &softmax)
         })?;
         self.row(format!("{name} backward"), Work::Flops(2.5 * flops), &sets, |[qkv, out]| {
-            attention::cuda::backward(gpu, &d_out, qkv, out, &softmax, shape, &visibility, &d_qkv)
+            let pass = Backward { d_out: &d_out, qkv, out, softmax: &softmax, d_qkv: &d_qkv };
+            attention::cuda::backward(gpu, pass, shape, &visibility)
         })
     }
 

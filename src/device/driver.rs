@@ -24,6 +24,10 @@ pub trait Driver: Send + Sync {
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
 
+    fn chip(&self) -> Chip;
+    /// What the copy engine of a Hopper GPU reads a matrix by.
+    fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap>;
+
     fn launch(&self, launch: &Launch) -> Result<()>;
     fn matmul(&self, product: &Matmul) -> Result<()>;
     /// Waits for all that was asked for; an error may be of any of it.
@@ -38,12 +42,42 @@ pub trait Driver: Send + Sync {
     fn forget(&self, graph: u64);
 }
 
-/// A kernel's argument: an address, or the bytes of a scalar or a plain struct.
+/// What decides between kernels, and on grids.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Chip {
+    /// Major and minor: (9, 0) of Hopper.
+    pub compute_capability: (u32, u32),
+    pub multiprocessors: u32,
+}
+
+/// A kernel's argument: an address, the bytes of a scalar or a plain struct, or a tensor map.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Arg {
     Address(u64),
     Scalar { words: [u64; 4], bytes: usize },
+    Map(TensorMap),
 }
+
+/// A row-major bf16 matrix and the box of it that one copy takes, whose rows are 64 columns: 128 bytes, swizzled as many.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tiling {
+    /// A multiple of 16.
+    pub address: u64,
+    pub rows: usize,
+    /// A multiple of 8.
+    pub columns: usize,
+    /// At most 256.
+    pub box_rows: u32,
+}
+
+impl Tiling {
+    pub const BOX_COLUMNS: u32 = 64;
+}
+
+/// The driver's own form of a [`Tiling`].
+#[derive(Debug, Clone, Copy, PartialEq)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub [u64; 16]);
 
 impl Arg {
     pub const NULL: Arg = Arg::Address(0);

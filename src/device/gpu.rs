@@ -1,6 +1,6 @@
 //! A GPU as ops see it: a handle, typed memory that is freed when dropped, and launches by name.
 
-use super::{Arg, Driver, Dtype, Error, Launch, Matmul, Result};
+use super::{Arg, Driver, Dtype, Error, Launch, Matmul, Result, Tiling};
 use bytemuck::Pod;
 use half::bf16;
 use std::marker::PhantomData;
@@ -135,6 +135,24 @@ impl Gpu {
 
     pub fn free_bytes(&self) -> usize {
         self.0.free_bytes()
+    }
+
+    /// Whether the kernels of `*_hopper.cu` run here.
+    pub fn is_hopper(&self) -> bool {
+        self.0.chip().compute_capability == (9, 0)
+    }
+
+    pub fn multiprocessors(&self) -> u32 {
+        self.0.chip().multiprocessors
+    }
+
+    /// For a kernel that copies boxes of so many rows and 64 columns of a matrix. On a Hopper GPU only. Null for no rows.
+    pub fn tensor_map(&self, matrix: &Slice<bf16>, columns: usize, box_rows: u32) -> Result<Arg> {
+        let rows = matrix.len / columns.max(1);
+        if rows == 0 {
+            return Ok(Arg::NULL);
+        }
+        self.0.tensor_map(&Tiling { address: matrix.address, rows, columns, box_rows }).map(Arg::Map)
     }
 
     /// `len` elements that nobody has written.

@@ -1,6 +1,6 @@
 //! The CUDA kernels that this program carries: one fat binary for each kernels/*.cu, made by build.rs, and ptxas' report on it.
 
-/// A compiled .cu file: machine code for sm_80 and sm_90a, and PTX for what comes after.
+/// A compiled .cu file: machine code for sm_80 and sm_90a, and PTX for what comes after; of `*_hopper.cu` for sm_90a alone.
 pub struct Module {
     /// The op: `rmsnorm`.
     pub name: &'static str,

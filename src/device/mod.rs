@@ -9,6 +9,6 @@ mod gpu;
 pub mod kernels;
 
 pub use arena::Arena;
-pub use driver::{Arg, Driver, Dtype, Launch, Matmul, Operand};
+pub use driver::{Arg, Chip, Driver, Dtype, Launch, Matmul, Operand, TensorMap, Tiling};
 pub use error::{Error, Result, expect};
 pub use gpu::{Gpu, Graph, Part, Real, Slice, Tensor};

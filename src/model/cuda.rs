@@ -8,7 +8,8 @@ use super::params::{LayerLayout, Layout};
 use super::{Keep, Model, Qwen2Config};
 use crate::device::{Gpu, Part, Result, Slice, Tensor};
 use crate::forest::Forest;
-use crate::ops::attention::{self, cuda::Visibility};
+use crate::ops::attention;
+use crate::ops::attention::cuda::{Backward, Visibility};
 use crate::ops::embedding::{self, cuda::Tokens};
 use crate::ops::linear::{self, cuda::WeightGrad};
 use crate::ops::{rmsnorm, rope, swiglu};
@@ -267,7 +268,8 @@ impl CudaModel {
 
         linear::cuda::backward_input(gpu, stream, &self.weight(&layer.o), q_dim, &g.attn)?;
         sink.matrix(&layer.o, WeightGrad { dy: stream, out: hidden, x: &a.attn, in_features: q_dim })?;
-        attention::cuda::backward(gpu, &g.attn, &a.qkv, &a.attn, &a.softmax, shape, &forest.visibility, &g.qkv)?;
+        let pass = Backward { d_out: &g.attn, qkv: &a.qkv, out: &a.attn, softmax: &a.softmax, d_qkv: &g.qkv };
+        attention::cuda::backward(gpu, pass, shape, &forest.visibility)?;
         self.rotate(&g.qkv, forest, true)?;
         let qkv_dim = shape.qkv_dim();
         for (span, rows) in spans(sink) {

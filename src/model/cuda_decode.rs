@@ -8,7 +8,7 @@ use super::pages::Pages;
 use super::{Decoder, Draw, Keep, Policy, Qwen2Config, Slot};
 use crate::device::{Result, Slice, Tensor, expect};
 use crate::ops::decode_attention::cuda::{self as attention, Cache, Rows};
-use crate::ops::embedding::cuda::{self as embedding, Tokens};
+use crate::ops::embedding::cuda::{self as embedding, Moves};
 use crate::ops::sampling::cuda::{self as sampling, Logits, Seen};
 use crate::ops::sampling::{Sampled, SamplingParams};
 use half::bf16;
@@ -83,9 +83,10 @@ impl<'a> CudaDecoder<'a> {
     /// The final hidden states of the slots' last tokens, `[slots, hidden]`.
     pub fn hidden(&self, slots: &[Slot]) -> Result<Tensor<bf16>> {
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
-        let rows: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
-        let (rows, out) = (Tokens::new(gpu, &rows, self.states.len() / width)?, gpu.uninit(slots.len() * width)?);
-        embedding::forward(gpu, &rows, &self.states, width, &out)?;
+        let (rows, room): (Vec<u32>, usize) = (slots.iter().map(|slot| slot.0).collect(), self.states.len() / width);
+        expect("decoding", rows.iter().all(|row| (*row as usize) < room), || format!("slots {slots:?} of {room}"))?;
+        let (rows, out) = (gpu.tensor(&rows)?, gpu.uninit(slots.len() * width)?);
+        embedding::gather(gpu, &rows, &self.states, width, &out)?;
         Ok(out)
     }
 
@@ -140,23 +141,25 @@ impl Decoder for CudaDecoder<'_> {
         }
         self.reserve(feeds.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
         let tables: Vec<&[u32]> = feeds.iter().map(|(slot, _)| self.pages.of(*slot)).collect();
-        let (model, width) = (self.model, self.model.config.hidden_size);
-        // A token for each: a step.
+        let (model, gpu, width) = (self.model, &self.model.gpu, self.model.config.hidden_size);
+        let slots = self.states.len() / width;
+        // A token for each: a step. All that it needs is brought to the device first, so that it never waits for the host.
         if rows.len() == feeds.len() && rows.len() <= ROWS {
+            let places: Vec<(u32, u32)> = last.iter().map(|(row, slot)| (*row as u32, *slot)).collect();
+            let places = Moves::new(gpu, &places, [Steps::rows(rows.len()), slots])?;
             let position: Vec<u32> = rows.iter().map(|(_, position)| *position).collect();
             let hidden = self.steps.run(model, &self.cache, &tokens, &position, &tables)?;
-            let places: Vec<(u32, u32)> = last.iter().map(|(row, slot)| (*row as u32, *slot)).collect();
-            return embedding::place(&model.gpu, hidden, &places, width, &self.states);
+            return embedding::place(gpu, hidden, &places, width, &self.states);
         }
         for start in (0..rows.len()).step_by(ROWS) {
             let pass = start..rows.len().min(start + ROWS);
             let places = last.iter().filter(|(row, _)| pass.contains(row));
             let places: Vec<(u32, u32)> = places.map(|(row, slot)| ((row - start) as u32, *slot)).collect();
-            let tokens = model.gpu.tensor(&tokens[pass.clone()])?;
-            let acts = model.activations(pass.len(), Keep::Nothing)?;
-            let rows = Rows::new(&model.gpu, &self.cache, &rows[pass], &tables)?;
+            let places = Moves::new(gpu, &places, [pass.len(), slots])?;
+            let (tokens, acts) = (gpu.tensor(&tokens[pass.clone()])?, model.activations(pass.len(), Keep::Nothing)?);
+            let rows = Rows::new(gpu, &self.cache, &rows[pass], &tables)?;
             model.decode(&tokens, &rows, &self.cache, &acts)?;
-            embedding::place(&model.gpu, &acts.hidden, &places, width, &self.states)?;
+            embedding::place(gpu, &acts.hidden, &places, width, &self.states)?;
         }
         Ok(())
     }

@@ -31,8 +31,13 @@ impl Steps {
         self.noted.len()
     }
 
-    /// Token `i`, of the vocabulary, at `position[i]` of the sequence whose pages are `tables[i]`. The final hidden states, of as many
-    /// rows and some that fill up.
+    /// Rows of a step of so many sequences.
+    pub fn rows(sequences: usize) -> usize {
+        sequences.next_power_of_two()
+    }
+
+    /// Token `i`, of the vocabulary, at `position[i]` of the sequence whose pages are `tables[i]`. The final hidden states of all
+    /// [`Steps::rows`]; what fills up comes last.
     pub fn run(
         &mut self,
         model: &CudaModel,
@@ -41,7 +46,7 @@ impl Steps {
         position: &[u32],
         tables: &[&[u32]],
     ) -> Result<&Slice<bf16>> {
-        let (gpu, n) = (&model.gpu, tokens.len().next_power_of_two());
+        let (gpu, n) = (&model.gpu, Steps::rows(tokens.len()));
         let (mut tokens, mut tables) = (tokens.to_vec(), tables.to_vec());
         let spare = [self.spare];
         tokens.resize(n, 0);

@@ -6,6 +6,8 @@
 //!
 //! Backward, with P the softmax, dP = dO Vᵀ and δ_i = dO_i·O_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
 
+pub mod cuda;
+
 use super::residual;
 use crate::device::cpu::{Mat, exp, gemm, simd};
 use rayon::prelude::*;
@@ -442,106 +444,4 @@ fn exp_sum(x: &mut [f32], max: f32) -> f32 {
         tail += *x;
     }
     lanes.iter().sum::<f32>() + tail
-}
-
-/// On a GPU, in bf16; heads of 64 or 128.
-pub mod cuda {
-    use super::Shape;
-    use crate::device::{Arg, Gpu, Launch, Result, Slice, Tensor, expect};
-    use half::bf16;
-
-    /// Queries of a block of the forward pass.
-    const QUERIES: usize = 128;
-    /// Keys of a tile, for which the kernels decide whether they need it and whether a mask; rows of a block of the backward pass.
-    const KEYS: usize = 64;
-
-    impl Shape {
-        fn has_kernels(&self) -> bool {
-            let Shape { heads, kv_heads, head_dim } = *self;
-            kv_heads > 0 && heads.is_multiple_of(kv_heads) && (head_dim == 64 || head_dim == 128)
-        }
-    }
-
-    /// Who sees whom, on the device: computed once per batch, read by every layer.
-    pub struct Visibility {
-        reach: Tensor<u32>,
-        /// The least reach of each tile of keys, then the greatest of each.
-        tiles: Tensor<u32>,
-    }
-
-    impl Visibility {
-        /// From `reach` (see [`crate::forest`]).
-        pub fn new(gpu: &Gpu, reach: &[u32]) -> Result<Visibility> {
-            let least = reach.chunks(KEYS).map(|tile| tile.iter().copied().min().unwrap_or(0));
-            let greatest = reach.chunks(KEYS).map(|tile| tile.iter().copied().max().unwrap_or(0));
-            let tiles: Vec<u32> = least.chain(greatest).collect();
-            Ok(Visibility { reach: gpu.tensor(reach)?, tiles: gpu.tensor(&tiles)? })
-        }
-
-        fn tokens(&self) -> usize {
-            self.reach.len()
-        }
-    }
-
-    /// As [`super::forward`]: `qkv` `[tokens, qkv_dim]` (rotated) to `out` `[tokens, heads · head_dim]`, `softmax` `[tokens, heads, 2]`.
-    pub fn forward(
-        gpu: &Gpu,
-        qkv: &Slice<bf16>,
-        shape: Shape,
-        visibility: &Visibility,
-        out: &Slice<bf16>,
-        softmax: &Slice<f32>,
-    ) -> Result<()> {
-        let (tokens, Shape { heads, kv_heads, head_dim }) = (visibility.tokens(), shape);
-        let lengths = [qkv.len(), out.len(), softmax.len()];
-        let wanted = [tokens * shape.qkv_dim(), tokens * shape.q_dim(), 2 * tokens * heads];
-        expect("attention forward", shape.has_kernels() && lengths == wanted, || {
-            format!("{lengths:?} elements for {wanted:?} of {tokens} tokens, {shape:?} (heads of 64 or 128)")
-        })?;
-        let mut args = vec![qkv.arg(), visibility.reach.arg(), visibility.tiles.arg(), out.arg(), softmax.arg()];
-        args.extend([tokens, heads, kv_heads].map(|n| Arg::from(n as i32)));
-        args.push(Arg::from(shape.scale()));
-        let kernel = &format!("attention_forward_hd{head_dim}_bf16");
-        let grid = [heads as u32, tokens.div_ceil(QUERIES) as u32, 1];
-        // The block's queries, and two stages of a tile's keys and values.
-        let shared = (2 * (QUERIES + 4 * KEYS) * head_dim) as u32;
-        gpu.launch(Launch { kernel, grid, block: [256, 1, 1], shared, args: &args })
-    }
-
-    /// As [`super::backward`]: `d_out` and `out` `[tokens, heads · head_dim]`, `qkv` and `d_qkv` `[tokens, qkv_dim]`, `softmax` as the
-    /// forward pass left it.
-    #[allow(clippy::too_many_arguments)]
-    pub fn backward(
-        gpu: &Gpu,
-        d_out: &Slice<bf16>,
-        qkv: &Slice<bf16>,
-        out: &Slice<bf16>,
-        softmax: &Slice<f32>,
-        shape: Shape,
-        visibility: &Visibility,
-        d_qkv: &Slice<bf16>,
-    ) -> Result<()> {
-        let (tokens, Shape { heads, kv_heads, head_dim }) = (visibility.tokens(), shape);
-        let lengths = [d_out.len(), qkv.len(), out.len(), softmax.len(), d_qkv.len()];
-        let [wide, q_wide] = [tokens * shape.qkv_dim(), tokens * shape.q_dim()];
-        let wanted = [q_wide, wide, q_wide, 2 * tokens * heads, wide];
-        expect("attention backward", shape.has_kernels() && lengths == wanted, || {
-            format!("{lengths:?} elements for {wanted:?} of {tokens} tokens, {shape:?} (heads of 64 or 128)")
-        })?;
-        let delta = gpu.uninit::<f32>(tokens * heads)?;
-        let args = [d_out.arg(), out.arg(), delta.arg(), Arg::from((tokens * heads) as i32)];
-        gpu.launch_threads(&format!("attention_backward_delta_hd{head_dim}_bf16"), q_wide / 8, &args)?;
-        let Visibility { reach, tiles } = visibility;
-        let mut args = vec![d_out.arg(), qkv.arg(), softmax.arg(), delta.arg(), reach.arg(), tiles.arg(), d_qkv.arg()];
-        args.extend([tokens, heads, kv_heads].map(|n| Arg::from(n as i32)));
-        args.push(Arg::from(shape.scale()));
-        // The block's own rows, and two stages of a tile's; beside them what 2 · 64 queries' rows are computed from.
-        let shared = 2 * 6 * KEYS * head_dim;
-        for (of, owners, shared) in [("kv", kv_heads, shared + 2 * KEYS * 12), ("q", heads, shared)] {
-            let kernel = &format!("attention_backward_{of}_hd{head_dim}_bf16");
-            let grid = [owners as u32, tokens.div_ceil(KEYS) as u32, 1];
-            gpu.launch(Launch { kernel, grid, block: [128, 1, 1], shared: shared as u32, args: &args })?;
-        }
-        Ok(())
-    }
 }

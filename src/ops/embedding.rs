@@ -79,18 +79,37 @@ pub mod cuda {
         gpu.launch_threads("embedding_forward_bf16", y.len() / 8, &args)
     }
 
-    /// `table[to] = y[from]` for each (from, to); no two `to` are the same.
-    pub fn place(gpu: &Gpu, y: &Slice<bf16>, rows: &[(u32, u32)], hidden: usize, table: &Slice<bf16>) -> Result<()> {
-        let (from, to): (Vec<u32>, Vec<u32>) = rows.iter().copied().unzip();
-        let inside = |list: &[u32], of: &Slice<bf16>| list.iter().all(|row| (*row as usize + 1) * hidden <= of.len());
-        let fits = hidden > 0 && hidden.is_multiple_of(8) && inside(&from, y) && inside(&to, table);
-        expect("embedding place", fits, || {
-            format!("rows {rows:?} of {hidden} among {} and {} elements", y.len(), table.len())
+    /// Rows to be put elsewhere: (from, to), no two `to` the same.
+    pub struct Moves {
+        /// All `from`, then all `to`.
+        lists: Tensor<u32>,
+        /// Rows that there are to take from, and to put in.
+        rows: [usize; 2],
+    }
+
+    impl Moves {
+        /// Refuses a row beyond those that there are.
+        pub fn new(gpu: &Gpu, moves: &[(u32, u32)], rows: [usize; 2]) -> Result<Moves> {
+            let (from, to): (Vec<u32>, Vec<u32>) = moves.iter().copied().unzip();
+            let inside = |list: &[u32], rows: usize| list.iter().all(|row| (*row as usize) < rows);
+            expect("embedding place", inside(&from, rows[0]) && inside(&to, rows[1]), || {
+                format!("moves {moves:?} of {rows:?} rows")
+            })?;
+            Ok(Moves { lists: gpu.tensor(&[from, to].concat())?, rows })
+        }
+    }
+
+    /// `table[to] = y[from]` for each of `moves`.
+    pub fn place(gpu: &Gpu, y: &Slice<bf16>, moves: &Moves, hidden: usize, table: &Slice<bf16>) -> Result<()> {
+        let (lengths, wanted) = ([y.len(), table.len()], moves.rows.map(|n| n * hidden));
+        expect("embedding place", hidden > 0 && hidden.is_multiple_of(8) && lengths == wanted, || {
+            format!("{lengths:?} elements for {:?} rows of {hidden} (a multiple of 8)", moves.rows)
         })?;
-        let (from, to) = (gpu.tensor(&from)?, gpu.tensor(&to)?);
-        let sizes = [rows.len(), hidden].map(|n| Arg::from(n as i32));
-        let args = [from.arg(), to.arg(), y.arg(), table.arg(), sizes[0], sizes[1]];
-        gpu.launch_threads("embedding_place_bf16", rows.len() * hidden / 8, &args)
+        let n = moves.lists.len() / 2;
+        let (from, to) = (moves.lists.arg(), Arg::Address(moves.lists.address() + (n * size_of::<u32>()) as u64));
+        let sizes = [n, hidden].map(|n| Arg::from(n as i32));
+        let args = [from, to, y.arg(), table.arg(), sizes[0], sizes[1]];
+        gpu.launch_threads("embedding_place_bf16", n * hidden / 8, &args)
     }
 
     /// Adds to `d_table`, in token order.

@@ -3,9 +3,11 @@
 use super::forward::cross_entropy;
 use super::inputs::AdamWInputs;
 use super::tensors::Tensors;
-use super::{echo, sketch, zeros_like};
-use crate::model::{Model, Params};
-use crate::ops::adamw::{self, AdamW};
+use super::{echo, sketch};
+use crate::config::Optim;
+use crate::device;
+use crate::model::Params;
+use crate::train::learner::Learner;
 use serde_json::{Value, json};
 
 pub struct AdamWOutputs {
@@ -16,36 +18,36 @@ pub struct AdamWOutputs {
     pub update_l2: Vec<f64>,
 }
 
-pub fn compute(model: &Model, inputs: &AdamWInputs, raw: &Value, tensors: &mut Tensors) -> AdamWOutputs {
-    let mut trained = model.clone();
-    let (mut m, mut v) = (zeros_like(model), zeros_like(model));
+/// Trains the learner, whose moments are 0.
+pub fn compute(
+    learner: &mut Learner,
+    inputs: &AdamWInputs,
+    raw: &Value,
+    tensors: &mut Tensors,
+) -> device::Result<AdamWOutputs> {
+    let optim = Optim {
+        beta1: inputs.betas[0],
+        beta2: inputs.betas[1],
+        eps: inputs.eps,
+        weight_decay: inputs.weight_decay,
+        clip: inputs.clip,
+        ..Optim::default()
+    };
+    let first = learner.model.params.flat.clone();
     let (mut steps, mut update_l2) = (Vec::new(), Vec::new());
     for (k, batch) in inputs.batches.iter().enumerate() {
-        let ce = cross_entropy(&trained, batch);
-        let norm = adamw::grad_norm(&ce.grads.flat);
-        steps.push(json!({ "loss": ce.loss as f32, "grad_norm_before_clip": norm as f32 }));
-        let o = AdamW {
-            lr: inputs.lr,
-            beta1: inputs.betas[0],
-            beta2: inputs.betas[1],
-            eps: inputs.eps,
-            weight_decay: inputs.weight_decay,
-            grad_scale: adamw::clip_scale(norm, inputs.clip),
-            step: k as u32 + 1,
-        };
-        let layout = trained.params.layout.clone();
-        for e in &layout.entries {
-            let r = e.range.clone();
-            let (p, g) = (&mut trained.params.flat[r.clone()], &ce.grads.flat[r.clone()]);
-            adamw::step(&o, e.decay, p, g, &mut m.flat[r.clone()], &mut v.flat[r]);
-        }
-        let shape = [layout.entries.len(), sketch::COLUMNS];
-        tensors.insert_f64(format!("adamw.step{}.sketch", k + 1), &shape, sketch::of(&trained.params));
-        let moved = trained.params.flat.iter().zip(&model.params.flat);
+        let loss = cross_entropy(learner, batch)?;
+        let norm = learner.step(&optim, inputs.lr)?.grad_norm;
+        steps.push(json!({ "loss": loss as f32, "grad_norm_before_clip": norm as f32 }));
+        learner.read_back()?;
+        let params = &learner.model.params;
+        let shape = [params.layout.entries.len(), sketch::COLUMNS];
+        tensors.insert_f64(format!("adamw.step{}.sketch", k + 1), &shape, sketch::of(params));
+        let moved = params.flat.iter().zip(&first);
         update_l2.push(moved.map(|(a, b)| (f64::from(*a) - f64::from(*b)).powi(2)).sum::<f64>().sqrt());
     }
     let mut json = echo(raw, &["lr", "betas", "eps", "weight_decay", "clip", "batches"]);
     json.insert("no_decay".into(), "norm weights and biases".into());
     json.insert("steps".into(), steps.into());
-    AdamWOutputs { json: json.into(), params: trained.params, update_l2 }
+    Ok(AdamWOutputs { json: json.into(), params: learner.model.params.clone(), update_l2 })
 }

@@ -29,7 +29,7 @@ impl Report {
 pub fn check(set: &Path) -> Result<Report, ReferenceError> {
     let mut report = Report::default();
     for name in models(set)? {
-        let ours = compute(set, &name)?;
+        let ours = compute(set, &name, None)?;
         let rows = Judge::new(set, &name, &ours)?.run()?;
         report.rows.extend(rows.into_iter().map(|row| (name.clone(), row)));
     }

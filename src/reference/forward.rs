@@ -3,35 +3,78 @@
 use super::inputs::Batch;
 use super::tensors::Tensors;
 use super::{echo, sketch, zeros_like};
+use crate::device;
 use crate::forest::Forest;
 use crate::model::{Activations, Keep, Model, Params};
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::rope;
-use serde_json::{Value, json};
+use crate::train::learner::Learner;
+use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
 pub struct ForwardOutputs {
-    pub json: Value,
+    pub json: Map<String, Value>,
     pub grads: Params,
 }
 
-/// `stored` models also give their hidden states.
-pub fn compute(model: &Model, batch: &Batch, stored: bool, raw: &Value, tensors: &mut Tensors) -> ForwardOutputs {
-    let (vocab, hidden) = (model.config.vocab_size, model.config.hidden_size);
-    // One more token behind each sequence (it sees all, and nothing sees it) asks for the entropy at the last position too.
-    let extended: Vec<Vec<u32>> = batch.sequences.iter().map(|s| [s.as_slice(), &[0]].concat()).collect();
-    let forest = Forest::new(&extended);
-    let mut acts = Activations::default();
-    model.forward(&forest, Keep::LayerInputs, &mut acts);
+/// Log-probs, entropies, the loss and its gradient, where the learner computes them; RoPE tables.
+pub fn compute(
+    learner: &mut Learner,
+    batch: &Batch,
+    raw: &Value,
+    tensors: &mut Tensors,
+) -> device::Result<ForwardOutputs> {
+    let forest = extended(batch);
     for (i, path) in forest.paths.iter().enumerate() {
-        let (mut logprob, entropy) = model.logprobs(&forest, &acts, &path[1..], 1.0);
+        let (mut logprob, entropy) = learner.logprobs(&forest, &path[1..], 1.0)?;
         logprob.pop();
         if !logprob.is_empty() {
             tensors.insert_f32(format!("seq{i}.logprobs"), &[logprob.len()], logprob);
         }
         tensors.insert_f32(format!("seq{i}.entropy"), &[entropy.len()], entropy);
     }
+    let longest = batch.sequences.iter().map(Vec::len).max().unwrap_or(0);
+    let config = &learner.model.config;
+    let tables = rope::Tables::new(config.rope_theta, config.head_dim, longest);
+    let half = config.head_dim / 2;
+    tensors.insert_f32("rope.inv_freq", &[half], tables.inv_freq);
+    tensors.insert_f32("rope.cos", &[longest, half], tables.cos);
+    tensors.insert_f32("rope.sin", &[longest, half], tables.sin);
 
+    let loss = cross_entropy(learner, batch)?;
+    let grads = learner.take_grads()?;
+    tensors.insert_f64("ce.sketch", &[grads.layout.entries.len(), sketch::COLUMNS], sketch::of(&grads));
+    let mut json = echo(raw, &["sequences", "prompt_lens", "pad_id", "logits_sequence"]);
+    json.insert("ce_loss".into(), json!(loss as f32));
+    json.insert("completion_tokens".into(), json!(masks(batch).iter().flatten().filter(|m| **m).count()));
+    Ok(ForwardOutputs { json, grads })
+}
+
+/// One more token behind each sequence (it sees all, and nothing sees it) asks for the entropy at the last position too.
+fn extended(batch: &Batch) -> Forest {
+    let extended: Vec<Vec<u32>> = batch.sequences.iter().map(|s| [s.as_slice(), &[0]].concat()).collect();
+    Forest::new(&extended)
+}
+
+/// The completion tokens of each sequence; its first token has no log-prob.
+fn masks(batch: &Batch) -> Vec<Vec<bool>> {
+    let mask = |(s, prompt): (&Vec<u32>, &usize)| (0..s.len()).map(|t| t >= (*prompt).max(1)).collect();
+    batch.sequences.iter().zip(&batch.prompt_lens).map(mask).collect()
+}
+
+/// Mean of −log p over the completion tokens of a batch; adds its gradient to the learner's.
+pub fn cross_entropy(learner: &mut Learner, batch: &Batch) -> device::Result<f64> {
+    let masks = masks(batch);
+    let pairs: Vec<(&[u32], &[bool])> = batch.sequences.iter().zip(&masks).map(|(s, m)| (&s[..], &m[..])).collect();
+    learner.cross_entropy(&pairs)
+}
+
+/// Logits of one sequence; `stored` models also give its hidden states. On the CPU.
+pub fn states(model: &Model, batch: &Batch, stored: bool, tensors: &mut Tensors) {
+    let (vocab, hidden) = (model.config.vocab_size, model.config.hidden_size);
+    let forest = extended(batch);
+    let mut acts = Activations::default();
+    model.forward(&forest, Keep::LayerInputs, &mut acts);
     let path = &forest.paths[batch.logits_sequence];
     let path = &path[..path.len() - 1];
     let rows =
@@ -44,77 +87,49 @@ pub fn compute(model: &Model, batch: &Batch, stored: bool, raw: &Value, tensors:
         states.extend(normed);
         tensors.insert_f32("hidden_states", &[layers + 1, path.len(), hidden], states);
     }
-
-    let longest = batch.sequences.iter().map(Vec::len).max().unwrap_or(0);
-    let tables = rope::Tables::new(model.config.rope_theta, model.config.head_dim, longest);
-    let half = model.config.head_dim / 2;
-    tensors.insert_f32("rope.inv_freq", &[half], tables.inv_freq);
-    tensors.insert_f32("rope.cos", &[longest, half], tables.cos);
-    tensors.insert_f32("rope.sin", &[longest, half], tables.sin);
-
-    let ce = cross_entropy(model, batch);
-    tensors.insert_f64("ce.sketch", &[ce.grads.layout.entries.len(), sketch::COLUMNS], sketch::of(&ce.grads));
-    let pad_row = |grads: &[f32]| l2(&grads[batch.pad_id as usize * hidden..][..hidden]);
-    let embedding = |p: &Params| pad_row(p.get("model.embed_tokens.weight").unwrap_or_default());
-    let mut json = echo(raw, &["sequences", "prompt_lens", "pad_id", "logits_sequence"]);
-    json.insert("ce_loss".into(), json!(ce.loss as f32));
-    json.insert("completion_tokens".into(), json!(ce.tokens));
-    json.insert(
-        "padding_idx_effect".into(),
-        json!({
-            "pad_row_grad_l2": embedding(&ce.grads),
-            "pad_row_grad_l2_if_config_pad_token_id_set": pad_row(&ce.head_embedding),
-        }),
-    );
-    ForwardOutputs { json: json.into(), grads: ce.grads }
 }
 
-/// Mean of −log p over the completion tokens of a batch, and its gradient.
-pub struct CrossEntropy {
-    pub loss: f64,
-    pub tokens: usize,
-    pub grads: Params,
-    /// The embedding's gradient before the backward pass reached the input side: the head's part of it (0 when untied).
-    pub head_embedding: Vec<f32>,
-}
-
-pub fn cross_entropy(model: &Model, batch: &Batch) -> CrossEntropy {
+/// The padding token's row of the embedding's gradient `grads`, and of the head's part of it (0 when untied), which is all that
+/// is left when the row gets no gradient as an input. On the CPU.
+pub fn padding(model: &Model, batch: &Batch, grads: &Params) -> Value {
     let forest = Forest::new(&batch.sequences);
     let mut terms: BTreeMap<u32, f64> = BTreeMap::new();
-    for (path, prompt) in forest.paths.iter().zip(&batch.prompt_lens) {
-        for node in path.iter().skip((*prompt).max(1)) {
-            *terms.entry(*node).or_default() += 1.0;
-        }
+    for (path, mask) in forest.paths.iter().zip(masks(batch)) {
+        path.iter().zip(mask).filter(|(_, m)| *m).for_each(|(node, _)| *terms.entry(*node).or_default() += 1.0);
     }
     let tokens = terms.values().sum::<f64>();
     terms.values_mut().for_each(|t| *t /= tokens.max(1.0));
-    let (mut loss, mut head_embedding) = (0.0, Vec::new());
-    let grads = gradient(model, &forest, &terms, Some(&mut head_embedding), &mut loss);
-    CrossEntropy { loss, tokens: tokens as usize, grads, head_embedding }
+    let (mut acts, mut of_head) = (Activations::default(), zeros_like(model));
+    model.forward(&forest, Keep::Nothing, &mut acts);
+    head_gradient(model, &forest, &terms, &acts, &mut of_head);
+    let hidden = model.config.hidden_size;
+    let row = |p: &Params| {
+        l2(&p.get("model.embed_tokens.weight").unwrap_or_default()[batch.pad_id as usize * hidden..][..hidden])
+    };
+    json!({ "pad_row_grad_l2": row(grads), "pad_row_grad_l2_if_config_pad_token_id_set": row(&of_head) })
 }
 
-/// Adds Σ weight · −log p over `terms` (node → weight) to `loss`, and returns its gradient.
-pub fn gradient(
+/// Adds the gradient of Σ weight · −log p over `terms` (node → weight) by the head; the gradient by the final hidden states.
+fn head_gradient(
     model: &Model,
     forest: &Forest,
     terms: &BTreeMap<u32, f64>,
-    head_embedding: Option<&mut Vec<f32>>,
-    loss: &mut f64,
-) -> Params {
+    acts: &Activations,
+    grads: &mut Params,
+) -> Vec<f32> {
     let nodes: Vec<u32> = terms.keys().copied().collect();
     let weights: Vec<f64> = terms.values().copied().collect();
-    let mut token = |i: usize, logprob: f32, _entropy: f32| {
-        *loss -= weights[i] * f64::from(logprob);
-        TokenGrad { logprob: -weights[i] as f32, entropy: 0.0 }
-    };
-    let mut acts = Activations::default();
-    model.forward(forest, Keep::All, &mut acts);
-    let mut grads = zeros_like(model);
+    let mut token = |i: usize, _: f32, _: f32| TokenGrad { logprob: -weights[i] as f32, entropy: 0.0 };
     let mut d_hidden = Vec::new();
-    model.head_backward(forest, &acts, &nodes, 1.0, &mut token, &mut d_hidden, &mut grads);
-    if let Some(out) = head_embedding {
-        *out = grads.get("model.embed_tokens.weight").unwrap_or_default().to_vec();
-    }
+    model.head_backward(forest, acts, &nodes, 1.0, &mut token, &mut d_hidden, grads);
+    d_hidden
+}
+
+/// The gradient of Σ weight · −log p over `terms` (node → weight). On the CPU.
+pub fn gradient(model: &Model, forest: &Forest, terms: &BTreeMap<u32, f64>) -> Params {
+    let (mut acts, mut grads) = (Activations::default(), zeros_like(model));
+    model.forward(forest, Keep::All, &mut acts);
+    let mut d_hidden = head_gradient(model, forest, terms, &acts, &mut grads);
     model.backward(forest, &mut acts, &mut d_hidden, &mut grads);
     grads
 }

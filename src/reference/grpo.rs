@@ -5,10 +5,12 @@ use super::inputs::{Advantages, Case, Grpo, Level, LossType, Scale};
 use super::tensors::Tensors;
 use super::{GRPO_GRADS_CASE, ReferenceError, echo, sketch, zeros_like};
 use crate::config::{self, Aggregation, RatioLevel};
+use crate::device;
 use crate::forest::Forest;
-use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample};
-use crate::model::{Activations, Keep, Model, Params};
+use crate::grpo::{LossReport, Normaliser, Sample};
+use crate::model::Params;
 use crate::ops::advantage::{self, advantages};
+use crate::train::learner::Learner;
 use serde_json::{Map, Value, json};
 use std::path::Path;
 
@@ -26,7 +28,7 @@ struct Given {
 }
 
 pub fn compute(
-    model: &Model,
+    learner: &mut Learner,
     inputs: &Grpo,
     raw: &Value,
     given: &Tensors,
@@ -50,17 +52,17 @@ pub fn compute(
     tensors.insert_f32("grpo.advantages_group", &[rows], computed.group.clone());
     tensors.insert_f32("grpo.advantages_none", &[rows], computed.none.clone());
     tensors.insert_f32("grpo.advantages_batch", &[rows], computed.batch.clone());
-    policy(model, inputs, width, tensors);
+    policy(learner, inputs, width, tensors)?;
 
     let fed = inputs.advantages.as_ref().unwrap_or(&computed);
     let mut cases = Map::new();
-    let mut whole = zeros_like(model);
+    let mut whole = zeros_like(&learner.model);
     for (name, raw) in &inputs.cases {
         let case: Case = serde_json::from_value(raw.clone()).map_err(|e| ReferenceError::Corrupt {
             file: golden.join("golden.json"),
             reason: format!("grpo case `{name}`: {e}"),
         })?;
-        let (result, grads) = run_case(model, inputs, &case, fed, &given, width);
+        let (result, grads) = run_case(learner, inputs, &case, fed, &given, width)?;
         let shape = [grads.layout.entries.len(), sketch::COLUMNS];
         tensors.insert_f64(format!("grpo.{name}.sketch"), &shape, sketch::of(&grads));
         let parameters = ["loss", "scale", "beta", "lo", "hi", "bc", "level", "old", "temp", "tool", "empty", "micro"];
@@ -129,31 +131,30 @@ fn sequence(inputs: &Grpo, row: usize) -> (Vec<u32>, usize) {
 }
 
 /// The policy's log-probs and entropies at temperature 1, 0 at padding.
-fn policy(model: &Model, inputs: &Grpo, width: usize, tensors: &mut Tensors) {
+fn policy(learner: &mut Learner, inputs: &Grpo, width: usize, tensors: &mut Tensors) -> device::Result<()> {
     let rows = inputs.completions.len();
     let sequences: Vec<Vec<u32>> = (0..rows).map(|row| sequence(inputs, row).0).collect();
     let forest = Forest::new(&sequences);
-    let mut acts = Activations::default();
-    model.forward(&forest, Keep::Nothing, &mut acts);
     let (mut logps, mut entropies) = (vec![0.0; rows * width], vec![0.0; rows * width]);
     for (row, path) in forest.paths.iter().enumerate() {
-        let (logp, entropy) = model.logprobs(&forest, &acts, &path[sequence(inputs, row).1..], 1.0);
+        let (logp, entropy) = learner.logprobs(&forest, &path[sequence(inputs, row).1..], 1.0)?;
         logps[row * width..][..logp.len()].copy_from_slice(&logp);
         entropies[row * width..][..entropy.len()].copy_from_slice(&entropy);
     }
     tensors.insert_f32("grpo.policy_logps", &[rows, width], logps);
     tensors.insert_f32("grpo.entropy", &[rows, width], entropies);
+    Ok(())
 }
 
 /// Losses, norm, metrics and the gradient of one case.
 fn run_case(
-    model: &Model,
+    learner: &mut Learner,
     inputs: &Grpo,
     case: &Case,
     fed: &Advantages,
     given: &Given,
     width: usize,
-) -> (Map<String, Value>, Params) {
+) -> device::Result<(Map<String, Value>, Params)> {
     let config = config::Grpo {
         aggregation: match case.loss {
             LossType::Dapo => Aggregation::TokenMean,
@@ -200,10 +201,11 @@ fn run_case(
         .collect();
 
     let norm = Normaliser::new(&samples, case.micro);
-    let mut grads = zeros_like(model);
     let parts = samples.chunks(samples.len().div_ceil(case.micro.max(1)));
-    let reports: Vec<LossReport> =
-        parts.map(|part| micro_batch(model, &config, part, norm, case.temp, &mut grads)).collect();
+    let reports: Vec<LossReport> = parts
+        .map(|part| Ok(learner.policy(&config, part, norm, case.temp, &mut |_, _| {})?.0))
+        .collect::<device::Result<_>>()?;
+    let grads = learner.take_grads()?;
 
     let list = |f: fn(&LossReport) -> f64| reports.iter().map(|r| f(r) as f32).collect::<Vec<f32>>();
     let mut metrics = Map::new();
@@ -223,30 +225,5 @@ fn run_case(
         "metrics": metrics,
     });
     let Value::Object(result) = result else { unreachable!("json! of braces is an object") };
-    (result, grads)
-}
-
-/// One pass over a micro-batch; adds to `grads`.
-fn micro_batch(
-    model: &Model,
-    config: &config::Grpo,
-    samples: &[Sample],
-    norm: Normaliser,
-    temperature: f32,
-    grads: &mut Params,
-) -> LossReport {
-    let sequences: Vec<&[u32]> = samples.iter().map(|s| s.tokens.as_slice()).collect();
-    let forest = Forest::new(&sequences);
-    let mut acts = Activations::default();
-    model.forward(&forest, Keep::All, &mut acts);
-    let mut loss = PolicyLoss::new(config, &forest, samples, norm);
-    let nodes = loss.nodes().to_vec();
-    if loss.needs_logprobs() {
-        loss.set_logprobs(&model.logprobs(&forest, &acts, &nodes, temperature).0);
-    }
-    let mut d_hidden = Vec::new();
-    let mut token = |i: usize, logprob: f32, entropy: f32| loss.token(i, logprob, entropy);
-    model.head_backward(&forest, &acts, &nodes, temperature, &mut token, &mut d_hidden, grads);
-    model.backward(&forest, &mut acts, &mut d_hidden, grads);
-    loss.finish()
+    Ok((result, grads))
 }

@@ -19,9 +19,11 @@ mod tokenizer;
 pub use check::{Report, check};
 pub use compare::Row;
 
+use crate::device::Gpu;
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::tokenizer::TokenizerError;
 use crate::model::{Model, Params};
+use crate::train::learner::Learner;
 use inputs::Inputs;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -44,6 +46,8 @@ pub enum ReferenceError {
     NoInput { file: PathBuf, tensor: String },
     #[error("{0} holds no models; expected a folder models/ with one folder per model")]
     NoModels(PathBuf),
+    #[error(transparent)]
+    Device(#[from] crate::device::Error),
     #[error(transparent)]
     Checkpoint(#[from] CheckpointError),
     #[error(transparent)]
@@ -70,9 +74,10 @@ const GRPO_GRADS: &str = "grpo_dapo_kl_grads";
 /// The GRPO case whose whole gradient is in [`GRPO_GRADS`].
 const GRPO_GRADS_CASE: &str = "dapo_kl";
 
-/// Replays model `name` of the set at `set` and writes `out/name/` and `out/tokenizer_golden.json`.
-pub fn replay(set: &Path, name: &str, out: &Path) -> Result<(), ReferenceError> {
-    let outputs = compute(set, name)?;
+/// Replays model `name` of the set at `set` and writes `out/name/` and `out/tokenizer_golden.json`. On a GPU what training computes:
+/// log-probs, losses, gradients and steps.
+pub fn replay(set: &Path, name: &str, out: &Path, gpu: Option<&Gpu>) -> Result<(), ReferenceError> {
+    let outputs = compute(set, name, gpu)?;
     let dir = out.join(name);
     std::fs::create_dir_all(&dir).map_err(|source| ReferenceError::Write { file: dir.clone(), source })?;
     write_json(&dir.join("golden.json"), &outputs.json)?;
@@ -83,8 +88,8 @@ pub fn replay(set: &Path, name: &str, out: &Path) -> Result<(), ReferenceError> 
     write_json(&out.join(tokenizer::FILE), &tokenizer::compute(set)?)
 }
 
-/// Computes everything that `golden/NAME/` holds from the set's inputs.
-pub(crate) fn compute(set: &Path, name: &str) -> Result<Outputs, ReferenceError> {
+/// Computes everything that `golden/NAME/` holds from the set's inputs; with a GPU what [`replay`] says.
+pub(crate) fn compute(set: &Path, name: &str, gpu: Option<&Gpu>) -> Result<Outputs, ReferenceError> {
     crate::device::cpu::use_exact_products();
     let model_dir = set.join("models").join(name);
     let model = checkpoint::load(&model_dir)?;
@@ -103,11 +108,23 @@ pub(crate) fn compute(set: &Path, name: &str) -> Result<Outputs, ReferenceError>
     let wanted = |stem: &str| if any { has(stem) } else { stored };
 
     let mut tensors = Tensors::default();
-    let forward = forward::compute(&model, &inputs.forward, stored, &raw["forward"], &mut tensors);
-    let adamw = adamw::compute(&model, &inputs.adamw, &raw["adamw"], &mut tensors);
-    let persample = persample::compute(&model, &inputs.persample, &raw["persample"], &mut tensors)?;
-    let generate = generate::compute(&model, &inputs, &raw["generate"], &mut tensors);
-    let grpo = grpo::compute(&model, &inputs.grpo, &raw["grpo"], &given, &golden, &mut tensors)?;
+    let mut learner = Learner::new(model.clone(), false);
+    if let Some(gpu) = gpu {
+        learner.to_gpu(gpu, 1)?;
+    }
+    let mut forward = forward::compute(&mut learner, &inputs.forward, &raw["forward"], &mut tensors)?;
+    let grpo = grpo::compute(&mut learner, &inputs.grpo, &raw["grpo"], &given, &golden, &mut tensors)?;
+    let adamw = adamw::compute(&mut learner, &inputs.adamw, &raw["adamw"], &mut tensors)?;
+    let names: Vec<&str> = sketch::by_name(&model.params).iter().map(|e| e.name.as_str()).collect();
+    let mut json = serde_json::json!({ "model": name, "parameters": names, "adamw": adamw.json, "grpo": grpo.json });
+    if gpu.is_none() {
+        forward::states(&model, &inputs.forward, stored, &mut tensors);
+        let padding = forward::padding(&model, &inputs.forward, &forward.grads);
+        forward.json.insert("padding_idx_effect".into(), padding);
+        json["persample"] = persample::compute(&model, &inputs.persample, &raw["persample"], &mut tensors)?;
+        json["generate"] = generate::compute(&model, &inputs, &raw["generate"], &mut tensors);
+    }
+    json["forward"] = forward.json.into();
 
     let mut whole = Vec::new();
     for (stem, params) in [(CE_GRADS, &forward.grads), (ADAMW_PARAMS, &adamw.params), (GRPO_GRADS, &grpo.grads)] {
@@ -115,16 +132,6 @@ pub(crate) fn compute(set: &Path, name: &str) -> Result<Outputs, ReferenceError>
             whole.push((stem, named(params)));
         }
     }
-    let names: Vec<&str> = sketch::by_name(&model.params).iter().map(|e| e.name.as_str()).collect();
-    let json = serde_json::json!({
-        "model": name,
-        "parameters": names,
-        "forward": forward.json,
-        "adamw": adamw.json,
-        "persample": persample,
-        "generate": generate,
-        "grpo": grpo.json,
-    });
     Ok(Outputs { json, tensors, whole, update_l2: adamw.update_l2 })
 }
 

@@ -69,7 +69,7 @@ fn gradient(model: &Model, inputs: &PerSample, i: usize, advantage: f64) -> Para
     let completion: Vec<u32> = forest.paths[0].iter().copied().skip(inputs.batch.prompt_lens[i].max(1)).collect();
     let weight = advantage / completion.len().max(1) as f64;
     let terms: BTreeMap<u32, f64> = completion.into_iter().map(|node| (node, weight)).collect();
-    forward::gradient(model, &forest, &terms, None, &mut 0.0)
+    forward::gradient(model, &forest, &terms)
 }
 
 /// The inner products of each tensor's gradients, by name.

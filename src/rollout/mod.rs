@@ -132,10 +132,10 @@ impl Group {
     /// One member fewer will need the prompt.
     fn release(&mut self, cache: &mut dyn Decoder) {
         self.expected -= 1;
-        if self.expected == 0 {
-            if let Some(slot) = self.slot.take() {
-                cache.free(slot);
-            }
+        if self.expected == 0
+            && let Some(slot) = self.slot.take()
+        {
+            cache.free(slot);
         }
     }
 }

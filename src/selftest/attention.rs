@@ -4,7 +4,8 @@ use super::{BF16, Probe, Size, randoms_bf16, widen};
 use crate::bench::ceilings::Work;
 use crate::device::{Result, Slice};
 use crate::forest::Forest;
-use crate::ops::attention::{self, Shape, Visibility, cuda};
+use crate::ops::attention::cuda::{self, Backward};
+use crate::ops::attention::{self, Shape, Visibility};
 use half::bf16;
 
 /// Forests of one token, of one sequence, of several, and of branches with shared prefixes; and heads.
@@ -15,6 +16,7 @@ fn cases(p: &Probe) -> Vec<(Forest, Shape)> {
     let mut cases = vec![
         (Forest::new(&[sequence(0, 1)]), shape(1, 1, 64)),
         (Forest::new(&[sequence(0, 150)]), shape(2, 1, 128)),
+        (Forest::new(&[sequence(0, 300), branch(300, 90)]), shape(1, 1, 128)),
         (Forest::new(&[sequence(0, 66), sequence(100, 3), sequence(200, 80)]), shape(2, 2, 64)),
         (Forest::new(&[branch(300, 40), branch(400, 1), branch(500, 65)]), shape(7, 1, 64)),
         (Forest::new(&[sequence(0, 257)]), shape(4, 2, 64)),
@@ -54,10 +56,13 @@ pub fn forward(p: &mut Probe) -> Result<()> {
         let (mut want, mut want_softmax) = (vec![0.0; n * shape.q_dim()], vec![0.0; 2 * n * shape.heads]);
         attention::forward(&wide, shape, &Visibility::new(&forest.reach), &mut want, &mut want_softmax);
         let (qkv, visibility) = (gpu.tensor(&narrow)?, cuda::Visibility::new(gpu, &forest.reach)?);
-        let (out, softmax) = (gpu.uninit::<bf16>(want.len())?, gpu.uninit::<f32>(want_softmax.len())?);
-        p.time(flops(&forest, shape, 4.0), || cuda::forward(gpu, &qkv, shape, &visibility, &out, &softmax))?;
-        near(p, &what, &out, &want, 1.5)?;
-        p.close(&format!("maxima and sums of {what}"), &*softmax, &want_softmax, 1e-4)?;
+        // The kernel that every GPU has, and then the one that this one uses.
+        for forward in [cuda::forward_portable, cuda::forward] {
+            let (out, softmax) = (gpu.uninit::<bf16>(want.len())?, gpu.uninit::<f32>(want_softmax.len())?);
+            p.time(flops(&forest, shape, 4.0), || forward(gpu, &qkv, shape, &visibility, &out, &softmax))?;
+            near(p, &what, &out, &want, 1.5)?;
+            p.close(&format!("maxima and sums of {what}"), &*softmax, &want_softmax, 1e-4)?;
+        }
     }
     Ok(())
 }
@@ -77,12 +82,13 @@ pub fn backward(p: &mut Probe) -> Result<()> {
         let [qkv, d_out, out] = [&narrow, &d_narrow, &o_narrow].map(|x| gpu.tensor(x));
         let (qkv, d_out, out, softmax) = (qkv?, d_out?, out?, gpu.tensor(&softmax)?);
         let visibility = cuda::Visibility::new(gpu, &forest.reach)?;
-        let d_qkv = gpu.uninit::<bf16>(want.len())?;
-        p.time(flops(&forest, shape, 10.0), || {
-            cuda::backward(gpu, &d_out, &qkv, &out, &softmax, shape, &visibility, &d_qkv)
-        })?;
         let rms = (want.iter().map(|x| f64::from(x * x)).sum::<f64>() / want.len() as f64).sqrt() as f32;
-        near(p, &format!("gradient of {n} tokens, {shape:?}"), &d_qkv, &want, 4.0 * rms)?;
+        for backward in [cuda::backward_portable, cuda::backward] {
+            let d_qkv = gpu.uninit::<bf16>(want.len())?;
+            let pass = Backward { d_out: &d_out, qkv: &qkv, out: &out, softmax: &softmax, d_qkv: &d_qkv };
+            p.time(flops(&forest, shape, 10.0), || backward(gpu, pass, shape, &visibility))?;
+            near(p, &format!("gradient of {n} tokens, {shape:?}"), &d_qkv, &want, 4.0 * rms)?;
+        }
     }
     Ok(())
 }

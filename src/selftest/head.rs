@@ -11,7 +11,7 @@ use std::collections::BTreeSet;
 
 /// Tokens, vocabulary and width, not all of them whole tiles.
 fn shapes(p: &Probe) -> Vec<(usize, usize, usize)> {
-    let mut shapes = vec![(1, 17, 8), (40, 300, 24), (150, 129, 40)];
+    let mut shapes = vec![(1, 17, 8), (40, 300, 24), (150, 129, 40), (9, 257, 72)];
     if p.size == Size::Full {
         shapes.push((1024, 32000, 896));
     }
@@ -71,10 +71,13 @@ pub fn forward(p: &mut Probe) -> Result<()> {
         let (gpu, case) = (p.gpu, Case::new(p, shape)?);
         let (logprob, entropy) = grouped_logprob::forward(case.head(), &case.targets);
         let targets = case.on_device(p)?;
-        p.time(flops(&case, shape.1, 2.0), || cuda::forward(gpu, case.cuda_head(), &targets).map(drop))?;
-        let (got, got_entropy) = cuda::forward(gpu, case.cuda_head(), &targets)?.read(gpu, &targets)?;
-        p.close(&format!("log-prob of {shape:?}"), &*gpu.tensor(&got)?, &logprob, 1e-4)?;
-        p.close(&format!("entropy of {shape:?}"), &*gpu.tensor(&got_entropy)?, &entropy, 1e-4)?;
+        // The kernel that every GPU has, and then the one that this one uses.
+        for forward in [cuda::forward_portable, cuda::forward] {
+            p.time(flops(&case, shape.1, 2.0), || forward(gpu, case.cuda_head(), &targets).map(drop))?;
+            let (got, got_entropy) = forward(gpu, case.cuda_head(), &targets)?.read(gpu, &targets)?;
+            p.close(&format!("log-prob of {shape:?}"), &*gpu.tensor(&got)?, &logprob, 1e-4)?;
+            p.close(&format!("entropy of {shape:?}"), &*gpu.tensor(&got_entropy)?, &entropy, 1e-4)?;
+        }
     }
     Ok(())
 }
@@ -92,14 +95,16 @@ pub fn backward(p: &mut Probe) -> Result<()> {
         let scores = cuda::forward(gpu, case.cuda_head(), &targets)?;
         let by = |f: &dyn Fn(TokenGrad) -> f32| -> Vec<f32> { targets.order.iter().map(|&i| f(grad(i))).collect() };
         let (d_logprob, d_entropy) = (gpu.tensor(&by(&|g| g.logprob))?, gpu.tensor(&by(&|g| g.entropy))?);
-        let (dw, dh) = (gpu.zeros::<f32>(d_weight.len())?, gpu.zeros::<bf16>(d_hidden.len())?);
-        p.time(flops(&case, shape.1, 4.0), || {
-            cuda::backward(gpu, case.cuda_head(), &targets, &scores, (&d_logprob, &d_entropy), &dw, &dh)
-        })?;
-        // Of logit gradients that were rounded to bf16: in units of the largest terms of a sum.
-        close_rounded(p, &format!("dW of {shape:?}"), &gpu.read(&*dw)?, &d_weight)?;
-        let dh: Vec<f32> = gpu.read(&*dh)?.iter().map(|x| x.to_f32()).collect();
-        close_rounded(p, &format!("dh of {shape:?}, width {width}"), &dh, &d_hidden)?;
+        for backward in [cuda::backward_portable, cuda::backward] {
+            let (dw, dh) = (gpu.zeros::<f32>(d_weight.len())?, gpu.zeros::<bf16>(d_hidden.len())?);
+            p.time(flops(&case, shape.1, 4.0), || {
+                backward(gpu, case.cuda_head(), &targets, &scores, (&d_logprob, &d_entropy), &dw, &dh)
+            })?;
+            // Of logit gradients that were rounded to bf16: in units of the largest terms of a sum.
+            close_rounded(p, &format!("dW of {shape:?}"), &gpu.read(&*dw)?, &d_weight)?;
+            let dh: Vec<f32> = gpu.read(&*dh)?.iter().map(|x| x.to_f32()).collect();
+            close_rounded(p, &format!("dh of {shape:?}, width {width}"), &dh, &d_hidden)?;
+        }
     }
     Ok(())
 }

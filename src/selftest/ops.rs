@@ -59,6 +59,7 @@ fn embedding_place(p: &mut Probe) -> Result<()> {
             want[to..to + hidden].copy_from_slice(&wide[from..from + hidden]);
         }
         let (y, table) = (gpu.tensor(&narrow)?, gpu.tensor(&table)?);
+        let moves = embedding::cuda::Moves::new(gpu, &moves, [rows, 2 * rows])?;
         p.time(Work::Bytes(4 * rows * hidden), || embedding::cuda::place(gpu, &y, &moves, hidden, &table))?;
         p.equal(&format!("{rows} x {hidden}"), &*table, &want)?;
     }

@@ -72,16 +72,16 @@ impl CudaTrainer {
         Ok(())
     }
 
-    /// Log-prob (at `temperature`) of each node of the last forward pass's forest in `nodes`.
+    /// Log-prob and entropy (at `temperature`) of each node of the last forward pass's forest in `nodes`.
     ///
     /// # Panics
     /// Without a forward pass.
-    pub fn logprobs(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<Vec<f32>> {
+    pub fn logprobs(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
         let (_, acts) = self.pass.as_ref().expect(NO_PASS);
         let (targets, weight) = (self.targets(forest, nodes)?, self.head_weight());
         let head = Head { weight: &weight, hidden: &acts.hidden, width: self.model.config.hidden_size, temperature };
         let scores = head::forward(&self.gpu, head, &targets)?;
-        Ok(scores.read(&self.gpu, &targets)?.0)
+        scores.read(&self.gpu, &targets)
     }
 
     /// Calls `loss(i, logprob, entropy)` for each of `nodes`, in a fixed order, and adds the gradient of what it says.

@@ -131,16 +131,27 @@ impl Learner {
         self.forward(&forest)?;
         let nodes = loss.nodes().to_vec();
         if loss.needs_logprobs() {
-            loss.set_logprobs(&match &self.gpu {
-                Some(gpu) => gpu.logprobs(&forest, &nodes, temperature)?,
-                None => self.model.logprobs(&forest, &self.acts, &nodes, temperature).0,
-            });
+            loss.set_logprobs(&self.scores(&forest, &nodes, temperature)?.0);
         }
         self.backward(&forest, &nodes, temperature, &mut |i, logprob, entropy| {
             watch(sampled[nodes[i] as usize], logprob);
             loss.token(i, logprob, entropy)
         })?;
         Ok((loss.finish(), forest.len()))
+    }
+
+    /// Log-prob and entropy of each of `nodes`.
+    pub fn logprobs(&mut self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+        self.forward(forest)?;
+        self.scores(forest, nodes, temperature)
+    }
+
+    /// Of the last forward pass.
+    fn scores(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+        match &self.gpu {
+            Some(gpu) => gpu.logprobs(forest, nodes, temperature),
+            None => Ok(self.model.logprobs(forest, &self.acts, nodes, temperature)),
+        }
     }
 
     /// Adds the gradient of the mean cross-entropy over the masked tokens of all sequences; returns the mean.

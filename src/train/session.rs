@@ -353,6 +353,7 @@ impl<'a> Session<'a> {
                 .with("sharing", done.shared_tokens as f64 / done.packed_tokens.max(1) as f64)
                 .with("grad_norm", step.grad_norm);
         }
+        record = s.refusals.iter().fold(record, |r, (why, count)| r.with(&format!("refused/{why}"), *count as f64));
         record = done.cosine.into_iter().fold(record, |r, cosine| r.with("decouple/cosine", cosine));
         if let Some(gcd) = &done.gcd {
             if let Some((_, Verdicts { missing, reason: Some(reason), .. })) = &gcd.judge {

@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use uncouple::device::cpu::{Mat, gemm};
-use uncouple::device::{Arg, Driver, Dtype, Error, Gpu, Launch, Matmul, Operand, Result};
+use uncouple::device::{Arg, Chip, Driver, Dtype, Error, Gpu, Launch, Matmul, Operand, Result, TensorMap, Tiling};
 
 /// A fresh device.
 pub fn gpu() -> Gpu {
@@ -21,10 +21,10 @@ pub fn quick_gpu() -> Gpu {
     Gpu::new(Emulated(Mutex::new(State { quick: true, ..State::default() })))
 }
 
-/// One on which a kernel does nothing.
+/// One on which a kernel does nothing, and each of the others runs under one schedule.
 #[allow(dead_code)] // by some of the tests
 pub fn gpu_without(kernel: &str) -> Gpu {
-    Gpu::new(Emulated(Mutex::new(State { idle: kernel.into(), ..State::default() })))
+    Gpu::new(Emulated(Mutex::new(State { idle: kernel.into(), quick: true, ..State::default() })))
 }
 
 struct Emulated(Mutex<State>);
@@ -118,6 +118,10 @@ impl State {
             Arg::Address(address) => {
                 let (buffer, offset) = self.find(*address, 0)?;
                 emulator::Arg::Inside(buffer, offset)
+            }
+            Arg::Map(TensorMap(words)) => {
+                let map: emulator::TensorMap = bytemuck::cast(*words);
+                emulator::Arg::Map(self.find(map.address(), 0)?.0, map)
             }
             Arg::Scalar { words, bytes } => {
                 emulator::Arg::Scalar(bytemuck::cast_slice::<u64, u8>(words)[..*bytes].to_vec())
@@ -226,6 +230,24 @@ impl Driver for Emulated {
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
         self.state().ask(Command::Copy { from, to, bytes })
+    }
+
+    fn chip(&self) -> Chip {
+        Chip { compute_capability: (9, 0), multiprocessors: 3 }
+    }
+
+    fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap> {
+        let Tiling { address, rows, columns, box_rows } = *tiling;
+        let map = emulator::TensorMap::new(&emulator::Tiling {
+            address: address as usize,
+            element_bytes: 2,
+            sizes: vec![columns, rows],
+            strides: vec![2 * columns],
+            tile: vec![Tiling::BOX_COLUMNS as usize, box_rows as usize],
+            swizzle: emulator::Swizzle::B128,
+        });
+        let refused = |problem| Error::Call { what: "make a tensor map", problem };
+        map.map(|map| TensorMap(bytemuck::cast(map))).map_err(refused)
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {

@@ -85,7 +85,8 @@ fn every_kernel_is_built_and_stays_in_registers() {
     let emulated = kernel_emulator::kernels();
     let written: BTreeSet<&str> = emulated.into_iter().filter(|k| !k.starts_with("planted_")).collect();
     assert_eq!(on("sm_90a"), written);
-    assert_eq!(on("sm_80"), written);
+    let portable = written.into_iter().filter(|k| !k.contains("_hopper_")).collect();
+    assert_eq!(on("sm_80"), portable);
     for u in &usage {
         println!("{:32} {:7} {:3} registers, {:5} bytes shared", u.kernel, u.arch, u.registers, u.shared);
         assert!(u.arch != "sm_90a" || u.in_registers(), "{u:?} spills, or keeps an array in local memory");

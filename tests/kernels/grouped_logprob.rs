@@ -1,11 +1,22 @@
 use crate::*;
-use kernel_emulator::{args, launch};
+use kernel_emulator::{Swizzle, TensorMap, Tiling, args, launch};
 use uncouple::config::{Aggregation, Grpo, RatioLevel};
 use uncouple::forest::Forest;
 use uncouple::grpo::{Normaliser, PolicyLoss, Sample};
 use uncouple::ops::grouped_logprob::{self as op, Head, HeadGrads, Target, TokenGrad};
 
 const SHARED: usize = 48 << 10;
+const HOPPER_SHARED: usize = 196672;
+
+/// A matrix as one kind of kernels takes it, or as Hopper's do.
+fn matrix(buffer: &Buffer, width: usize, hopper: bool) -> Arg<'_> {
+    if !hopper {
+        return buffer.into();
+    }
+    let (address, sizes, strides) = (buffer.address(), vec![width, buffer.size() / (2 * width)], vec![2 * width]);
+    let map = Tiling { address, element_bytes: 2, sizes, strides, tile: vec![64, 64], swizzle: Swizzle::B128 };
+    Arg::Map(buffer, TensorMap::new(&map).unwrap())
+}
 
 /// A head, what it reads, and 0 to 3 targets a row.
 struct Case {
@@ -59,15 +70,21 @@ impl Case {
         Buffer::new(&self.targets.iter().map(|t| t.token).collect::<Vec<_>>())
     }
 
-    fn score(&self, splits: usize) -> Scored {
-        let (hidden, weight) = (Buffer::new(&self.hidden.0), Buffer::new(&self.weight.0));
+    fn score(&self, splits: usize, hopper: bool) -> Scored {
+        let buffers = [Buffer::new(&self.hidden.0), Buffer::new(&self.weight.0)];
+        let [hidden, weight] = [0, 1].map(|i| matrix(&buffers[i], self.width, hopper));
+        // Hopper's tiles are twice as wide: a block has several.
+        let splits = if hopper { splits.div_ceil(2) } else { splits };
         let (start, tokens) = (Buffer::new(&self.start), self.tokens());
         let (rows, vocab, width) = (self.rows as i32, self.vocab as i32, self.width as i32);
         let partial = Buffer::poisoned::<f32>(3 * splits * self.rows);
         let logit = Buffer::poisoned::<f32>(self.targets.len());
-        let args = args![&hidden, &weight, &start, &tokens, &partial, &logit, rows, vocab, width, self.scale()];
+        let args = args![hidden, weight, &start, &tokens, &partial, &logit, rows, vocab, width, self.scale()];
         let grid = (self.rows.div_ceil(128) as u32, splits as u32);
-        launch("grouped_logprob_forward_bf16", grid, 256, SHARED, args).unwrap();
+        match hopper {
+            true => launch("grouped_logprob_hopper_forward_bf16", grid, 384, HOPPER_SHARED, args).unwrap(),
+            false => launch("grouped_logprob_forward_bf16", grid, 256, SHARED, args).unwrap(),
+        }
         let new = || Buffer::poisoned::<f32>(self.rows);
         let logprob = Buffer::poisoned::<f32>(self.targets.len());
         let out = Scored { max: new(), log_sum: new(), entropy: new(), logprob };
@@ -90,9 +107,9 @@ fn cases() -> [(Case, usize); 4] {
 
 #[test]
 fn forward() {
-    for (case, splits) in cases() {
+    for ((case, splits), hopper) in cases().into_iter().zip([false; 4]).chain(cases().into_iter().zip([true; 4])) {
         let (want, want_entropy) = op::forward(case.head(), &case.targets);
-        let got = case.score(splits);
+        let got = case.score(splits, hopper);
         let what = format!("{} x {} by {splits}", case.rows, case.vocab);
         assert_close(&format!("logprob of {what}"), &got.logprob.read::<f32>().unwrap(), &want, F32);
         let entropy = got.entropy.read::<f32>().unwrap();
@@ -104,6 +121,12 @@ fn forward() {
 /// d_logits, multiplied out on the host, against the gradients of the CPU op.
 #[test]
 fn grad() {
+    for hopper in [false, true] {
+        grad_by(hopper);
+    }
+}
+
+fn grad_by(hopper: bool) {
     for ((case, splits), with_entropy) in cases().into_iter().zip([false, true, true, true]) {
         let n = case.targets.len();
         let d_logprob = randoms(3, n);
@@ -116,14 +139,15 @@ fn grad() {
             entropy: d_entropy[i],
         });
 
-        let scored = case.score(splits);
+        let scored = case.score(splits, hopper);
         let d_logits = Buffer::poisoned::<u16>(case.rows * stride);
-        let (hidden, weight) = (Buffer::new(&case.hidden.0), Buffer::new(&case.weight.0));
+        let buffers = [Buffer::new(&case.hidden.0), Buffer::new(&case.weight.0)];
+        let [hidden, weight] = [0, 1].map(|i| matrix(&buffers[i], width, hopper));
         let (start, tokens) = (Buffer::new(&case.start), case.tokens());
         let (by_logprob, by_entropy) = (Buffer::new(&d_logprob), Buffer::new(&d_entropy));
         let args = args![
-            &hidden,
-            &weight,
+            hidden,
+            weight,
             &start,
             &tokens,
             &scored.max,
@@ -139,7 +163,11 @@ fn grad() {
             case.scale()
         ];
         let grid = (case.rows.div_ceil(128) as u32, stride.div_ceil(128) as u32);
-        launch("grouped_logprob_grad_bf16", grid, 256, SHARED, args).unwrap();
+        match hopper {
+            // Two blocks, for all tiles.
+            true => launch("grouped_logprob_hopper_grad_bf16", 2, 384, HOPPER_SHARED, args).unwrap(),
+            false => launch("grouped_logprob_grad_bf16", grid, 256, SHARED, args).unwrap(),
+        }
 
         let d = read_bf16(&d_logits);
         let (mut dw, mut dh) = (vec![0.0f32; vocab * width], vec![0.0f32; case.rows * width]);

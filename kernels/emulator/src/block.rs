@@ -4,12 +4,16 @@
 //! A thread waits only at a barrier or a collective, and what it waits for is settled by the last to arrive: so a warp may run as
 //! far ahead of the others as barriers let it, which is what exposes the barrier that is missing.
 
+use crate::bulk::Bulk;
 use crate::fault::{Fault, Place};
 use crate::fiber::{self, Stack};
 use crate::kernel::Kernel;
 use crate::launch::{Dim, Schedule};
+use crate::mbarrier::{Named, Phases};
 use crate::shared::Shared;
+use crate::wgmma::{Flight, Product};
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::ffi::{CStr, c_char, c_void};
 use std::ops::Range;
 use std::ptr::null_mut;
@@ -54,18 +58,36 @@ pub struct Part {
 }
 
 #[derive(Clone, Copy)]
-enum State {
+pub enum State {
     Fresh,
     Ready,
     Barrier(Line),
     Warp(Part),
+    /// At an mbarrier, for the phase of this parity.
+    Phase {
+        address: usize,
+        parity: u32,
+        line: Line,
+    },
+    /// At a barrier with a number.
+    Named {
+        id: u32,
+        line: Line,
+    },
+    Product {
+        product: Product,
+        line: Line,
+    },
     Returned,
 }
 
-struct Thread {
-    state: State,
+pub struct Thread {
+    pub state: State,
     /// Groups of asynchronous copies committed.
     groups: u32,
+    /// Groups of products committed, and the products under way.
+    pub product_groups: u32,
+    pub flights: Vec<Flight>,
     stack: Option<Stack>,
     sp: *mut u8,
 }
@@ -89,16 +111,20 @@ pub struct Runner<'a> {
     grid: Dim,
     block: Dim,
     dynamic_shared: usize,
-    schedule: Schedule,
+    pub schedule: Schedule,
     random: u64,
     shared: Shared,
     index: [u32; 3],
-    threads: Vec<Thread>,
+    pub threads: Vec<Thread>,
     /// One bit a thread.
     ready: Vec<u64>,
     copies: Vec<Copy16>,
+    pub bulks: Vec<Bulk>,
     at_barrier: usize,
-    running: usize,
+    pub named: [Named; 16],
+    /// By address.
+    pub mbarriers: HashMap<usize, Phases>,
+    pub running: usize,
     /// Of the scheduler, while a fiber runs.
     sp: *mut u8,
     fault: Option<Fault>,
@@ -128,7 +154,10 @@ impl<'a> Runner<'a> {
             threads: Vec::new(),
             ready: Vec::new(),
             copies: Vec::new(),
+            bulks: Vec::new(),
             at_barrier: 0,
+            named: Default::default(),
+            mbarriers: HashMap::new(),
             running: 0,
             sp: null_mut(),
             fault: None,
@@ -151,7 +180,7 @@ impl<'a> Runner<'a> {
     }
 
     /// Below `n`: splitmix64.
-    fn draw(&mut self, n: usize) -> usize {
+    pub fn draw(&mut self, n: usize) -> usize {
         self.random = self.random.wrapping_add(0x9E37_79B9_7F4A_7C15);
         let mut z = self.random;
         z = (z ^ z >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
@@ -166,13 +195,18 @@ impl<'a> Runner<'a> {
         self.threads.extend((0..threads).map(|_| Thread {
             state: State::Fresh,
             groups: 0,
+            product_groups: 0,
+            flights: Vec::new(),
             stack: None,
             sp: null_mut(),
         }));
         self.ready = vec![0; threads.div_ceil(64)];
         (0..threads).for_each(|t| self.ready[t / 64] |= 1 << (t % 64));
         self.at_barrier = 0;
+        self.named = Default::default();
         self.copies.clear();
+        self.bulks.clear();
+        self.mbarriers.clear();
         self.shared.poison();
     }
 
@@ -198,7 +232,7 @@ impl<'a> Runner<'a> {
         Some(t)
     }
 
-    fn wake(&mut self, t: usize) {
+    pub fn wake(&mut self, t: usize) {
         self.threads[t].state = State::Ready;
         self.ready[t / 64] |= 1 << (t % 64);
     }
@@ -265,8 +299,8 @@ impl<'a> Runner<'a> {
         members().for_each(|i| self.wake(warp + i));
     }
 
-    pub fn shared_array(&mut self, line: Line, bytes: usize) -> Option<*mut u8> {
-        match self.shared.array(line, bytes) {
+    pub fn shared_array(&mut self, line: Line, bytes: usize, alignment: usize) -> Option<*mut u8> {
+        match self.shared.array(line, bytes, alignment) {
             Ok(array) => return Some(array),
             Err(bytes) => self.fault = Some(Fault::SharedSize { place: self.here(), bytes }),
         }
@@ -274,7 +308,31 @@ impl<'a> Runner<'a> {
     }
 
     pub fn dynamic_shared(&mut self) -> Option<*mut u8> {
-        self.shared_array(Line(c"the launch".as_ptr(), 0), self.dynamic_shared)
+        self.shared_array(Line(c"the launch".as_ptr(), 0), self.dynamic_shared, 1024)
+    }
+
+    /// As the hardware counts, from the start of the block's shared memory.
+    pub fn shared_address(&self, p: *const u8) -> usize {
+        (p as usize).wrapping_sub(self.shared.base())
+    }
+
+    pub fn is_shared(&self, address: usize, bytes: usize) -> bool {
+        self.shared.contains(&(address..address.saturating_add(bytes)))
+    }
+
+    pub fn is_global(&self, address: usize, bytes: usize) -> bool {
+        self.memory.iter().any(|r| r.start <= address && address.saturating_add(bytes) <= r.end)
+    }
+
+    /// 16 bytes at a shared address, if they are an array's.
+    pub fn shared_chunk(&self, address: usize) -> Option<[u16; 8]> {
+        let p = self.shared.base() + address;
+        // SAFETY: aligned and inside of the shared memory, as just checked.
+        (address.is_multiple_of(16) && self.is_shared(p, 16)).then(|| unsafe { *(p as *const [u16; 8]) })
+    }
+
+    pub fn anyone_waits(&self) -> bool {
+        self.threads.iter().any(|t| !matches!(t.state, State::Returned))
     }
 
     pub fn check_access(&mut self, address: usize, bytes: usize, line: Line) {
@@ -322,6 +380,11 @@ impl<'a> Runner<'a> {
             let any = self.draw(self.copies.len());
             self.copies.swap_remove(any).happen();
         }
+        if matches!(self.schedule, Schedule::Random(_)) && !self.bulks.is_empty() && self.draw(8) == 0 {
+            let any = self.draw(self.bulks.len());
+            let bulk = self.bulks.swap_remove(any);
+            self.bulk_happens(bulk);
+        }
     }
 
     /// When no thread can run.
@@ -333,6 +396,9 @@ impl<'a> Runner<'a> {
             let missing = find(&|s| !matches!(s, State::Barrier(_))).unwrap_or(t);
             let instead = match self.threads[missing].state {
                 State::Warp(part) => format!("waits in {} at {}", text(part.what), part.line.site()),
+                State::Phase { line, .. } | State::Named { line, .. } | State::Product { line, .. } => {
+                    format!("waits at {}", line.site())
+                }
                 _ => "has returned".into(),
             };
             let (arrived, threads) = (self.at_barrier, self.threads.len());
@@ -352,6 +418,21 @@ impl<'a> Runner<'a> {
             });
             let problem = format!("waits for lane {}, which has returned", missing.map_or(0, |(_, lane)| lane));
             return Err(Fault::Collective { place: self.place(t), what: text(what), site: line.site(), mask, problem });
+        }
+        let stuck = |t: usize| -> Option<(Line, String)> {
+            match self.threads[t].state {
+                State::Phase { address, parity, line } => Some((line, self.mbarrier_stuck(address, parity))),
+                State::Named { id, line } => Some((line, self.named_stuck(id))),
+                State::Product { line, .. } => Some((line, "waits for ever for the rest of its warpgroup".into())),
+                _ => None,
+            }
+        };
+        if let Some((t, (line, problem))) = (0..self.threads.len()).find_map(|t| Some((t, stuck(t)?))) {
+            return Err(Fault::Asynchronous { place: self.place(t), site: line.site(), problem });
+        }
+        if let Some(line) = self.abandoned_bulk() {
+            let problem = "a copy was still under way when the block ended".into();
+            return Err(Fault::Asynchronous { place: self.place(0), site: line.site(), problem });
         }
         match self.shared.damage() {
             Some(line) => Err(Fault::SharedGuard { place: self.place(0), site: line.site() }),
@@ -383,9 +464,15 @@ pub fn current() -> *mut Runner<'static> {
 unsafe fn run_block(this: *mut Runner, block: usize) -> Result<(), Fault> {
     unsafe {
         (*this).begin(block);
-        while let Some(t) = (*this).pick() {
-            resume(this, t);
-            (*this).time_passes();
+        loop {
+            match (*this).pick() {
+                Some(t) => {
+                    resume(this, t);
+                    (*this).time_passes();
+                }
+                None if (*this).oldest_bulk_happens() => {}
+                None => break,
+            }
             if let Some(fault) = (*this).fault.take() {
                 return Err(fault);
             }

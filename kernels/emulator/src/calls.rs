@@ -1,7 +1,9 @@
 //! What kernels call (`shim.h`): each ends in the scheduler. A call that fails does not return to its kernel.
 
-use crate::block::{Line, Part, current, suspend};
+use crate::block::{Line, Part, Runner, current, suspend};
+use crate::bulk::TensorMap;
 use crate::fault::{Fault, Site};
+use crate::wgmma::Product;
 use std::ffi::{CStr, c_char, c_int, c_void};
 use std::ptr::null_mut;
 
@@ -39,7 +41,7 @@ extern "C" fn emulator_warp(
 
 #[unsafe(no_mangle)]
 extern "C" fn emulator_shared(file: *const c_char, line: c_int, bytes: usize) -> *mut u8 {
-    unsafe { or_suspend((*current()).shared_array(Line(file, line), bytes)) }
+    unsafe { or_suspend((*current()).shared_array(Line(file, line), bytes, 16)) }
 }
 
 #[unsafe(no_mangle)]
@@ -90,5 +92,114 @@ extern "C" fn emulator_broken_promise(condition: *const c_char, file: *const c_c
         let (place, site) = ((*current()).here(), Line(file, line).site());
         (*current()).fail(Fault::BrokenPromise { place, site, condition });
         suspend();
+    }
+}
+
+/// Does what a thread asks for, and does not return to it if that was wrong.
+unsafe fn ask<T>(f: impl FnOnce(&mut Runner) -> T) -> T {
+    unsafe {
+        let result = f(&mut *current());
+        if (*current()).failed() {
+            suspend();
+        }
+        result
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_mbarrier_init(p: *mut u64, count: u32, file: *const c_char, line: c_int) {
+    unsafe { ask(|runner| runner.mbarrier_init(p, count, Line(file, line))) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_mbarrier_invalidate(p: *mut u64, file: *const c_char, line: c_int) {
+    unsafe { ask(|runner| runner.mbarrier_invalidate(p, Line(file, line))) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_mbarrier_arrive(p: *mut u64, bytes: u32, file: *const c_char, line: c_int) {
+    unsafe {
+        ask(|runner| runner.mbarrier_arrive(p, bytes, Line(file, line)));
+        if (*current()).hesitates() {
+            suspend();
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_mbarrier_wait(p: *mut u64, parity: u32, file: *const c_char, line: c_int) {
+    unsafe {
+        while !ask(|runner| runner.mbarrier_passed(p, parity, Line(file, line))) {
+            suspend();
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_named_barrier(id: u32, threads: u32, wait: u32, file: *const c_char, line: c_int) {
+    unsafe {
+        ask(|runner| runner.named_barrier(id, threads, wait != 0, Line(file, line)));
+        if wait != 0 {
+            suspend();
+        }
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_bulk_copy(
+    to: *mut u8,
+    from: *const u8,
+    bytes: u32,
+    barrier: *const u64,
+    file: *const c_char,
+    line: c_int,
+) {
+    unsafe { ask(|runner| runner.bulk_copy(to, from, bytes as usize, barrier, Line(file, line))) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_tensor_copy(
+    to: *mut u8,
+    map: *const TensorMap,
+    at: *const i32,
+    rank: u32,
+    barrier: *const u64,
+    file: *const c_char,
+    line: c_int,
+) {
+    unsafe {
+        let at = std::slice::from_raw_parts(at, rank as usize);
+        ask(|runner| runner.tensor_copy(to, &*map, at, barrier, Line(file, line)))
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_shared_address(p: *const u8) -> u32 {
+    unsafe { (*current()).shared_address(p) as u32 }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_product(product: *const Product, file: *const c_char, line: c_int) {
+    unsafe {
+        (*current()).arrive_at_product(*product, Line(file, line));
+        suspend();
+    }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_product_commit() {
+    unsafe { (*current()).product_commit() }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_product_wait(pending: u32) {
+    unsafe { ask(|runner| runner.product_wait(pending)) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_mistake(problem: *const c_char, file: *const c_char, line: c_int) {
+    unsafe {
+        let problem = CStr::from_ptr(problem).to_string_lossy().into_owned();
+        ask(|runner| runner.blame(Line(file, line), problem));
     }
 }

@@ -43,6 +43,9 @@ pub enum Fault {
     DivergentBarrier { place: Place, site: Site, other: Site },
     #[error("{place}: {what} at {site} with mask {mask:#010x} {problem}")]
     Collective { place: Place, what: &'static str, site: Site, mask: u32, problem: String },
+    /// Of an mbarrier, a barrier with a number, a bulk copy or a product of a warpgroup.
+    #[error("{place}: at {site}: {problem}")]
+    Asynchronous { place: Place, site: Site, problem: String },
     #[error("{place}: access at {site} {problem}")]
     Access { place: Place, site: Site, problem: String },
     #[error("{kernel}: wrote outside of argument {argument}, {bytes} bytes {side} it")]

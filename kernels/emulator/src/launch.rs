@@ -2,7 +2,8 @@
 
 use crate::block::Runner;
 use crate::kernel::{self, Kernel};
-use crate::{Buffer, Fault};
+use crate::{Buffer, Fault, TensorMap};
+use bytemuck::Zeroable;
 use std::ffi::c_void;
 
 /// In which order threads that could run, do; the blocks of a grid likewise.
@@ -54,12 +55,14 @@ pub enum Arg<'a> {
     Inside(&'a Buffer, usize),
     Null,
     Scalar(Vec<u8>),
+    /// Of a tensor in this buffer.
+    Map(&'a Buffer, TensorMap),
 }
 
 impl<'a> Arg<'a> {
     fn buffer(&self) -> Option<&'a Buffer> {
         match self {
-            Arg::Buffer(buffer) | Arg::Inside(buffer, _) => Some(buffer),
+            Arg::Buffer(buffer) | Arg::Inside(buffer, _) | Arg::Map(buffer, _) => Some(buffer),
             Arg::Null | Arg::Scalar(_) => None,
         }
     }
@@ -140,8 +143,9 @@ pub fn launch_under(
             Arg::Inside(buffer, offset) => (buffer.data() as usize + offset).to_ne_bytes().to_vec(),
             Arg::Null => 0usize.to_ne_bytes().to_vec(),
             Arg::Scalar(bytes) => bytes.clone(),
+            Arg::Map(_, map) => bytemuck::bytes_of(map).to_vec(),
         };
-        if (parameter.pointer == 1) == matches!(arg, Arg::Scalar(_)) {
+        if (parameter.pointer == 1) == matches!(arg, Arg::Scalar(_) | Arg::Map(..)) {
             return wrong(format!(
                 "argument {i} should {}be a buffer",
                 if parameter.pointer == 1 { "" } else { "not " }
@@ -150,9 +154,9 @@ pub fn launch_under(
         if bytes.len() != parameter.size as usize {
             return wrong(format!("argument {i} has {} bytes, should have {}", bytes.len(), parameter.size));
         }
-        // In words, so that it is aligned for any scalar.
-        let mut words = vec![0u64; bytes.len().div_ceil(8)];
-        bytemuck::cast_slice_mut::<u64, u8>(&mut words)[..bytes.len()].copy_from_slice(&bytes);
+        // As tensor maps are aligned, so for any scalar.
+        let mut words = vec![TensorMap::zeroed(); bytes.len().div_ceil(size_of::<TensorMap>())];
+        bytemuck::cast_slice_mut::<TensorMap, u8>(&mut words)[..bytes.len()].copy_from_slice(&bytes);
         values.push(words);
     }
     let pointers: Vec<*mut c_void> = values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();

@@ -4,8 +4,9 @@
 //! It looks for what a GPU lets pass: every launch runs under several schedules, whose results must agree bit for bit (a missing
 //! barrier makes them differ); shared memory and fresh buffers hold a poison that is a NaN in bf16 and f32; buffers lie between
 //! guard zones; the 16-byte accesses of `common/vec.cuh` must be aligned and inside memory that the launch was given; a barrier or
-//! collective that some threads never reach is an error with its line. It cannot see missing proxy fences, bank conflicts, spills
-//! or speed; a plain access far outside of every buffer ends the test's process, as on any CPU.
+//! collective that some threads never reach is an error with its line. Of the asynchronous parts of sm_90 (mbarriers, bulk and
+//! tensor copies, products of warpgroups) it finds waits that never end, bytes that do not add up, registers looked at and operands
+//! overwritten before a product was waited for. It cannot see missing proxy fences, bank conflicts, spills or speed; a plain access far outside of every buffer ends the test's process, as on any CPU.
 //!
 //! ```
 //! use kernel_emulator::{Buffer, args, launch};
@@ -16,13 +17,17 @@
 
 mod block;
 mod buffer;
+mod bulk;
 mod calls;
 mod fault;
 mod fiber;
 mod kernel;
 mod launch;
+mod mbarrier;
 mod shared;
+mod wgmma;
 
 pub use buffer::Buffer;
+pub use bulk::{Swizzle, TensorMap, Tiling};
 pub use fault::{Fault, Place, Site};
 pub use launch::{Arg, Dim, Schedule, kernels, launch, launch_under};

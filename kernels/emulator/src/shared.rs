@@ -39,12 +39,18 @@ impl Shared {
         self.arrays.clear();
     }
 
+    /// What shared addresses count from.
+    pub fn base(&self) -> usize {
+        self.words.as_ptr() as usize
+    }
+
     /// The array of a declaration; `Err` holds the bytes that are too many.
-    pub fn array(&mut self, line: Line, bytes: usize) -> Result<*mut u8, usize> {
+    pub fn array(&mut self, line: Line, bytes: usize, alignment: usize) -> Result<*mut u8, usize> {
         let key = (line, bytes);
         if !self.arrays.iter().any(|a| a.key == key) {
             self.used += bytes;
-            let start = self.end;
+            // The gap before it belongs to the guard zone of the one before.
+            let start = self.end.next_multiple_of(alignment);
             self.end = start + bytes.next_multiple_of(16) + GUARD;
             if self.used > LIMIT || self.end > 16 * self.words.len() {
                 return Err(self.used);
@@ -56,7 +62,7 @@ impl Shared {
     }
 
     pub fn contains(&self, addresses: &Range<usize>) -> bool {
-        let base = self.words.as_ptr() as usize;
+        let base = self.base();
         self.arrays.iter().any(|a| base + a.bytes.start <= addresses.start && addresses.end <= base + a.bytes.end)
     }
 

@@ -12,6 +12,7 @@
 #define __device__
 #define __forceinline__ inline
 #define __launch_bounds__(...)
+#define __grid_constant__
 
 namespace emulator {
 struct Index {
@@ -71,6 +72,23 @@ void emulator_async_copy(void* to, const void* from, size_t valid, const char* f
 void emulator_async_commit();
 void emulator_async_wait(unsigned pending);
 void emulator_broken_promise(const char* condition, const char* file, int line);
+
+void emulator_mbarrier_init(unsigned long long* barrier, unsigned count, const char* file, int line);
+void emulator_mbarrier_invalidate(unsigned long long* barrier, const char* file, int line);
+// One arrival; the phase waits for so many bytes more.
+void emulator_mbarrier_arrive(unsigned long long* barrier, unsigned bytes, const char* file, int line);
+void emulator_mbarrier_wait(unsigned long long* barrier, unsigned parity, const char* file, int line);
+void emulator_named_barrier(unsigned id, unsigned threads, unsigned wait, const char* file, int line);
+void emulator_bulk_copy(void* to, const void* from, unsigned bytes, unsigned long long* barrier, const char* file,
+                        int line);
+// The box of a tensor (`map`: 128 bytes) at `rank` coordinates.
+void emulator_tensor_copy(void* to, const void* map, const int* at, unsigned rank, unsigned long long* barrier,
+                          const char* file, int line);
+unsigned emulator_shared_address(const void* p);
+void emulator_product(const void* product, const char* file, int line);
+void emulator_product_commit();
+void emulator_product_wait(unsigned pending);
+void emulator_mistake(const char* problem, const char* file, int line);
 }
 
 #define threadIdx (emulator::here.thread)

@@ -7,7 +7,7 @@ mod matmul;
 mod staging;
 
 use super::kernels::{self, MODULES};
-use super::{Arena, Arg, Driver, Error, Launch, Matmul, Result};
+use super::{Arena, Arg, Chip, Driver, Error, Launch, Matmul, Result, TensorMap, Tiling};
 use cudarc::driver::DriverError;
 use cudarc::driver::result::{self, ctx, device, event, function, graph, module, primary_ctx, stream};
 use cudarc::driver::sys;
@@ -31,6 +31,7 @@ pub struct Cuda {
     context: sys::CUcontext,
     stream: sys::CUstream,
     name: String,
+    chip: Chip,
     memory: u64,
     state: Mutex<State>,
 }
@@ -98,6 +99,7 @@ impl Cuda {
             let out_of_memory = |_| Error::OutOfMemory { asked: bytes, free, largest: free, total };
             let stream = call("make a stream", stream::create(stream::StreamKind::NonBlocking))?;
             let staging = Staging::new()?;
+            let chip = chip(device)?;
             let memory = result::malloc_sync(bytes).map_err(out_of_memory)?;
             let state = State {
                 arena: Arena::new(bytes),
@@ -109,7 +111,7 @@ impl Cuda {
                 next_graph: 0,
                 last: None,
             };
-            Ok(Cuda { device, context, stream, name, memory, state: Mutex::new(state) })
+            Ok(Cuda { device, context, stream, name, chip, memory, state: Mutex::new(state) })
         }
     }
 
@@ -192,6 +194,19 @@ pub fn describe() -> Result<String> {
     Ok(format!("{name}, {} GiB, driver for CUDA {}.{}", bytes >> 30, version / 1000, version % 1000 / 10))
 }
 
+fn chip(of: sys::CUdevice) -> Result<Chip> {
+    use sys::CUdevice_attribute as Attribute;
+    // SAFETY: the device is one that the driver named.
+    let ask = |what| call("tell its kind", unsafe { device::get_attribute(of, what) }).map(|n| n as u32);
+    Ok(Chip {
+        compute_capability: (
+            ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
+            ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
+        ),
+        multiprocessors: ask(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+    })
+}
+
 /// Initialises the driver. Every way into CUDA starts here.
 fn first_device() -> Result<sys::CUdevice> {
     // SAFETY: only opens the library.
@@ -263,18 +278,46 @@ impl Driver for Cuda {
         call("copy memory", unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) })
     }
 
+    fn chip(&self) -> Chip {
+        self.chip
+    }
+
+    fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap> {
+        let Tiling { address, rows, columns, box_rows } = *tiling;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        let made = unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &mut map,
+                sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+                2,
+                address as *mut c_void,
+                [columns as u64, rows as u64].as_ptr(),
+                [2 * columns as u64].as_ptr(),
+                [Tiling::BOX_COLUMNS, box_rows].as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        };
+        let what = "make a tensor map";
+        let failed = |e| Error::Call { what, problem: format!("{} ({tiling:?})", problem(e)) };
+        made.result().map(|()| TensorMap(map.opaque)).map_err(failed)
+    }
+
     fn launch(&self, launch: &Launch) -> Result<()> {
         let mut state = self.enter()?;
         let function = state.function(&self.name, launch.kernel, launch.shared)?;
-        let mut values: Vec<[u64; 4]> = launch
-            .args
-            .iter()
-            .map(|arg| match arg {
-                Arg::Address(address) => [*address, 0, 0, 0],
-                Arg::Scalar { words, .. } => *words,
-            })
-            .collect();
-        let mut pointers: Vec<*mut c_void> = values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
+        // CUDA reads as many bytes as the kernel's parameter has.
+        let value = |arg: &Arg| -> *mut c_void {
+            match arg {
+                Arg::Address(address) => (&raw const *address).cast_mut().cast(),
+                Arg::Scalar { words, .. } => words.as_ptr().cast_mut().cast(),
+                Arg::Map(map) => map.0.as_ptr().cast_mut().cast(),
+            }
+        };
+        let mut pointers: Vec<*mut c_void> = launch.args.iter().map(value).collect();
         let triple = |[x, y, z]: [u32; 3]| (x, y, z);
         let (grid, block) = (triple(launch.grid), triple(launch.block));
         let this = |problem: String| Error::Launch {

@@ -1,0 +1,319 @@
+//! Grouped log-prob on a GPU: hidden states and the head in bf16, everything else in f32. The caller combines log-probs into a loss
+//! between the two passes, so both compute the logits' tiles, from which nothing rounded is ever read back. A Hopper GPU has kernels
+//! of its own for the tiles.
+
+use super::Target;
+use crate::device::{Arg, Dtype, Error, Gpu, Launch, Matmul, Operand, Result, Slice, Tensor, expect};
+use crate::ops::embedding::{self, cuda::Tokens};
+use half::bf16;
+
+/// Rows, and vocabulary entries, of a tile.
+const TILE: usize = 128;
+/// Dynamic shared memory of the tile's stages, bytes.
+const STAGES: u32 = 48 << 10;
+/// Blocks that fill an H100: two for each multiprocessor. Fixed, so that sums have the same bits everywhere.
+const BLOCKS: usize = 264;
+/// The same of Hopper's kernels: vocabulary entries of a tile, bytes of the stages, a block for each multiprocessor.
+const HOPPER_ENTRIES: usize = 256;
+const HOPPER_STAGES: u32 = 196672;
+const HOPPER_BLOCKS: usize = 132;
+/// Bytes of a chunk's logit gradients.
+const CHUNK: usize = 512 << 20;
+
+/// The head `[vocab, width]` and what it reads, `[tokens, width]`; `width` is a multiple of 8.
+#[derive(Clone, Copy)]
+pub struct Head<'a> {
+    pub weight: &'a Slice<bf16>,
+    pub hidden: &'a Slice<bf16>,
+    pub width: usize,
+    pub temperature: f32,
+}
+
+/// Targets on the device, sorted by the row that they read.
+pub struct Targets {
+    /// For each of them, its place in the caller's list.
+    pub order: Vec<usize>,
+    rows: Tokens,
+    start: Tensor<u32>,
+    token: Tensor<u32>,
+    /// Of each target, among the rows that are read.
+    row: Tensor<u32>,
+    largest: u32,
+}
+
+impl Targets {
+    /// Refuses a row that is none of the `tokens`.
+    pub fn new(gpu: &Gpu, targets: &[Target], tokens: usize) -> Result<Targets> {
+        let mut order: Vec<usize> = (0..targets.len()).collect();
+        order.sort_by_key(|&i| targets[i].row);
+        let (mut rows, mut start, mut token, mut row) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        for (at, target) in order.iter().map(|&i| targets[i]).enumerate() {
+            if rows.last() != Some(&target.row) {
+                rows.push(target.row);
+                start.push(at as u32);
+            }
+            token.push(target.token);
+            row.push(rows.len() as u32 - 1);
+        }
+        start.push(order.len() as u32);
+        Ok(Targets {
+            rows: Tokens::new(gpu, &rows, tokens)?,
+            start: gpu.tensor(&start)?,
+            largest: token.iter().copied().max().unwrap_or(0),
+            token: gpu.tensor(&token)?,
+            row: gpu.tensor(&row)?,
+            order,
+        })
+    }
+
+    fn rows(&self) -> usize {
+        self.rows.ids.len()
+    }
+}
+
+/// What the forward pass finds; `hidden`, `max`, `log_sum` and `entropy` have an entry for each row that is read.
+pub struct Scores {
+    /// Of each target, in [`Targets::order`].
+    pub logprob: Tensor<f32>,
+    pub entropy: Tensor<f32>,
+    max: Tensor<f32>,
+    log_sum: Tensor<f32>,
+    /// The rows gathered, `[rows, width]`.
+    hidden: Tensor<bf16>,
+}
+
+impl Scores {
+    /// Log-prob and entropy (nats) of each target, in the caller's order.
+    pub fn read(&self, gpu: &Gpu, targets: &Targets) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (found, of_row, start) = (gpu.read(&*self.logprob)?, gpu.read(&*self.entropy)?, gpu.read(&*targets.start)?);
+        let (mut logprob, mut entropy) = (vec![0.0; found.len()], vec![0.0; found.len()]);
+        for (row, span) in start.windows(2).enumerate() {
+            let span = span[0] as usize..span[1] as usize;
+            for (&i, found) in targets.order[span.clone()].iter().zip(&found[span]) {
+                (logprob[i], entropy[i]) = (*found, of_row[row]);
+            }
+        }
+        Ok((logprob, entropy))
+    }
+}
+
+fn vocab(head: &Head, targets: &Targets) -> Result<usize> {
+    let vocab = head.weight.len() / head.width.max(1);
+    let fits = head.width.is_multiple_of(8) && vocab * head.width == head.weight.len() && vocab > 0;
+    expect("grouped log-prob", fits && (targets.largest as usize) < vocab, || {
+        let (weights, width, largest) = (head.weight.len(), head.width, targets.largest);
+        format!("{weights} weights in rows of {width} (a multiple of 8) for tokens up to {largest}")
+    })?;
+    Ok(vocab)
+}
+
+/// Log-prob of every target, and the entropy of its distribution. By the kernel that is the GPU's own, if there is one.
+pub fn forward(gpu: &Gpu, head: Head, targets: &Targets) -> Result<Scores> {
+    forward_by(gpu, gpu.is_hopper(), head, targets)
+}
+
+/// The same, by the kernel that every GPU has.
+pub fn forward_portable(gpu: &Gpu, head: Head, targets: &Targets) -> Result<Scores> {
+    forward_by(gpu, false, head, targets)
+}
+
+fn forward_by(gpu: &Gpu, hopper: bool, head: Head, targets: &Targets) -> Result<Scores> {
+    let (vocab, rows, n) = (vocab(&head, targets)?, targets.rows(), targets.order.len());
+    let hidden = gpu.uninit(rows * head.width)?;
+    embedding::cuda::forward(gpu, &targets.rows, head.hidden, head.width, &hidden)?;
+    let blocks = rows.div_ceil(TILE);
+    let (fill, entries) = if hopper { (HOPPER_BLOCKS, HOPPER_ENTRIES) } else { (BLOCKS, TILE) };
+    let splits = fill.div_ceil(blocks.max(1)).min(vocab.div_ceil(entries));
+    let partial = gpu.uninit::<f32>(3 * splits * rows)?;
+    let raw = gpu.uninit::<f32>(n)?;
+    let found = Scores {
+        logprob: gpu.uninit(n)?,
+        entropy: gpu.uninit(rows)?,
+        max: gpu.uninit(rows)?,
+        log_sum: gpu.uninit(rows)?,
+        hidden,
+    };
+    let [start, token] = [targets.start.arg(), targets.token.arg()];
+    let [tall, wide, width] = [rows, vocab, head.width].map(|n| Arg::from(n as i32));
+    let scale = Arg::from(1.0 / head.temperature);
+    let [hidden, weight] = operands(gpu, hopper, &found.hidden, &head)?;
+    let args = [hidden, weight, start, token, partial.arg(), raw.arg(), tall, wide, width, scale];
+    let (kernel, block, shared) = match hopper {
+        true => ("grouped_logprob_hopper_forward_bf16", [384, 1, 1], HOPPER_STAGES),
+        false => ("grouped_logprob_forward_bf16", [256, 1, 1], STAGES),
+    };
+    gpu.launch(Launch { kernel, grid: [blocks as u32, splits as u32, 1], block, shared, args: &args })?;
+    let Scores { logprob, entropy, max, log_sum, .. } = &found;
+    let sums = [max.arg(), log_sum.arg(), entropy.arg(), logprob.arg()];
+    let mut args = vec![partial.arg(), raw.arg(), start];
+    args.extend(sums);
+    args.extend([tall, Arg::from(splits as i32)]);
+    gpu.launch_threads("grouped_logprob_finish_f32", rows, &args)?;
+    Ok(found)
+}
+
+/// The uses of targets by sequences: a token that sequences share is used by each. Those of target t (in [`Targets::order`]) are
+/// `start[t] .. start[t + 1]`.
+pub struct Uses {
+    pub start: Tensor<u32>,
+    pub advantage: Tensor<f32>,
+    /// Log-prob under the policy that sampled.
+    pub old: Tensor<f32>,
+    /// Log-prob under the frozen reference; read if `beta` is not 0.
+    pub reference: Tensor<f32>,
+    /// The use's share of the loss.
+    pub weight: Tensor<f32>,
+}
+
+/// The token-level policy loss; the kernel's struct of this name.
+#[derive(Debug, Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+#[repr(C)]
+pub struct Policy {
+    pub epsilon_low: f32,
+    pub epsilon_high: f32,
+    /// 0: off.
+    pub dual_clip: f32,
+    pub beta: f32,
+    pub entropy_coef: f32,
+    /// 1: the KL term is multiplied by the ratio.
+    pub kl_ratio: i32,
+}
+
+/// What the loss is, by use, and its gradient, by target.
+pub struct Loss {
+    pub d_logprob: Tensor<f32>,
+    pub d_entropy: Tensor<f32>,
+    /// The weighted loss.
+    pub term: Tensor<f32>,
+    pub kl: Tensor<f32>,
+    /// −1 at the lower bound of the ratio, 1 at the upper, else 0.
+    pub clipped: Tensor<f32>,
+}
+
+/// −min(ρA, clip(ρ)A), dual clip, β·k3 and the entropy bonus, with ρ = exp(logp − old).
+pub fn policy_loss(gpu: &Gpu, scores: &Scores, targets: &Targets, uses: &Uses, o: Policy) -> Result<Loss> {
+    let (n, count) = (targets.order.len(), uses.advantage.len());
+    let lengths = [uses.start.len() - 1, uses.old.len(), uses.reference.len(), uses.weight.len()];
+    expect("policy loss", lengths == [n, count, count, count], || {
+        format!("{lengths:?} targets and values for {n} targets and {count} uses")
+    })?;
+    let [d_logprob, d_entropy] = [gpu.uninit(n)?, gpu.uninit(n)?];
+    let [term, kl, clipped] = [gpu.uninit(count)?, gpu.uninit(count)?, gpu.uninit(count)?];
+    let loss = Loss { d_logprob, d_entropy, term, kl, clipped };
+    let mut args = vec![scores.logprob.arg(), scores.entropy.arg(), targets.row.arg(), uses.start.arg()];
+    args.extend([&uses.advantage, &uses.old, &uses.reference, &uses.weight].map(|x| x.arg()));
+    // No ratio of whole sequences.
+    args.extend([Arg::NULL, Arg::NULL]);
+    args.extend([&loss.d_logprob, &loss.d_entropy, &loss.term, &loss.kl, &loss.clipped].map(|x| x.arg()));
+    args.extend([Arg::from(n as i32), Arg::from(o)]);
+    gpu.launch_threads("grouped_logprob_loss_f32", n, &args)?;
+    Ok(loss)
+}
+
+/// The rows that are read, and the head, as the kernels take them.
+fn operands(gpu: &Gpu, hopper: bool, hidden: &Slice<bf16>, head: &Head) -> Result<[Arg; 2]> {
+    let map = |matrix| gpu.tensor_map(matrix, head.width, 64);
+    if hopper { Ok([map(hidden)?, map(head.weight)?]) } else { Ok([hidden.arg(), head.weight.arg()]) }
+}
+
+/// Gradients of the targets' log-probs and entropies, in [`Targets::order`].
+pub type ByTarget<'a> = (&'a Slice<f32>, &'a Slice<f32>);
+
+/// Adds to `d_weight` `[vocab, width]` and `d_hidden` `[tokens, width]` what the gradients `d_logprob` and `d_entropy` of the
+/// targets (in [`Targets::order`]) amount to.
+pub fn backward(
+    gpu: &Gpu,
+    head: Head,
+    targets: &Targets,
+    scores: &Scores,
+    by_target: ByTarget,
+    d_weight: &Slice<f32>,
+    d_hidden: &Slice<bf16>,
+) -> Result<()> {
+    backward_by(gpu, gpu.is_hopper(), head, targets, scores, by_target, d_weight, d_hidden)
+}
+
+/// The same, by the kernel that every GPU has.
+pub fn backward_portable(
+    gpu: &Gpu,
+    head: Head,
+    targets: &Targets,
+    scores: &Scores,
+    by_target: ByTarget,
+    d_weight: &Slice<f32>,
+    d_hidden: &Slice<bf16>,
+) -> Result<()> {
+    backward_by(gpu, false, head, targets, scores, by_target, d_weight, d_hidden)
+}
+
+#[allow(clippy::too_many_arguments)]
+fn backward_by(
+    gpu: &Gpu,
+    hopper: bool,
+    head: Head,
+    targets: &Targets,
+    scores: &Scores,
+    (d_logprob, d_entropy): ByTarget,
+    d_weight: &Slice<f32>,
+    d_hidden: &Slice<bf16>,
+) -> Result<()> {
+    let (vocab, rows, width) = (vocab(&head, targets)?, targets.rows(), head.width);
+    let lengths = [d_logprob.len(), d_entropy.len(), d_weight.len(), d_hidden.len()];
+    let wanted = [targets.order.len(), targets.order.len(), vocab * width, head.hidden.len()];
+    expect("grouped log-prob backward", lengths == wanted, || format!("gradients of {lengths:?} for {wanted:?}"))?;
+    let stride = vocab.next_multiple_of(8);
+    let chunk = (CHUNK / (2 * stride) / TILE * TILE).clamp(TILE, rows.next_multiple_of(TILE).max(TILE));
+    let d_logits = gpu.uninit::<bf16>(chunk.min(rows) * stride)?;
+    let d_rows = gpu.uninit::<bf16>(rows * width)?;
+    for first in (0..rows).step_by(chunk) {
+        let n = chunk.min(rows - first);
+        // A chunk's rows begin here; what belongs to targets keeps the numbers of the whole batch.
+        let at = |address: u64, bytes: usize| Arg::Address(address + (first * bytes) as u64);
+        let outside = || Error::Shape { op: "grouped log-prob backward", sizes: format!("{rows} rows") };
+        let chunk_rows = scores.hidden.part(first * width..(first + n) * width).ok_or_else(outside)?;
+        let hidden = chunk_rows.address();
+        let [hidden_arg, weight] = operands(gpu, hopper, &chunk_rows, &head)?;
+        let args = [
+            hidden_arg,
+            weight,
+            at(targets.start.address(), 4),
+            targets.token.arg(),
+            at(scores.max.address(), 4),
+            at(scores.log_sum.address(), 4),
+            at(scores.entropy.address(), 4),
+            d_logprob.arg(),
+            d_entropy.arg(),
+            d_logits.arg(),
+            Arg::from(n as i32),
+            Arg::from(vocab as i32),
+            Arg::from(width as i32),
+            Arg::from(stride as i32),
+            Arg::from(1.0 / head.temperature),
+        ];
+        if hopper {
+            let tiles = (n.div_ceil(TILE) * stride.div_ceil(HOPPER_ENTRIES)) as u32;
+            let (kernel, grid) = ("grouped_logprob_hopper_grad_bf16", [tiles.min(gpu.multiprocessors()), 1, 1]);
+            gpu.launch(Launch { kernel, grid, block: [384, 1, 1], shared: HOPPER_STAGES, args: &args })?;
+        } else {
+            let grid = [n.div_ceil(TILE) as u32, stride.div_ceil(TILE) as u32, 1];
+            let (kernel, block) = ("grouped_logprob_grad_bf16", [256, 1, 1]);
+            gpu.launch(Launch { kernel, grid, block, shared: STAGES, args: &args })?;
+        }
+        let matrix = |address: u64, stride: usize| Operand {
+            address,
+            dtype: Dtype::Bf16,
+            stride,
+            transposed: false,
+            batch_stride: 0,
+        };
+        let (d, h) = (matrix(d_logits.address(), stride), matrix(hidden, width));
+        let (w, d_h) =
+            (matrix(head.weight.address(), width), matrix(d_rows.address() + (2 * first * width) as u64, width));
+        let (alpha, batch, bias) = (1.0, 1, None);
+        gpu.matmul(&Matmul { m: n, n: width, k: vocab, batch, alpha, beta: 0.0, a: d, b: w, c: d_h, bias })?;
+        let (d, c) =
+            (Operand { transposed: true, ..d }, Operand { dtype: Dtype::F32, ..matrix(d_weight.address(), width) });
+        gpu.matmul(&Matmul { m: vocab, n: width, k: n, batch, alpha, beta: 1.0, a: d, b: h, c, bias })?;
+    }
+    embedding::cuda::backward(gpu, &targets.rows, &d_rows, width, d_hidden)
+}
