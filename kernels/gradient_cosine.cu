@@ -1,8 +1,8 @@
 // Inner products of per-sample gradients: gram[i, j] = ⟨g_i, g_j⟩, from which the cosines follow.
 //
 // Slab: G bf16 [B, n], one layer's gradient of each of B ≤ 64 samples, n a multiple of 8. Ghost: of a linear layer with input
-// x bf16 [N, a] and output gradient d bf16 [N, b] (a, b multiples of 8), sample i being tokens start[i] .. start[i + 1] (u32
-// [B + 1]), ⟨g_i, g_j⟩ = Σ_{t ∈ i, s ∈ j} (x_t · x_s)(d_t · d_s), and no gradient is formed.
+// x bf16 [N, a] and output gradient d bf16 [N, b], its rows `stride` apart (a, b, stride multiples of 8), sample i being tokens
+// start[i] .. start[i + 1] (u32 [B + 1]), ⟨g_i, g_j⟩ = Σ_{t ∈ i, s ∈ j} (x_t · x_s)(d_t · d_s), and no gradient is formed.
 // Either leaves partial f32 [parts, B, B], which gram_finish adds to gram f64 [B, B] in order.
 //
 // kernel                            grid                    block, shared   bytes or flops             floor on an H100
@@ -102,7 +102,7 @@ extern "C" __global__ void __launch_bounds__(256)
 // diagonal count twice and those above are left out.
 extern "C" __global__ void __launch_bounds__(256)
     gradient_cosine_ghost_bf16(const bf16* __restrict__ x, const bf16* __restrict__ d, const unsigned* __restrict__ start,
-                               float* __restrict__ partial, int samples, int a, int b) {
+                               float* __restrict__ partial, int samples, int a, int b, int stride) {
     DYNAMIC_SHARED(bf16, stages);
     int i = 0, j = blockIdx.x;
     while (j > i) j -= ++i;
@@ -117,8 +117,8 @@ extern "C" __global__ void __launch_bounds__(256)
         const int t = tile::SIZE * down, s = tile::SIZE * right;
         const size_t row_i = first_i + t, row_j = first_j + s;
         tile::Part inputs, outputs;
-        tile::multiply(inputs, x + row_i * a, size_i - t, x + row_j * a, size_j - s, a, stages);
-        tile::multiply(outputs, d + row_i * b, size_i - t, d + row_j * b, size_j - s, b, stages);
+        tile::multiply(inputs, x + row_i * a, size_i - t, x + row_j * a, size_j - s, a, a, stages);
+        tile::multiply(outputs, d + row_i * stride, size_i - t, d + row_j * stride, size_j - s, b, stride, stages);
         float own = 0.0f;
 #pragma unroll
         for (int m = 0; m < 4; ++m)

@@ -53,7 +53,7 @@ extern "C" __global__ void __launch_bounds__(256)
     for (int v = from; v < to; ++v) {
         const int first = v * tile::SIZE;
         tile::Part l;
-        tile::multiply(l, left, rows_here, w + static_cast<size_t>(first) * width, vocab - first, width, stages);
+        tile::multiply(l, left, rows_here, w + static_cast<size_t>(first) * width, vocab - first, width, width, stages);
 #pragma unroll
         for (int m = 0; m < 4; ++m)
 #pragma unroll
@@ -207,7 +207,7 @@ extern "C" __global__ void __launch_bounds__(256)
     // A tile of padding alone has no rows of W.
     const int entries = first < vocab ? vocab - first : 0;
     tile::multiply(l, hidden + static_cast<size_t>(first_row) * width, rows_here,
-                   entries > 0 ? w + static_cast<size_t>(first) * width : w, entries, width, stages);
+                   entries > 0 ? w + static_cast<size_t>(first) * width : w, entries, width, width, stages);
 #pragma unroll
     for (int m = 0; m < 4; ++m)
 #pragma unroll

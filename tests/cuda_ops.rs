@@ -118,6 +118,7 @@ fn the_benchmark_of_kernels_runs() {
     let (rows, hidden, ffn, vocab, params, scored) = (2, 128, 8, 130, 64, 3);
     let (widths, copied, square) = (&[8][..], 256, 16);
     let (attended, lengths, head_dims, decoded) = (128, &[64][..], &[64][..], (2, 33));
+    let compared = (3, 72);
     let shapes = Shapes {
         rows,
         hidden,
@@ -130,6 +131,7 @@ fn the_benchmark_of_kernels_runs() {
         lengths,
         head_dims,
         decoded,
+        compared,
         copied,
         square,
         sets: 2,
@@ -137,8 +139,18 @@ fn the_benchmark_of_kernels_runs() {
     let report = kernels::run(&quick_gpu(), shapes).unwrap();
     assert!(report.rows.iter().all(|r| r.seconds > 0.0 && r.share > 0.0 && (r.gbps.is_some() != r.tflops.is_some())));
     let of = |op: &str| report.rows.iter().filter(|r| r.name.starts_with(op)).count();
-    let ops = ["rmsnorm", "swiglu", "embedding", "rope", "attention", "decode_attention", "adamw", "grouped_logprob"];
-    assert_eq!(ops.map(of), [3, 2, 1, 1, 4, 1, 2, 2]);
+    let ops = [
+        "rmsnorm",
+        "swiglu",
+        "embedding",
+        "rope",
+        "attention",
+        "decode_attention",
+        "adamw",
+        "grouped_logprob",
+        "gradient_cosine",
+    ];
+    assert_eq!(ops.map(of), [3, 2, 1, 1, 4, 1, 2, 2, 2]);
 }
 
 #[test]

@@ -1,4 +1,5 @@
-// D = A · Bᵀ of one tile, 128 × 128, by a block of 256 threads: A and B are rows of bf16, `width` (a multiple of 8) long.
+// D = A · Bᵀ of one tile, 128 × 128, by a block of 256 threads: A and B are rows of bf16, `width` long and `stride`
+// apart (multiples of 8).
 //
 // Stages of 128 + 128 rows × 32 columns go round in shared memory: two are on the way while one is multiplied. A stage keeps
 // 16-byte chunk c of row r at c ^ (r / 2 % 4), so that eight rows of a chunk lie in different banks. Rows and columns that do
@@ -19,26 +20,27 @@ __device__ inline int column(int n, int odd) { return threadIdx.x / 32 % 4 * 32 
 
 __device__ inline int chunk_at(int row, int chunk) { return row * DEPTH + 8 * (chunk ^ (row / 2 % 4)); }
 
-__device__ inline void load_stage(bf16* stage, const bf16* from, int rows, int width, int k) {
+__device__ inline void load_stage(bf16* stage, const bf16* from, int rows, int width, int stride, int k) {
 #pragma unroll
     for (int i = 0; i < SIZE * DEPTH / 8 / THREADS; ++i) {
         const int at = threadIdx.x + i * THREADS, row = at / 4, column = k + 8 * (at % 4);
         const bool outside = row >= rows || column >= width;
-        async_copy16(stage + chunk_at(row, at % 4), outside ? from : from + static_cast<size_t>(row) * width + column,
+        async_copy16(stage + chunk_at(row, at % 4), outside ? from : from + static_cast<size_t>(row) * stride + column,
                      outside);
     }
 }
 
 // Every thread of the block calls together. `stages`: 48 KB of shared memory, free again when the call returns.
-__device__ inline void multiply(Part& d, const bf16* a, int a_rows, const bf16* b, int b_rows, int width, bf16* stages) {
-    EXPECTS(width % 8 == 0 && blockDim.x == THREADS);
+__device__ inline void multiply(Part& d, const bf16* a, int a_rows, const bf16* b, int b_rows, int width, int stride,
+                                bf16* stages) {
+    EXPECTS(width % 8 == 0 && stride % 8 == 0 && blockDim.x == THREADS);
     const int lane = threadIdx.x % 32, first_row = threadIdx.x / 128 * 64, first_column = threadIdx.x / 32 % 4 * 32;
     const int steps = (width + DEPTH - 1) / DEPTH;
     const auto load = [&](int step) {
         if (step < steps) {
             bf16* const stage = stages + step % STAGES * (2 * SIZE * DEPTH);
-            load_stage(stage, a, a_rows, width, step * DEPTH);
-            load_stage(stage + SIZE * DEPTH, b, b_rows, width, step * DEPTH);
+            load_stage(stage, a, a_rows, width, stride, step * DEPTH);
+            load_stage(stage + SIZE * DEPTH, b, b_rows, width, stride, step * DEPTH);
         }
         async_commit();
     };

@@ -6,7 +6,9 @@ use crate::forest::Forest;
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::attention::cuda::Backward;
 use crate::ops::decode_attention::cuda::{self as decode_attention, PAGE};
+use crate::ops::gradient_cosine::{Way, cuda as gradient_cosine};
 use crate::ops::grouped_logprob::{self, Target};
+use crate::ops::linear::cuda::WeightGrad;
 use crate::ops::philox::block;
 use crate::ops::{attention, embedding, rmsnorm, rope, swiglu};
 use half::bf16;
@@ -32,6 +34,8 @@ pub struct Shapes {
     pub head_dims: &'static [usize],
     /// Sequences being decoded, and the tokens of each.
     pub decoded: (usize, usize),
+    /// Samples whose gradients are compared, and the elements of each in a slab.
+    pub compared: (usize, usize),
     /// Bytes copied, and the side of the square product, for the ceilings.
     pub copied: usize,
     pub square: usize,
@@ -53,6 +57,7 @@ impl Shapes {
         lengths: &[512, 1024, 2048, 4096, 8192],
         head_dims: &[64, 128],
         decoded: (256, 1024),
+        compared: (32, 2048 * 2048),
         copied: 1 << 30,
         square: 8192,
         sets: 3,
@@ -97,6 +102,7 @@ pub fn run(gpu: &Gpu, s: Shapes) -> Result<KernelReport> {
     for &width in s.widths {
         bench.head(&s, width)?;
     }
+    bench.gradient_cosine(&s)?;
     Ok(KernelReport { device: gpu.describe(), ceilings: bench.ceilings, rows: bench.rows })
 }
 
@@ -255,5 +261,22 @@ impl Bench<'_> {
             let scores = grouped_logprob::cuda::forward(gpu, head, &targets)?;
             grouped_logprob::cuda::backward(gpu, head, &targets, &scores, (&d, &d), &dw, &dh)
         })
+    }
+
+    /// Of one slab, and by ghosts of as many tokens as attention has.
+    fn gradient_cosine(&mut self, s: &Shapes) -> Result<()> {
+        let (gpu, (samples, n), rows, hidden) = (self.gpu, s.compared, s.attended, s.hidden);
+        let gram = gpu.zeros::<f64>(samples * samples)?;
+        let slabs: Vec<_> = (0..s.sets).map(|_| random(gpu, samples * n)).collect::<Result<_>>()?;
+        self.row(format!("gradient_cosine {samples}x{n} slab"), Work::Bytes(2 * samples * n), &slabs, |slab| {
+            gradient_cosine::slab_gram(gpu, slab, samples, &gram)
+        })?;
+        let ends = (1..=samples).map(|i| i * rows / samples).collect();
+        let batch = gradient_cosine::Samples::new(gpu, ends)?;
+        let (x, dy) = (random(gpu, rows * hidden)?, random(gpu, rows * hidden)?);
+        let g = WeightGrad { dy: &dy, out: hidden, x: &x, in_features: hidden };
+        let (name, flops) =
+            (format!("gradient_cosine {rows}x{hidden}x{hidden} ghost"), 2.0 * (rows * rows) as f64 * hidden as f64);
+        self.row(name, Work::Flops(flops), &[()], |()| batch.add(gpu, Way::Ghost, g, 0..hidden, &gram))
     }
 }

@@ -1,9 +1,12 @@
 //! `uncouple coupling`.
 
-use super::output;
+use super::{DeviceArg, output};
 use crate::config::Config;
 use crate::coupling::{FOLDER, Grams, Group, Means, Measurement, Probe, Weights, measure, write};
+use crate::device::Gpu;
+use crate::model::cuda::CudaModel;
 use crate::model::{Keep, checkpoint};
+use crate::train::cuda_coupling;
 use crate::train::run_folder::RunFolder;
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
@@ -56,6 +59,8 @@ pub struct How {
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
+    #[arg(long, value_enum, default_value_t)]
+    pub device: DeviceArg,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -90,7 +95,8 @@ pub fn run(args: CouplingArgs) -> Result<ExitCode> {
 
 /// Measures the model in `dir`; matrices and heat maps go to `folder` as `stem`.*
 fn one(probe: &Probe, dir: &Path, seed: u64, how: &How, title: &str, folder: &Path, stem: &str) -> Result<ExitCode> {
-    let (grams, measurement) = measured(probe, dir, seed, how)?;
+    let gpu = open(how)?;
+    let (grams, measurement) = measured(gpu.as_ref(), probe, dir, seed, how)?;
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     write(folder, stem, &format!("Gradient coupling of {title}"), &grams, &measurement)?;
     if how.json {
@@ -120,7 +126,8 @@ fn compare(a: &Path, b: &Path, how: &How) -> Result<ExitCode> {
         a.display(),
         b.display()
     );
-    let of = |run, dir: &Path| Ok::<_, anyhow::Error>(measured(&probe, dir, seed(run)?, how)?.1);
+    let gpu = open(how)?;
+    let of = |run, dir: &Path| Ok::<_, anyhow::Error>(measured(gpu.as_ref(), &probe, dir, seed(run)?, how)?.1);
     let (of_a, of_b) = (of(a, &dir_a)?, of(b, &dir_b)?);
     if how.json {
         output::print_json(&serde_json::json!({"a": of_a, "b": of_b}))?;
@@ -141,8 +148,17 @@ fn seed(run: &Path) -> Result<u64> {
     Ok(Config::load(Some(&run.join("config.toml")), &[])?.run.seed)
 }
 
-fn measured(probe: &Probe, dir: &Path, seed: u64, how: &How) -> Result<(Grams, Measurement)> {
-    let grams = Grams::new(&checkpoint::load(dir)?, &probe.samples(), Keep::LayerInputs)?;
+fn open(how: &How) -> Result<Option<Gpu>> {
+    how.device.open().context("coupling --device cuda")
+}
+
+fn measured(gpu: Option<&Gpu>, probe: &Probe, dir: &Path, seed: u64, how: &How) -> Result<(Grams, Measurement)> {
+    let (model, samples) = (checkpoint::load(dir)?, probe.samples());
+    let grams = match gpu {
+        // It never decodes.
+        Some(gpu) => cuda_coupling::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, Keep::LayerInputs)?,
+        None => Grams::new(&model, &samples, Keep::LayerInputs)?,
+    };
     let sides = match how.by {
         By::Advantage => probe.advantages(),
         By::Label => probe.labels(),

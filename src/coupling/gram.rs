@@ -16,7 +16,7 @@
 use crate::forest::{Forest, ROOT};
 use crate::model::params::Layout;
 use crate::model::sink::Sink;
-use crate::model::{Activations, Keep, Model};
+use crate::model::{Activations, Keep, Model, Qwen2Config};
 use crate::ops::gradient_cosine::{self as op, HeadRows, InputGrads, Part, Way};
 use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
 use crate::ops::linear::WeightGrad;
@@ -71,61 +71,30 @@ pub struct Grams {
 impl Grams {
     /// Measures `samples`. An action of no tokens has gradient 0.
     pub fn new(model: &Model, samples: &[StateAction], keep: Keep) -> Result<Grams, SampleError> {
-        check(model, samples)?;
-        let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
-        let forest = Forest::unshared(&tokens);
+        let batch = Batch::new(&model.config, samples)?;
+        let (layout, width) = (&model.params.layout, model.config.hidden_size);
         let mut acts = Activations::default();
-        model.forward(&forest, keep, &mut acts);
-        let width = model.config.hidden_size;
-        let state = state_cosines(&acts.hidden, width, &forest, samples);
+        model.forward(&batch.forest, keep, &mut acts);
 
         // The head, without its weight's gradient.
-        let (mut targets, mut scale, mut ends) = (Vec::new(), Vec::new(), Vec::new());
-        for (sample, path) in samples.iter().zip(&forest.paths) {
-            let action = path.get(sample.action.max(1)..).unwrap_or_default();
-            let target = |&n: &u32| Target { row: forest.parent[n as usize], token: forest.tokens[n as usize] };
-            debug_assert!(action.iter().all(|n| forest.parent[*n as usize] != ROOT));
-            targets.extend(action.iter().map(target));
-            scale.resize(targets.len(), 1.0 / action.len().max(1) as f32);
-            ends.push(targets.len());
-        }
-        let head = &model.params.flat[model.params.layout.head.clone()];
+        let head = &model.params.flat[layout.head.clone()];
         let mut d_hidden = vec![0.0; acts.hidden.len()];
-        let mut logprobs = vec![0.0; targets.len()];
+        let mut logprobs = vec![0.0; batch.targets.len()];
         grouped_logprob::forward_backward(
             Head { weight: head, hidden: &acts.hidden, width, temperature: 1.0 },
-            &targets,
+            &batch.targets,
             HeadGrads { weight: &mut [], hidden: &mut d_hidden },
             &mut |i, logprob, _| {
                 logprobs[i] = logprob;
-                TokenGrad { logprob: -scale[i], entropy: 0.0 }
+                TokenGrad { logprob: -batch.scale[i], entropy: 0.0 }
             },
         );
 
-        let mut sink = GramSink::new(&model.params.layout, &forest);
-        model.backward_into(&forest, &mut acts, &mut d_hidden, &mut sink);
-
-        let row = |t: &Target| &acts.hidden[t.row as usize * width..][..width];
-        let hidden: Vec<f32> = targets.iter().flat_map(row).copied().collect();
-        let target: Vec<u32> = targets.iter().map(|t| t.token).collect();
-        let rows = HeadRows {
-            weight: head,
-            width,
-            hidden: &hidden,
-            target: &target,
-            logprob: &logprobs,
-            scale: &scale,
-            ends: &ends,
-        };
-        sink.head(&rows, model.config.tie_word_embeddings);
-        let first = |i: usize| if i == 0 { 0 } else { ends[i - 1] };
-        let mean = |i: usize| {
-            let own = &logprobs[first(i)..ends[i]];
-            own.iter().map(|lp| f64::from(*lp)).sum::<f64>() / own.len().max(1) as f64
-        };
-        let logprob = (0..samples.len()).map(mean).collect();
-        let (tensors, ways) = sink.finish();
-        Ok(Grams { samples: samples.len(), tensors, state, logprob, ways })
+        let mut sink = GramSink::new(layout, batch.rows());
+        model.backward_into(&batch.forest, &mut acts, &mut d_hidden, &mut sink);
+        let GramSink { grams, vectors, inputs, ways, .. } = sink;
+        let vectors = vectors.into_values().collect();
+        Ok(batch.grams(layout, Pass { grams, vectors, inputs, ways, hidden: &acts.hidden, logprobs: &logprobs, head }))
     }
 
     /// Sum over the tensors that `wanted` (by name) picks, `[samples, samples]`.
@@ -146,8 +115,110 @@ impl Grams {
     }
 }
 
-fn check(model: &Model, samples: &[StateAction]) -> Result<(), SampleError> {
-    let (context, vocab) = (model.config.max_position_embeddings, model.config.vocab_size);
+/// Samples packed for one pass, sharing nothing.
+pub struct Batch<'a> {
+    samples: &'a [StateAction],
+    pub forest: Forest,
+    /// The actions' tokens, sample by sample.
+    pub targets: Vec<Target>,
+    /// The loss is Σ `scale` · (−log p) over them.
+    pub scale: Vec<f32>,
+    /// Where the targets of each sample end.
+    ends: Vec<usize>,
+}
+
+/// What one pass over a batch found.
+pub struct Pass<'a> {
+    /// Of the layout's tensors, `[samples, samples]`; zeros but for the layers' matrices.
+    pub grams: Vec<Vec<f64>>,
+    /// Norm weights and biases: their place in the flat buffer, and their gradients `[samples, len]`.
+    pub vectors: Vec<(Range<usize>, Vec<f32>)>,
+    pub inputs: InputGrads,
+    pub ways: [usize; 2],
+    /// Final hidden states, `[tokens, hidden]`.
+    pub hidden: &'a [f32],
+    /// Of the batch's targets.
+    pub logprobs: &'a [f32],
+    /// The head's weight, `[vocab, hidden]`.
+    pub head: &'a [f32],
+}
+
+impl<'a> Batch<'a> {
+    pub fn new(config: &Qwen2Config, samples: &'a [StateAction]) -> Result<Batch<'a>, SampleError> {
+        check(config, samples)?;
+        let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
+        let forest = Forest::unshared(&tokens);
+        let (mut targets, mut scale, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        for (sample, path) in samples.iter().zip(&forest.paths) {
+            let action = path.get(sample.action.max(1)..).unwrap_or_default();
+            let target = |&n: &u32| Target { row: forest.parent[n as usize], token: forest.tokens[n as usize] };
+            debug_assert!(action.iter().all(|n| forest.parent[*n as usize] != ROOT));
+            targets.extend(action.iter().map(target));
+            scale.resize(targets.len(), 1.0 / action.len().max(1) as f32);
+            ends.push(targets.len());
+        }
+        Ok(Batch { samples, forest, targets, scale, ends })
+    }
+
+    /// Where the packed rows of each sample end.
+    pub fn rows(&self) -> Vec<usize> {
+        let mut end = 0;
+        let rows = self.forest.paths.iter().map(|path| {
+            end += path.len();
+            end
+        });
+        rows.collect()
+    }
+
+    /// What a pass leaves to be done: vectors, embedding and head, and the states.
+    pub fn grams(&self, layout: &Layout, pass: Pass<'_>) -> Grams {
+        let (n, width) = (self.samples.len(), layout.norm.len());
+        let (mut grams, mut ways) = (pass.grams, pass.ways);
+        for (range, d) in &pass.vectors {
+            for tensor in layout.within(range) {
+                let own = &layout.entries[tensor].range;
+                let columns = own.start - range.start..own.end - range.start;
+                let slab: Vec<f32> =
+                    d.chunks_exact(range.len()).flat_map(|row| &row[columns.clone()]).copied().collect();
+                op::add_parts(&mut grams[tensor], n, &op::gram(&slab, n));
+            }
+        }
+        let row = |t: &Target| &pass.hidden[t.row as usize * width..][..width];
+        let hidden: Vec<f32> = self.targets.iter().flat_map(row).copied().collect();
+        let target: Vec<u32> = self.targets.iter().map(|t| t.token).collect();
+        let rows = HeadRows {
+            weight: pass.head,
+            width,
+            hidden: &hidden,
+            target: &target,
+            logprob: pass.logprobs,
+            scale: &self.scale,
+            ends: &self.ends,
+        };
+        ways[usize::from(rows.way() == Way::Ghost)] += 1;
+        let tied = layout.head == layout.embed;
+        grams[layout.within(&layout.head).start] = rows.gram(Some(&pass.inputs).filter(|_| tied));
+        if !tied {
+            op::add_parts(&mut grams[layout.within(&layout.embed).start], n, &pass.inputs.gram());
+        }
+        let first = |i: usize| if i == 0 { 0 } else { self.ends[i - 1] };
+        let mean = |i: usize| {
+            let own = &pass.logprobs[first(i)..self.ends[i]];
+            own.iter().map(|lp| f64::from(*lp)).sum::<f64>() / own.len().max(1) as f64
+        };
+        let named = layout.entries.iter().zip(grams);
+        Grams {
+            samples: n,
+            tensors: named.map(|(e, gram)| TensorGram { name: e.name.clone(), gram }).collect(),
+            state: state_cosines(pass.hidden, width, &self.forest, self.samples),
+            logprob: (0..n).map(mean).collect(),
+            ways,
+        }
+    }
+}
+
+fn check(config: &Qwen2Config, samples: &[StateAction]) -> Result<(), SampleError> {
+    let (context, vocab) = (config.max_position_embeddings, config.vocab_size);
     for (i, s) in samples.iter().enumerate() {
         if s.tokens.len() > context {
             return Err(SampleError::TooLong { sample: i, tokens: s.tokens.len(), context });
@@ -197,58 +268,14 @@ struct GramSink<'a> {
     grams: Vec<Vec<f64>>,
     /// Norm weights and biases by place in the flat buffer: their gradients `[samples, len]`.
     vectors: BTreeMap<usize, (Range<usize>, Vec<f32>)>,
-    inputs: Option<InputGrads>,
+    inputs: InputGrads,
     ways: [usize; 2],
 }
 
 impl<'a> GramSink<'a> {
-    fn new(layout: &'a Layout, forest: &Forest) -> GramSink<'a> {
-        let mut end = 0;
-        let ends: Vec<usize> = forest
-            .paths
-            .iter()
-            .map(|path| {
-                end += path.len();
-                end
-            })
-            .collect();
+    fn new(layout: &'a Layout, ends: Vec<usize>) -> GramSink<'a> {
         let grams = vec![vec![0.0; ends.len() * ends.len()]; layout.entries.len()];
-        GramSink { layout, ends, grams, vectors: BTreeMap::new(), inputs: None, ways: [0; 2] }
-    }
-
-    /// The tensors within a range of the flat buffer.
-    fn tensors(&self, range: &Range<usize>) -> Range<usize> {
-        let at = |place: usize| self.layout.entries.partition_point(|e| e.range.start < place);
-        at(range.start)..at(range.end)
-    }
-
-    fn add(&mut self, tensor: usize, part: &Part) {
-        op::add_parts(&mut self.grams[tensor], self.ends.len(), part);
-    }
-
-    fn head(&mut self, rows: &HeadRows<'_>, tied: bool) {
-        let inputs = self.inputs.take();
-        self.ways[usize::from(rows.way() == Way::Ghost)] += 1;
-        let head = self.tensors(&self.layout.head).start;
-        self.grams[head] = rows.gram(inputs.as_ref().filter(|_| tied));
-        if let Some(inputs) = inputs.filter(|_| !tied) {
-            self.add(self.tensors(&self.layout.embed).start, &inputs.gram());
-        }
-    }
-
-    fn finish(mut self) -> (Vec<TensorGram>, [usize; 2]) {
-        for (range, d) in std::mem::take(&mut self.vectors).into_values() {
-            let samples = self.ends.len();
-            for tensor in self.tensors(&range) {
-                let own = &self.layout.entries[tensor].range;
-                let columns = own.start - range.start..own.end - range.start;
-                let slab: Vec<f32> =
-                    d.chunks_exact(range.len()).flat_map(|row| &row[columns.clone()]).copied().collect();
-                self.add(tensor, &op::gram(&slab, samples));
-            }
-        }
-        let named = self.layout.entries.iter().zip(self.grams);
-        (named.map(|(e, gram)| TensorGram { name: e.name.clone(), gram }).collect(), self.ways)
+        GramSink { layout, ends, grams, vectors: BTreeMap::new(), inputs: InputGrads::default(), ways: [0; 2] }
     }
 }
 
@@ -278,7 +305,7 @@ impl Sink for GramSink<'_> {
         let groups: Vec<(usize, Vec<Range<usize>>)> = grads
             .iter()
             .map(|(range, g)| {
-                let tensors = self.tensors(range);
+                let tensors = self.layout.within(range);
                 let columns = |t: usize| {
                     let own = &self.layout.entries[t].range;
                     (own.start - range.start) / g.in_features..(own.end - range.start) / g.in_features
@@ -308,11 +335,12 @@ impl Sink for GramSink<'_> {
             }
         };
         let parts: Vec<Vec<(usize, Part)>> = jobs.par_iter().with_max_len(1).map(work).collect();
-        parts.iter().flatten().for_each(|(tensor, part)| self.add(*tensor, part));
+        let samples = self.ends.len();
+        parts.iter().flatten().for_each(|(tensor, part)| op::add_parts(&mut self.grams[*tensor], samples, part));
     }
 
     fn embedding(&mut self, _range: &Range<usize>, tokens: &[u32], d: &[f32]) {
         let width = d.len() / tokens.len().max(1);
-        self.inputs = Some(InputGrads::new(tokens, d, width, &self.ends));
+        self.inputs = InputGrads::new(tokens, d, width, &self.ends);
     }
 }

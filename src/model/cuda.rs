@@ -3,6 +3,7 @@
 //! The same formulas in the same order as [`super::qwen2`]. A residual connection is added by the norm that follows it, and the
 //! gradient of the residual stream lives in one buffer that every layer adds to.
 
+use super::cuda_sink::{Accumulate, CudaSink, spans};
 use super::params::{LayerLayout, Layout};
 use super::{Keep, Model, Qwen2Config};
 use crate::device::{Gpu, Part, Result, Slice, Tensor};
@@ -10,7 +11,8 @@ use crate::forest::Forest;
 use crate::ops::attention;
 use crate::ops::attention::cuda::{Backward, Visibility};
 use crate::ops::embedding::{self, cuda::Tokens};
-use crate::ops::{linear, rmsnorm, rope, swiglu};
+use crate::ops::linear::{self, cuda::WeightGrad};
+use crate::ops::{rmsnorm, rope, swiglu};
 use half::bf16;
 use std::ops::Range;
 use std::sync::Arc;
@@ -203,6 +205,20 @@ impl CudaModel {
         d_hidden: &Slice<bf16>,
         grads: &Slice<f32>,
     ) -> Result<()> {
+        self.backward_into(forest, acts, d_hidden, &mut Accumulate { gpu: &self.gpu, grads, rows: [forest.len] })
+    }
+
+    /// As [`CudaModel::backward`], handing the parameters' gradients to `sink`. The head's is none of them.
+    ///
+    /// # Panics
+    /// If the forward pass kept nothing.
+    pub fn backward_into(
+        &self,
+        forest: &CudaForest,
+        acts: &mut CudaActivations,
+        d_hidden: &Slice<bf16>,
+        sink: &mut dyn CudaSink,
+    ) -> Result<()> {
         assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
         let (gpu, c, layout, n) = (&self.gpu, &self.config, &self.layout, forest.len);
         let layers = c.num_hidden_layers;
@@ -215,8 +231,7 @@ impl CudaModel {
         };
         // Of the residual stream, from the last layer's output down to the embedding.
         let stream = gpu.zeros::<bf16>(n * c.hidden_size)?;
-        let (w, last, dw) = (self.weight(&layout.norm), acts.input(layers), part(grads, &layout.norm));
-        rmsnorm::cuda::backward(gpu, d_hidden, last, &w, &acts.rstd, &stream, &*dw)?;
+        self.norm_backward(&layout.norm, d_hidden, acts.input(layers), &acts.rstd, &stream, sink)?;
         for (l, layer) in layout.layers.iter().enumerate().rev() {
             let (x, a) = (acts.input(l), acts.layer(l));
             if acts.keep == Keep::LayerInputs {
@@ -224,9 +239,9 @@ impl CudaModel {
                 rmsnorm::cuda::forward(gpu, x, &w, c.rms_norm_eps, &a.norm1, &a.rstd1)?;
                 self.layer_forward(l, x, a, &acts.delta, &self.attend(forest))?;
             }
-            self.layer_backward(layer, forest, x, a, &g, &stream, grads)?;
+            self.layer_backward(layer, forest, x, a, &g, &stream, sink)?;
         }
-        embedding::cuda::backward(gpu, &forest.tokens, &stream, c.hidden_size, &*part(grads, &layout.embed))
+        sink.embedding(&layout.embed, &forest.tokens, &stream)
     }
 
     /// One layer: on entry `stream` is the gradient of its output, on exit of its input `x`. Overwrites `a.gate_up`.
@@ -239,28 +254,50 @@ impl CudaModel {
         a: &LayerActs,
         g: &LayerGrads,
         stream: &Slice<bf16>,
-        grads: &Slice<f32>,
+        sink: &mut dyn CudaSink,
     ) -> Result<()> {
         let (gpu, shape) = (&self.gpu, self.shape());
         let (hidden, ffn, q_dim) = (self.config.hidden_size, self.config.intermediate_size, shape.q_dim());
         linear::cuda::backward_input(gpu, stream, &self.weight(&layer.down), ffn, &g.act)?;
-        linear::cuda::backward_weight(gpu, stream, &a.act, ffn, &*part(grads, &layer.down))?;
+        sink.matrix(&layer.down, WeightGrad { dy: stream, out: hidden, x: &a.act, in_features: ffn })?;
         swiglu::cuda::backward(gpu, &g.act, ffn, &a.gate_up)?;
         linear::cuda::backward_input(gpu, &a.gate_up, &self.weight(&layer.gate_up), hidden, &g.norm)?;
-        linear::cuda::backward_weight(gpu, &a.gate_up, &a.norm2, hidden, &*part(grads, &layer.gate_up))?;
-        let (w, dw) = (self.weight(&layer.post_norm), part(grads, &layer.post_norm));
-        rmsnorm::cuda::backward(gpu, &g.norm, &a.mid, &w, &a.rstd2, stream, &*dw)?;
+        let products = WeightGrad { dy: &a.gate_up, out: 2 * ffn, x: &a.norm2, in_features: hidden };
+        sink.matrix(&layer.gate_up, products)?;
+        self.norm_backward(&layer.post_norm, &g.norm, &a.mid, &a.rstd2, stream, sink)?;
 
         linear::cuda::backward_input(gpu, stream, &self.weight(&layer.o), q_dim, &g.attn)?;
-        linear::cuda::backward_weight(gpu, stream, &a.attn, q_dim, &*part(grads, &layer.o))?;
+        sink.matrix(&layer.o, WeightGrad { dy: stream, out: hidden, x: &a.attn, in_features: q_dim })?;
         let pass = Backward { d_out: &g.attn, qkv: &a.qkv, out: &a.attn, softmax: &a.softmax, d_qkv: &g.qkv };
         attention::cuda::backward(gpu, pass, shape, &forest.visibility)?;
         self.rotate(&g.qkv, forest, true)?;
-        linear::cuda::backward_bias(gpu, &g.qkv, &forest.ones, &*part(grads, &layer.qkv_bias))?;
+        let qkv_dim = shape.qkv_dim();
+        for (span, rows) in spans(sink) {
+            let (d, ones) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(&forest.ones, &(0..rows.len())));
+            sink.vector(&layer.qkv_bias, span, &mut |db| linear::cuda::backward_bias(gpu, &d, &ones, db))?;
+        }
         linear::cuda::backward_input(gpu, &g.qkv, &self.weight(&layer.qkv), hidden, &g.norm)?;
-        linear::cuda::backward_weight(gpu, &g.qkv, &a.norm1, hidden, &*part(grads, &layer.qkv))?;
-        let (w, dw) = (self.weight(&layer.input_norm), part(grads, &layer.input_norm));
-        rmsnorm::cuda::backward(gpu, &g.norm, x, &w, &a.rstd1, stream, &*dw)
+        sink.matrix(&layer.qkv, WeightGrad { dy: &g.qkv, out: qkv_dim, x: &a.norm1, in_features: hidden })?;
+        self.norm_backward(&layer.input_norm, &g.norm, x, &a.rstd1, stream, sink)
+    }
+
+    /// Adds to `stream`; the norm's weight is at `range`.
+    fn norm_backward(
+        &self,
+        range: &Range<usize>,
+        dy: &Slice<bf16>,
+        x: &Slice<bf16>,
+        rstd: &Slice<f32>,
+        stream: &Slice<bf16>,
+        sink: &mut dyn CudaSink,
+    ) -> Result<()> {
+        let w = self.weight(range);
+        for (span, rows) in spans(sink) {
+            let [dy, x, stream] = [dy, x, stream].map(|of| part(of, &wide(&rows, w.len())));
+            let rstd = part(rstd, &rows);
+            sink.vector(range, span, &mut |dw| rmsnorm::cuda::backward(&self.gpu, &dy, &x, &w, &rstd, &stream, dw))?;
+        }
+        Ok(())
     }
 
     fn layer_acts(&self, n: usize) -> Result<LayerActs> {
@@ -289,6 +326,11 @@ impl CudaActivations {
     fn layer(&self, l: usize) -> &LayerActs {
         &self.layers[l.min(self.layers.len() - 1)]
     }
+}
+
+/// The elements of some rows.
+fn wide(rows: &Range<usize>, width: usize) -> Range<usize> {
+    rows.start * width..rows.end * width
 }
 
 /// A tensor's place in a flat buffer of the model's layout.

@@ -4,6 +4,7 @@ pub mod checkpoint;
 pub mod config;
 pub mod cuda;
 pub mod cuda_decode;
+pub mod cuda_sink;
 mod cuda_step;
 mod decode;
 mod init;

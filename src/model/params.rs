@@ -96,6 +96,12 @@ impl Layout {
         Layout { entries, len: at, embed, layers, norm, head }
     }
 
+    /// The entries within a range of the flat buffer that begins and ends with some of them.
+    pub fn within(&self, range: &Range<usize>) -> Range<usize> {
+        let at = |place: usize| self.entries.partition_point(|e| e.range.start < place);
+        at(range.start)..at(range.end)
+    }
+
     /// The table of tensors that belong to no model: (name, shape, whether weight decay applies).
     pub fn of(tensors: &[(&str, &[usize], bool)]) -> Layout {
         let (mut entries, mut at) = (Vec::new(), 0);

@@ -10,6 +10,8 @@
 //!
 //! Products are in f32, what they are summed up in is f64.
 
+pub mod cuda;
+
 use super::linear::{self, WeightGrad};
 use crate::device::cpu::{Mat, exp, gemm, simd};
 use rayon::prelude::*;
@@ -172,6 +174,7 @@ pub fn gram(g: &[f32], samples: usize) -> Part {
 }
 
 /// An embedding's gradients by sample: only the rows of tokens that occur, each once per sample, by ascending token.
+#[derive(Default)]
 pub struct InputGrads {
     pub width: usize,
     /// (token, sample) of each row.

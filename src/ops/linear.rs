@@ -111,6 +111,15 @@ pub mod cuda {
     use crate::device::{Gpu, Matmul, Operand, Real, Result, Slice, expect};
     use half::bf16;
 
+    /// As [`super::WeightGrad`].
+    #[derive(Clone, Copy)]
+    pub struct WeightGrad<'a> {
+        pub dy: &'a Slice<bf16>,
+        pub out: usize,
+        pub x: &'a Slice<bf16>,
+        pub in_features: usize,
+    }
+
     fn rows<T: Real>(x: &Slice<T>, stride: usize) -> Operand {
         Operand { address: x.address(), dtype: T::DTYPE, stride, transposed: false, batch_stride: 0 }
     }

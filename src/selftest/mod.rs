@@ -2,6 +2,7 @@
 
 mod attention;
 mod decode;
+mod gradient_cosine;
 mod head;
 mod ops;
 mod sampling;

@@ -1,6 +1,8 @@
 //! One check for each op and direction, in the order of a model's step.
 
-use super::{BF16, Check, F32, Probe, Size, attention, decode, head, randoms, randoms_bf16, sampling, widen};
+use super::{
+    BF16, Check, F32, Probe, Size, attention, decode, gradient_cosine, head, randoms, randoms_bf16, sampling, widen,
+};
 use crate::bench::ceilings::Work;
 use crate::device::{Real, Result, Slice, Tensor};
 use crate::ops::adamw::{self, AdamW, clip_scale};
@@ -35,6 +37,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "grouped_logprob backward", run: head::backward },
     Check { name: "grouped_logprob loss", run: head::loss },
     Check { name: "sampling", run: sampling::draws },
+    Check { name: "gradient_cosine", run: gradient_cosine::both_ways },
 ];
 
 const EPS: f32 = 1e-6;

@@ -2,12 +2,12 @@
 
 use super::TrainError;
 use super::iteration::Iteration;
+use super::learner::Learner;
 use crate::agent::Episode;
 use crate::config::Config;
-use crate::coupling::{self, CouplingError, Grams, Measurement, Probe, ProbeError, ProbeSample, Weights, measure};
+use crate::coupling::{self, Grams, Measurement, Probe, ProbeError, ProbeSample, Weights, measure};
 use crate::gcd::{Asked, label};
 use crate::grpo::Sample;
-use crate::model::{Keep, Model};
 use crate::report::metrics::Record;
 use std::path::Path;
 
@@ -49,9 +49,9 @@ fn turns(episode: &Episode, index: usize, sample: &Sample, config: &Config) -> V
     episode.turns.iter().zip(labels).filter_map(of).collect()
 }
 
-/// Measures a probe set with A = 1.
-pub fn measured(model: &Model, probe: &Probe, seed: u64) -> Result<(Grams, Measurement), CouplingError> {
-    let grams = Grams::new(model, &probe.samples(), Keep::LayerInputs)?;
+/// Measures a probe set with A = 1, where the learner trains.
+pub fn measured(learner: &Learner, probe: &Probe, seed: u64) -> Result<(Grams, Measurement), TrainError> {
+    let grams = learner.grams(&probe.samples())?;
     let measurement = measure(&grams, &probe.advantages(), Weights::One, seed)?;
     Ok((grams, measurement))
 }
@@ -68,12 +68,12 @@ pub fn recorded(record: Record, m: &Measurement) -> Record {
 }
 
 /// The run's last measurement, as files and for `summary.json`. `None` if it never had a probe set.
-pub fn last(run: &Path, model: &Model, seed: u64) -> Result<Option<Measurement>, TrainError> {
+pub fn last(run: &Path, learner: &Learner, seed: u64) -> Result<Option<Measurement>, TrainError> {
     let probe = match Probe::of(run) {
         Err(ProbeError::Missing(_)) => return Ok(None),
         found => found?,
     };
-    let (grams, measurement) = measured(model, &probe, seed)?;
+    let (grams, measurement) = measured(learner, &probe, seed)?;
     coupling::write(&run.join(coupling::FOLDER), "final", "Gradient coupling at the end", &grams, &measurement)?;
     Ok(Some(measurement))
 }

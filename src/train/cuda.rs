@@ -4,7 +4,9 @@
 //! token. So every loss there is trains on either device.
 
 use super::learner::StepReport;
+use super::{TrainError, cuda_coupling};
 use crate::config::Optim;
+use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Part, Result, Slice, Tensor, expect};
 use crate::forest::Forest;
 use crate::model::cuda::{CudaActivations, CudaForest, CudaModel, part};
@@ -124,6 +126,11 @@ impl CudaTrainer {
     pub fn decoder_backward(&mut self, d_hidden: &Slice<bf16>) -> Result<()> {
         let (packed, mut acts) = self.pass.take().expect(NO_PASS);
         self.model.backward(&packed, &mut acts, d_hidden, &self.grads)
+    }
+
+    /// As [`Grams::new`], recomputing activations.
+    pub fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
+        cuda_coupling::grams(&self.gpu, &self.model, samples, Keep::LayerInputs)
     }
 
     fn targets(&self, forest: &Forest, nodes: &[u32]) -> Result<Targets> {

@@ -1,9 +1,11 @@
 //! A model with its gradient and optimiser state: the training step.
 
+use super::TrainError;
 use super::critic::Critic;
 use super::cuda::CudaTrainer;
 use super::probe::Span;
 use crate::config::{Grpo, Optim};
+use crate::coupling::{CouplingError, Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
 use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample, pcgrad};
@@ -218,6 +220,14 @@ impl Learner {
                 self.model.forward(forest, self.keep, &mut self.acts);
                 Ok(())
             }
+        }
+    }
+
+    /// Inner products of the samples' gradients, by the weights as they are now.
+    pub fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
+        match &self.gpu {
+            Some(gpu) => gpu.grams(samples),
+            None => Ok(Grams::new(&self.model, samples, Keep::LayerInputs).map_err(CouplingError::from)?),
         }
     }
 

@@ -5,6 +5,7 @@ mod cold_start;
 pub mod coupling;
 pub mod critic;
 pub mod cuda;
+pub mod cuda_coupling;
 pub mod evaluate;
 pub mod interrupt;
 pub mod iteration;

@@ -416,8 +416,7 @@ impl<'a> Session<'a> {
         let Some(probe) = coupling::probe(self.folder.path(), &self.config, done, self.state.iterations)? else {
             return Ok(record);
         };
-        self.learner.read_back()?;
-        let (_, measurement) = coupling::measured(&self.learner.model, &probe, self.config.run.seed)?;
+        let (_, measurement) = coupling::measured(&self.learner, &probe, self.config.run.seed)?;
         self.state.similarity.push(measurement.cosine.pn.mean);
         Ok(coupling::recorded(record, &measurement).with("seconds/coupling", began.elapsed().as_secs_f64()))
     }
@@ -527,13 +526,12 @@ impl<'a> Session<'a> {
         bare: Evaluation,
         judgment_accuracy: Option<f64>,
     ) -> Result<Outcome, TrainError> {
-        self.learner.read_back()?;
         let first = self.state.cold_start.clone().unwrap_or_default();
         let rows = results::rows(&[("cold start", &first), ("final", &last), ("final, no suggestions", &bare)]);
         let off = self.config.coupling.every == 0 || self.state.iterations == 0;
         let coupling = match off {
             true => None,
-            false => coupling::last(self.folder.path(), &self.learner.model, self.config.run.seed)?,
+            false => coupling::last(self.folder.path(), &self.learner, self.config.run.seed)?,
         };
         let summary = Summary {
             coupling: coupling.map(|measurement| measurement.summary()),

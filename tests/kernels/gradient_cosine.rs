@@ -48,18 +48,20 @@ fn gram_adds_to_what_is_there() {
 
 #[test]
 fn ghost() {
-    for (sizes, a, b, parts) in [(&[1][..], 8, 16, 1), (&[130, 0, 5], 40, 8, 2), (&[3, 129, 260], 24, 72, 3)] {
+    for (sizes, a, b, stride, parts) in
+        [(&[1][..], 8, 16, 16, 1), (&[130, 0, 5], 40, 8, 24, 2), (&[3, 129, 260], 24, 72, 72, 3)]
+    {
         let samples = sizes.len();
         let start: Vec<u32> = (0..=samples).map(|i| sizes[..i].iter().sum()).collect();
         let n = start[samples] as usize;
-        let ((x, x_wide), (d, d_wide)) = (randoms_bf16(8, n * a), randoms_bf16(9, n * b));
+        let ((x, x_wide), (d, d_wide)) = (randoms_bf16(8, n * a), randoms_bf16(9, n * stride));
         // The gradients themselves: g_i = Σ_t d_t x_tᵀ.
         let gradients: Vec<Vec<f64>> = start
             .windows(2)
             .map(|s| {
                 let mut g = vec![0.0; a * b];
                 for t in s[0] as usize..s[1] as usize {
-                    for (row, d) in g.chunks_exact_mut(a).zip(&d_wide[t * b..]) {
+                    for (row, d) in g.chunks_exact_mut(a).zip(&d_wide[t * stride..]) {
                         row.iter_mut().zip(&x_wide[t * a..]).for_each(|(g, x)| *g += f64::from(*d) * f64::from(*x));
                     }
                 }
@@ -68,7 +70,7 @@ fn ghost() {
             .collect();
         let partial = Buffer::poisoned::<f32>(parts * samples * samples);
         let (x, d, start) = (Buffer::new(&x), Buffer::new(&d), Buffer::new(&start));
-        let args = args![&x, &d, &start, &partial, samples as i32, a as i32, b as i32];
+        let args = args![&x, &d, &start, &partial, samples as i32, a as i32, b as i32, stride as i32];
         let pairs = (samples * (samples + 1) / 2) as u32;
         launch("gradient_cosine_ghost_bf16", (pairs, parts as u32), 256, SHARED, args).unwrap();
         let got = finish(&partial, samples, parts, 0.0);
@@ -85,7 +87,7 @@ fn refused_sizes() {
         assert!(matches!(fault, Fault::BrokenPromise { .. }), "{samples} x {n}: {fault}");
     }
     // A pair beyond the last.
-    let args = args![b, b, b, b, 1i32, 8i32, 8i32];
+    let args = args![b, b, b, b, 1i32, 8i32, 8i32, 8i32];
     let fault = launch("gradient_cosine_ghost_bf16", 2, 256, SHARED, args).unwrap_err();
     assert!(matches!(fault, Fault::BrokenPromise { .. }), "{fault}");
 }
