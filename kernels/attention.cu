@@ -20,6 +20,7 @@
 // it takes, 1.2 ms for the seven that separate owners make of them. Checked by emulation only.
 #include "common/async.cuh"
 #include "common/mma.cuh"
+#include "common/reduce.cuh"
 #include "common/vec.cuh"
 
 namespace {
@@ -101,16 +102,6 @@ __device__ inline void store_rows(bf16* to, size_t row_len, bf16* rows, const fl
         if (first + row < tokens)
             store16(to + (first + row) * row_len + 8 * chunk, load16(rows + chunk_at<D>(row, chunk)));
     }
-}
-
-// Over the four lanes that share a row.
-__device__ inline float row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ inline float row_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 template <int D>

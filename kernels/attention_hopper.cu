@@ -17,6 +17,7 @@
 // Flops: 4 D heads a visible pair. Floor on an H100 (800 TFLOP/s), one sequence of 8192, 16 heads of 128: 0.34 ms. Predicted:
 // 550 to 620 TFLOP/s there (0.44 to 0.50 ms) and 400 with heads of 64; 450 and 330 in sequences of 1024. Checked by emulation only.
 #include "common/boxes.cuh"
+#include "common/reduce.cuh"
 
 namespace {
 constexpr int KEYS = 128;
@@ -51,16 +52,6 @@ struct Work {
         return item < count ? item : -1;
     }
 };
-
-// Over the four lanes that share a row.
-__device__ inline float row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ inline float row_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
-}
 
 // One thread: asks for copies, as far ahead as stages are empty.
 template <int D>

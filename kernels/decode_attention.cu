@@ -19,6 +19,7 @@
 //
 // Floor on an H100 (3.0 TB/s), 256 rows at 1024 tokens, 2 kv heads of 128: 0.09 ms a layer. Checked by emulation only.
 #include "common/mma.cuh"
+#include "common/reduce.cuh"
 #include "common/rope.cuh"
 #include "common/vec.cuh"
 
@@ -40,16 +41,6 @@ __device__ inline Words load_words(const bf16* p, bool there) {
     if (!there) return {};
     const uint4 raw = load16(p);
     return {{raw.x, raw.y, raw.z, raw.w}};
-}
-
-// Over the four lanes that share a query.
-__device__ inline float row_max(float x) {
-    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
-    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
-}
-__device__ inline float row_sum(float x) {
-    x += __shfl_xor_sync(~0u, x, 1);
-    return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 // What a warp has of its pages: queries lane / 4 and lane / 4 + 8. sum_v[8 h + t] holds the columns 64 h + 16 (lane % 4) + t and,

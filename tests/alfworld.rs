@@ -2,10 +2,12 @@
 //! The games are generated; where recorded ones are at hand, the binary plays them word for word.
 
 mod common;
+#[path = "common/recorded.rs"]
+mod recorded;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Stdio};
 use uncouple::config::TrainTypes;
 use uncouple::env::alfworld::{Alfworld, Index, PARTS, TYPES};
@@ -216,17 +218,9 @@ struct Step {
     won: bool,
 }
 
-/// The folder of recorded games, where this machine has one.
-fn recorded() -> Option<PathBuf> {
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let given = std::env::var_os("UNCOUPLE_SHARED").map(PathBuf::from);
-    let places = given.into_iter().chain([here.join("../shared"), here.join("../../shared")]);
-    places.map(|p| p.join("alfworld")).find(|p| p.join("transcripts.jsonl.gz").exists())
-}
-
 #[test]
 fn the_binary_plays_recorded_games_word_for_word() {
-    let Some(folder) = recorded() else {
+    let Some(folder) = recorded::folder() else {
         eprintln!(
             "SKIPPED: no recorded games in ../shared/alfworld (set UNCOUPLE_SHARED to the folder above alfworld)"
         );

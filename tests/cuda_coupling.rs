@@ -1,9 +1,9 @@
 //! Inner products of per-sample gradients on the emulated device, against the CPU's and the goldens'.
 
+mod common;
 #[path = "common/emulated.rs"]
 mod emulated;
 
-use half::bf16;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
@@ -11,29 +11,9 @@ use std::path::Path;
 use uncouple::coupling::gram::cosines;
 use uncouple::coupling::{CouplingError, Grams, SampleError, StateAction};
 use uncouple::model::cuda::CudaModel;
-use uncouple::model::{Keep, Model, Params, Qwen2Config, checkpoint};
+use uncouple::model::{Keep, checkpoint};
 use uncouple::train::learner::Learner;
 use uncouple::train::{TrainError, cuda_coupling};
-
-fn model(tied: bool) -> Model {
-    let config = Qwen2Config {
-        vocab_size: 96,
-        hidden_size: 64,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 64,
-        intermediate_size: 72,
-        max_position_embeddings: 256,
-        rms_norm_eps: 1e-6,
-        rope_theta: 1e4,
-        tie_word_embeddings: tied,
-    };
-    let mut params = Params::random(&config, 3);
-    // Both devices start from numbers that bf16 holds.
-    params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
-    Model::new(config, params)
-}
 
 /// Samples of (length, where the action begins). Their first tokens are the same.
 fn samples(lengths: &[(usize, usize)]) -> Vec<StateAction> {
@@ -68,7 +48,7 @@ fn every_tensor_agrees_with_the_cpu() {
     // With an empty action, an empty sample and one of several tiles of keys.
     let samples = samples(&[(40, 30), (17, 3), (0, 0), (70, 50), (9, 9), (23, 20)]);
     for tied in [true, false] {
-        let model = model(tied);
+        let model = common::narrow(tied);
         let want = Grams::new(&model, &samples, Keep::All).unwrap();
         let got = cuda_coupling::grams(&gpu, &CudaModel::new(&gpu, &model, 0).unwrap(), &samples, Keep::All).unwrap();
         let n = samples.len();
@@ -98,7 +78,7 @@ fn every_tensor_agrees_with_the_cpu() {
 
 #[test]
 fn samples_that_cannot_be_measured_are_refused() {
-    let (gpu, model) = (emulated::quick_gpu(), model(true));
+    let (gpu, model) = (emulated::quick_gpu(), common::narrow(true));
     let on_device = CudaModel::new(&gpu, &model, 0).unwrap();
     let measure = |samples: &[StateAction]| cuda_coupling::grams(&gpu, &on_device, samples, Keep::All);
     let error = measure(&[StateAction { tokens: vec![1, 96], action: 1 }]).unwrap_err();

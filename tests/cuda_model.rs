@@ -16,32 +16,12 @@ use uncouple::forest::{Forest, ROOT};
 use uncouple::grpo::{Normaliser, Sample};
 use uncouple::model::checkpoint;
 use uncouple::model::cuda::CudaModel;
-use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config};
+use uncouple::model::{Activations, Keep, Params};
 use uncouple::reference;
 use uncouple::train::cuda::CudaTrainer;
 use uncouple::train::learner::Learner;
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train_on};
-
-fn model() -> Model {
-    let config = Qwen2Config {
-        vocab_size: 96,
-        hidden_size: 64,
-        num_hidden_layers: 2,
-        num_attention_heads: 2,
-        num_key_value_heads: 1,
-        head_dim: 64,
-        intermediate_size: 72,
-        max_position_embeddings: 256,
-        rms_norm_eps: 1e-6,
-        rope_theta: 1e4,
-        tie_word_embeddings: true,
-    };
-    let mut params = Params::random(&config, 3);
-    // Both devices start from numbers that bf16 holds.
-    params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
-    Model::new(config, params)
-}
 
 fn forest() -> Forest {
     let shared: Vec<u32> = (0..20).map(|i| i * 7 % 96).collect();
@@ -64,7 +44,7 @@ const NOISE: f64 = 0.01;
 
 #[test]
 fn forward_and_backward() {
-    let (gpu, model, forest) = (emulated::quick_gpu(), model(), forest());
+    let (gpu, model, forest) = (emulated::quick_gpu(), common::narrow(true), forest());
     let mut acts = Activations::default();
     model.forward(&forest, Keep::All, &mut acts);
     let d: Vec<bf16> = (0..acts.hidden.len()).map(|i| bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 50.0)).collect();
@@ -120,7 +100,7 @@ fn grpo_steps() {
     for ratio in [RatioLevel::Token, RatioLevel::Sequence] {
         let grpo = Grpo { ratio, ..Grpo::default() };
         let (samples, optim) = (samples(), Optim::default());
-        let mut learners = [Learner::new(model(), false), Learner::new(model(), true)];
+        let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), true)];
         learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
         for step in 0..2 {
             let [cpu, gpu] = learners.each_mut().map(|learner| {
@@ -132,7 +112,7 @@ fn grpo_steps() {
             let (a, b) = (cpu.1.grad_norm, gpu.1.grad_norm);
             assert!((a - b).abs() <= 0.02 * a && !gpu.1.skipped, "{ratio:?}, norm of step {step}: {a} and {b}");
         }
-        let before = model().params.flat;
+        let before = common::narrow(true).params.flat;
         learners[1].read_back().unwrap();
         let moved = |l: &Learner| l.model.params.flat.iter().zip(&before).map(|(a, b)| a - b).collect::<Vec<f32>>();
         let [cpu, gpu] = learners.each_ref().map(moved);
@@ -145,7 +125,7 @@ fn grpo_steps() {
 
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
-    let mut learner = Learner::new(model(), false);
+    let mut learner = Learner::new(common::narrow(true), false);
     learner.to_gpu(&emulated::quick_gpu(), 8).unwrap();
     let mut samples = samples();
     let norm = Normaliser::new(&samples, 1);
@@ -159,7 +139,7 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     learner.policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
     assert!(learner.step(&Optim::default(), 1e-3).unwrap().skipped);
     learner.read_back().unwrap();
-    assert_eq!(learner.model.params.flat, model().params.flat);
+    assert_eq!(learner.model.params.flat, common::narrow(true).params.flat);
     assert_eq!(learner.steps, 1);
 }
 

@@ -1,8 +1,10 @@
 //! The interpreter against recorded plays of the original engine, and its errors.
 
+#[path = "common/recorded.rs"]
+mod recorded;
+
 use std::collections::HashMap;
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use uncouple::env::Environment;
@@ -25,17 +27,9 @@ struct Step {
     done: Option<bool>,
 }
 
-/// The folder of recorded games, where this machine has one.
-fn recorded() -> Option<PathBuf> {
-    let here = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
-    let given = std::env::var_os("UNCOUPLE_SHARED").map(PathBuf::from);
-    let places = given.into_iter().chain([here.join("../shared"), here.join("../../shared")]);
-    places.map(|p| p.join("alfworld")).find(|p| p.join("transcripts.jsonl.gz").exists())
-}
-
 #[test]
 fn plays_the_recorded_games_word_for_word() {
-    let Some(folder) = recorded() else {
+    let Some(folder) = recorded::folder() else {
         eprintln!(
             "SKIPPED: no recorded games in ../shared/alfworld (set UNCOUPLE_SHARED to the folder that holds alfworld)"
         );

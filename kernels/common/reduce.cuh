@@ -1,4 +1,4 @@
-// Sums over a warp or a block: the same tree whatever the schedule, so the same bits every time.
+// Sums over a warp, a part of it or a block: the same tree whatever the schedule, so the same bits every time.
 #pragma once
 #include "common/target.cuh"
 
@@ -8,6 +8,16 @@ __device__ inline T warp_sum(T x) {
 #pragma unroll
     for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
     return x;
+}
+
+// Over the four lanes that share a row of a product's fragment.
+__device__ inline float row_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(~0u, x, 1));
+    return fmaxf(x, __shfl_xor_sync(~0u, x, 2));
+}
+__device__ inline float row_sum(float x) {
+    x += __shfl_xor_sync(~0u, x, 1);
+    return x + __shfl_xor_sync(~0u, x, 2);
 }
 
 // Sum over a one-dimensional block of whole warps, in every thread. A kernel that calls this repeatedly passes 0, 1, 0, 1, …

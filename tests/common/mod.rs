@@ -5,6 +5,7 @@ pub mod dense;
 pub mod numeric;
 pub mod runs;
 
+use half::bf16;
 use std::sync::Arc;
 use uncouple::model::params::Layout;
 use uncouple::model::{Model, Params, Qwen2Config};
@@ -48,4 +49,24 @@ pub fn tokens(seed: u64, n: usize, vocab: usize) -> Vec<u32> {
 /// An arbitrary loss weight of a token at a position.
 pub fn weight(token: u32, position: u32) -> f32 {
     ((token * 7 + position * 3) % 11) as f32 / 11.0 - 0.4
+}
+
+/// Two layers, 2 heads of 64, 1 of keys and values; vocabulary 96. For a GPU and the CPU: both start from numbers that bf16 holds.
+pub fn narrow(tied: bool) -> Model {
+    let config = Qwen2Config {
+        vocab_size: 96,
+        hidden_size: 64,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 64,
+        intermediate_size: 72,
+        max_position_embeddings: 256,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e4,
+        tie_word_embeddings: tied,
+    };
+    let mut params = Params::random(&config, 3);
+    params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+    Model::new(config, params)
 }
