@@ -9,7 +9,7 @@
 pub mod cuda;
 
 use super::residual;
-use crate::device::cpu::{Mat, exp, gemm, simd};
+use crate::device::cpu::{Mat, exp, gemm, prefetch, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -357,9 +357,13 @@ fn decode_heads<'a, const HEADS: usize, const PAGE: usize>(
 ) {
     let scale = 1.0 / (head_dim as f32).sqrt();
     let padded = scores.len() / HEADS;
-    for (page, (keys, _)) in pages.clone().take(padded / PAGE).enumerate() {
+    let seen = pages.take(padded / PAGE);
+    let mut ahead = seen.clone().skip(1).map(|(keys, _)| keys).chain(seen.clone().take(1).map(|(_, values)| values));
+    for (page, (keys, _)) in seen.clone().enumerate() {
+        let ahead = ahead.next().unwrap_or_default();
         let mut sum = [[0.0f32; PAGE]; HEADS];
         for (j, k) in keys.as_chunks::<PAGE>().0.iter().enumerate() {
+            prefetch(ahead.get(j * PAGE..(j + 1) * PAGE).unwrap_or_default());
             for h in 0..HEADS {
                 let q = q[h * head_dim + j] * scale;
                 for i in 0..PAGE {
@@ -372,19 +376,19 @@ fn decode_heads<'a, const HEADS: usize, const PAGE: usize>(
         }
     }
     for scores in scores.chunks_exact_mut(padded) {
-        let seen = &mut scores[..len];
-        let max = max(seen);
-        let inv = 1.0 / exp_sum(seen, max);
-        seen.iter_mut().for_each(|p| *p *= inv);
+        let scores = &mut scores[..len];
+        let max = max(scores);
+        let inv = 1.0 / exp_sum(scores, max);
+        scores.iter_mut().for_each(|p| *p *= inv);
     }
     if head_dim.is_multiple_of(32) {
-        weigh::<HEADS, PAGE, 32>(scores, head_dim, len, pages, out);
+        weigh::<HEADS, PAGE, 32>(scores, head_dim, len, seen, out);
     } else {
-        weigh::<HEADS, PAGE, 2>(scores, head_dim, len, pages, out);
+        weigh::<HEADS, PAGE, 2>(scores, head_dim, len, seen, out);
     }
 }
 
-/// `out = probs · values`, `WIDTH` columns at a time: they stay in registers over all keys.
+/// `out = probs · values`, page by page, `WIDTH` columns at a time: they stay in registers over a page's keys.
 #[inline(always)]
 fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize>(
     probs: &[f32],
@@ -394,12 +398,18 @@ fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize>(
     out: &mut [f32],
 ) {
     let padded = probs.len() / HEADS;
-    for column in (0..head_dim).step_by(WIDTH) {
-        let mut sum = [[0.0f32; WIDTH]; HEADS];
-        for (page, (_, values)) in pages.clone().take(padded / PAGE).enumerate() {
-            let first = page * PAGE;
+    out.fill(0.0);
+    let mut ahead = pages.clone().skip(1).map(|(_, values)| values);
+    for (page, (_, values)) in pages.enumerate() {
+        let (first, ahead) = (page * PAGE, ahead.next().unwrap_or_default());
+        for column in (0..head_dim).step_by(WIDTH) {
+            let mut sum = [[0.0f32; WIDTH]; HEADS];
+            for h in 0..HEADS {
+                sum[h].copy_from_slice(&out[h * head_dim + column..][..WIDTH]);
+            }
             for (i, v) in values.chunks_exact(head_dim).take(len - first).enumerate() {
-                let v = &v[column..column + WIDTH];
+                let (v, at) = (&v[column..column + WIDTH], i * head_dim + column);
+                prefetch(ahead.get(at..at + WIDTH).unwrap_or_default());
                 for h in 0..HEADS {
                     let p = probs[h * padded + first + i];
                     for c in 0..WIDTH {
@@ -407,9 +417,9 @@ fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize>(
                     }
                 }
             }
-        }
-        for h in 0..HEADS {
-            out[h * head_dim + column..][..WIDTH].copy_from_slice(&sum[h]);
+            for h in 0..HEADS {
+                out[h * head_dim + column..][..WIDTH].copy_from_slice(&sum[h]);
+            }
         }
     }
 }
