@@ -49,7 +49,7 @@ pub fn gemm(
         a.holds(m, k) && b.holds(k, n) && (m - 1) * c_stride + n <= c.len(),
         "gemm: a matrix is shorter than its shape"
     );
-    if EXACT_PRODUCTS.load(Ordering::Relaxed) {
+    if exact_products() {
         return exact((m, n, k), c, c_stride, accumulate, alpha, a, b);
     }
     // SAFETY: every index the product touches lies inside its slice, checked just above.
@@ -84,6 +84,11 @@ static EXACT_PRODUCTS: AtomicBool = AtomicBool::new(false);
 /// product of length k errs by about √k roundings, which AdamW then magnifies wherever a gradient is nearly 0.
 pub fn use_exact_products() {
     EXACT_PRODUCTS.store(true, Ordering::Relaxed);
+}
+
+/// Whether [`use_exact_products`] was called.
+pub fn exact_products() -> bool {
+    EXACT_PRODUCTS.load(Ordering::Relaxed)
 }
 
 fn exact(

@@ -2,7 +2,8 @@
 //!
 //! Backward: dx = dy W, dW = dyᵀ x, db = Σ_rows dy.
 
-use crate::device::cpu::{Mat, gemm, simd};
+use crate::device::cpu::{Mat, exact_products, gemm, prefetch, simd};
+use pulp::{Simd, WithSimd};
 
 /// A weight matrix as the forward pass reads it.
 #[derive(Clone, Copy)]
@@ -12,8 +13,12 @@ pub struct Weight<'a> {
     panels: bool,
 }
 
-/// Output features of a panel: whole registers of every instruction set, and few enough that a panel's rows share no cache set.
-const PANEL: usize = 32;
+/// Output features of a panel: a cache line.
+const PANEL: usize = 16;
+/// Rows of a tile: with `PANEL` columns, as many sums as AVX2 has registers for.
+const TILE: usize = 6;
+/// Rows that are taken through all panels together: they stay in the second-level cache.
+const ROWS: usize = 16 * TILE;
 
 impl<'a> Weight<'a> {
     /// W as it is stored, `[out, in]`.
@@ -29,20 +34,103 @@ impl<'a> Weight<'a> {
     fn product(&self, x: &[f32], accumulate: bool, y: &mut [f32]) {
         let Weight { data, in_features, panels } = *self;
         let (rows, out) = (x.len() / in_features, data.len() / in_features);
-        let x = Mat::rows(x, in_features);
         if !panels {
-            let w = Mat::transposed(data, in_features);
+            let (w, x) = (Mat::transposed(data, in_features), Mat::rows(x, in_features));
             return gemm((rows, out, in_features), y, out, accumulate, 1.0, x, w);
         }
-        for (i, panel) in data.chunks(PANEL * in_features).enumerate() {
-            let width = panel.len() / in_features;
-            let w = Mat::rows(panel, width);
-            gemm((rows, width, in_features), &mut y[i * PANEL..], out, accumulate, 1.0, x, w);
+        let tiled = if exact_products() { 0 } else { out / PANEL * PANEL };
+        let (w, rest) = data.split_at(tiled * in_features);
+        for (x, y) in x.chunks(ROWS * in_features).zip(y.chunks_mut(ROWS * out)) {
+            pulp::Arch::new().dispatch(Tiles { x, w, in_features, accumulate, y, stride: out });
+        }
+        for (i, panel) in rest.chunks(PANEL * in_features).enumerate() {
+            let (width, y) = (panel.len() / in_features, &mut y[tiled + i * PANEL..]);
+            let (x, w) = (Mat::rows(x, in_features), Mat::rows(panel, width));
+            gemm((rows, width, in_features), y, out, accumulate, 1.0, x, w);
         }
     }
 }
 
-/// Copies W, `[out, in]`, into panels of 32 output features, each `[in, 32]` (the last may be narrower).
+/// The product with whole panels; the rows of `y` are `stride` apart. While a panel is used, the next one is fetched: with few rows,
+/// W comes from memory about as slowly as it is multiplied.
+struct Tiles<'a> {
+    x: &'a [f32],
+    w: &'a [f32],
+    in_features: usize,
+    accumulate: bool,
+    y: &'a mut [f32],
+    stride: usize,
+}
+
+impl WithSimd for Tiles<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 1>(simd),
+            8 => self.run::<S, 2>(simd),
+            4 => self.run::<S, 4>(simd),
+            _ => self.run::<S, PANEL>(simd),
+        }
+    }
+}
+
+impl Tiles<'_> {
+    /// With panels `V` vectors wide.
+    #[inline(always)]
+    fn run<S: Simd, const V: usize>(self, simd: S) {
+        let Tiles { x, w, in_features, accumulate, y, stride } = self;
+        let share = in_features.div_ceil((x.len() / in_features).div_ceil(TILE)) * PANEL;
+        let panels = w.chunks_exact(PANEL * in_features);
+        let mut ahead = panels.clone().skip(1);
+        for (i, panel) in panels.enumerate() {
+            let mut ahead = ahead.next().unwrap_or_default().chunks(share);
+            let panel = S::as_simd_f32s(panel).0.as_chunks().0;
+            for (x, y) in x.chunks(TILE * in_features).zip(y.chunks_mut(TILE * stride)) {
+                prefetch(ahead.next().unwrap_or_default());
+                let y = &mut y[i * PANEL..];
+                match x.len() / in_features {
+                    1 => tile::<S, V, 1>(simd, x, panel, accumulate, y, stride),
+                    2 => tile::<S, V, 2>(simd, x, panel, accumulate, y, stride),
+                    3 => tile::<S, V, 3>(simd, x, panel, accumulate, y, stride),
+                    4 => tile::<S, V, 4>(simd, x, panel, accumulate, y, stride),
+                    5 => tile::<S, V, 5>(simd, x, panel, accumulate, y, stride),
+                    _ => tile::<S, V, TILE>(simd, x, panel, accumulate, y, stride),
+                }
+            }
+        }
+    }
+}
+
+/// `y` `[R, PANEL]`, rows `stride` apart, from `x` `[R, in]` and `panel` `[in, PANEL]`.
+#[inline(always)]
+fn tile<S: Simd, const V: usize, const R: usize>(
+    simd: S,
+    x: &[f32],
+    panel: &[[S::f32s; V]],
+    accumulate: bool,
+    y: &mut [f32],
+    stride: usize,
+) {
+    let rows: [&[f32]; R] = std::array::from_fn(|r| &x[r * panel.len()..][..panel.len()]);
+    let mut sum = [[simd.splat_f32s(0.0); V]; R];
+    for (k, w) in panel.iter().enumerate() {
+        for r in 0..R {
+            let x = simd.splat_f32s(rows[r][k]);
+            for v in 0..V {
+                sum[r][v] = simd.mul_add_f32s(w[v], x, sum[r][v]);
+            }
+        }
+    }
+    for (r, sum) in sum.iter().enumerate() {
+        for (y, sum) in S::as_mut_simd_f32s(&mut y[r * stride..][..PANEL]).0.iter_mut().zip(sum) {
+            *y = if accumulate { simd.add_f32s(*y, *sum) } else { *sum };
+        }
+    }
+}
+
+/// Copies W, `[out, in]`, into panels of 16 output features, each `[in, 16]` (the last may be narrower).
 pub fn to_panels(w: &[f32], in_features: usize, panels: &mut [f32]) {
     for (w, panel) in w.chunks(PANEL * in_features).zip(panels.chunks_mut(PANEL * in_features)) {
         let width = w.len() / in_features;
