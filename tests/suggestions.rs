@@ -107,10 +107,15 @@ fn only_the_danger_zone_is_spoken_of_and_the_heaviest_first() {
         evidence("<b>go</b> a", Flaw::Idle, 90, 0.9),
         evidence("put a", Flaw::Astray, 1, 0.7),
     ];
-    let found = topics(all, 0.5, 2);
+    let found = topics(all.clone(), 0.5, &[], 2);
     let verbs: Vec<_> = found.iter().map(|t| (&t.verb[..], t.evidence.len())).collect();
     // 2 · 0.9 + 3 · 0.6 = 3.6 against 4 · 0.8; at q = 0.5 nothing is in the zone, and markup is no verb.
     assert_eq!(verbs, [("take", 2), ("go", 1)]);
+    // What stands in the prompt keeps its place for as long as it is in the zone, whatever else weighs more.
+    let stands = |evidence| Suggestion { text: "No.".into(), evidence: vec![evidence] };
+    let standing = [stands(evidence("light a", Flaw::Idle, 1, 0.9)), stands(evidence("put b", Flaw::Astray, 1, 0.9))];
+    let verbs: Vec<_> = topics(all, 0.5, &standing, 2).into_iter().map(|t| t.verb).collect();
+    assert_eq!(verbs, ["put", "take"]);
     let written = found.into_iter().map(|t| (t, "Look first.".to_string()));
     let [Suggestion { text, evidence }] = &suggestion::suggestions(written)[..] else { panic!("said twice") };
     assert_eq!((&text[..], evidence.len()), ("Look first.", 3));

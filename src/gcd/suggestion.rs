@@ -24,6 +24,13 @@ pub struct Suggestion {
     pub evidence: Vec<Evidence>,
 }
 
+impl Suggestion {
+    /// Whether it was made about this.
+    pub fn is_about(&self, topic: &Topic) -> bool {
+        self.evidence.iter().any(|e| (e.verb(), e.flaw) == (&topic.verb[..], topic.flaw))
+    }
+}
+
 /// A flawed action in a state.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Evidence {
@@ -47,6 +54,10 @@ impl Evidence {
     /// Probability of the action.
     pub fn q(&self) -> f64 {
         (self.sampled + self.resampled) / 2.0
+    }
+
+    fn verb(&self) -> &str {
+        self.action.split_whitespace().next().unwrap_or_default()
     }
 }
 
@@ -128,11 +139,12 @@ pub struct Topic {
     pub evidence: Vec<Evidence>,
 }
 
-/// What in `evidence` lies in the danger zone, by verb and flaw; the topics with the most of it first, `most` of them.
-pub fn topics(evidence: Vec<Evidence>, threshold: f64, most: usize) -> Vec<Topic> {
+/// What in `evidence` lies in the danger zone, by verb and flaw, `most` topics. Those of suggestions `standing` in the prompt come
+/// first, in their places, because a policy has to get used to every change of its prompt; then those with the most evidence.
+pub fn topics(evidence: Vec<Evidence>, threshold: f64, standing: &[Suggestion], most: usize) -> Vec<Topic> {
     let mut topics: Vec<Topic> = Vec::new();
     for evidence in evidence.into_iter().filter(|e| e.q() > threshold) {
-        let verb = evidence.action.split_whitespace().next().unwrap_or_default();
+        let verb = evidence.verb();
         // The agent's words are quoted as plain ones or not at all.
         if verb.is_empty() || verb.len() > 20 || !verb.chars().all(char::is_alphanumeric) {
             continue;
@@ -147,7 +159,8 @@ pub fn topics(evidence: Vec<Evidence>, threshold: f64, most: usize) -> Vec<Topic
         topic.evidence.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
     }
     let sum = |t: &Topic| t.evidence.iter().map(weight).sum::<f64>();
-    topics.sort_by(|a, b| sum(b).total_cmp(&sum(a)));
+    let place = |t: &Topic| standing.iter().position(|s| s.is_about(t)).unwrap_or(standing.len());
+    topics.sort_by(|a, b| place(a).cmp(&place(b)).then(sum(b).total_cmp(&sum(a))));
     topics.truncate(most);
     topics
 }

@@ -13,8 +13,8 @@ use crate::forest::{Forest, ROOT};
 use crate::gcd::judge::Verdicts;
 use crate::gcd::judgment::questions;
 use crate::gcd::theory::Measured;
-use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged};
-use crate::grpo::{LossReport, Sample, episode_return, parts, samples};
+use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged, Suggestion};
+use crate::grpo::{LossReport, Sample, parts, reward, samples};
 use crate::model::{Activations, Keep, Model, Policy};
 use crate::report::stats;
 use crate::rollout::{self, Settings, rollout};
@@ -34,7 +34,7 @@ pub struct Iteration {
     /// Tokens trained on, after and before prefix sharing.
     pub packed_tokens: usize,
     pub shared_tokens: usize,
-    pub returns: Returns,
+    pub rewards: Rewards,
     /// The labelled actions, and what the policy said of them; `None` where nothing needs labels.
     pub gcd: Option<Gcd>,
     /// The flawed actions; none without labels.
@@ -85,7 +85,7 @@ pub fn sample(
     Ok(rollout(policy, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
 }
 
-/// Plays and learns iteration `index`; with `suggest`, suggestions are made from its episodes.
+/// Plays and learns iteration `index`; with `suggest`, suggestions are made from its episodes, to follow these.
 #[allow(clippy::too_many_arguments)]
 pub fn run(
     config: &Config,
@@ -95,7 +95,7 @@ pub fn run(
     prompter: &Prompter,
     judge: Option<&Judge>,
     index: u32,
-    suggest: bool,
+    suggest: Option<&[Suggestion]>,
 ) -> Result<Iteration, TrainError> {
     let began = Instant::now();
     let episodes = sample(config, suite, learner.sampler(), prompter, index)?;
@@ -117,9 +117,9 @@ pub fn run(
     let (mut renewal, mut flawed) = (None, Measured::default());
     if let Some(gcd) = &gcd {
         flawed = measure::flawed(config, &episodes, &gcd.asked);
-        if suggest {
+        if let Some(standing) = suggest {
             let (policy, asked) = (learner.sampler(), &gcd.asked);
-            renewal = Some(renew(config, policy, prompter, judge, &episodes, &samples, asked, index + 1)?);
+            renewal = Some(renew(config, policy, prompter, judge, &episodes, &samples, asked, standing, index + 1)?);
         }
     }
     let judgments = gcd.as_ref().map_or_else(Vec::new, |gcd| gcd.judged.samples(config));
@@ -164,7 +164,7 @@ pub fn run(
         gcd.probed = probed;
     }
     Ok(Iteration {
-        returns: Returns::of(&episodes, config),
+        rewards: Rewards::of(&episodes),
         episodes,
         samples,
         loss,
@@ -256,22 +256,22 @@ fn add_reference(config: &Config, reference: &Model, samples: &mut [Sample]) {
     }
 }
 
-/// The returns of the episodes that the environment did not fail, in TRL's terms.
-pub struct Returns {
+/// The rewards of the episodes that the environment did not fail, in TRL's terms.
+pub struct Rewards {
     pub mean: f64,
     /// Mean over groups of the standard deviation within the group.
     pub std: f64,
-    /// Share of groups whose returns are all alike: nothing in them was better than the rest.
+    /// Share of groups whose rewards are all alike: nothing in them was better than the rest.
     pub constant_groups: f64,
 }
 
-impl Returns {
-    fn of(episodes: &[Episode], config: &Config) -> Returns {
+impl Rewards {
+    fn of(episodes: &[Episode]) -> Rewards {
         let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
         let groups = usable.chunk_by(|a, b| a.group == b.group);
-        let groups: Vec<Vec<f64>> = groups.map(|g| g.iter().map(|e| episode_return(e, config)).collect()).collect();
+        let groups: Vec<Vec<f64>> = groups.map(|g| g.iter().map(|e| reward(e)).collect()).collect();
         let constant = |g: &&Vec<f64>| g.iter().all(|r| *r == g[0]);
-        Returns {
+        Rewards {
             mean: stats::mean(&groups.concat()),
             std: stats::mean(&groups.iter().map(|g| stats::std(g)).collect::<Vec<_>>()),
             constant_groups: groups.iter().filter(constant).count() as f64 / groups.len().max(1) as f64,

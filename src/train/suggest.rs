@@ -37,8 +37,8 @@ pub fn due(config: &Config, done: u32, made: &[Renewal], similarity: &[f64]) -> 
     }
 }
 
-/// Makes suggestions from the episodes of an iteration; `samples` are those that the environment did not fail. The second value is
-/// why there are none where an author could not be asked.
+/// Makes suggestions from the episodes of an iteration, to follow those `standing`; `samples` are those that the environment did
+/// not fail. The second value is why there are none where an author could not be asked.
 #[allow(clippy::too_many_arguments)]
 pub fn renew(
     config: &Config,
@@ -48,6 +48,7 @@ pub fn renew(
     episodes: &[Episode],
     samples: &[Sample],
     asked: &Asked,
+    standing: &[Suggestion],
     done: u32,
 ) -> Result<Result<Renewal, String>, TrainError> {
     let mut place = vec![None; episodes.len()];
@@ -60,12 +61,15 @@ pub fn renew(
     let candidates = suggestion::candidates(episodes, asked, &advantage, config)?;
     let evidence = resample(config, policy, prompter, episodes, candidates, done)?;
     let s = &config.suggestions;
-    let topics = suggestion::topics(evidence, s.threshold.into(), s.most as usize);
-    let sentences = match write(config, policy, prompter, judge, &topics, done)? {
-        Ok(sentences) => sentences,
+    let topics = suggestion::topics(evidence, s.threshold.into(), standing, s.most as usize);
+    let said = |topic: &Topic| standing.iter().find(|s| s.is_about(topic)).map(|s| s.text.clone());
+    let new: Vec<Topic> = topics.iter().filter(|topic| said(topic).is_none()).cloned().collect();
+    let mut sentences = match write(config, policy, prompter, judge, &new, done)? {
+        Ok(sentences) => sentences.into_iter(),
         Err(why) => return Ok(Err(why)),
     };
-    let written = topics.into_iter().zip(sentences).filter_map(|(topic, text)| Some((topic, text?)));
+    let mut text = |topic: &Topic| said(topic).or_else(|| sentences.next().flatten());
+    let written = topics.into_iter().filter_map(|topic| text(&topic).map(|text| (topic, text)));
     Ok(Ok(Renewal { iterations: done, suggestions: suggestion::suggestions(written) }))
 }
 
