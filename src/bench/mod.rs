@@ -14,12 +14,13 @@ pub use coupling::Growth;
 pub use peer::PeerError;
 
 use crate::config::{Config, Grpo, Optim};
+use crate::device::Result;
 use crate::device::cpu::{self, Mat};
 use crate::grpo::{Normaliser, Sample};
-use crate::model::{KvCache, Model, Params, Qwen2Config};
+use crate::model::{Draw, Model, Params, Policy, Qwen2Config};
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
-use crate::ops::sampling::{self, SamplingParams};
+use crate::ops::sampling::SamplingParams;
 use crate::train::learner::Learner;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -196,7 +197,8 @@ fn generate() -> Box<dyn FnMut()> {
     let model = model();
     let prompts: Vec<Vec<u32>> = (0..64).map(|i| tokens(i, 64)).collect();
     Box::new(move || {
-        decode(&model, &prompts, 1, 128, &SamplingParams { temperature: 0.0, ..SamplingParams::default() });
+        let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
+        decode(&model, &prompts, 1, 128, &greedy).expect(ON_CPU);
     })
 }
 
@@ -207,36 +209,38 @@ fn decode(
     copies: usize,
     new: usize,
     params: &SamplingParams,
-) -> Vec<(Vec<u32>, Vec<f32>)> {
-    let (width, vocab) = (model.config.hidden_size, model.config.vocab_size);
-    let mut cache = KvCache::new(model);
-    let roots: Vec<_> = prompts.iter().map(|p| (cache.alloc(), &p[..])).collect();
-    let prefill = model.extend(&mut cache, &roots);
-    let mut rows: Vec<(Vec<u32>, Vec<f32>)> = Vec::new();
-    let (mut slots, mut hidden) = (Vec::new(), Vec::new());
-    for ((root, prompt), row) in roots.iter().zip(prefill.chunks_exact(width)) {
+) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
+    let mut decoder = model.decoder()?;
+    let roots: Vec<_> = prompts.iter().map(|p| (decoder.alloc(), &p[..])).collect();
+    decoder.extend(&roots)?;
+    let (mut slots, mut rows) = (Vec::new(), Vec::new());
+    for (root, prompt) in roots {
         for copy in 0..copies {
-            slots.push(if copy + 1 < copies { cache.fork(*root) } else { *root });
-            hidden.extend_from_slice(row);
+            slots.push(if copy + 1 < copies { decoder.fork(root)? } else { root });
             rows.push((prompt.to_vec(), vec![0.0; prompt.len()]));
         }
     }
     for step in 0..new {
-        let mut logits = model.next_logits(&cache, &hidden);
-        rows.par_iter_mut().zip(logits.par_chunks_mut(vocab)).enumerate().for_each(
-            |(i, ((tokens, logprobs), logits))| {
+        let draws: Vec<Draw<'_>> = slots
+            .iter()
+            .zip(&rows)
+            .enumerate()
+            .map(|(i, (slot, (seen, _)))| {
                 let uniform = philox::uniform(philox::block(3, i as u64, step as u64)[0]);
-                let sampled = sampling::sample(logits, tokens, params, uniform);
-                tokens.push(sampled.token);
-                logprobs.push(sampled.logprob);
-            },
-        );
+                Draw { slot: *slot, seen, uniform }
+            })
+            .collect();
+        let drawn = decoder.draw(&draws, params)?;
+        for ((tokens, logprobs), sampled) in rows.iter_mut().zip(drawn) {
+            tokens.push(sampled.token);
+            logprobs.push(sampled.logprob);
+        }
         if step + 1 < new {
             let feeds: Vec<_> = slots.iter().zip(&rows).map(|(s, (t, _))| (*s, &t[t.len() - 1..])).collect();
-            hidden = model.extend(&mut cache, &feeds);
+            decoder.extend(&feeds)?;
         }
     }
-    rows
+    Ok(rows)
 }
 
 fn grpo_step() -> Box<dyn FnMut()> {
@@ -244,7 +248,7 @@ fn grpo_step() -> Box<dyn FnMut()> {
     let prompts: Vec<Vec<u32>> = (0..8).map(|i| tokens(i, 64)).collect();
     let Config { grpo, optim, .. } = Config::default();
     Box::new(move || {
-        let rows = decode(&learner.model, &prompts, 8, 64, &SamplingParams::default());
+        let rows = decode(&learner.model, &prompts, 8, 64, &SamplingParams::default()).expect(ON_CPU);
         let reward = |tokens: &[u32]| tokens[64..].iter().filter(|t| **t % 2 == 1).count() as f64;
         let rewards: Vec<f64> = rows.iter().map(|(t, _)| reward(t)).collect();
         let advantage = advantages(&rewards, &[8; 8], Scale::Group, 1e-4);

@@ -63,9 +63,12 @@ impl Model {
         flat
     }
 
-    /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`, for sampling.
+    /// Logits `[rows, vocab]` of a few hidden states `[rows, hidden]`, for sampling, on the calling thread.
     pub fn next_logits(&self, cache: &KvCache, hidden: &[f32]) -> Vec<f32> {
-        self.logits_with(cache.weights(), hidden)
+        let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        let mut logits = vec![0.0; hidden.len() / h * vocab];
+        linear::forward(hidden, cache.weights().matrix(&self.params.layout.head, h), None, &mut logits);
+        logits
     }
 
     fn extend_share(

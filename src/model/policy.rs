@@ -2,6 +2,7 @@
 
 use super::{KvCache, Model, Qwen2Config, Slot};
 use crate::device::Result;
+use crate::device::cpu::BLOCK;
 use crate::ops::sampling::{self, Sampled, SamplingParams};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -90,9 +91,14 @@ impl Decoder for CpuDecoder<'_> {
     }
 
     fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
-        let hidden: Vec<f32> = draws.iter().flat_map(|draw| &self.states[self.state(draw.slot)]).copied().collect();
-        let mut logits = self.model.next_logits(&self.cache, &hidden);
-        let rows = logits.par_chunks_mut(self.model.config.vocab_size);
-        Ok(rows.zip(draws).map(|(row, draw)| sampling::sample(row, draw.seen, params, draw.uniform)).collect())
+        // Each thread samples from the logits that it made, while they are in its cache.
+        let share = draws.len().div_ceil(rayon::current_num_threads()).clamp(1, BLOCK);
+        let sampled = draws.par_chunks(share).flat_map_iter(|draws| {
+            let hidden: Vec<f32> = draws.iter().flat_map(|draw| &self.states[self.state(draw.slot)]).copied().collect();
+            let mut logits = self.model.next_logits(&self.cache, &hidden);
+            let rows = logits.chunks_exact_mut(self.model.config.vocab_size).zip(draws);
+            rows.map(|(row, draw)| sampling::sample(row, draw.seen, params, draw.uniform)).collect::<Vec<_>>()
+        });
+        Ok(sampled.collect())
     }
 }

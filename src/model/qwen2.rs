@@ -406,18 +406,11 @@ impl Model {
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.
     pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
-        self.logits_with(self.weights(), hidden)
-    }
-
-    pub(super) fn logits_with(&self, weights: Weights<'_>, hidden: &[f32]) -> Vec<f32> {
         let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
         let mut logits = vec![0.0; hidden.len() / h * vocab];
-        let rows = (hidden.len() / h).div_ceil(rayon::current_num_threads()).clamp(1, BLOCK);
-        let weight = weights.matrix(&self.params.layout.head, h);
-        hidden
-            .par_chunks(rows * h)
-            .zip(logits.par_chunks_mut(rows * vocab))
-            .for_each(|(x, y)| linear::forward(x, weight, None, y));
+        let weight = self.weights().matrix(&self.params.layout.head, h);
+        let parts = hidden.par_chunks(BLOCK * h).zip(logits.par_chunks_mut(BLOCK * vocab));
+        parts.for_each(|(x, y)| linear::forward(x, weight, None, y));
         logits
     }
 }
