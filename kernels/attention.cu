@@ -207,16 +207,7 @@ template <int D>
 __device__ inline void backward_delta(const bf16* d_o, const bf16* o, float* delta, int rows) {
     constexpr int LANES = D / 8;
     const int at = blockDim.x * blockIdx.x + threadIdx.x, row = at / LANES;
-    float sum = 0.0f;
-    if (row < rows) {
-        float x[8], y[8];
-        load8(d_o + static_cast<size_t>(at) * 8, x);
-        load8(o + static_cast<size_t>(at) * 8, y);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum += x[i] * y[i];
-    }
-#pragma unroll
-    for (int step = 1; step < LANES; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    const float sum = row_dot<LANES>(d_o, o, at, row < rows);
     if (row < rows && at % LANES == 0) delta[row] = sum;
 }
 

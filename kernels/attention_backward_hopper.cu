@@ -17,6 +17,7 @@
 // Floor on an H100 (800 TFLOP/s), one sequence of 8192, 16 heads of 128: 0.86 ms for the five products it takes, 1.2 ms for the
 // seven that separate owners make of them. Predicted: 1.9 to 2.3 ms (300 to 360 TFLOP/s of the five). Checked by emulation only.
 #include "common/boxes.cuh"
+#include "common/reduce.cuh"
 
 namespace {
 constexpr int OWN = 128, TILE = 64, STAGES = 3, GROUPS = 2;
@@ -37,16 +38,7 @@ __device__ inline void backward_rows(const bf16* d_o, const bf16* o, const float
     constexpr int LANES = D / 8;
     const int at = blockDim.x * blockIdx.x + threadIdx.x, row = at / LANES, query = row / heads, head = row % heads;
     const int padded = (tokens + TILE - 1) / TILE * TILE;
-    float sum = 0.0f;
-    if (query < tokens) {
-        float x[8], y[8];
-        load8(d_o + static_cast<size_t>(at) * 8, x);
-        load8(o + static_cast<size_t>(at) * 8, y);
-#pragma unroll
-        for (int i = 0; i < 8; ++i) sum += x[i] * y[i];
-    }
-#pragma unroll
-    for (int step = 1; step < LANES; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    const float sum = row_dot<LANES>(d_o, o, at, query < tokens);
     if (query < padded && at % LANES == 0) {
         const float* const kept = softmax + 2 * static_cast<size_t>(row);
         float* const to = rows + 2 * static_cast<size_t>(head) * padded + query;

@@ -1,6 +1,7 @@
 // Sums over a warp, a part of it or a block: the same tree whatever the schedule, so the same bits every time.
 #pragma once
 #include "common/target.cuh"
+#include "common/vec.cuh"
 
 // Sum over the 32 lanes, in every lane.
 template <class T>
@@ -18,6 +19,22 @@ __device__ inline float row_max(float x) {
 __device__ inline float row_sum(float x) {
     x += __shfl_xor_sync(~0u, x, 1);
     return x + __shfl_xor_sync(~0u, x, 2);
+}
+
+// Dot product of two rows of 8 LANES elements, in every lane of a row. A lane's 8 begin at 8 `at`; a row that does not exist is 0.
+template <int LANES>
+__device__ inline float row_dot(const bf16* a, const bf16* b, int at, bool exists) {
+    float sum = 0.0f;
+    if (exists) {
+        float x[8], y[8];
+        load8(a + static_cast<size_t>(at) * 8, x);
+        load8(b + static_cast<size_t>(at) * 8, y);
+#pragma unroll
+        for (int i = 0; i < 8; ++i) sum += x[i] * y[i];
+    }
+#pragma unroll
+    for (int step = 1; step < LANES; step *= 2) sum += __shfl_xor_sync(~0u, sum, step);
+    return sum;
 }
 
 // Sum over a one-dimensional block of whole warps, in every thread. A kernel that calls this repeatedly passes 0, 1, 0, 1, …
