@@ -451,21 +451,18 @@ fn only_sampled_tokens_carry_loss() {
 }
 
 #[test]
-fn an_invalid_turn_is_blamed_for_itself_alone() {
+fn invalid_turns_count_in_the_return() {
     let episodes = [
         episode(0, true, [false, true], Finish::Won),
         episode(0, false, [true, true], Finish::StepLimit),
-        episode(1, false, [false, false], Finish::StepLimit),
-        episode(1, false, [false, false], Finish::StepLimit),
+        episode(1, false, [true, false], Finish::StepLimit),
+        episode(1, false, [true, true], Finish::StepLimit),
     ];
     let out = samples(&episodes, &config(AdvantageScale::None));
-    // Rewards 1 and 0; one turn of four was invalid, which gets -0.25 where the others get 0.
-    let turns = |sample: &Sample| [sample.advantage[2..4].to_vec(), sample.advantage[6..8].to_vec()].concat();
-    let (blamed, spared) = (-0.25 * 0.75, 0.25 * 0.25);
-    assert_eq!(turns(&out[0]), [0.5 + blamed, 0.5 + blamed, 0.5 + spared, 0.5 + spared]);
-    assert_eq!(turns(&out[1]), [spared - 0.5; 4]);
-    // Where all turns are, none is worse than the others.
-    assert_eq!((turns(&out[2]), turns(&out[3])), (vec![0.0; 4], vec![0.0; 4]));
+    // Returns 0.75 and 0, then -0.25 and 0.
+    for (sample, want) in out.iter().zip([0.375, -0.375, -0.125, 0.125]) {
+        assert_eq!(sample.advantage, [want; 8]);
+    }
 }
 
 #[test]

@@ -221,7 +221,7 @@ pub struct Rollout {
     pub max_episode_tokens: u32,
     /// Most episodes alive at once; bounds the KV cache.
     pub max_live: u32,
-    /// Reward of a turn that could not be read or that the environment did not understand, for that turn alone.
+    /// Reward of a turn that could not be read or that the environment did not understand; counts in the return.
     pub invalid_reward: f32,
 }
 
@@ -405,7 +405,7 @@ impl Default for Rollout {
             max_turn_tokens: 24,
             max_episode_tokens: 0,
             max_live: 128,
-            invalid_reward: -0.1,
+            invalid_reward: -0.05,
         }
     }
 }

@@ -14,9 +14,8 @@ use crate::ops::advantage::{Scale, advantages};
 /// Episodes that the environment failed say nothing about the policy: they give no sample and are left out of their
 /// group's statistics.
 ///
-/// All tokens of an episode get the advantage of its reward ([`reward`]) in the group. A turn's own also get
-/// `rollout.invalid_reward` if it was invalid, less what the group's turns get on average, and `grpo.step_weight` times its step
-/// advantage, where one is configured.
+/// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group, and those of a turn
+/// `grpo.step_weight` times its step advantage, where one is configured.
 pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let scale = match config.grpo.advantage {
         AdvantageScale::Group => Scale::Group,
@@ -25,25 +24,20 @@ pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     };
     let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
     let groups: Vec<usize> = usable.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
-    let rewards: Vec<f64> = usable.iter().map(|e| reward(e)).collect();
-    let advantage = advantages(&rewards, &groups, scale, config.grpo.advantage_eps.into());
+    let returns: Vec<f64> = usable.iter().map(|e| episode_return(e, config)).collect();
+    let advantage = advantages(&returns, &groups, scale, config.grpo.advantage_eps.into());
     let mut samples: Vec<Sample> = usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect();
-    let mut add = |(episode, turn): (usize, usize), advantage: f64| {
+    for ((episode, turn), advantage) in steps::advantages(&usable, config, scale) {
         let tokens = usable[episode].turns[turn].tokens.clone();
-        samples[episode].advantage[tokens].iter_mut().for_each(|a| *a += advantage as f32);
-    };
-    for (place, advantage) in steps::invalid(&usable, config) {
-        add(place, advantage);
-    }
-    for (place, advantage) in steps::advantages(&usable, config, scale) {
-        add(place, f64::from(config.grpo.step_weight) * advantage);
+        samples[episode].advantage[tokens].iter_mut().for_each(|a| *a += config.grpo.step_weight * advantage as f32);
     }
     samples
 }
 
-/// 1 for success, else 0.
-pub fn reward(episode: &Episode) -> f64 {
-    f64::from(u8::from(episode.success))
+/// 1 for success, else 0, plus `rollout.invalid_reward` for each invalid turn.
+pub fn episode_return(episode: &Episode, config: &Config) -> f64 {
+    let invalid = episode.turns.iter().filter(|t| !t.valid).count();
+    f64::from(u8::from(episode.success)) + invalid as f64 * f64::from(config.rollout.invalid_reward)
 }
 
 /// The samples of an episode's sequences.

@@ -39,20 +39,6 @@ pub(super) fn advantages(episodes: &[&Episode], config: &Config, scale: Scale) -
     places.into_iter().zip(advantages).collect()
 }
 
-/// `rollout.invalid_reward` at each invalid turn, less the mean over the group's turns. It is for the turn alone: what the episode
-/// gains or loses by it shows in the episode's reward.
-pub(super) fn invalid(episodes: &[&Episode], config: &Config) -> Vec<(Place, f64)> {
-    let (weight, mut all, mut first) = (f64::from(config.rollout.invalid_reward), Vec::new(), 0);
-    for group in episodes.chunk_by(|a, b| a.group == b.group) {
-        let turns =
-            || group.iter().enumerate().flat_map(|(e, episode)| episode.turns.iter().enumerate().map(move |t| (e, t)));
-        let rate = turns().filter(|(_, (_, turn))| !turn.valid).count() as f64 / turns().count().max(1) as f64;
-        all.extend(turns().map(|(e, (t, turn))| ((first + e, t), weight * (f64::from(u8::from(!turn.valid)) - rate))));
-        first += group.len();
-    }
-    all
-}
-
 /// The discounted return from each turn on: 1 at the last turn of a success, and `rollout.invalid_reward` at invalid ones.
 fn returns(episode: &Episode, config: &Config) -> Vec<f64> {
     let mut rest = f64::from(u8::from(episode.success));

@@ -14,7 +14,7 @@ use crate::gcd::judge::Verdicts;
 use crate::gcd::judgment::questions;
 use crate::gcd::theory::Measured;
 use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged, Suggestion};
-use crate::grpo::{LossReport, Sample, parts, reward, samples};
+use crate::grpo::{LossReport, Sample, episode_return, parts, samples};
 use crate::model::{Activations, Keep, Model, Policy};
 use crate::report::stats;
 use crate::rollout::{self, Settings, rollout};
@@ -34,7 +34,7 @@ pub struct Iteration {
     /// Tokens trained on, after and before prefix sharing.
     pub packed_tokens: usize,
     pub shared_tokens: usize,
-    pub rewards: Rewards,
+    pub returns: Returns,
     /// The labelled actions, and what the policy said of them; `None` where nothing needs labels.
     pub gcd: Option<Gcd>,
     /// The flawed actions; none without labels.
@@ -164,7 +164,7 @@ pub fn run(
         gcd.probed = probed;
     }
     Ok(Iteration {
-        rewards: Rewards::of(&episodes),
+        returns: Returns::of(&episodes, config),
         episodes,
         samples,
         loss,
@@ -256,22 +256,22 @@ fn add_reference(config: &Config, reference: &Model, samples: &mut [Sample]) {
     }
 }
 
-/// The rewards of the episodes that the environment did not fail, in TRL's terms.
-pub struct Rewards {
+/// The returns of the episodes that the environment did not fail, in TRL's terms.
+pub struct Returns {
     pub mean: f64,
     /// Mean over groups of the standard deviation within the group.
     pub std: f64,
-    /// Share of groups whose rewards are all alike: nothing in them was better than the rest.
+    /// Share of groups whose returns are all alike: nothing in them was better than the rest.
     pub constant_groups: f64,
 }
 
-impl Rewards {
-    fn of(episodes: &[Episode]) -> Rewards {
+impl Returns {
+    fn of(episodes: &[Episode], config: &Config) -> Returns {
         let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
         let groups = usable.chunk_by(|a, b| a.group == b.group);
-        let groups: Vec<Vec<f64>> = groups.map(|g| g.iter().map(|e| reward(e)).collect()).collect();
+        let groups: Vec<Vec<f64>> = groups.map(|g| g.iter().map(|e| episode_return(e, config)).collect()).collect();
         let constant = |g: &&Vec<f64>| g.iter().all(|r| *r == g[0]);
-        Rewards {
+        Returns {
             mean: stats::mean(&groups.concat()),
             std: stats::mean(&groups.iter().map(|g| stats::std(g)).collect::<Vec<_>>()),
             constant_groups: groups.iter().filter(constant).count() as f64 / groups.len().max(1) as f64,

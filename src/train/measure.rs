@@ -5,7 +5,7 @@ use crate::agent::{Episode, Prompter};
 use crate::config::Config;
 use crate::gcd::theory::Measured;
 use crate::gcd::{Asked, suggestion};
-use crate::grpo::reward;
+use crate::grpo::episode_return;
 use crate::model::Policy;
 use crate::ops::philox;
 use std::collections::HashMap;
@@ -54,15 +54,15 @@ fn most_frequent(actions: &[Option<String>]) -> f64 {
     counts.into_values().max().unwrap_or(0) as f64 / actions.len() as f64
 }
 
-/// Probability and advantage of each flawed action. As in theory, an advantage is the episode's reward less the mean of the
+/// Probability and advantage of each flawed action. As in theory, an advantage is the episode's return less the mean of the
 /// others in its group, whatever training scales it by.
 pub fn flawed(config: &Config, episodes: &[Episode], asked: &Asked) -> Measured {
     let mut measured = Measured::default();
     let usable: Vec<(usize, &Episode)> = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()).collect();
     for group in usable.chunk_by(|a, b| a.1.group == b.1.group).filter(|group| group.len() > 1) {
-        let sum: f64 = group.iter().map(|(_, e)| reward(e)).sum();
+        let sum: f64 = group.iter().map(|(_, e)| episode_return(e, config)).sum();
         for (e, episode) in group {
-            let own = reward(episode);
+            let own = episode_return(episode, config);
             let advantage = own - (sum - own) / (group.len() - 1) as f64;
             for (t, _) in suggestion::flawed(episode, *e, asked, &config.gcd) {
                 measured.add(suggestion::probability(episode, &episode.turns[t]), advantage);

@@ -18,7 +18,7 @@ use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
 use crate::gcd::theory::MeasuredPoint;
 use crate::gcd::{Accuracy, Judge};
-use crate::grpo::reward;
+use crate::grpo::episode_return;
 use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
 use crate::model::tokenizer::{END_OF_TEXT, TURN_END, Tokenizer};
 use crate::model::{Model, Params, TokenIds};
@@ -317,16 +317,16 @@ impl<'a> Session<'a> {
         }
         let at = u64::from(self.state.iterations) + 1;
         let sampled: usize = done.episodes.iter().map(|e| e.tokens.len()).sum();
-        let (s, rewards) = (statistics, &done.rewards);
+        let (s, returns) = (statistics, &done.returns);
         let judged = done.gcd.as_ref().map_or(0, |g| g.judged.tokens());
         let gcd_seconds = done.gcd.as_ref().map_or(0.0, |g| g.seconds);
         let seconds = done.rollout_seconds + gcd_seconds + done.train_seconds;
         let probed = done.gcd.as_ref().map_or(0, |g| g.probed.packed_tokens);
         let tokens = sampled + judged + done.packed_tokens + probed;
         let mut record = Record::new("grpo", at, self.seconds())
-            .with("reward", rewards.mean)
-            .with("reward_std", rewards.std)
-            .with("frac_reward_zero_std", rewards.constant_groups)
+            .with("reward", returns.mean)
+            .with("reward_std", returns.std)
+            .with("frac_reward_zero_std", returns.constant_groups)
             .with("success", s.success)
             .with("episode_length", s.all.episode_length)
             .with("completions/mean_length", s.all.episode_tokens)
@@ -373,13 +373,14 @@ impl<'a> Session<'a> {
             Some(Err(why)) => say(&format!("no new suggestions: {why}")),
             None => {}
         }
+        let config = &self.config;
         let kept: Vec<_> = done
             .episodes
             .iter()
             .scan(done.samples.iter(), |samples, e| {
                 let sample = if e.finish.is_failure() { None } else { samples.next() };
                 let advantage = sample.map(|s| &s.advantage[..]);
-                Some(stored(e, at, "grpo", reward(e), advantage))
+                Some(stored(e, at, "grpo", episode_return(e, config), advantage))
             })
             .collect();
         self.trajectories.append(&kept)?;
@@ -496,8 +497,9 @@ impl<'a> Session<'a> {
 
     /// Keeps the episodes of an evaluation.
     fn store(&mut self, episodes: &[Episode], phase: &str) -> Result<(), TrainError> {
-        let at = self.state.iterations.into();
-        let kept: Vec<_> = episodes.iter().map(|e| stored(e, at, phase, reward(e), None)).collect();
+        let (config, at) = (&self.config, self.state.iterations);
+        let kept: Vec<_> =
+            episodes.iter().map(|e| stored(e, at.into(), phase, episode_return(e, config), None)).collect();
         Ok(self.trajectories.append(&kept)?)
     }
 
