@@ -1,0 +1,66 @@
+//! All cosines of per-sample gradients take less memory than the gradients would: what is on the heap at most, counted.
+
+mod common;
+
+use common::tokens;
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use uncouple::coupling::{Grams, StateAction};
+use uncouple::model::{Keep, Model, Params, Qwen2Config};
+
+struct Counting;
+
+static NOW: AtomicUsize = AtomicUsize::new(0);
+static MOST: AtomicUsize = AtomicUsize::new(0);
+
+#[global_allocator]
+static HEAP: Counting = Counting;
+
+// SAFETY: the system's allocator does everything; sizes are only counted.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        MOST.fetch_max(NOW.fetch_add(layout.size(), Relaxed) + layout.size(), Relaxed);
+        unsafe { System.alloc(layout) }
+    }
+
+    unsafe fn dealloc(&self, at: *mut u8, layout: Layout) {
+        NOW.fetch_sub(layout.size(), Relaxed);
+        unsafe { System.dealloc(at, layout) }
+    }
+}
+
+/// Most bytes on the heap at once during `f`, beyond those before it.
+fn most(f: impl FnOnce()) -> usize {
+    let before = NOW.load(Relaxed);
+    MOST.store(before, Relaxed);
+    f();
+    MOST.load(Relaxed) - before
+}
+
+#[test]
+fn cosines_take_less_than_the_gradients() {
+    // The benchmarks' model and size.
+    let shape = Qwen2Config {
+        vocab_size: 2048,
+        hidden_size: 256,
+        num_hidden_layers: 4,
+        num_attention_heads: 4,
+        num_key_value_heads: 2,
+        head_dim: 64,
+        intermediate_size: 704,
+        max_position_embeddings: 1024,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e6,
+        tie_word_embeddings: true,
+    };
+    let model = Model::new(shape.clone(), Params::random(&shape, 0));
+    let samples: Vec<StateAction> = (0..16).map(|i| StateAction { tokens: tokens(i, 256, 2048), action: 1 }).collect();
+    let gradients = samples.len() * size_of_val(&model.params.flat[..]);
+    for (keep, times) in [(Keep::LayerInputs, 1.0), (Keep::All, 2.0)] {
+        let bytes = most(|| drop(Grams::new(&model, &samples, keep).unwrap()));
+        println!("{keep:?}: {} MB; 16 gradients: {} MB", bytes >> 20, gradients >> 20);
+        assert!((bytes as f64) < times * gradients as f64, "{keep:?}: {bytes} bytes, the gradients {gradients}");
+    }
+    // What is measured is there at all.
+    assert!(most(|| drop(vec![0u8; 1 << 20])) >= 1 << 20);
+}
