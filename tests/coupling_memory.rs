@@ -5,8 +5,9 @@ mod common;
 use common::tokens;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use uncouple::bench::shape;
 use uncouple::coupling::{Grams, StateAction};
-use uncouple::model::{Keep, Model, Params, Qwen2Config};
+use uncouple::model::{Keep, Model, Params};
 
 struct Counting;
 
@@ -40,19 +41,7 @@ fn most(f: impl FnOnce()) -> usize {
 #[test]
 fn cosines_take_less_than_the_gradients() {
     // The benchmarks' model and size.
-    let shape = Qwen2Config {
-        vocab_size: 2048,
-        hidden_size: 256,
-        num_hidden_layers: 4,
-        num_attention_heads: 4,
-        num_key_value_heads: 2,
-        head_dim: 64,
-        intermediate_size: 704,
-        max_position_embeddings: 1024,
-        rms_norm_eps: 1e-6,
-        rope_theta: 1e6,
-        tie_word_embeddings: true,
-    };
+    let shape = shape();
     let model = Model::new(shape.clone(), Params::random(&shape, 0));
     let samples: Vec<StateAction> = (0..16).map(|i| StateAction { tokens: tokens(i, 256, 2048), action: 1 }).collect();
     let gradients = samples.len() * size_of_val(&model.params.flat[..]);

@@ -70,7 +70,7 @@ pub struct Peer {
 }
 
 /// The peers' model: hidden 256, 4 layers, 4 heads on 2 kv heads, ffn 704, vocabulary 2048, tied.
-fn shape() -> Qwen2Config {
+pub fn shape() -> Qwen2Config {
     Qwen2Config {
         vocab_size: 2048,
         hidden_size: 256,
