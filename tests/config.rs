@@ -132,7 +132,7 @@ fn the_fingerprint_covers_what_must_not_change_on_resume() {
     for other in ["run.seed=1", "optim.lr=1e-5", "rollout.group_size=4", "env.max_steps=9"] {
         assert_ne!(with(other).fingerprint(), base.fingerprint(), "{other}");
     }
-    assert_eq!(with("sft.lr=0.1").changed_since(&base), ["sft.lr: 0.002 → 0.1"]);
+    assert_eq!(with("sft.lr=0.1").changed_since(&base), ["sft.lr: 0.001 → 0.1"]);
     assert_eq!(base.fingerprint().len(), 64);
 }
 

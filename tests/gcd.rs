@@ -200,6 +200,7 @@ fn judged(right: &[(Label, usize)]) -> Judged {
 fn rewards_become_advantages_within_a_pair() {
     let mut config = generate();
     config.grpo.advantage = uncouple::config::AdvantageScale::None;
+    config.gcd.baseline = uncouple::config::Baseline::Pair;
     let judged = judged(&[(Good, 1), (Bad, 4), (Bad, 3)]);
     let samples = judged.samples(&config);
     let advantages: Vec<f32> = samples.iter().map(|(_, s)| s.advantage[0]).collect();
@@ -218,6 +219,21 @@ fn rewards_become_advantages_within_a_pair() {
     };
     assert_eq!(judged.accuracy(), expected);
     assert_eq!(Judged::default().accuracy(), Accuracy::default());
+}
+
+#[test]
+fn a_policy_that_calls_everything_bad_learns_better_only_from_the_whole_batch() {
+    let mut config = generate();
+    config.grpo.advantage = uncouple::config::AdvantageScale::None;
+    let judged = judged(&[(Good, 0), (Bad, 4), (Good, 0), (Bad, 4)]);
+    for (baseline, [good, bad]) in
+        [(uncouple::config::Baseline::Pair, [0.0, 0.0]), (uncouple::config::Baseline::Batch, [-0.5, 0.5])]
+    {
+        config.gcd.baseline = baseline;
+        let advantages: Vec<f32> = judged.samples(&config).iter().map(|(_, s)| s.advantage[0]).collect();
+        let expected: Vec<f32> = [good, bad, good, bad].iter().flat_map(|a| [*a; 4]).collect();
+        assert_eq!(advantages, expected, "{baseline:?}");
+    }
 }
 
 /// Samples over four tokens, with random advantages and log-probs; judgments share their trajectory's first tokens.

@@ -76,6 +76,17 @@ pub enum Disagreement {
     First,
 }
 
+/// What the reward of a judgment is compared with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Baseline {
+    /// The mean of the same pair's judgments. Where these agree they teach nothing: a policy that has come to say one thing of
+    /// everything says it for ever.
+    Pair,
+    /// The mean of all judgments of the iteration, half of which are of bad actions where the labels allow.
+    Batch,
+}
+
 /// Labels, judgments, and their term of the loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -87,6 +98,7 @@ pub struct Gcd {
     pub judgments: u32,
     /// Weight of the judgments' term of the loss.
     pub lambda: f32,
+    pub baseline: Baseline,
     /// Sources of labels, in their order.
     pub labels: Vec<LabelSource>,
     pub disagreement: Disagreement,
@@ -105,7 +117,8 @@ impl Default for Gcd {
             mode: GcdMode::Generate,
             pairs: 30,
             judgments: 8,
-            lambda: 1.0,
+            lambda: 0.2,
+            baseline: Baseline::Batch,
             labels: vec![LabelSource::Loop, LabelSource::Oracle],
             disagreement: Disagreement::First,
             cycle: 4,

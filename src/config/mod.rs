@@ -12,7 +12,7 @@ mod validate;
 
 pub use coupling::Coupling;
 pub use decouple::{Decouple, DecoupleMethod};
-pub use gcd::{Disagreement, Gcd, GcdMode, Judge, LabelSource};
+pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
 pub use suggestions::{Author, SuggestionMode, Suggestions};
 
@@ -222,6 +222,7 @@ pub struct Rollout {
     /// Most episodes alive at once; bounds the KV cache.
     pub max_live: u32,
     /// Reward of a turn that could not be read or that the environment did not understand; counts in the return.
+    /// 0 by default: most commands that fail are attempts at what the task needs, and a policy that is paid to avoid them walks about.
     pub invalid_reward: f32,
 }
 
@@ -335,7 +336,7 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 80,
+            iterations: 140,
             checkpoint_every: 25,
             keep_checkpoints: 2,
             max_bad_steps: 5,
@@ -347,11 +348,11 @@ impl Default for Model {
         Model {
             path: String::new(),
             vocab_size: 512,
-            hidden_size: 128,
-            num_hidden_layers: 4,
+            hidden_size: 192,
+            num_hidden_layers: 2,
             num_attention_heads: 4,
             num_key_value_heads: 2,
-            intermediate_size: 352,
+            intermediate_size: 448,
             max_position_embeddings: 1024,
             recompute: false,
         }
@@ -389,7 +390,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 220, batch: 32, lr: 2e-3, games: 3000, slip: 0.15 }
+        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, slip: 0.15 }
     }
 }
 impl Default for Rollout {
@@ -405,7 +406,7 @@ impl Default for Rollout {
             max_turn_tokens: 24,
             max_episode_tokens: 0,
             max_live: 128,
-            invalid_reward: -0.05,
+            invalid_reward: 0.0,
         }
     }
 }

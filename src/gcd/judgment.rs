@@ -6,7 +6,7 @@
 use super::judge::Question;
 use super::label::{Asked, Label, LabelCounts, labels, share};
 use crate::agent::{Episode, Prompter};
-use crate::config::{AdvantageScale, Config, Format};
+use crate::config::{AdvantageScale, Baseline, Config, Format};
 use crate::grpo::Sample;
 use crate::model::Policy;
 use crate::model::tokenizer::TokenizerError;
@@ -211,7 +211,7 @@ impl Judged {
         self.judgments.iter().flatten().map(|(answer, _)| answer.tokens.len()).sum()
     }
 
-    /// The rows of L_GCD, each with its episode: reward 1 for a right verdict, else 0; advantage among a pair's judgments.
+    /// The rows of L_GCD, each with its episode: reward 1 for a right verdict, else 0; advantage over `gcd.baseline`.
     pub fn samples(&self, config: &Config) -> Vec<(usize, Sample)> {
         let reward = |label, verdict: &Option<Label>| f64::from(u8::from(*verdict == Some(label)));
         let rewards: Vec<f64> = self
@@ -220,7 +220,10 @@ impl Judged {
             .zip(&self.judgments)
             .flat_map(|(p, of)| of.iter().map(move |(_, verdict)| reward(p.label, verdict)))
             .collect();
-        let groups: Vec<usize> = self.judgments.iter().map(Vec::len).collect();
+        let groups: Vec<usize> = match config.gcd.baseline {
+            Baseline::Pair => self.judgments.iter().map(Vec::len).collect(),
+            Baseline::Batch => vec![rewards.len()],
+        };
         let scale = match config.grpo.advantage {
             AdvantageScale::Group => Scale::Group,
             AdvantageScale::Batch => Scale::Batch,
