@@ -336,7 +336,7 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 140,
+            iterations: 110,
             checkpoint_every: 25,
             keep_checkpoints: 2,
             max_bad_steps: 5,
