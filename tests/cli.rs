@@ -107,7 +107,8 @@ fn a_dry_run_prints_a_config_file_and_a_memory_plan_and_writes_nothing() {
 #[test]
 fn recomputation_needs_less_memory() {
     let activations = |set: &str| {
-        let output = stdout(&uncouple(&["train", "--dry-run", "--json", "--set", set]));
+        let deep = "model.num_hidden_layers=8";
+        let output = stdout(&uncouple(&["train", "--dry-run", "--json", "--set", deep, "--set", set]));
         let json: serde_json::Value = serde_json::from_str(&output).unwrap();
         let plan = json["memory"].as_array().unwrap();
         plan.iter().find(|p| p["name"] == "activations").unwrap()["bytes"].as_u64().unwrap()
