@@ -96,7 +96,7 @@ pub struct Gcd {
     pub pairs: u32,
     /// Judgments of each.
     pub judgments: u32,
-    /// Weight of the judgments' term of the loss.
+    /// Weight of the judgments' term of the loss. At 1 its gradient drowns the policy's on the embedded games.
     pub lambda: f32,
     pub baseline: Baseline,
     /// Sources of labels, in their order.
