@@ -1,11 +1,12 @@
 //! What GCD adds to the time of a training step, with the judgments' prompts shared and without.
 //!
-//! The embedded default after its cold start. The gradient of each iteration is formed three times, with the same weights: of the
-//! episodes alone, with judgments that share their prompts, and with the same judgments unshared. Unshared, each reads its prompt
-//! for itself, and begins with a token of its own when it is learnt from, so that the forest finds nothing in common.
+//! The embedded default after its cold start, with the paper's numbers of actions and judgments and with the default's. The gradient
+//! of each iteration is formed of the episodes alone, with judgments that share their prompts, and with the same judgments unshared,
+//! all with the same weights. Unshared, each reads its prompt for itself, and begins with a token of its own when it is learnt from,
+//! so that the forest finds nothing in common.
 
 use crate::agent::{Episode, Prompter};
-use crate::config::{Config, GcdMode};
+use crate::config::{Config, Gcd, GcdMode};
 use crate::files::FileError;
 use crate::gcd::{self, Asked, Judged, Pair};
 use crate::grpo::{Sample, samples};
@@ -23,6 +24,9 @@ use std::time::Instant;
 
 /// Iterations measured.
 const ITERATIONS: u32 = 3;
+
+/// The paper's actions an iteration, and judgments of each.
+const PAPER: [u32; 2] = [30, 8];
 
 /// Why there is nothing to report.
 #[derive(Debug, thiserror::Error)]
@@ -45,12 +49,18 @@ pub enum GcdBenchError {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     pub iterations: u32,
-    /// Judged actions, and judgments of each.
-    pub pairs: u32,
-    pub judgments: u32,
     pub rollout_seconds: f64,
     /// Gradient of the trajectories alone.
     pub train_seconds: f64,
+    pub sizes: Vec<Size>,
+}
+
+/// The costs of so many judgments.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Size {
+    /// Judged actions, and judgments of each.
+    pub pairs: u32,
+    pub judgments: u32,
     pub shared: Cost,
     pub unshared: Cost,
 }
@@ -89,15 +99,10 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
     let (_, dir) = RunFolder::finished_checkpoints(&folder)?.pop().ok_or(GcdBenchError::NoCheckpoint)?;
     let prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt).map_err(TrainError::from)?;
     let mut learner = Learner::new(checkpoint::load(&dir)?, config.model.recompute);
-    let nothing = Report {
-        iterations: ITERATIONS,
-        pairs: config.gcd.pairs,
-        judgments: config.gcd.judgments,
-        rollout_seconds: 0.0,
-        train_seconds: 0.0,
-        shared: Cost::default(),
-        unshared: Cost::default(),
-    };
+    let size =
+        |[pairs, judgments]: [u32; 2]| Size { pairs, judgments, shared: Cost::default(), unshared: Cost::default() };
+    let sizes = [PAPER, [config.gcd.pairs, config.gcd.judgments]].map(size).to_vec();
+    let nothing = Report { iterations: ITERATIONS, rollout_seconds: 0.0, train_seconds: 0.0, sizes };
     let mut report = nothing.clone();
     // The first one warms up.
     for index in 0..=ITERATIONS {
@@ -109,26 +114,45 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
         report.rollout_seconds += began.elapsed().as_secs_f64();
         let rows = samples(&episodes, &config);
         report.train_seconds += gradient(&config, &mut learner, &rows).0;
-        let began = Instant::now();
-        let judged = judge(&config, &learner, &prompter, &episodes, index)?;
-        report.shared.judge_seconds += began.elapsed().as_secs_f64();
-        let began = Instant::now();
-        judge_apart(&config, &learner, &prompter, &judged, index)?;
-        report.unshared.judge_seconds += began.elapsed().as_secs_f64();
-        let mut rows = beside(&episodes, rows, judged.samples(&config));
-        for (shares, cost) in [(true, &mut report.shared), (false, &mut report.unshared)] {
-            if !shares {
-                set_apart(&mut rows);
-            }
-            let (seconds, packed) = gradient(&config, &mut learner, &rows);
-            (cost.train_seconds, cost.packed_tokens) = (cost.train_seconds + seconds, cost.packed_tokens + packed);
+        for size in &mut report.sizes {
+            let gcd = Gcd { pairs: size.pairs, judgments: size.judgments, ..config.gcd.clone() };
+            size.measure(&Config { gcd, ..config.clone() }, &mut learner, &prompter, &episodes, &rows, index)?;
         }
     }
     let alone = report.rollout_seconds + report.train_seconds;
-    for cost in [&mut report.shared, &mut report.unshared] {
+    for cost in report.sizes.iter_mut().flat_map(|size| [&mut size.shared, &mut size.unshared]) {
         cost.added = (cost.judge_seconds + cost.train_seconds - report.train_seconds) / alone;
     }
     Ok(report)
+}
+
+impl Size {
+    /// Adds the times of iteration `index`, whose episodes are the samples `rows`.
+    fn measure(
+        &mut self,
+        config: &Config,
+        learner: &mut Learner,
+        prompter: &Prompter,
+        episodes: &[Episode],
+        rows: &[Sample],
+        index: u32,
+    ) -> Result<(), RolloutError> {
+        let began = Instant::now();
+        let judged = judge(config, learner, prompter, episodes, index)?;
+        self.shared.judge_seconds += began.elapsed().as_secs_f64();
+        let began = Instant::now();
+        judge_apart(config, learner, prompter, &judged, index)?;
+        self.unshared.judge_seconds += began.elapsed().as_secs_f64();
+        let mut rows = beside(episodes, rows.to_vec(), judged.samples(config));
+        for (shares, cost) in [(true, &mut self.shared), (false, &mut self.unshared)] {
+            if !shares {
+                set_apart(&mut rows);
+            }
+            let (seconds, packed) = gradient(config, learner, &rows);
+            (cost.train_seconds, cost.packed_tokens) = (cost.train_seconds + seconds, cost.packed_tokens + packed);
+        }
+        Ok(())
+    }
 }
 
 /// The judgments of iteration `index`, as training asks for them.

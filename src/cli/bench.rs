@@ -70,6 +70,7 @@ fn run_gcd(json: bool) -> Result<ExitCode> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
         "step",
+        "actions x judgments",
         "rollout s",
         "judge s",
         "gradient s",
@@ -79,25 +80,28 @@ fn run_gcd(json: bool) -> Result<ExitCode> {
     let (rollout, seconds) = (format!("{:.2}", report.rollout_seconds), |s: f64| format!("{s:.2}"));
     table.add_row([
         "GRPO alone".into(),
+        "".into(),
         rollout.clone(),
         "".into(),
         seconds(report.train_seconds),
         "".into(),
         "".into(),
     ]);
-    for (name, cost) in [("GCD, prompts shared", report.shared), ("GCD, unshared", report.unshared)] {
-        table.add_row([
-            name.into(),
-            rollout.clone(),
-            seconds(cost.judge_seconds),
-            seconds(cost.train_seconds),
-            cost.packed_tokens.to_string(),
-            format!("{:.1}", 100.0 * cost.added),
-        ]);
+    for size in report.sizes {
+        for (name, cost) in [("GCD, prompts shared", size.shared), ("GCD, unshared", size.unshared)] {
+            table.add_row([
+                name.into(),
+                format!("{} x {}", size.pairs, size.judgments),
+                rollout.clone(),
+                seconds(cost.judge_seconds),
+                seconds(cost.train_seconds),
+                cost.packed_tokens.to_string(),
+                format!("{:.1}", 100.0 * cost.added),
+            ]);
+        }
     }
     output::print(&table.to_string())?;
-    let (pairs, judgments) = (report.pairs, report.judgments);
-    output::print(&format!("{pairs} actions x {judgments} judgments; sums over {} iterations", report.iterations))?;
+    output::print(&format!("sums over {} iterations", report.iterations))?;
     Ok(ExitCode::SUCCESS)
 }
 

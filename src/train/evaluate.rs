@@ -22,7 +22,7 @@ pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
 const STREAM: u32 = u32::MAX;
 
 /// Actions judged in an evaluation.
-const JUDGED: usize = 256;
+const JUDGED: usize = 1024;
 
 /// The games of the panel: the first `config.eval.games` of each split (0: all).
 pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec<Task>, TrainError> {
