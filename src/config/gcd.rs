@@ -94,7 +94,7 @@ pub struct Gcd {
     pub mode: GcdMode,
     /// Labelled actions judged in an iteration, as many good ones as bad ones where the labels allow.
     pub pairs: u32,
-    /// Judgments of each. The baseline of a batch needs few: many of one action say nearly the same.
+    /// Judgments of each.
     pub judgments: u32,
     /// Weight of the judgments' term of the loss. At 1 its gradient drowns the policy's on the embedded games.
     pub lambda: f32,

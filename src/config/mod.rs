@@ -222,7 +222,7 @@ pub struct Rollout {
     /// Most episodes alive at once; bounds the KV cache.
     pub max_live: u32,
     /// Reward of a turn that could not be read or that the environment did not understand; counts in the return.
-    /// 0 by default: on the embedded games, fining such turns made commands safer and success rarer.
+    /// 0 by default: on the embedded games, fines credited to such turns made commands safer and success rarer.
     pub invalid_reward: f32,
 }
 
