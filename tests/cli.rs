@@ -90,7 +90,16 @@ fn a_dry_run_prints_a_config_file_and_a_memory_plan_and_writes_nothing() {
     std::fs::write(&file, &text).unwrap();
     let config = uncouple::config::Config::load(Some(&file), &[]).unwrap();
     assert_eq!((config.grpo.beta, &config.run.dir[..]), (0.1, path));
-    for part in ["weights", "gradients", "AdamW moments", "reference model", "activations", "KV cache", "total"] {
+    for part in [
+        "weights",
+        "gradients",
+        "AdamW moments",
+        "reference model",
+        "decoder's packed weights",
+        "activations",
+        "KV cache",
+        "total",
+    ] {
         assert!(text.contains(part), "{part}: {text}");
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the file of this test");
@@ -102,6 +111,12 @@ fn a_dry_run_prints_a_config_file_and_a_memory_plan_and_writes_nothing() {
     let bytes = |name: &str| plan.iter().find(|p| p["name"] == name).map(|p| p["bytes"].as_u64().unwrap());
     assert_eq!(bytes("AdamW moments"), bytes("weights").map(|w| 2 * w));
     assert_eq!(bytes("reference model"), None, "no reference without a KL term");
+    let needed: u64 = plan.iter().map(|part| part["bytes"].as_u64().unwrap()).sum();
+    assert_eq!(json["fit"]["needed"].as_u64(), Some(needed));
+
+    // A plan that no machine has memory for says which key to lower.
+    let text = stdout(&uncouple(&["train", "--dry-run", "--dir", path, "--set", "grpo.micro_tokens=1000000000"]));
+    assert!(text.contains("does not fit") && text.contains("lower grpo.micro_tokens"), "{text}");
 }
 
 #[test]

@@ -160,3 +160,15 @@ proptest! {
         let _ = load("", &[&format!("run.name={set}")]);
     }
 }
+
+#[test]
+fn a_gpu_refuses_by_name_what_would_run_on_the_cpu() {
+    let refused = |set: &str| {
+        let sets = ["model.num_attention_heads=3", "model.num_key_value_heads=1", set];
+        let overrides: Vec<Override> = sets.iter().map(|set| Override::parse(set).unwrap()).collect();
+        Config::load(None, &overrides).unwrap().validate_for_gpu().unwrap_err().to_string()
+    };
+    assert!(refused("grpo.beta=0.1").contains("`grpo.beta = 0.1`"));
+    assert!(refused("gcd.mode=value-head").contains("gcd.mode"));
+    assert!(refused("decouple.method=contrastive").contains("decouple.method"));
+}

@@ -97,17 +97,12 @@ fn simd() -> Check {
 }
 
 fn memory() -> Check {
-    // "MemAvailable:   12345 kB"
-    let bytes = |field| -> Option<u64> {
-        let text = proc_field("/proc/meminfo", field)?;
-        Some(text.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
-    };
-    let (Some(total), Some(free)) = (bytes("MemTotal"), bytes("MemAvailable")) else {
+    let Some(cpu::Memory { total, available }) = cpu::memory() else {
         return Check::but("memory", Status::Note, "unknown", "compare `uncouple train --dry-run` with what you have");
     };
-    let found = format!("{} available of {}", output::bytes(free), output::bytes(total));
+    let found = format!("{} available of {}", output::bytes(available), output::bytes(total));
     let mend = "close other programs; `uncouple train --dry-run` says what a run needs";
-    if free >= 2 * GIB { Check::ok("memory", found) } else { Check::but("memory", Status::Problem, found, mend) }
+    if available >= 2 * GIB { Check::ok("memory", found) } else { Check::but("memory", Status::Problem, found, mend) }
 }
 
 fn disk(dir: &Path) -> Check {

@@ -2,9 +2,10 @@
 
 use super::{INTERRUPTED, TrainArgs, output};
 use crate::config::{Config, Override};
+use crate::device::cpu;
 use crate::report::progress::say;
 use crate::report::results::{self, Summary};
-use crate::train::memory::{self, Part};
+use crate::train::memory::{self, Fit, Part};
 use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::{TrainError, interrupt, suite, train_on};
 use anyhow::{Context, Result, ensure};
@@ -17,10 +18,11 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     if args.dry_run {
         let shape = memory::model_shape(&config).context("the model cannot be used")?;
         let plan = memory::plan(&config, &shape);
+        let fit = memory::fit(&plan, cpu::memory().map(|memory| memory.available));
         if args.json {
-            output::print_json(&serde_json::json!({ "config": config, "memory": plan }))?;
+            output::print_json(&serde_json::json!({ "config": config, "memory": plan, "fit": fit }))?;
         } else {
-            output::print(&format!("{}\n{}", config.to_toml(), plan_as_comments(&plan)))?;
+            output::print(&format!("{}\n{}", config.to_toml(), plan_as_comments(&plan, &fit)))?;
         }
         return Ok(ExitCode::SUCCESS);
     }
@@ -87,16 +89,23 @@ fn configuration(args: &TrainArgs) -> Result<Config> {
     Ok(config)
 }
 
-/// The memory plan, each line a comment, so that the whole output is a configuration file.
-fn plan_as_comments(plan: &[Part]) -> String {
+/// The memory plan and whether it fits, each line a comment, so that the whole output is a configuration file.
+fn plan_as_comments(plan: &[Part], fit: &Fit) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["memory", "bytes", "f32 values"]);
     for part in plan {
         table.add_row([part.name, &output::bytes(part.bytes), &part.formula]);
     }
-    table.add_row(["total", &output::bytes(plan.iter().map(|p| p.bytes).sum()), ""]);
+    table.add_row(["total", &output::bytes(fit.needed), ""]);
     if let Some(column) = table.column_mut(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    table.lines().map(|line| format!("#{}\n", line.trim_end())).collect::<String>().trim_end().to_string()
+    let available = fit.available.map(|bytes| format!("{} available on this machine", output::bytes(bytes)));
+    let verdict = match (&available, &fit.advice) {
+        (Some(available), None) => format!("fits: {available}"),
+        (Some(available), Some(advice)) => format!("does not fit: {available}; {advice}"),
+        (None, _) => "how much memory this machine has is unknown".into(),
+    };
+    let lines = table.lines().map(|line| format!("#{}\n", line.trim_end()));
+    lines.chain([format!("# {verdict}")]).collect()
 }

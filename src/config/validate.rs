@@ -51,6 +51,9 @@ impl Config {
         need(!self.gcd.mode.has_critic(), "gcd.mode", mode, cpu)?;
         let method = format!("{:?}", self.decouple.method);
         need(self.decouple.method != DecoupleMethod::Contrastive, "decouple.method", method, cpu)?;
+        let reference = "keeps its reference model on the CPU, where scoring takes minutes an iteration: set grpo.beta = 0, or leave \
+                         --device cuda out";
+        need(self.grpo.beta == 0.0, "grpo.beta", self.grpo.beta, reference)?;
         let size = self.model.hidden_size / self.model.num_attention_heads.max(1);
         let heads =
             "the GPU's attention has heads of 64 or 128: choose model.hidden_size and model.num_attention_heads so";

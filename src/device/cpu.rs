@@ -158,3 +158,22 @@ pub fn exp(x: f32) -> f32 {
     let scaled = f32::from_bits((value.to_bits() as i32).wrapping_add((shifted.to_bits() as i32) << 23) as u32);
     if x < -87.0 { 0.0 } else { scaled }
 }
+
+/// Memory of the machine, or of the control group this process is confined to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Memory {
+    pub total: u64,
+    /// What programs can still take without swapping.
+    pub available: u64,
+}
+
+/// `None` where the system does not say.
+pub fn memory() -> Option<Memory> {
+    let mut system = sysinfo::System::new();
+    system.refresh_memory();
+    let machine = Memory { total: system.total_memory(), available: system.available_memory() };
+    let group =
+        system.cgroup_limits().map(|limits| Memory { total: limits.total_memory, available: limits.free_memory });
+    let narrower = |group: &Memory| group.total > 0 && group.total < machine.total;
+    Some(group.filter(narrower).unwrap_or(machine)).filter(|memory| memory.total > 0)
+}

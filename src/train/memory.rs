@@ -1,4 +1,4 @@
-//! What a run will need in memory, from its configuration alone. Everything is f32.
+//! What a run will need in memory, from its configuration alone, and whether the machine has it. Everything is f32.
 
 use crate::config::{Config, DecoupleMethod};
 use crate::model::Qwen2Config;
@@ -15,6 +15,8 @@ pub struct Part {
     /// How the bytes come about.
     pub formula: String,
     pub bytes: u64,
+    /// The key that makes this part smaller; `None`: only a smaller model does.
+    pub lower: Option<&'static str>,
 }
 
 /// The shape of the model a configuration names: its folder's, or the embedded one's.
@@ -45,12 +47,14 @@ pub fn plan(config: &Config, model: &Qwen2Config) -> Vec<Part> {
         name,
         formula: format!("{copies} x {params} parameters"),
         bytes: 4 * copies * params,
+        lower: None,
     };
     let gradients = if config.decouple.method == DecoupleMethod::Pcgrad { 2 } else { 1 };
     let mut parts = vec![weights("weights", 1), weights("gradients", gradients), weights("AdamW moments", 2)];
     if config.grpo.beta > 0.0 {
-        parts.push(weights("reference model", 1));
+        parts.push(Part { lower: Some("grpo.beta"), ..weights("reference model", 1) });
     }
+    parts.push(weights("decoder's packed weights", 1));
     parts.push(activations(config, model));
     parts.push(kv_cache(config, model));
     parts
@@ -72,6 +76,11 @@ fn activations(config: &Config, model: &Qwen2Config) -> Part {
         name: "activations",
         formula: format!("{tokens} tokens of a micro-batch x {per_token}"),
         bytes: 4 * u64::from(tokens) * per_token as u64,
+        lower: Some(if config.model.recompute {
+            "grpo.micro_tokens"
+        } else {
+            "grpo.micro_tokens, or set model.recompute = true"
+        }),
     }
 }
 
@@ -87,5 +96,65 @@ fn kv_cache(config: &Config, model: &Qwen2Config) -> Part {
         name: "KV cache",
         formula: format!("{episodes} episodes x {pages} tokens x {per_token}, at most: shared prefixes are kept once"),
         bytes: 4 * episodes * (pages * per_token) as u64,
+        lower: Some("rollout.max_live or rollout.max_episode_tokens"),
+    }
+}
+
+/// A plan held against the machine.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Fit {
+    /// Bytes of the whole plan.
+    pub needed: u64,
+    /// Bytes that programs can still take; `None` where the system does not say.
+    pub available: Option<u64>,
+    /// What to lower, where the plan does not fit.
+    pub advice: Option<String>,
+}
+
+/// Holds `plan` against `available` bytes.
+pub fn fit(plan: &[Part], available: Option<u64>) -> Fit {
+    let needed: u64 = plan.iter().map(|part| part.bytes).sum();
+    let short = available.and_then(|available| needed.checked_sub(available)).filter(|short| *short > 0);
+    Fit { needed, available, advice: short.map(|short| advice(plan, short)) }
+}
+
+/// The key of the largest part that a key can lower, if that alone is enough; else of all such parts, largest first.
+fn advice(plan: &[Part], short: u64) -> String {
+    let mut parts: Vec<(&str, &Part)> = plan.iter().filter_map(|part| Some((part.lower?, part))).collect();
+    parts.sort_by_key(|(_, part)| std::cmp::Reverse(part.bytes));
+    let lowered: u64 = parts.iter().map(|(_, part)| part.bytes).sum();
+    match parts.first() {
+        Some((key, part)) if part.bytes > short => {
+            let share = 100.0 * (part.bytes - short) as f64 / part.bytes as f64;
+            format!("lower {key}: the {} may take at most {share:.0} % of what they take now", part.name)
+        }
+        Some(_) if lowered > short => {
+            format!("lower {}", parts.iter().map(|(key, _)| *key).collect::<Vec<_>>().join(", and "))
+        }
+        _ => "choose a smaller model: its weights, gradients and moments alone do not fit".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn plan() -> Vec<Part> {
+        let part = |name, bytes, lower| Part { name, formula: String::new(), bytes, lower };
+        vec![part("weights", 400, None), part("activations", 500, Some("a")), part("KV cache", 100, Some("b"))]
+    }
+
+    #[test]
+    fn a_plan_that_fits_needs_no_advice() {
+        assert_eq!(fit(&plan(), Some(1000)), Fit { needed: 1000, available: Some(1000), advice: None });
+        assert_eq!(fit(&plan(), None).advice, None);
+    }
+
+    #[test]
+    fn the_advice_names_the_key_of_the_largest_part_that_is_enough() {
+        let advice = |available| fit(&plan(), Some(available)).advice.unwrap();
+        assert_eq!(advice(900), "lower a: the activations may take at most 80 % of what they take now");
+        assert_eq!(advice(450), "lower a, and b");
+        assert!(advice(400).contains("smaller model"));
     }
 }
