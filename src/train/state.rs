@@ -64,6 +64,11 @@ impl State {
         self.suggestions(self.iterations.saturating_sub(1))
     }
 
+    /// The same at wall time 0: what two runs of one configuration have in common.
+    pub fn timeless(&self) -> State {
+        State { seconds: 0.0, ..self.clone() }
+    }
+
     /// Number of the checkpoint taken here: grows with every step of either phase.
     pub fn step(&self) -> u64 {
         u64::from(self.sft_steps) + u64::from(self.iterations)
