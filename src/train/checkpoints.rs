@@ -1,7 +1,7 @@
 //! The checkpoints of a run, `checkpoints/step-N`: which there are, and which one is the last whole one.
 
 use super::TrainError;
-use super::manifest;
+use super::manifest::{self, Damage};
 use crate::files::FileError;
 use crate::report::progress::say;
 use std::fs;
@@ -47,38 +47,42 @@ pub(super) fn promote(run: &Path) -> Result<(), FileError> {
     fs::rename(&path, &stands).map_err(|e| FileError::new("move", path, e))
 }
 
-/// The last whole checkpoint, if there is one, and those after it.
+/// The last whole checkpoint, if there is one, and those after it, with what is wrong with them.
 pub(super) struct Last<T> {
     pub found: Option<(u64, T)>,
-    pub damaged: Vec<PathBuf>,
+    pub damaged: Vec<(PathBuf, String)>,
 }
 
-/// Loads the last checkpoint of a run that is whole, and names on stderr later ones that are not. Of its files those count that
-/// `read` names. One without a manifest counts as damaged when it does not load.
+/// Loads the last checkpoint of a run that is whole, and names on stderr later ones that are not. Of its files the content of
+/// those counts that `read` names. One without a manifest counts as damaged when it does not load.
 pub(super) fn last<T>(
     run: &Path,
     read: fn(&str) -> bool,
     load: impl Fn(&Path) -> Result<T, TrainError>,
 ) -> Result<Last<T>, TrainError> {
-    let (mut damaged, mut reasons) = (Vec::new(), Vec::new());
+    let mut damaged = Vec::new();
     for (step, path) in list(run)?.into_iter().rev() {
-        let reason = match manifest::check(&path, step, read) {
-            Ok(true) => return Ok(Last { found: Some((step, load(&path)?)), damaged }),
-            Ok(false) => match load(&path) {
-                Ok(loaded) => return Ok(Last { found: Some((step, loaded)), damaged }),
-                Err(e) => e.to_string(),
-            },
-            Err(manifest::Damage::File(e)) => return Err(e.into()),
-            Err(e) => e.to_string(),
+        let loaded = match manifest::check(&path, step, read) {
+            Ok(true) => Ok(load(&path)?),
+            Ok(false) => load(&path).map_err(|e| e.to_string()),
+            Err(Damage::File(e)) => return Err(e.into()),
+            Err(e) => Err(e.to_string()),
         };
-        say(&format!("{} is damaged: {reason}", path.display()));
-        reasons.push(format!("step-{step}: {reason}"));
-        damaged.push(path);
+        match loaded {
+            Ok(loaded) => {
+                let told =
+                    |(path, reason): &(PathBuf, String)| say(&format!("{} is damaged: {reason}", path.display()));
+                damaged.iter().for_each(told);
+                return Ok(Last { found: Some((step, loaded)), damaged });
+            }
+            Err(reason) => damaged.push((path, reason)),
+        }
     }
     if damaged.is_empty() {
         return Ok(Last { found: None, damaged });
     }
-    Err(TrainError::Damaged { run: run.into(), reasons: reasons.join("; ") })
+    let named = |(path, reason): &(PathBuf, String)| format!("{}: {reason}", path.display());
+    Err(TrainError::Damaged { run: run.into(), reasons: damaged.iter().map(named).collect::<Vec<_>>().join("; ") })
 }
 
 /// Number and path of the last checkpoint whose model is whole.

@@ -1,6 +1,9 @@
 //! `manifest.json`: size and SHA-256 of every file of a checkpoint, so that one that is cut short, edited or of another step is
 //! noticed. It is written last, within the folder that appears as a whole.
+//!
+//! Of the training state its wall time does not count: what two runs computed is the same if their manifests are.
 
+use super::state::STATE;
 use crate::files::FileError;
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
@@ -22,7 +25,7 @@ struct Manifest {
 #[derive(Serialize, Deserialize, PartialEq)]
 struct Entry {
     bytes: u64,
-    /// In hex, as `sha256sum` prints it.
+    /// In hex, as `sha256sum` prints it (but for the training state).
     sha256: String,
 }
 
@@ -74,7 +77,7 @@ pub fn check(dir: &Path, step: u64, read: fn(&str) -> bool) -> Result<bool, Dama
             Err(e) if e.kind() == ErrorKind::NotFound => return Err(Damage::Missing(name.clone())),
             found => found.map_err(|e| FileError::new("read", dir.join(name), e))?.len(),
         };
-        if found != *bytes {
+        if found != *bytes && name != STATE {
             return Err(Damage::Size { file: name.clone(), found, expected: *bytes });
         }
     }
@@ -90,7 +93,21 @@ pub fn check(dir: &Path, step: u64, read: fn(&str) -> bool) -> Result<bool, Dama
 
 fn describe(path: &Path) -> io::Result<Entry> {
     let mut hash = Sha256::new();
-    let bytes = io::copy(&mut BufReader::with_capacity(1 << 20, File::open(path)?), &mut hash)?;
+    let bytes = match path.ends_with(STATE) {
+        true => io::copy(&mut &timeless(&fs::read(path)?)[..], &mut hash)?,
+        false => io::copy(&mut BufReader::with_capacity(1 << 20, File::open(path)?), &mut hash)?,
+    };
     let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Entry { bytes, sha256 })
+}
+
+/// A training state without its wall time; as it is, where it is none.
+fn timeless(state: &[u8]) -> Vec<u8> {
+    match serde_json::from_slice::<serde_json::Map<String, serde_json::Value>>(state) {
+        Ok(mut state) => {
+            state.shift_remove("seconds");
+            serde_json::json!(state).to_string().into_bytes()
+        }
+        Err(_) => state.to_vec(),
+    }
 }

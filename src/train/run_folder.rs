@@ -222,7 +222,7 @@ impl RunFolder {
     /// `damaged-step-N`. `None` when there is no checkpoint.
     pub fn load_checkpoint<T>(&self, load: impl Fn(&Path) -> Result<T, TrainError>) -> Result<Option<T>, TrainError> {
         let Last { found, damaged } = checkpoints::last(&self.path, |_| true, load)?;
-        for path in damaged {
+        for (path, _) in damaged {
             let name = path.file_name().unwrap_or_default().to_string_lossy();
             let aside = path.with_file_name(format!("damaged-{name}"));
             files::remove_folder(&aside)?;

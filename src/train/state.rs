@@ -13,7 +13,7 @@ use crate::report::results::Evaluation;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-const STATE: &str = "state.json";
+pub(super) const STATE: &str = "state.json";
 const MOMENTS: [&str; 2] = ["adamw_m.safetensors", "adamw_v.safetensors"];
 
 /// Where training stands. All randomness is a function of the seed and these counters.
