@@ -380,7 +380,7 @@ fn a_model_that_is_not_made_of_numbers_is_refused_by_name() {
 }
 
 #[test]
-fn a_model_that_computes_no_numbers_is_never_trained_or_saved() {
+fn a_model_that_computes_no_numbers_ends_the_run() {
     let dir = tempfile::tempdir().unwrap();
     // Finite, but the logits overflow.
     let model = model_dir(dir.path(), |weights| weights.iter_mut().rev().take(32).for_each(|w| *w = f32::MAX));
@@ -396,7 +396,7 @@ fn a_model_that_computes_no_numbers_is_never_trained_or_saved() {
     assert_eq!(metrics::read(&path).unwrap().len(), 3, "the bad steps are recorded, too");
 
     let error = refused(&tiny(dir.path(), "grpo", &[&path_is, "sft.steps=0"]), Existing::Refuse);
-    assert!(error.contains("does not compute finite numbers (task household"), "{error}");
+    assert!(error.contains("does not compute finite numbers (task "), "{error}");
     assert!(checkpoints(&dir.path().join("grpo")).is_empty());
     let output = Command::new(env!("CARGO_BIN_EXE_uncouple"))
         .args(["eval", "--set", "prompt.format=compact", "--games", "2", "--model"])
