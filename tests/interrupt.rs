@@ -1,4 +1,5 @@
-//! Ctrl-C in every phase, sent to the real program: it saves, says how to go on, and going on ends as if nothing had been.
+//! Ctrl-C in every phase, sent to the real program: it saves, says how to go on, and going on ends as if nothing had been. And a
+//! kill at its file operations, where nothing can be saved any more.
 #![cfg(unix)]
 
 mod common;
@@ -134,4 +135,167 @@ fn a_second_ctrl_c_ends_at_once_and_leaves_a_run_that_can_be_resumed() {
     assert_eq!(wait(&mut child, Duration::from_secs(20)).code(), Some(130));
     assert!(checkpoints(&dir.path().join("a")).len() <= 1);
     resume(dir.path(), "a");
+}
+
+/// Short, but with every file that a run writes: on top of [`TINY`].
+#[cfg(target_os = "linux")]
+const EVERY_FILE: [&str; 12] = [
+    "sft.steps=4",
+    "sft.batch=2",
+    "sft.checkpoint_every=2",
+    "run.iterations=3",
+    "run.checkpoint_every=1",
+    "run.keep_checkpoints=2",
+    "eval.games=1",
+    "eval.every=2",
+    "grpo.beta=0.1",
+    "coupling.every=1",
+    "coupling.samples=4",
+    "model.num_hidden_layers=1",
+];
+
+#[cfg(target_os = "linux")]
+mod kills {
+    use super::*;
+    use std::collections::BTreeMap;
+    use std::ffi::OsStr;
+    use std::path::PathBuf;
+
+    /// The library that counts file operations and kills at one; `None` where there is no C compiler.
+    fn shim(dir: &Path) -> Option<PathBuf> {
+        let (source, library) =
+            (concat!(env!("CARGO_MANIFEST_DIR"), "/tests/common/kill_at.c"), dir.join("kill_at.so"));
+        let mut compiler = Command::new(std::env::var_os("CC").unwrap_or("cc".into()));
+        compiler.args(["-O1", "-shared", "-fPIC", source, "-ldl", "-o"]).arg(&library);
+        let built = match compiler.status() {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return None,
+            built => built.unwrap(),
+        };
+        assert!(built.success(), "{source} does not compile");
+        Some(library)
+    }
+
+    struct Runs {
+        dir: PathBuf,
+        shim: PathBuf,
+    }
+
+    impl Runs {
+        fn command(&self, name: &str, how: &[&str]) -> Command {
+            let config = self.dir.join("tiny.toml");
+            fs::write(&config, TINY).unwrap();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_uncouple"));
+            command.args(["train", "--name", name, "--dir"]).arg(&self.dir).args(how).arg("--config").arg(config);
+            EVERY_FILE.iter().for_each(|set| {
+                command.args(["--set", set]);
+            });
+            command
+        }
+
+        /// Runs to the end, with the operations as `CALL PATH` within the run's folder.
+        fn counted(&self, name: &str) -> Vec<String> {
+            let log = self.dir.join("log");
+            let mut command = self.command(name, &[]);
+            let output = command.env("LD_PRELOAD", &self.shim).env("KILL_LOG", &log).output().unwrap();
+            assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+            let within = self.dir.join(name).display().to_string();
+            fs::read_to_string(log).unwrap().lines().map(|line| line.replace(&within, "")).collect()
+        }
+
+        /// A run that dies on entry of operation `at`, counted from 1.
+        fn killed(&self, name: &str, how: &[&str], at: usize) {
+            let mut command = self.command(name, how);
+            let status = command.env("LD_PRELOAD", &self.shim).env("KILL_AT", at.to_string()).output().unwrap().status;
+            assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9), "operation {at}");
+        }
+
+        /// Goes on as a user would, and gives what was left and what was told.
+        fn gone_on(&self, name: &str) -> (Left, String) {
+            let begun = self.dir.join(name).join("config.toml").exists();
+            let output = self.command(name, if begun { &["--resume"] } else { &[] }).output().unwrap();
+            let told = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.success(), "{told}");
+            (left(&self.dir.join(name)), told)
+        }
+    }
+
+    /// Whether a checkpoint of the run is on disk.
+    fn stands(run: &Path) -> bool {
+        !checkpoints(run).is_empty()
+    }
+
+    /// What is still there under a name that only exists while it is written or deleted.
+    fn leftovers(folder: &Path) -> Vec<PathBuf> {
+        let mut found = Vec::new();
+        for entry in fs::read_dir(folder).unwrap() {
+            let path = entry.unwrap().path();
+            if [Some(OsStr::new("unfinished")), Some(OsStr::new("removed"))].contains(&path.extension()) {
+                found.push(path);
+            } else if path.is_dir() {
+                found.extend(leftovers(&path));
+            }
+        }
+        found
+    }
+
+    /// The first and the last operation of each kind: of one call on paths that differ in numbers only, or in the file of a folder
+    /// that is written or deleted.
+    fn of_each_kind(operations: &[String]) -> Vec<usize> {
+        let mut kinds = BTreeMap::<String, (usize, usize)>::new();
+        for (i, operation) in operations.iter().enumerate() {
+            let passing = [".unfinished/", ".removed/"].iter().find_map(|end| operation.find(end));
+            let path = &operation[..passing.unwrap_or(operation.len())];
+            let kind = path.chars().filter(|c| !c.is_ascii_digit()).collect::<String>()
+                + ["", "/"][usize::from(passing.is_some())];
+            kinds.entry(kind).or_insert((i + 1, i + 1)).1 = i + 1;
+        }
+        let mut chosen: Vec<usize> = kinds.into_values().flat_map(|(first, last)| [first, last]).collect();
+        chosen.sort_unstable();
+        chosen.dedup();
+        chosen
+    }
+
+    #[test]
+    fn a_run_killed_at_a_file_operation_is_resumed_from_what_stands_and_ends_as_if_nothing_had_been() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(shim) = shim(dir.path()) else {
+            return eprintln!("SKIPPED: there is no C compiler (cc) to build tests/common/kill_at.c with");
+        };
+        let runs = Runs { dir: dir.path().into(), shim };
+        let operations = runs.counted("whole");
+        let whole = left(&dir.path().join("whole"));
+        let chosen = of_each_kind(&operations);
+        assert!(chosen.len() > 40, "{} kinds of operations in {operations:?}", chosen.len());
+        for at in chosen {
+            let (name, operation) = (format!("killed-{at}"), &operations[at - 1]);
+            runs.killed(&name, &[], at);
+            let run = dir.path().join(&name);
+            let stood = stands(&run);
+            let (end, told) = runs.gone_on(&name);
+            assert!(end == whole, "killed at {operation}: it ends otherwise");
+            assert_eq!(leftovers(&run), [PathBuf::new(); 0], "killed at {operation}");
+            let anew = !told.contains("going on from step-");
+            assert!(stood != anew, "killed at {operation}: a checkpoint stood: {stood}; {told}");
+            fs::remove_dir_all(run).unwrap();
+        }
+    }
+
+    #[test]
+    fn an_overwrite_killed_at_a_file_operation_is_repeated_or_leaves_no_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let Some(shim) = shim(dir.path()) else {
+            return eprintln!("SKIPPED: there is no C compiler (cc) to build tests/common/kill_at.c with");
+        };
+        let runs = Runs { dir: dir.path().into(), shim };
+        runs.counted("a");
+        let whole = left(&dir.path().join("a"));
+        // Everything that was there is deleted within the first operations; only then is there a checkpoint again.
+        for at in (2..60).step_by(9) {
+            runs.killed("a", &["--overwrite"], at);
+            let stood = stands(&dir.path().join("a"));
+            let (end, told) = runs.gone_on("a");
+            assert!(end == whole, "killed at operation {at}: it ends otherwise");
+            assert!(stood == told.contains("going on from step-"), "killed at operation {at}: {told}");
+        }
+    }
 }

@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 use uncouple::config::Config;
 use uncouple::files::{self, FileError};
+use uncouple::train::TrainError;
 use uncouple::train::run_folder::{Existing, RunFolder, RunFolderError};
 
 fn config(dir: &Path, name: &str) -> Config {
@@ -70,6 +71,168 @@ fn overwrite_never_deletes_what_is_not_a_run() {
     fs::write(dir.path().join("photos/cat.png"), "cat").unwrap();
     assert!(matches!(open(dir.path(), "photos", Existing::Overwrite), Err(RunFolderError::NotARun(_))));
     assert!(dir.path().join("photos/cat.png").exists());
+}
+
+#[test]
+fn a_folder_in_which_no_run_has_begun_is_as_good_as_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a");
+    // What a process leaves that is killed after its first, second, third operation.
+    for files in [&[][..], &[".lock"], &[".lock", ".config.toml.unfinished"]] {
+        for existing in [Existing::Refuse, Existing::Overwrite] {
+            fs::create_dir(&path).unwrap();
+            files.iter().for_each(|name| fs::write(path.join(name), "").unwrap());
+            assert!(matches!(open(dir.path(), "a", Existing::Resume), Err(RunFolderError::Missing(_))));
+            let run = open(dir.path(), "a", existing).unwrap();
+            assert!(!run.resumed());
+            assert_eq!(names(run.path()), [".lock", "config.toml"]);
+            fs::remove_dir_all(&path).unwrap();
+        }
+    }
+    fs::create_dir(&path).unwrap();
+    for name in [".lock", ".mine", "notes.txt"] {
+        fs::write(path.join(name), "").unwrap();
+    }
+    assert!(matches!(open(dir.path(), "a", Existing::Refuse), Err(RunFolderError::Exists(_))));
+    assert!(matches!(open(dir.path(), "a", Existing::Overwrite), Err(RunFolderError::NotARun(_))));
+    assert_eq!(names(&path), [".lock", ".mine", "notes.txt"]);
+}
+
+#[test]
+fn what_a_killed_process_left_is_swept_by_the_next_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = open(dir.path(), "a", Existing::Refuse).unwrap();
+    write(&run, 7, "seven");
+    let path = run.path().to_path_buf();
+    let left =
+        [".reference.removed", "checkpoints/.step-8.unfinished", "checkpoints/.step-6.removed"].map(|n| path.join(n));
+    let files = [".report.html.unfinished", "checkpoints/.x.removed"].map(|n| path.join(n));
+    left.iter().for_each(|folder| {
+        fs::create_dir(folder).unwrap();
+        fs::write(folder.join("file"), "").unwrap();
+    });
+    files.iter().for_each(|file| fs::write(file, "").unwrap());
+    fs::write(path.join(".mine"), "").unwrap();
+    std::os::unix::fs::symlink("/dev/full", path.join(".link.unfinished")).unwrap();
+    // The first process still writes here.
+    assert!(matches!(open(dir.path(), "a", Existing::Resume), Err(RunFolderError::Locked(_))));
+    assert!(left.iter().chain(&files).all(|path| path.exists()));
+    drop(run);
+    let run = open(dir.path(), "a", Existing::Resume).unwrap();
+    assert_eq!(names(run.path()), [".link.unfinished", ".lock", ".mine", "checkpoints", "config.toml"]);
+    assert_eq!(names(&run.path().join("checkpoints")), ["step-7"]);
+    assert_eq!(last(&run).unwrap().as_deref(), Some("seven"));
+}
+
+/// Between two renames, where names cannot be exchanged: the checkpoint that was to be replaced has no name of its own.
+#[test]
+fn a_checkpoint_on_its_way_out_comes_back_where_none_took_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = open(dir.path(), "a", Existing::Refuse).unwrap();
+    let parent = run.path().join("checkpoints");
+    for step in [1, 2, 3] {
+        write(&run, step, &step.to_string());
+    }
+    drop(run);
+    let hide = |step: u64| {
+        fs::rename(parent.join(format!("step-{step}")), parent.join(format!(".step-{step}.removed"))).unwrap()
+    };
+    let reopened = || open(dir.path(), "a", Existing::Resume).unwrap();
+    // Nothing else is left, or an older one: it comes back.
+    hide(3);
+    assert_eq!(last(&reopened()).unwrap().as_deref(), Some("3"));
+    assert_eq!(names(&parent), ["step-1", "step-2", "step-3"]);
+    [1, 2, 3].into_iter().for_each(hide);
+    assert_eq!(last(&reopened()).unwrap().as_deref(), Some("3"));
+    assert_eq!(names(&parent), ["step-3"]);
+    // A later one stands: it was being deleted.
+    let run = reopened();
+    write(&run, 4, "4");
+    drop(run);
+    hide(3);
+    assert_eq!(last(&reopened()).unwrap().as_deref(), Some("4"));
+    assert_eq!(names(&parent), ["step-4"]);
+}
+
+#[test]
+fn a_step_written_again_replaces_the_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = open(dir.path(), "a", Existing::Refuse).unwrap();
+    write(&run, 1, "one");
+    write(&run, 1, "again");
+    assert_eq!(names(&run.path().join("checkpoints")), ["step-1"]);
+    assert_eq!(last(&run).unwrap().as_deref(), Some("again"));
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_one_before_it_is_taken() {
+    type Spoil = fn(&Path);
+    let cases: [(&str, Spoil); 8] = [
+        ("model has 4 bytes, but manifest.json says 9", |step| fs::write(step.join("model"), "some").unwrap()),
+        ("model was edited, or belongs to another step", |step| fs::write(step.join("model"), "weights-1").unwrap()),
+        ("model is missing", |step| fs::remove_file(step.join("model")).unwrap()),
+        ("state.json was edited", |step| fs::write(step.join("state.json"), r#"{"step":9,"seconds":1.5}"#).unwrap()),
+        ("state.json was edited", |step| fs::write(step.join("state.json"), "{").unwrap()),
+        ("manifest.json is not readable", |step| fs::write(step.join("manifest.json"), "").unwrap()),
+        ("manifest.json is that of step 1", |step| {
+            fs::copy(step.with_file_name("step-1/manifest.json"), step.join("manifest.json")).unwrap();
+        }),
+        // Of an earlier version, and incomplete.
+        ("cannot read", |step| ["model", "manifest.json"].iter().for_each(|f| fs::remove_file(step.join(f)).unwrap())),
+    ];
+    for (says, spoil) in cases {
+        let dir = tempfile::tempdir().unwrap();
+        let run = open(dir.path(), "a", Existing::Refuse).unwrap();
+        write(&run, 1, "weights-1");
+        write(&run, 2, "weights-2");
+        let parent = run.path().join("checkpoints");
+        spoil(&parent.join("step-2"));
+        assert_eq!(last(&run).unwrap().as_deref(), Some("weights-1"), "{says}");
+        assert_eq!(names(&parent), ["damaged-step-2", "step-1"], "{says}");
+        // None is left: that is told, and nothing is lost.
+        write(&run, 2, "weights-2");
+        spoil(&parent.join("step-2"));
+        fs::write(parent.join("step-1/model"), "nonsense!").unwrap();
+        let error = last(&run).unwrap_err().to_string();
+        assert!(
+            error.contains(says) && error.contains("step-2") && error.contains("step-1: model was edited"),
+            "{error}"
+        );
+        assert!(error.contains("--overwrite") && error.lines().count() == 1, "{error}");
+        assert_eq!(names(&parent), ["damaged-step-2", "step-1", "step-2"]);
+    }
+}
+
+#[test]
+fn a_checkpoint_may_have_company_another_wall_time_or_no_manifest() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = open(dir.path(), "a", Existing::Refuse).unwrap();
+    write(&run, 1, "one");
+    let step = run.path().join("checkpoints/step-1");
+    fs::write(step.join("notes.txt"), "mine").unwrap();
+    fs::write(step.join("state.json"), r#"{"step":1,"seconds":99.25}"#).unwrap();
+    assert_eq!(last(&run).unwrap().as_deref(), Some("one"));
+    fs::remove_file(step.join("manifest.json")).unwrap();
+    assert_eq!(last(&run).unwrap().as_deref(), Some("one"));
+    assert_eq!(names(&run.path().join("checkpoints")), ["step-1"]);
+}
+
+/// A checkpoint that holds `text`.
+fn write(run: &RunFolder, step: u64, text: &str) {
+    let fill = |tmp: &Path| {
+        fs::write(tmp.join("model"), text).map_err(|e| FileError::new("write", tmp, e))?;
+        let state = format!(r#"{{"step":{step},"seconds":0.5}}"#);
+        fs::write(tmp.join("state.json"), state).map_err(|e| FileError::new("write", tmp, e))
+    };
+    run.write_checkpoint(step, 9, fill).unwrap();
+}
+
+/// What the last whole checkpoint holds.
+fn last(run: &RunFolder) -> Result<Option<String>, TrainError> {
+    run.load_checkpoint(|dir| {
+        let file = dir.join("model");
+        Ok(fs::read_to_string(&file).map_err(|e| FileError::new("read", file, e))?)
+    })
 }
 
 #[test]

@@ -124,6 +124,105 @@ fn a_run_killed_anywhere_goes_on_from_its_last_checkpoint_as_if_nothing_had_been
 }
 
 #[test]
+fn a_run_killed_in_the_cold_start_goes_on_inside_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let whole = left(&run(&tiny(dir.path(), "whole", &["sft.checkpoint_every=0"])));
+    let config = tiny(dir.path(), "a", &["sft.checkpoint_every=15", "run.keep_checkpoints=9"]);
+    let path = run(&config);
+    assert_eq!(checkpoints(&path), [15, 30, 40, 42]);
+    assert!(left(&path) == whole, "checkpoints change nothing");
+    for last in [30, 15] {
+        for step in checkpoints(&path).into_iter().filter(|step| *step > last) {
+            fs::remove_dir_all(path.join(format!("checkpoints/step-{step}"))).unwrap();
+        }
+        assert_eq!(state(&path)["sft_steps"], last);
+        resume(&config);
+        assert_eq!(checkpoints(&path), [15, 30, 40, 42]);
+        assert!(left(&path) == whole, "resumed at {last}");
+    }
+}
+
+#[test]
+fn a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = [&ALL[..], &["suggestions.mode=fixed", "suggestions.every=1"]].concat();
+    let config = tiny(dir.path(), "a", &set);
+    let whole = left(&run(&config));
+    let path = dir.path().join("a");
+    let step = |step: u64, file: &str| path.join(format!("checkpoints/step-{step}/{file}"));
+    let suggestions = || fs::read_to_string(path.join("suggestions.json")).unwrap();
+    let written = suggestions();
+    let damages: [(&str, &dyn Fn()); 4] = [
+        ("model.safetensors has 1000 bytes", &|| {
+            fs::OpenOptions::new().write(true).open(step(43, "model.safetensors")).unwrap().set_len(1000).unwrap();
+        }),
+        ("adamw_v.safetensors was edited, or belongs to another step", &|| {
+            fs::copy(step(42, "adamw_v.safetensors"), step(43, "adamw_v.safetensors")).unwrap();
+        }),
+        ("tokenizer.json is missing", &|| fs::remove_file(step(43, "tokenizer.json")).unwrap()),
+        ("state.json was edited", &|| {
+            let text = fs::read_to_string(step(43, "state.json")).unwrap();
+            fs::write(step(43, "state.json"), text.replace("\"iterations\": 3", "\"iterations\": 2")).unwrap();
+        }),
+    ];
+    for (says, damage) in damages {
+        damage();
+        // It stops before anything new: what it keeps fits the checkpoint that it has taken.
+        let opened = Command::new(env!("CARGO_BIN_EXE_uncouple"))
+            .args(["train", "--resume", "--name", "a", "--set", "run.iterations=2", "--dir"])
+            .arg(dir.path())
+            .output()
+            .unwrap();
+        let told = String::from_utf8(opened.stderr).unwrap();
+        assert!(
+            told.contains(&format!("step-43 is damaged: {says}")) && told.contains("going on from step-42"),
+            "{told}"
+        );
+        assert!(path.join("checkpoints/damaged-step-43").exists());
+        assert!(metrics::read(&path).unwrap().iter().all(|r| r.phase == "sft" || r.step <= 2));
+        assert!(left(&path).episodes.iter().all(|e| !e.starts_with("grpo|3|") && !e.starts_with("eval|3|")));
+        let renewals: Vec<serde_json::Value> = serde_json::from_str(&suggestions()).unwrap();
+        assert!(renewals.iter().all(|r| r["iterations"].as_u64().unwrap() <= 2), "{renewals:?}");
+        resume(&config);
+        assert!(left(&path) == whole, "{says}");
+        assert_eq!(suggestions(), written);
+        fs::remove_dir_all(path.join("checkpoints/damaged-step-43")).unwrap();
+    }
+
+    let reference = path.join("reference/model.safetensors");
+    let weights = fs::read(&reference).unwrap();
+    fs::copy(step(43, "model.safetensors"), &reference).unwrap();
+    let error = refused(&config, Existing::Resume);
+    assert!(error.contains("reference") && error.contains("model.safetensors was edited"), "{error}");
+    fs::write(&reference, weights).unwrap();
+    // As an earlier version left it.
+    fs::remove_file(path.join("reference/manifest.json")).unwrap();
+    for step in checkpoints(&path) {
+        fs::remove_file(path.join(format!("checkpoints/step-{step}/manifest.json"))).unwrap();
+    }
+    fs::remove_dir_all(path.join("checkpoints/step-43")).unwrap();
+    resume(&config);
+    assert!(left(&path) == whole);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_step_that_stands_is_not_written_again() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let config = tiny(dir.path(), "a", &["run.checkpoint_every=1"]);
+    let path = run(&config);
+    let before = left(&path);
+    let inode = || fs::metadata(last_checkpoint(&path)).unwrap().ino();
+    let stood = inode();
+    resume(&config);
+    assert_eq!((inode(), checkpoints(&path)), (stood, vec![41, 42]));
+    assert!(left(&path) == before);
+    resume(&tiny(dir.path(), "a", &["run.checkpoint_every=1", "run.keep_checkpoints=1"]));
+    assert_eq!((inode(), checkpoints(&path)), (stood, vec![42]), "but no more stay than asked for");
+}
+
+#[test]
 fn a_longer_run_is_a_shorter_one_resumed() {
     let dir = tempfile::tempdir().unwrap();
     for (name, set) in [("plain", &[][..]), ("all", &ALL[..])] {
@@ -255,9 +354,36 @@ fn a_run_name_is_not_used_twice() {
 }
 
 #[test]
-fn a_model_with_nan_is_never_trained_or_saved() {
+fn a_model_that_is_not_made_of_numbers_is_refused_by_name() {
     let dir = tempfile::tempdir().unwrap();
-    let model = model_dir(dir.path(), |weights| *weights.last_mut().unwrap() = f32::NAN);
+    for (value, shown) in [(f32::NAN, "NaN"), (f32::INFINITY, "inf"), (f32::NEG_INFINITY, "-inf")] {
+        let model = model_dir(dir.path(), |weights| *weights.last_mut().unwrap() = value);
+        let says = format!("tensor `model.norm.weight` in {} holds {shown} (value 31 of 32)", model.display());
+        let set = format!("model.path={}", model.display());
+        let error = refused(&tiny(dir.path(), "a", &[&set]), Existing::Refuse);
+        assert!(error.contains(&says) && !dir.path().join("a").exists(), "{error}");
+        let probe = dir.path().join("probe.json");
+        fs::write(&probe, r#"{"iteration":0,"samples":[{"tokens":[1,2,3],"action":1,"advantage":1.0,"label":1}]}"#)
+            .unwrap();
+        let [model, probe, out] =
+            [&model, &probe, &dir.path().join("out")].map(|path| path.to_str().unwrap().to_string());
+        for command in
+            [&["eval", "--model", &model][..], &["coupling", "--model", &model, "--probe", &probe, "--out", &out]]
+        {
+            let output = Command::new(env!("CARGO_BIN_EXE_uncouple")).args(command).output().unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert!(output.status.code() == Some(1) && error.contains(&says), "{command:?}: {error}");
+            assert_eq!(error.lines().count(), 1, "{error}");
+        }
+        fs::remove_dir_all(dir.path().join("base")).unwrap();
+    }
+}
+
+#[test]
+fn a_model_that_computes_no_numbers_ends_the_run() {
+    let dir = tempfile::tempdir().unwrap();
+    // Finite, but the logits overflow.
+    let model = model_dir(dir.path(), |weights| weights.iter_mut().rev().take(32).for_each(|w| *w = f32::MAX));
     let path_is = format!("model.path={}", model.display());
     let config = tiny(dir.path(), "sft", &[&path_is, "run.max_bad_steps=3"]);
     let error = refused(&config, Existing::Refuse);
@@ -268,10 +394,17 @@ fn a_model_with_nan_is_never_trained_or_saved() {
         serde_json::from_slice(&fs::read(path.join("bad_batches/sft-1.json")).unwrap()).unwrap();
     assert!(batch["sequences"].as_array().unwrap().len() == 4 && batch["sequences"][0][0].is_u64());
     assert_eq!(metrics::read(&path).unwrap().len(), 3, "the bad steps are recorded, too");
-    assert!(checkpoints(&path).is_empty());
 
     let error = refused(&tiny(dir.path(), "grpo", &[&path_is, "sft.steps=0"]), Existing::Refuse);
-    assert!(error.contains("no longer computes finite") && checkpoints(&dir.path().join("grpo")).is_empty(), "{error}");
+    assert!(error.contains("does not compute finite numbers (task "), "{error}");
+    assert!(checkpoints(&dir.path().join("grpo")).is_empty());
+    let output = Command::new(env!("CARGO_BIN_EXE_uncouple"))
+        .args(["eval", "--set", "prompt.format=compact", "--games", "2", "--model"])
+        .arg(&model)
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.code() == Some(1) && error.contains("does not compute finite numbers"), "{error}");
 }
 
 #[test]

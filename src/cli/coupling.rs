@@ -6,8 +6,7 @@ use crate::coupling::{FOLDER, Grams, Group, Means, Measurement, Probe, Weights, 
 use crate::device::Gpu;
 use crate::model::cuda::CudaModel;
 use crate::model::{Keep, checkpoint};
-use crate::train::cuda_coupling;
-use crate::train::run_folder::RunFolder;
+use crate::train::{checkpoints, cuda_coupling};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
@@ -139,7 +138,7 @@ fn compare(a: &Path, b: &Path, how: &How) -> Result<ExitCode> {
 }
 
 fn last_checkpoint(run: &Path) -> Result<(u64, PathBuf)> {
-    let last = RunFolder::finished_checkpoints(run)?.pop();
+    let last = checkpoints::last_model(run)?;
     last.with_context(|| format!("{} has no checkpoint yet, or is not the folder of a run", run.display()))
 }
 

@@ -11,8 +11,7 @@ use crate::model::tokenizer::Tokenizer;
 use crate::report::progress::say;
 use crate::report::results;
 use crate::rollout::RolloutError;
-use crate::train::run_folder::RunFolder;
-use crate::train::{TrainError, evaluate, interrupt, state, suite};
+use crate::train::{TrainError, checkpoints, evaluate, interrupt, state, suite};
 use anyhow::{Context, Result, bail, ensure};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -84,7 +83,7 @@ fn subject(args: &EvalArgs) -> Result<(Config, PathBuf)> {
             let file = run.join("config.toml");
             let config = Config::load(Some(&file), &overrides)
                 .with_context(|| format!("{} is not the folder of a run", run.display()))?;
-            let Some((_, dir)) = RunFolder::finished_checkpoints(run)?.pop() else {
+            let Some((_, dir)) = checkpoints::last_model(run)? else {
                 bail!("{} has no checkpoint yet: let it train longer", run.display());
             };
             Ok((config, dir))

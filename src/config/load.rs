@@ -92,6 +92,7 @@ impl Config {
         let defaults = Config::default();
         config.run = super::Run { seed: self.run.seed, ..defaults.run };
         config.model.recompute = defaults.model.recompute;
+        config.sft.checkpoint_every = defaults.sft.checkpoint_every;
         config.eval.every = defaults.eval.every;
         config
     }

@@ -199,6 +199,8 @@ pub struct Sft {
     pub games: u32,
     /// Chance that a turn of a demonstration is a mistake, which is shown but not taught, so that recovering from it is.
     pub slip: f32,
+    /// Save a checkpoint every this many steps (0: only after the last).
+    pub checkpoint_every: u32,
 }
 
 /// How episodes are sampled.
@@ -390,7 +392,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, slip: 0.15 }
+        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, slip: 0.15, checkpoint_every: 100 }
     }
 }
 impl Default for Rollout {

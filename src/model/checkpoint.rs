@@ -54,6 +54,11 @@ pub enum CheckpointError {
         "{file} has a `{HEAD}` that differs from `{EMBEDDING}`, but config.json ties them; set tie_word_embeddings to false"
     )]
     NotTied { file: PathBuf },
+    #[error(
+        "tensor `{tensor}` in {dir} holds {value} (value {index} of {len}): nothing can be computed with it; take an earlier \
+         checkpoint, or copy or download the model again"
+    )]
+    NotFinite { dir: PathBuf, tensor: String, value: f32, index: usize, len: usize },
     #[error("the weights built from {file} have digest {found}, but the recipe says {expected}")]
     Digest { file: PathBuf, expected: String, found: String },
     #[error(transparent)]
@@ -89,6 +94,7 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     } else {
         return Err(CheckpointError::NoWeights { dir: dir.into() });
     };
+    all_finite(dir, &params)?;
     Ok(Model::new(config, params))
 }
 
@@ -217,6 +223,15 @@ fn convert(file: &Path, tensor: &str, view: &TensorView, out: &mut [f32]) -> Res
         }
     }
     Ok(())
+}
+
+/// A model with a weight that is no number answers everything with nonsense, without an error.
+fn all_finite(dir: &Path, params: &Params) -> Result<(), CheckpointError> {
+    let first = params.flat.par_iter().with_min_len(CHUNK).position_first(|value| !value.is_finite());
+    let entry = first.and_then(|at| params.layout.entries.iter().find(|e| e.range.contains(&at)));
+    let (Some(at), Some(entry)) = (first, entry) else { return Ok(()) };
+    let (tensor, index, len) = (entry.name.clone(), at - entry.range.start, entry.range.len());
+    Err(CheckpointError::NotFinite { dir: dir.into(), tensor, value: params.flat[at], index, len })
 }
 
 /// Builds the weights by rule and checks their digest.

@@ -81,6 +81,11 @@ impl Metrics {
         self.bytes += line.len() as u64;
         self.events.scalars(SystemTime::now(), record.step, scalars(record))
     }
+
+    /// Makes what was appended survive a power cut.
+    pub fn sync(&self) -> Result<(), FileError> {
+        self.file.sync_all().map_err(|e| FileError::new("sync", &self.path, e))
+    }
 }
 
 fn line(record: &Record) -> String {

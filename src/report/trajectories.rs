@@ -96,6 +96,13 @@ impl Trajectories {
         insert(&mut self.db, episodes).map_err(|e| error("append to", &self.path, e))
     }
 
+    /// Makes what was appended survive a power cut.
+    pub fn sync(&self) -> Result<(), FileError> {
+        // The log is fsynced before any of it is moved into the database; a reader may keep some of it from being moved.
+        let moved = self.db.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()));
+        moved.map_err(|e| error("sync", &self.path, e))
+    }
+
     /// At most `count` episodes of the last iteration of `phase`, failures and successes in turn, shortest first.
     pub fn examples(&self, phase: &str, count: u32) -> Result<Vec<Episode>, FileError> {
         examples(&self.db, phase, count).map_err(|e| error("read", &self.path, e))

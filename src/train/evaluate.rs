@@ -69,7 +69,11 @@ pub fn evaluate(
     let tasks = panel(config, suite, splits)?;
     let open: rollout::Open<'_> = &|task| suite.open(task);
     let settings = Settings::evaluation(config, STREAM);
-    Ok(rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?)
+    let episodes = rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?;
+    match episodes.iter().find(|e| e.logprobs.iter().any(|lp| !lp.is_finite())) {
+        Some(broken) => Err(TrainError::BrokenModel { task: broken.task.id.clone() }),
+        None => Ok(episodes),
+    }
 }
 
 /// How well the model, or its value head, judges held-out actions: those of an evaluation's episodes, as many good as bad, each

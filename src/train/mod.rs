@@ -1,6 +1,7 @@
 //! The training loop and what it keeps: cold start, GRPO iterations, evaluation, checkpoints, resume.
 
 pub mod batch;
+pub mod checkpoints;
 mod cold_start;
 pub mod coupling;
 pub mod critic;
@@ -10,6 +11,7 @@ pub mod evaluate;
 pub mod interrupt;
 pub mod iteration;
 pub mod learner;
+mod manifest;
 pub mod measure;
 pub mod memory;
 pub mod probe;
@@ -82,6 +84,15 @@ pub enum TrainError {
     BrokenWeights,
     #[error("{}: its tokenizer has {tokens} tokens, but its model only {rows}; use the tokenizer of this model", .dir.display())]
     Vocabulary { dir: PathBuf, tokens: usize, rows: usize },
+    #[error(
+        "the model does not compute finite numbers (task {task}), although its weights are finite: they are too large; take an \
+         earlier checkpoint, or another model"
+    )]
+    BrokenModel { task: String },
+    #[error("no checkpoint of {} is whole ({reasons}): bring back what is missing or changed, or start again with --overwrite", .run.display())]
+    Damaged { run: PathBuf, reasons: String },
+    #[error("the frozen reference model {} is damaged: {reason}; bring its files back, or start again with --overwrite", .dir.display())]
+    Reference { dir: PathBuf, reason: String },
     #[error("not one episode of the iteration can be used: {0}")]
     NoEpisodes(String),
     #[error("cannot render report.html: {0}")]

@@ -1,8 +1,13 @@
 //! The folder of one run: created once, locked while a process trains in it, and whole at every moment.
 
+use super::TrainError;
+use super::checkpoints::{self, FOLDER as CHECKPOINTS, Last};
+use super::manifest;
 use crate::config::Config;
 use crate::files::{self, FileError};
+use crate::report::progress::say;
 use std::fs::{self, File, TryLockError};
+use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -42,7 +47,6 @@ pub struct RunFolder {
 
 const LOCK: &str = ".lock";
 const CONFIG: &str = "config.toml";
-const CHECKPOINTS: &str = "checkpoints";
 
 impl RunFolder {
     /// Opens `config.run.dir/config.run.name` and writes the resolved configuration into it.
@@ -57,7 +61,8 @@ impl RunFolder {
                 let names = (1..).map(|n| if n == 1 { base.clone() } else { format!("{base}-{n}") });
                 let mut names = names.map(|name| (Self::create(&dir.join(&name)), name));
                 // Someone else may have started a run in the same minute.
-                let free = names.find(|(made, _)| !matches!(made, Err(RunFolderError::Exists(_))));
+                let taken = |made: &_| matches!(made, Err(RunFolderError::Exists(_) | RunFolderError::Locked(_)));
+                let free = names.find(|(made, _)| !taken(made));
                 let (made, name) = free.expect("the names do not end");
                 config.run.name = name;
                 made?
@@ -69,7 +74,7 @@ impl RunFolder {
                     Existing::Refuse => Self::create(&path)?,
                     Existing::Resume if !path.join(CONFIG).exists() => return Err(RunFolderError::Missing(path)),
                     Existing::Resume => Self::lock(path, true)?,
-                    Existing::Overwrite if !path.exists() => Self::create(&path)?,
+                    Existing::Overwrite if !path.exists() || is_new(&path) => Self::create(&path)?,
                     Existing::Overwrite if !path.join(CONFIG).exists() => return Err(RunFolderError::NotARun(path)),
                     Existing::Overwrite => Self::lock(path, false)?.emptied()?,
                 }
@@ -79,26 +84,49 @@ impl RunFolder {
         Ok(folder)
     }
 
+    /// A folder that a process made but was killed before it began the run in it is as good as none.
     fn create(path: &Path) -> Result<RunFolder, RunFolderError> {
-        fs::create_dir(path).map_err(|e| match e.kind() {
-            std::io::ErrorKind::AlreadyExists => RunFolderError::Exists(path.into()),
-            _ => FileError::new("create", path, e).into(),
-        })?;
-        Self::lock(path.into(), false)
+        match fs::create_dir(path) {
+            Err(e) if e.kind() == ErrorKind::AlreadyExists && is_new(path) => {}
+            Err(e) if e.kind() == ErrorKind::AlreadyExists => return Err(RunFolderError::Exists(path.into())),
+            made => made.map_err(|e| FileError::new("create", path, e))?,
+        }
+        let folder = Self::lock(path.into(), false)?;
+        // Another process may have come first, and be gone already.
+        if is_new(path) { Ok(folder) } else { Err(RunFolderError::Exists(path.into())) }
     }
 
     fn lock(path: PathBuf, resumed: bool) -> Result<RunFolder, RunFolderError> {
         let file = path.join(LOCK);
         let lock = File::create(&file).map_err(|e| FileError::new("create", &file, e))?;
         match lock.try_lock() {
-            Ok(()) => Ok(RunFolder { path, resumed, _lock: lock }),
-            Err(TryLockError::WouldBlock) => Err(RunFolderError::Locked(path)),
-            Err(TryLockError::Error(e)) => Err(FileError::new("lock", file, e).into()),
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(RunFolderError::Locked(path)),
+            Err(TryLockError::Error(e)) => return Err(FileError::new("lock", file, e).into()),
         }
+        let folder = RunFolder { path, resumed, _lock: lock };
+        checkpoints::promote(&folder.path)?;
+        folder.sweep()?;
+        Ok(folder)
     }
 
-    /// Deletes everything but the lock; the configuration last, so that an interrupted deletion can be repeated.
+    /// Deletes what a killed process left half-written or half-deleted, in the folder and in those within it.
+    fn sweep(&self) -> Result<(), FileError> {
+        files::sweep(&self.path)?;
+        let failed = |e| FileError::new("read", &self.path, e);
+        for entry in fs::read_dir(&self.path).map_err(failed)? {
+            let entry = entry.map_err(failed)?;
+            if entry.file_type().map_err(failed)?.is_dir() {
+                files::sweep(&entry.path())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Deletes everything but the lock and the configuration, so that an interrupted deletion can be repeated; the checkpoints
+    /// first and at once, so that none is ever resumed without what belongs to it.
     fn emptied(self) -> Result<RunFolder, RunFolderError> {
+        files::remove_folder(&self.path.join(CHECKPOINTS))?;
         let failed = |path: &Path, e| FileError::new("remove", path, e);
         let entries = fs::read_dir(&self.path).map_err(|e| failed(&self.path, e))?;
         for entry in entries {
@@ -138,6 +166,15 @@ impl RunFolder {
         files::write_file(&self.path.join(file), |w| w.write_all(bytes))
     }
 
+    /// Removes a file of the folder. Absent is fine.
+    pub fn remove(&self, file: &str) -> Result<(), FileError> {
+        let path = self.path.join(file);
+        match fs::remove_file(&path) {
+            Err(e) if e.kind() != ErrorKind::NotFound => Err(FileError::new("remove", path, e)),
+            _ => Ok(()),
+        }
+    }
+
     /// Replaces a folder of the folder, atomically: `fill` gets the path to fill.
     pub fn write_dir<E: From<FileError>>(
         &self,
@@ -149,7 +186,7 @@ impl RunFolder {
         Ok(path)
     }
 
-    /// Writes `checkpoints/step-N`; then only the `keep` latest checkpoints stay.
+    /// Writes `checkpoints/step-N` with its manifest; then only the `keep` latest checkpoints stay.
     pub fn write_checkpoint<E: From<FileError>>(
         &self,
         step: u64,
@@ -158,12 +195,17 @@ impl RunFolder {
     ) -> Result<PathBuf, E> {
         let parent = self.path.join(CHECKPOINTS);
         fs::create_dir_all(&parent).map_err(|e| FileError::new("create", &parent, e))?;
-        let path = self.write_dir(&format!("{CHECKPOINTS}/step-{step}"), fill)?;
-        let all = self.checkpoints()?;
-        for (_, old) in all.iter().rev().skip(keep.max(1) as usize) {
-            files::remove_folder(old)?;
-        }
+        let path = self.write_dir(&format!("{CHECKPOINTS}/step-{step}"), |dir| {
+            fill(dir).and_then(|()| Ok(manifest::write(dir, step)?))
+        })?;
+        self.keep_checkpoints(keep)?;
         Ok(path)
+    }
+
+    /// Deletes all but the `keep` latest checkpoints.
+    pub fn keep_checkpoints(&self, keep: u32) -> Result<(), FileError> {
+        let all = self.checkpoints()?;
+        all.iter().rev().skip(keep.max(1) as usize).try_for_each(|(_, old)| files::remove_folder(old))
     }
 
     /// The finished checkpoints, oldest first.
@@ -173,23 +215,38 @@ impl RunFolder {
 
     /// The finished checkpoints of any run, oldest first, without opening it for training.
     pub fn finished_checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>, FileError> {
-        let parent = run.join(CHECKPOINTS);
-        let entries = match fs::read_dir(&parent) {
-            Ok(entries) => entries,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-            Err(e) => return Err(FileError::new("read", parent, e)),
-        };
-        let mut found = Vec::new();
-        for entry in entries {
-            let path = entry.map_err(|e| FileError::new("read", &parent, e))?.path();
-            let name = path.file_name().and_then(|n| n.to_str());
-            if let Some(step) = name.and_then(|n| n.strip_prefix("step-")).and_then(|n| n.parse().ok()) {
-                found.push((step, path));
-            }
-        }
-        found.sort();
-        Ok(found)
+        checkpoints::list(run)
     }
+
+    /// Loads what the run goes on from: its last whole checkpoint. Later ones that are damaged are moved out of the way, to
+    /// `damaged-step-N`. `None` when there is no checkpoint.
+    pub fn load_checkpoint<T>(&self, load: impl Fn(&Path) -> Result<T, TrainError>) -> Result<Option<T>, TrainError> {
+        let Last { found, damaged } = checkpoints::last(&self.path, |_| true, load)?;
+        for (path, _) in damaged {
+            let name = path.file_name().unwrap_or_default().to_string_lossy();
+            let aside = path.with_file_name(format!("damaged-{name}"));
+            files::remove_folder(&aside)?;
+            fs::rename(&path, &aside).map_err(|e| FileError::new("move", &path, e))?;
+            say(&format!("kept as {}", aside.display()));
+        }
+        match &found {
+            Some((step, _)) => say(&format!("{}: going on from step-{step}", self.path.display())),
+            None if self.resumed => {
+                say(&format!("{}: there is no checkpoint yet, it begins anew", self.path.display()))
+            }
+            None => {}
+        }
+        Ok(found.map(|(_, loaded)| loaded))
+    }
+}
+
+/// Whether no run has begun in the folder `path`: it holds nothing, or only what a process makes before its configuration.
+fn is_new(path: &Path) -> bool {
+    let begun = |entry: io::Result<fs::DirEntry>| match entry {
+        Ok(entry) => entry.file_name() != LOCK && !files::is_leftover(&entry.file_name().to_string_lossy()),
+        Err(_) => true,
+    };
+    fs::read_dir(path).is_ok_and(|mut entries| !entries.any(begun))
 }
 
 /// `SUITE-YYYYMMDD-HHMM`, in UTC.

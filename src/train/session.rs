@@ -9,7 +9,7 @@ use super::record::stored;
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
 use super::suggest::{self, Renewal};
-use super::{TrainError, coupling, evaluate, interrupt, measure, memory};
+use super::{TrainError, coupling, evaluate, interrupt, manifest, measure, memory};
 use crate::agent::{Episode, Prompter};
 use crate::config::{Author, Config, LabelSource, SuggestionMode};
 use crate::device::Gpu;
@@ -123,6 +123,21 @@ fn load_checkpoint(config: &Config, dir: &Path) -> Result<Start, TrainError> {
     Ok(Start { learner, state, tokenizer: Tokenizer::load(dir)?, ids })
 }
 
+/// The frozen model of the KL term, as it was when GRPO began.
+fn load_reference(folder: &RunFolder, state: &State) -> Result<Model, TrainError> {
+    let dir = folder.path().join(REFERENCE);
+    match manifest::check(&dir, state.sft_steps.into(), |_| true) {
+        Ok(_) => Ok(checkpoint::load(&dir)?),
+        Err(reason) => Err(TrainError::Reference { dir, reason: reason.to_string() }),
+    }
+}
+
+/// Writes `suggestions.json`; there is none before any were made.
+fn keep_suggestions(folder: &RunFolder, renewals: &[Renewal]) -> Result<(), FileError> {
+    let json = format!("{:#}\n", serde_json::json!(renewals));
+    if renewals.is_empty() { folder.remove(SUGGESTIONS) } else { folder.write(SUGGESTIONS, json.as_bytes()) }
+}
+
 struct Session<'a> {
     config: Config,
     folder: RunFolder,
@@ -135,6 +150,8 @@ struct Session<'a> {
     /// Empty when the cold start is over.
     demonstrations: Vec<Demonstration>,
     state: State,
+    /// As the checkpoint of its step has it, where that stands; without the wall time.
+    saved: Option<State>,
     judge: Option<Judge>,
     metrics: Metrics,
     trajectories: Trajectories,
@@ -144,7 +161,7 @@ struct Session<'a> {
 }
 
 impl<'a> Session<'a> {
-    /// Builds or loads everything; a resumed run goes on from its last checkpoint, or from the beginning if it has none.
+    /// Builds or loads everything; a resumed run goes on from its last whole checkpoint, or from the beginning if it has none.
     fn open(
         config: Config,
         folder: RunFolder,
@@ -154,10 +171,12 @@ impl<'a> Session<'a> {
         gpu: Option<&Gpu>,
     ) -> Result<Session<'a>, TrainError> {
         let began = Instant::now();
-        let given = match folder.checkpoints()?.pop() {
-            Some((_, dir)) => Some(load_checkpoint(&config, &dir)?),
+        let last = folder.load_checkpoint(|dir| load_checkpoint(&config, dir))?;
+        let saved = last.as_ref().map(|start| start.state.timeless());
+        let given = match last {
             None if base.is_none() => load_base(&config)?,
             None => base,
+            last => last,
         };
         let to_learn = given.as_ref().map_or(0, |s| s.state.sft_steps) < config.sft.steps;
         let scripts = if to_learn || given.is_none() { cold_start::scripts(&config, suite)? } else { Vec::new() };
@@ -184,8 +203,11 @@ impl<'a> Session<'a> {
         let eval = u64::from(state.next_eval);
         let next = [("grpo", u64::from(state.iterations) + 1), ("eval", eval), (BARE, eval)];
         let trajectories = Trajectories::open(folder.path(), &next)?;
+        if folder.resumed() {
+            keep_suggestions(&folder, &state.renewals)?;
+        }
         let frozen = config.grpo.beta > 0.0 && state.iterations > 0;
-        let reference = frozen.then(|| checkpoint::load(&folder.path().join(REFERENCE))).transpose()?;
+        let reference = frozen.then(|| load_reference(&folder, &state)).transpose()?;
         let earlier = state.seconds;
         Ok(Session {
             config,
@@ -197,6 +219,7 @@ impl<'a> Session<'a> {
             reference,
             demonstrations,
             state,
+            saved,
             judge,
             metrics,
             trajectories,
@@ -262,6 +285,10 @@ impl<'a> Session<'a> {
             self.state.tokens += tokens as u64;
             self.count_step(bad, &|line| progress.note(line))?;
             progress.step(at, format!("loss {loss:.3}"));
+            let every = self.config.sft.checkpoint_every;
+            if every > 0 && self.state.sft_steps.is_multiple_of(every) {
+                self.checkpoint()?;
+            }
         }
         progress.finish();
         self.checkpoint()
@@ -275,8 +302,11 @@ impl<'a> Session<'a> {
         }
         if self.config.grpo.beta > 0.0 && self.reference.is_none() {
             self.learner.read_back()?;
-            let dir = self.folder.path().join(REFERENCE);
-            checkpoint::save(&dir, &self.learner.model, &self.ids, self.prompter.tokenizer().files(), SaveDtype::F32)?;
+            let (model, tokenizer) = (&self.learner.model, self.prompter.tokenizer());
+            self.folder.write_dir::<TrainError>(REFERENCE, |dir| {
+                checkpoint::fill(dir, model, &self.ids, tokenizer.files(), SaveDtype::F32)?;
+                Ok(manifest::write(dir, self.state.sft_steps.into())?)
+            })?;
             self.reference = Some(self.learner.model.clone());
         }
         let mut progress = Progress::new("grpo", self.state.iterations.into(), iterations.into());
@@ -403,8 +433,7 @@ impl<'a> Session<'a> {
             true => "suggestions: none, no flawed action is in the danger zone".into(),
             false => format!("suggestions: {}", sentences.join(" ")),
         });
-        let json = format!("{:#}\n", serde_json::json!(self.state.renewals));
-        Ok(self.folder.write(SUGGESTIONS, json.as_bytes())?)
+        Ok(keep_suggestions(&self.folder, &self.state.renewals)?)
     }
 
     /// Measures the coupling where it is due, after the iteration's step.
@@ -503,21 +532,30 @@ impl<'a> Session<'a> {
         Ok(self.trajectories.append(&kept)?)
     }
 
-    /// Saves all that resuming needs. Broken weights are never saved, and while gradients are bad no older checkpoint goes.
+    /// Saves all that resuming needs. Broken weights are never saved, while gradients are bad no older checkpoint goes, and a step
+    /// that stands as it would be written is not written again.
     fn checkpoint(&mut self) -> Result<(), TrainError> {
+        self.state.optimizer_steps = self.learner.steps;
+        self.state.critic_steps = self.learner.critic.as_ref().map_or(0, |critic| critic.steps);
+        let keep = if self.state.bad_steps == 0 { self.config.run.keep_checkpoints } else { u32::MAX };
+        let state = self.state.timeless();
+        if self.saved.as_ref() == Some(&state) {
+            return Ok(self.folder.keep_checkpoints(keep)?);
+        }
         self.learner.read_back()?;
         let critic = self.learner.critic.iter().flat_map(|critic| &critic.params().flat);
         if !self.learner.model.params.flat.iter().chain(critic).all(|p| p.is_finite()) {
             return Err(TrainError::BrokenWeights);
         }
         self.state.seconds = self.seconds();
-        self.state.optimizer_steps = self.learner.steps;
-        self.state.critic_steps = self.learner.critic.as_ref().map_or(0, |critic| critic.steps);
+        // What a checkpoint follows from is on disk before it.
+        self.metrics.sync()?;
+        self.trajectories.sync()?;
         let tokenizer = self.prompter.tokenizer();
-        let keep = if self.state.bad_steps == 0 { self.config.run.keep_checkpoints } else { u32::MAX };
         self.folder.write_checkpoint(self.state.step(), keep, |dir| {
             state::save(dir, &self.learner, &self.state, &self.ids, tokenizer)
         })?;
+        self.saved = Some(state);
         Ok(())
     }
 

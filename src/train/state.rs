@@ -13,7 +13,7 @@ use crate::report::results::Evaluation;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
 
-const STATE: &str = "state.json";
+pub(super) const STATE: &str = "state.json";
 const MOMENTS: [&str; 2] = ["adamw_m.safetensors", "adamw_v.safetensors"];
 
 /// Where training stands. All randomness is a function of the seed and these counters.
@@ -62,6 +62,11 @@ impl State {
     /// The sentences that the policy was last trained under.
     pub fn last_suggestions(&self) -> Vec<String> {
         self.suggestions(self.iterations.saturating_sub(1))
+    }
+
+    /// The same at wall time 0: what two runs of one configuration have in common.
+    pub fn timeless(&self) -> State {
+        State { seconds: 0.0, ..self.clone() }
     }
 
     /// Number of the checkpoint taken here: grows with every step of either phase.
