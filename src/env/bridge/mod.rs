@@ -4,7 +4,9 @@
 //! or talks nonsense is killed, another takes its place, and the episode so far is played to it again. What that cannot mend
 //! ends the episode as failed by its environment ([`EnvError::Failed`]), which no statistics count.
 
+mod guard;
 mod jsonl;
+mod lines;
 mod pool;
 mod process;
 pub mod py4j;
