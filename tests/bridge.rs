@@ -20,7 +20,8 @@ fn misbehaving(marks: &Path) -> Vec<String> {
         .into()
 }
 
-const LIMITS: Limits = Limits { workers: 2, start: Duration::from_secs(30), call: Duration::from_secs(5), retries: 2 };
+const LIMITS: Limits =
+    Limits { workers: 2, start: Duration::from_secs(30), call: Duration::from_secs(5), retries: 2, wait: None };
 
 fn open(marks: &Path, limits: Limits) -> WorkerSuite {
     WorkerSuite::open(&misbehaving(marks), limits, 0).unwrap()

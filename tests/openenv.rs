@@ -17,7 +17,8 @@ use uncouple::env::{EnvError, Environment, Observation, Split, Suite, Task};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train};
 
-const LIMITS: Limits = Limits { workers: 4, start: Duration::from_secs(10), call: Duration::from_secs(10), retries: 2 };
+const LIMITS: Limits =
+    Limits { workers: 4, start: Duration::from_secs(10), call: Duration::from_secs(10), retries: 2, wait: None };
 const BOUNDS: Bounds = Bounds { sessions: 64, idle: Duration::from_secs(60) };
 
 /// Our server in this process; it serves to the end of the test program.

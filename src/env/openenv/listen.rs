@@ -1,0 +1,91 @@
+//! The server's connections: how many, how long a request may take to come, and how they end.
+
+use axum::Router;
+use axum::body::to_bytes;
+use axum::extract::Request;
+use axum::http::StatusCode;
+use axum::middleware::Next;
+use axum::response::{IntoResponse, Response};
+use hyper::server::conn::http1;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::service::TowerToHyperService;
+use std::pin::pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::select;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::time::{sleep, timeout};
+
+/// Longest message or body of a request, bytes.
+pub const LONGEST: usize = 1 << 20;
+/// Most connections that are no sessions (yet); more wait until one ends.
+const CONNECTIONS: u32 = 256;
+/// Longest time for the head of a request, the next one on the same connection included, and for its body.
+const HEAD: Duration = Duration::from_secs(10);
+const BODY: Duration = Duration::from_secs(10);
+/// Time for what is under way when the server ends.
+pub const GRACE: Duration = Duration::from_secs(5);
+
+/// Resolves when `stop` holds true.
+pub async fn stopped(stop: &mut watch::Receiver<bool>) {
+    // An error: nobody is left who could stop it.
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
+/// Serves `routes` until `stop` holds true; a connection that is no session lasts for `longest`.
+pub async fn serve(listener: TcpListener, routes: Router, longest: Duration, mut stop: watch::Receiver<bool>) {
+    let room = Arc::new(Semaphore::new(CONNECTIONS as usize));
+    let service = TowerToHyperService::new(routes);
+    let mut http = http1::Builder::new();
+    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    loop {
+        let (stream, place) = select! {
+            accepted = accept(&listener, &room) => accepted,
+            () = stopped(&mut stop) => break,
+        };
+        let connection = http.serve_connection(TokioIo::new(stream), service.clone()).with_upgrades();
+        let mut stop = stop.clone();
+        tokio::spawn(async move {
+            let mut connection = pin!(connection);
+            // A client that breaks its connection is its own affair.
+            select! {
+                _ = timeout(longest, connection.as_mut()) => {}
+                () = stopped(&mut stop) => {
+                    connection.as_mut().graceful_shutdown();
+                    let _ = timeout(GRACE, connection).await;
+                }
+            }
+            drop(place);
+        });
+    }
+    drop(listener);
+    // All places are free when all connections have ended.
+    let _ = timeout(GRACE, room.acquire_many(CONNECTIONS)).await;
+}
+
+/// The next connection, when there is a place for it.
+async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, Option<OwnedSemaphorePermit>) {
+    // It is never closed.
+    let place = room.clone().acquire_owned().await.ok();
+    loop {
+        match listener.accept().await {
+            Ok((stream, _)) => {
+                let _ = stream.set_nodelay(true);
+                return (stream, place);
+            }
+            // Too many open files, say: some will be closed.
+            Err(_) => sleep(Duration::from_millis(100)).await,
+        }
+    }
+}
+
+/// Passes on a request with its whole body.
+pub async fn whole(request: Request, next: Next) -> Response {
+    let (head, body) = request.into_parts();
+    match timeout(BODY, to_bytes(body, LONGEST)).await {
+        Ok(Ok(bytes)) => next.run(Request::from_parts(head, bytes.into())).await,
+        Ok(Err(_)) => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
+        Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),
+    }
+}
