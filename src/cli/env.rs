@@ -68,7 +68,8 @@ pub fn run(command: EnvCommand) -> Result<ExitCode> {
         EnvCommand::Serve { config, set, host, allow_host, port, sessions, idle } => {
             let overrides = set.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?;
             let config = Config::load(config.as_deref(), &overrides)?;
-            let bounds = Bounds { sessions: sessions as usize, idle: Duration::from_secs(idle) };
+            let (idle, request) = (Duration::from_secs(idle), Duration::from_secs(10));
+            let bounds = Bounds { sessions: sessions as usize, idle, request };
             serve(&config, SocketAddr::new(host, port), allow_host, bounds)
         }
     }

@@ -1,8 +1,9 @@
 //! The server's connections: how many, how long a request may take to come, and how they end.
 
+use super::server::Bounds;
 use axum::Router;
 use axum::body::to_bytes;
-use axum::extract::Request;
+use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
 use axum::response::{IntoResponse, Response};
@@ -21,9 +22,6 @@ use tokio::time::{sleep, timeout};
 pub const LONGEST: usize = 1 << 20;
 /// Most connections that are no sessions (yet); more wait until one ends.
 const CONNECTIONS: u32 = 256;
-/// Longest time for the head of a request, the next one on the same connection included, and for its body.
-const HEAD: Duration = Duration::from_secs(10);
-const BODY: Duration = Duration::from_secs(10);
 /// Time for what is under way when the server ends.
 pub const GRACE: Duration = Duration::from_secs(5);
 
@@ -33,12 +31,12 @@ pub async fn stopped(stop: &mut watch::Receiver<bool>) {
     let _ = stop.wait_for(|stop| *stop).await;
 }
 
-/// Serves `routes` until `stop` holds true; a connection that is no session lasts for `longest`.
-pub async fn serve(listener: TcpListener, routes: Router, longest: Duration, mut stop: watch::Receiver<bool>) {
+/// Serves `routes` until `stop` holds true.
+pub async fn serve(listener: TcpListener, routes: Router, bounds: Bounds, mut stop: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS as usize));
     let service = TowerToHyperService::new(routes);
     let mut http = http1::Builder::new();
-    http.timer(TokioTimer::new()).header_read_timeout(HEAD);
+    http.timer(TokioTimer::new()).header_read_timeout(bounds.request);
     loop {
         let (stream, place) = select! {
             accepted = accept(&listener, &room) => accepted,
@@ -50,7 +48,7 @@ pub async fn serve(listener: TcpListener, routes: Router, longest: Duration, mut
             let mut connection = pin!(connection);
             // A client that breaks its connection is its own affair.
             select! {
-                _ = timeout(longest, connection.as_mut()) => {}
+                _ = timeout(bounds.idle, connection.as_mut()) => {}
                 () = stopped(&mut stop) => {
                     connection.as_mut().graceful_shutdown();
                     let _ = timeout(GRACE, connection).await;
@@ -80,10 +78,10 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, Op
     }
 }
 
-/// Passes on a request with its whole body.
-pub async fn whole(request: Request, next: Next) -> Response {
+/// Passes on a request with its whole body, if that comes in time.
+pub async fn whole(State(patience): State<Duration>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
-    match timeout(BODY, to_bytes(body, LONGEST)).await {
+    match timeout(patience, to_bytes(body, LONGEST)).await {
         Ok(Ok(bytes)) => next.run(Request::from_parts(head, bytes.into())).await,
         Ok(Err(_)) => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
         Err(_) => StatusCode::REQUEST_TIMEOUT.into_response(),

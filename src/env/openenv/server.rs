@@ -9,7 +9,7 @@ use axum::body::Bytes;
 use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Json, Path, State};
 use axum::http::StatusCode;
-use axum::middleware::{from_fn, from_fn_with_state};
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use serde::Deserialize;
@@ -34,6 +34,8 @@ pub struct Bounds {
     pub sessions: usize,
     /// A session that says nothing for so long is closed, as is another connection after so long.
     pub idle: Duration,
+    /// Longest time for the head of a request to come, the next one on the same connection included, and for its body.
+    pub request: Duration,
 }
 
 /// Why a server could not be set up.
@@ -103,14 +105,14 @@ impl Server {
     /// Serves until it is stopped.
     pub fn run(self) -> Result<(), ServeError> {
         let Server { listener, shared, names, stop: _stop, .. } = self;
-        let Bounds { sessions, idle } = shared.bounds;
+        let sessions = shared.bounds.sessions;
         // Each session may play on a thread of its own.
         let mut runtime = tokio::runtime::Builder::new_multi_thread();
         let runtime = runtime.enable_all().max_blocking_threads(sessions.max(1) + 16).build()?;
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::from_std(listener)?;
             let routes = routes(shared.clone(), names);
-            listen::serve(listener, routes, idle, shared.stop.clone()).await;
+            listen::serve(listener, routes, shared.bounds, shared.stop.clone()).await;
             // All seats are free when all sessions have ended.
             let seats = u32::try_from(sessions).unwrap_or(u32::MAX);
             let _ = timeout(GRACE, shared.seats.acquire_many(seats)).await;
@@ -122,6 +124,7 @@ impl Server {
 }
 
 fn routes(shared: Arc<Shared>, names: Names) -> Router {
+    let patience = shared.bounds.request;
     Router::new()
         .route("/ws", get(upgrade))
         .route("/health", get(async || Json(json!({ "status": "healthy" }))))
@@ -139,7 +142,7 @@ fn routes(shared: Arc<Shared>, names: Names) -> Router {
         .route("/{name}/task", post(task))
         .route("/{name}/task_range", post(task_range))
         .with_state(shared)
-        .layer(from_fn(listen::whole))
+        .layer(from_fn_with_state(patience, listen::whole))
         .layer(from_fn_with_state(Arc::new(names), access::check))
 }
 
