@@ -51,7 +51,7 @@ pub fn spawn(mut command: Command) -> io::Result<Child> {
     match &child {
         Ok(child) => drop(guard.groups.insert(child.id())),
         // What could not be started has announced its group, too, whose number may soon be another's.
-        Err(_) => guard.dismiss(),
+        Err(_) => guard.renew(),
     }
     child
 }
@@ -87,12 +87,15 @@ impl Guard {
         pipe.ok_or_else(|| io::Error::other("its guard has ended"))
     }
 
-    /// Ends the shell before it can act; the next [`spawn`] starts another.
-    fn dismiss(&mut self) {
+    /// Ends the shell before it can act, and starts another for the groups that there are. Where that fails, the next [`spawn`] does.
+    fn renew(&mut self) {
         if let Some(Shell { mut child, pipe }) = self.shell.take() {
             let _ = child.kill();
             let _ = child.wait();
             drop(pipe);
+        }
+        if !self.groups.is_empty() {
+            let _ = self.pipe();
         }
     }
 
@@ -100,7 +103,7 @@ impl Guard {
         self.groups.remove(&group);
         let told = self.shell.as_ref().map(|shell| write_line(&shell.pipe, '-', group));
         if matches!(told, Some(Err(_))) {
-            self.dismiss();
+            self.renew();
         }
     }
 }

@@ -8,6 +8,7 @@
 //! → {"id":5,"method":"close"}                      the worker ends; so it does at the end of its stdin
 //! ```
 //! Splits are `train`, `L0`, `L1`, `L2`. Of an observation only `text` must be there. `{"id":…,"error":"words"}` declines.
+//! A line has at most 8 MiB, and nothing is said that was not asked for.
 
 use super::process::Process;
 use super::{Fault, Worker};

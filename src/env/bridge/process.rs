@@ -7,13 +7,15 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 use std::io::{ErrorKind, Read, Write};
 use std::process::{Child, ChildStderr, ChildStdin, Command, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::thread;
+use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
 /// What is kept of stderr, bytes: the last words for the message of an error.
 const LAST_WORDS: usize = 400;
 /// Time to end for one that has closed its output.
 const PARTING: Duration = Duration::from_millis(200);
+/// Time for its last words to arrive, when all who could say more are dead. Only one that left the group can make us wait.
+const SILENCE: Duration = Duration::from_secs(2);
 
 /// A running child. Dropping it kills its process group: what it has started itself, too, unless that has left the group.
 #[derive(Debug)]
@@ -22,6 +24,8 @@ pub struct Process {
     stdin: Option<ChildStdin>,
     lines: Arc<Lines>,
     last_words: Arc<Mutex<Vec<u8>>>,
+    /// Listens to its stderr.
+    listener: Option<JoinHandle<()>>,
 }
 
 impl Process {
@@ -34,14 +38,16 @@ impl Process {
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         let (lines, last_words) = (Arc::new(Lines::default()), Arc::new(Mutex::new(Vec::new())));
         // From here on, dropping `process` cleans up.
-        let process = Process { child, stdin, lines: lines.clone(), last_words: last_words.clone() };
+        let mut process =
+            Process { child, stdin, lines: lines.clone(), last_words: last_words.clone(), listener: None };
         if let Some(stdin) = &process.stdin {
             rustix::io::ioctl_fionbio(stdin, true).map_err(|e| broken(&e))?;
         }
         let read = move || stdout.into_iter().for_each(|from| lines.fill(from));
         let listen = move || stderr.into_iter().for_each(|from| keep_end(from, &last_words));
         thread::Builder::new().name("worker stdout".into()).spawn(read).map_err(|e| broken(&e))?;
-        thread::Builder::new().name("worker stderr".into()).spawn(listen).map_err(|e| broken(&e))?;
+        let listener = thread::Builder::new().name("worker stderr".into()).spawn(listen);
+        process.listener = Some(listener.map_err(|e| broken(&e))?);
         Ok(process)
     }
 
@@ -91,10 +97,7 @@ impl Process {
     /// Closes its stdin and gives it a moment to end by itself.
     pub fn finish(&mut self, patience: Duration) {
         self.stdin = None;
-        let deadline = Instant::now() + patience;
-        while Instant::now() < deadline && !self.has_exited() {
-            thread::sleep(Duration::from_millis(5));
-        }
+        wait_until(patience, || self.has_exited());
     }
 
     /// Whether it has ended, without waiting for it: its number stays its own.
@@ -113,6 +116,7 @@ impl Process {
             Ok(status) if exited => format!("it ended ({status})"),
             _ => "it closed its output".into(),
         };
+        wait_until(SILENCE, || self.listener.as_ref().is_none_or(JoinHandle::is_finished));
         let words = self.last_words.lock().unwrap_or_else(PoisonError::into_inner);
         let words = String::from_utf8_lossy(&words).split_whitespace().collect::<Vec<_>>().join(" ");
         Fault::Broken(if words.is_empty() { how } else { format!("{how}, saying: {words}") })
@@ -123,6 +127,14 @@ impl Drop for Process {
     fn drop(&mut self) {
         self.stdin = None;
         let _ = guard::end(&mut self.child);
+    }
+}
+
+/// Waits until something is so, at most so long.
+fn wait_until(patience: Duration, is_so: impl Fn() -> bool) {
+    let deadline = Instant::now() + patience;
+    while !is_so() && Instant::now() < deadline {
+        thread::sleep(Duration::from_millis(5));
     }
 }
 

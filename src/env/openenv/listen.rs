@@ -2,7 +2,7 @@
 
 use super::server::Bounds;
 use axum::Router;
-use axum::body::to_bytes;
+use axum::body::{HttpBody, to_bytes};
 use axum::extract::{Request, State};
 use axum::http::StatusCode;
 use axum::middleware::Next;
@@ -81,6 +81,9 @@ async fn accept(listener: &TcpListener, room: &Arc<Semaphore>) -> (TcpStream, Op
 /// Passes on a request with its whole body, if that comes in time.
 pub async fn whole(State(patience): State<Duration>, request: Request, next: Next) -> Response {
     let (head, body) = request.into_parts();
+    if body.size_hint().lower() > LONGEST as u64 {
+        return StatusCode::PAYLOAD_TOO_LARGE.into_response();
+    }
     match timeout(patience, to_bytes(body, LONGEST)).await {
         Ok(Ok(bytes)) => next.run(Request::from_parts(head, bytes.into())).await,
         Ok(Err(_)) => StatusCode::PAYLOAD_TOO_LARGE.into_response(),
