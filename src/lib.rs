@@ -3,6 +3,9 @@
 //!
 //! Imports point down: `cli → train → (coupling, gcd, grpo, rollout) → (agent, env, model, forest) → ops → device`; `files` lies below all.
 
+// What is printed passes `report::terminal`.
+#![warn(clippy::print_stderr, clippy::print_stdout)]
+
 pub mod agent;
 pub mod bench;
 pub mod cli;

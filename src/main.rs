@@ -1,13 +1,14 @@
 use clap::Parser;
 use std::process::ExitCode;
 use uncouple::cli::{self, Cli};
+use uncouple::report::progress::say;
 
 fn main() -> ExitCode {
     match cli::run(Cli::parse()) {
         Ok(code) => code,
         Err(error) => {
             // One line: what went wrong, then its causes.
-            eprintln!("error: {error:#}");
+            say(&format!("error: {error:#}"));
             ExitCode::FAILURE
         }
     }

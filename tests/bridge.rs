@@ -2,10 +2,13 @@
 
 mod common;
 
+use std::io::Write;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use uncouple::env::bridge::{JsonLines, Limits, WorkerSuite};
+use uncouple::env::bridge::py4j::{Arg, Gateway};
+use uncouple::env::bridge::{JsonLines, Limits, Worker, WorkerSuite};
 use uncouple::env::{EnvError, Environment, Split, Suite, Task};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train};
@@ -20,7 +23,8 @@ fn misbehaving(marks: &Path) -> Vec<String> {
         .into()
 }
 
-const LIMITS: Limits = Limits { workers: 2, start: Duration::from_secs(30), call: Duration::from_secs(5), retries: 2 };
+const LIMITS: Limits =
+    Limits { workers: 2, start: Duration::from_secs(30), call: Duration::from_secs(5), retries: 2, wait: None };
 
 fn open(marks: &Path, limits: Limits) -> WorkerSuite {
     WorkerSuite::open(&misbehaving(marks), limits, 0).unwrap()
@@ -50,7 +54,8 @@ fn play(env: &mut dyn Environment) -> Result<Vec<String>, EnvError> {
 #[test]
 fn a_fault_is_mended_by_a_new_worker_that_replays_the_episode() {
     let quick = Limits { call: Duration::from_secs(1), ..LIMITS };
-    for (kind, workers) in [("plain", 1), ("dies", 2), ("hangs", 2), ("babbles", 2), ("skips", 2), ("floods", 1)] {
+    let kinds = [("plain", 1), ("dies", 2), ("hangs", 2), ("babbles", 2), ("skips", 2), ("floods", 1)];
+    for (kind, workers) in kinds.into_iter().chain([("pours", 2), ("rambles", 2)]) {
         let marks = tempfile::tempdir().unwrap();
         let suite = open(marks.path(), quick);
         let texts = play(&mut *suite.open(&task(kind)).unwrap()).unwrap_or_else(|e| panic!("{kind}: {e}"));
@@ -93,6 +98,19 @@ fn workers_are_bounded_and_kept_for_the_next_episode() {
 }
 
 #[test]
+fn an_episode_waits_for_a_worker_no_longer_than_it_may() {
+    let marks = tempfile::tempdir().unwrap();
+    let suite = open(marks.path(), Limits { workers: 1, wait: Some(Duration::from_millis(100)), ..LIMITS });
+    let mut first = suite.open(&task("plain")).unwrap();
+    first.reset().unwrap();
+    let error = suite.open(&task("plain")).unwrap().reset().unwrap_err().to_string();
+    assert!(error.contains("none of 1 workers became free within 0.1 s"), "{error}");
+    assert!(first.step("on").is_ok(), "the one that has it keeps it");
+    drop(first);
+    assert!(play(&mut *suite.open(&task("plain")).unwrap()).is_ok());
+}
+
+#[test]
 fn the_worker_lists_its_splits_and_the_guard_keeps_them() {
     let marks = tempfile::tempdir().unwrap();
     let suite = open(marks.path(), LIMITS);
@@ -100,6 +118,10 @@ fn the_worker_lists_its_splits_and_the_guard_keeps_them() {
     let held_out = suite.task(Split::L2, 0).unwrap();
     for held_out in [held_out, task("unheard-of")] {
         assert!(matches!(suite.open_for_training(&held_out), Err(EnvError::HeldOut { .. })), "{}", held_out.id);
+    }
+    for unlisted in ["unheard-of", "../../..", "", "plain/"] {
+        let error = suite.open(&task(unlisted)).err().expect("is refused").to_string();
+        assert!(error.contains("the worker does not list it"), "{error}");
     }
     assert!(suite.open_for_training(&suite.task(Split::Train, 1000).unwrap()).is_ok());
     assert_eq!(suite.content_hash(), open(marks.path(), LIMITS).content_hash());
@@ -150,24 +172,78 @@ fn a_dropped_worker_ends_even_while_it_hangs() {
     }
 }
 
+/// A worker that is greeted by `script` in a shell.
+fn shell(script: &str) -> JsonLines {
+    let command = ["sh", "-c", script].map(String::from);
+    JsonLines::start(&command, Instant::now() + Duration::from_secs(10)).unwrap()
+}
+
+const GREET: &str = r#"read line; echo '{"id":1,"protocol":1,"name":"shell"}'"#;
+
+#[test]
+fn a_worker_that_does_not_read_is_given_up_at_the_deadline() {
+    let mut worker = shell(&format!("{GREET}; exec sleep 100"));
+    let began = Instant::now();
+    // More than a pipe holds.
+    let error = worker.step(&"x".repeat(4 << 20), began + Duration::from_millis(300)).unwrap_err().to_string();
+    assert!(error.contains("worker shell, step: it did not read what it was sent in time"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
+}
+
+#[test]
+fn a_long_message_reaches_one_that_reads_slowly() {
+    let count = r#"sleep 0.2; read line; printf '{"id":2,"text":"%d"}\n' ${#line}"#;
+    let mut worker = shell(&format!("{GREET}; {count}"));
+    let seen = worker.step(&"x".repeat(1 << 20), Instant::now() + Duration::from_secs(60)).unwrap();
+    assert!(seen.text.parse::<usize>().unwrap() > 1 << 20, "{}", seen.text);
+}
+
+#[test]
+fn the_words_of_an_error_have_an_end() {
+    let error = r#"read line; printf '{"id":2,"error":"%1000000s"}\n' no"#;
+    let mut worker = shell(&format!("{GREET}; {error}"));
+    let error = worker.step("on", Instant::now() + Duration::from_secs(10)).unwrap_err().to_string();
+    assert!(error.len() < 1000, "{} bytes", error.len());
+}
+
+#[test]
+fn what_a_worker_has_started_ends_with_it_even_when_it_ended_first() {
+    let folder = tempfile::tempdir().unwrap();
+    for (pipes, told) in
+        [("</dev/null >/dev/null 2>&1", "it ended (exit status: 0)"), ("", "it ended (exit status: 0)")]
+    {
+        let file = folder.path().join("process");
+        let script = format!("sleep 100 {pipes} & echo $! > {}; {GREET}; read line; exit 0", file.display());
+        let mut worker = shell(&script);
+        let child: u32 = std::fs::read_to_string(&file).unwrap().trim().parse().unwrap();
+        assert!(runs(child));
+        let error = worker.step("on", Instant::now() + Duration::from_secs(2)).unwrap_err().to_string();
+        assert!(error.contains(told), "{error}");
+        drop(worker);
+        assert!(gone(child), "what it had started outlived it");
+    }
+}
+
 /// Started by the next test in a process of its own, on a thread that ends while the worker lives.
 #[test]
 #[ignore = "a part of the next test"]
 fn start_a_deaf_worker_and_wait() {
     let Some(file) = std::env::var_os("UNCOUPLE_TEST_FILE").map(PathBuf::from) else { return };
-    let deaf = r#"read line; echo '{"id":1,"protocol":1,"name":"deaf"}'; exec sleep 100 0</dev/null"#;
-    let command = ["sh", "-c", deaf].map(String::from);
-    let start = move || JsonLines::start(&command, Instant::now() + Duration::from_secs(5)).unwrap();
-    let worker = std::thread::spawn(start).join().unwrap();
+    let child = file.with_extension("child");
+    let script = format!("sleep 100 </dev/null & echo $! > {}; {GREET}; exec sleep 100 0</dev/null", child.display());
+    let worker = std::thread::spawn(move || shell(&script)).join().unwrap();
+    // What cannot be started makes nobody forget what runs.
+    let none = ["/no/such/worker".to_string()];
+    assert!(JsonLines::start(&none, Instant::now() + Duration::from_secs(5)).is_err());
     std::thread::sleep(Duration::from_millis(200));
     assert!(runs(worker.process_id()), "it lives on when the thread that asked for it ends");
-    std::fs::write(&file, worker.process_id().to_string()).unwrap();
+    let child = std::fs::read_to_string(child).unwrap();
+    std::fs::write(&file, format!("{} {}", worker.process_id(), child.trim())).unwrap();
     std::thread::sleep(Duration::from_secs(60));
 }
 
-#[cfg(target_os = "linux")]
 #[test]
-fn no_worker_outlives_a_killed_parent() {
+fn nothing_outlives_a_killed_parent() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("process");
     let mut parent = Command::new(std::env::current_exe().unwrap())
@@ -176,18 +252,43 @@ fn no_worker_outlives_a_killed_parent() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(10);
-    let worker = loop {
-        match std::fs::read_to_string(&file).ok().and_then(|text| text.parse().ok()) {
-            Some(worker) => break worker,
-            None => assert!(Instant::now() < deadline, "the worker did not start"),
+    let deadline = Instant::now() + Duration::from_secs(20);
+    let started: Vec<u32> = loop {
+        let text = std::fs::read_to_string(&file).unwrap_or_default();
+        match text.split(' ').map(str::parse).collect::<Result<Vec<u32>, _>>() {
+            Ok(started) if started.len() == 2 => break started,
+            _ => assert!(Instant::now() < deadline, "the worker did not start"),
         }
         std::thread::sleep(Duration::from_millis(20));
     };
-    assert!(runs(worker));
+    assert!(started.iter().all(|process| runs(*process)));
     parent.kill().unwrap();
     parent.wait().unwrap();
-    assert!(gone(worker), "the worker {worker} outlived its parent");
+    for process in started {
+        assert!(gone(process), "{process} outlived the trainer");
+    }
+}
+
+#[test]
+fn a_gateway_that_trickles_or_does_not_read_is_given_up_at_the_deadline() {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        let streams: Vec<_> = listener.incoming().take(2).map_while(Result::ok).collect();
+        // Each byte in time, the line never; what the second one is sent is never read.
+        while (&streams[0]).write_all(b"x").is_ok() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    });
+    let soon = || Instant::now() + Duration::from_millis(300);
+    let mut trickles = Gateway::connect(port, soon()).unwrap();
+    let mut deaf = Gateway::connect(port, soon()).unwrap();
+    let began = Instant::now();
+    let error = trickles.construct("a.b.C", soon()).unwrap_err().to_string();
+    assert!(error.contains("no answer within 0.3 s"), "{error}");
+    let error = deaf.call("o1", "step", &[Arg::Text(&"x".repeat(64 << 20))], soon()).unwrap_err().to_string();
+    assert!(error.contains("it did not read what it was sent in time"), "{error}");
+    assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
 #[test]

@@ -33,6 +33,30 @@ fn bad_configurations_are_refused_in_one_line() {
 }
 
 #[test]
+fn what_a_worker_writes_does_not_act_on_the_terminal() {
+    let dir = tempfile::tempdir().unwrap();
+    let serve = |script: &str| {
+        let file = dir.path().join("worker.sh");
+        std::fs::write(&file, script).unwrap();
+        let command = format!("env.command=['sh', '{}']", file.display());
+        refused(&["env", "serve", "--port", "0", "--set", "env.suite=worker", "--set", &command])
+    };
+    let acts = |text: &str| text.trim_end().contains(|c: char| c.is_control() || "\u{202e}\u{200b}".contains(c));
+    // Its last words, its name with an error, and a task.
+    let words = serve(r#"printf '\033]0;owned\007 \033[2J \342\200\256gone' >&2; exit 3"#);
+    assert!(words.contains(r"saying: \u{1b}]0;owned\u{7} \u{1b}[2J \u{202e}gone") && !acts(&words), "{words}");
+    let talk = |answer: &str| {
+        let name = r#"{"id":1,"protocol":1,"name":"\u001b[31mred\u200b"}"#;
+        serve(&format!("read line; printf '%s\\n' '{name}'; read line; printf '%s\\n' '{answer}'; read line"))
+    };
+    let error = talk(r#"{"id":2,"error":"no \u009b\nfinal: L0 100 %"}"#);
+    assert!(error.contains(r"worker \u{1b}[31mred\u{200b}, list_tasks: no \u{9b}\nfinal: L0 100 %"), "{error}");
+    assert!(!acts(&error), "{error}");
+    let twice = talk(r#"{"id":2,"tasks":[{"id":"a\u001b[2J","split":"train"},{"id":"a\u001b[2J","split":"L0"}]}"#);
+    assert!(twice.contains(r"lists the task a\u{1b}[2J twice") && !acts(&twice), "{twice}");
+}
+
+#[test]
 fn a_device_that_is_not_there_is_refused_with_the_mend() {
     if uncouple::device::cuda::Cuda::open(Some(1 << 20)).is_ok() {
         return eprintln!("SKIPPED: this machine has a GPU");

@@ -17,8 +17,9 @@ use uncouple::env::{EnvError, Environment, Observation, Split, Suite, Task};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train};
 
-const LIMITS: Limits = Limits { workers: 4, start: Duration::from_secs(10), call: Duration::from_secs(10), retries: 2 };
-const BOUNDS: Bounds = Bounds { sessions: 64, idle: Duration::from_secs(60) };
+const LIMITS: Limits =
+    Limits { workers: 4, start: Duration::from_secs(10), call: Duration::from_secs(10), retries: 2, wait: None };
+const BOUNDS: Bounds = Bounds { sessions: 64, idle: Duration::from_secs(60), request: Duration::from_secs(10) };
 
 /// Our server in this process; it serves to the end of the test program.
 fn serving(bounds: Bounds) -> String {
@@ -77,6 +78,11 @@ fn both_sides_guard_what_is_held_out() {
         let task = Task { id: id.into(), kind: String::new(), split: Split::Train };
         assert!(matches!(served.open_for_training(&task), Err(EnvError::HeldOut { .. })), "{id}");
     }
+    for id in ["L0/128", "L0/../0", "../../0", "L0/+3", "L0/03", "seed-7", ""] {
+        let task = Task { id: id.into(), kind: String::new(), split: Split::L0 };
+        let error = served.open(&task).err().expect("is refused").to_string();
+        assert!(error.contains("the server does not list it"), "{error}");
+    }
     let household = Household::new(0);
     let held_out = household.task(Split::L2, 0).unwrap().id;
     let mut session = Session::new(Arc::new(Games::new(Box::new(household))));
@@ -85,6 +91,7 @@ fn both_sides_guard_what_is_held_out() {
     assert_eq!(refused["data"]["code"], "EXECUTION_ERROR");
     assert!(refused["data"]["message"].as_str().unwrap().contains("is held out for L2"), "{refused}");
     assert_eq!(reset(json!({ "task": held_out, "split": "L2" }))["type"], "observation");
+    assert_eq!(reset(json!({ "task": "../../..", "split": "L0" }))["data"]["code"], "EXECUTION_ERROR");
 }
 
 #[test]
@@ -159,6 +166,127 @@ fn a_full_server_says_so_and_has_room_again_later() {
     assert!(error.contains("1 sessions are open (CAPACITY_REACHED); lower env.workers"), "{error}");
     drop((first, one));
     assert!(two.open(&task).unwrap().reset().is_ok());
+}
+
+/// Status and text of the answer to a request over HTTP, written as it stands.
+fn http(url: &str, request: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(url.trim_start_matches("http://")).unwrap();
+    stream.write_all(request.as_bytes()).unwrap();
+    let mut answer = String::new();
+    let _ = stream.read_to_string(&mut answer);
+    let status = answer.split(' ').nth(1).and_then(|status| status.parse().ok()).unwrap_or_default();
+    (status, answer)
+}
+
+#[test]
+fn a_game_over_http_needs_a_seat_too() {
+    let url = serving(Bounds { sessions: 1, ..BOUNDS });
+    let served = connected(&url, LIMITS);
+    let mut first = served.open(&served.task(Split::L0, 0).unwrap()).unwrap();
+    first.reset().unwrap();
+    let post = |route: &str, body: &str| {
+        let head = format!("POST {route} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n");
+        http(&url, &format!("{head}Connection: close\r\nContent-Length: {}\r\n\r\n{body}", body.len()))
+    };
+    let step = r#"{"action":{"command":"look"}}"#;
+    for (route, body) in [("/reset", ""), ("/step", step)] {
+        let (status, answer) = post(route, body);
+        assert_eq!(status, 503, "{answer}");
+        assert!(answer.contains("1 sessions are open"), "{answer}");
+    }
+    assert_eq!(post("/household/num_tasks", r#"{"split":"L0"}"#).0, 200, "what is no game goes on");
+    drop((first, served));
+    let deadline = Instant::now() + Duration::from_secs(10);
+    while post("/reset", "").0 != 200 {
+        assert!(Instant::now() < deadline, "the seat is not free again");
+    }
+    assert_eq!(post("/step", step).0, 200);
+}
+
+#[test]
+fn pages_of_other_sites_are_refused() {
+    let url = serving(BOUNDS);
+    let own = url.trim_start_matches("http://");
+    let get = |route: &str, host: &str, more: &str| {
+        http(&url, &format!("GET {route} HTTP/1.1\r\nHost: {host}\r\n{more}Connection: close\r\n\r\n"))
+    };
+    for host in [own, "localhost", "[::1]:80"] {
+        assert_eq!(get("/schema", host, "").0, 200, "{host}");
+    }
+    assert_eq!(get("/schema", own, &format!("Origin: http://{own}\r\n")).0, 200);
+    for route in ["/schema", "/ws", "/nowhere"] {
+        let (status, answer) = get(route, "evil.example.org", "");
+        assert_eq!(status, 403, "DNS rebinding: {answer}");
+        assert!(answer.contains("--allow-host"), "{answer}");
+        assert_eq!(get(route, own, "Origin: http://evil.example.org\r\n").0, 403, "{route}");
+    }
+    let elsewhere = "GET http://evil.example.org/schema HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    assert_eq!(http(&url, elsewhere).0, 403);
+    let more = Server::bind(Box::new(Household::new(0)), SocketAddr::from(([127, 0, 0, 1], 0)), BOUNDS).unwrap();
+    let more = more.allow_hosts(vec!["games.example.org".into()]);
+    let url = format!("http://{}", more.address());
+    std::thread::spawn(move || more.run());
+    let named = "GET /schema HTTP/1.1\r\nHost: games.example.org\r\nConnection: close\r\n\r\n";
+    assert_eq!(http(&url, named).0, 200);
+}
+
+#[test]
+fn a_request_that_does_not_come_is_not_waited_for() {
+    let url = serving(Bounds { request: Duration::from_millis(200), ..BOUNDS });
+    // A head that never ends, and a body that never comes: the server closes.
+    assert!(matches!(http(&url, "GET /schema HTTP/1.1\r\nHost: local").0, 0 | 408));
+    let body = "POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10\r\nConnection: close\r\n\r\n{";
+    assert_eq!(http(&url, body).0, 408);
+    let long = "POST /reset HTTP/1.1\r\nHost: localhost\r\nContent-Length: 10000000\r\nConnection: close\r\n\r\n{";
+    assert_eq!(http(&url, long).0, 413);
+    // More of them than there may be connections at once, and one that means it.
+    let address = url.trim_start_matches("http://");
+    let silent: Vec<_> = (0..300).map_while(|_| TcpStream::connect(address).ok()).collect();
+    assert_eq!(silent.len(), 300);
+    assert!(connected(&url, LIMITS).len(Split::L0).is_some());
+}
+
+/// Processes that a process has started, by their name.
+fn children(of: u32, name: &str) -> Vec<u32> {
+    let processes = std::fs::read_dir("/proc").unwrap().filter_map(|e| e.unwrap().file_name().to_str()?.parse().ok());
+    let child = |process: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+        let parent = stat.rsplit(") ").next().and_then(|rest| rest.split(' ').nth(1)?.parse().ok());
+        parent == Some(of) && stat.contains(&format!("({name}"))
+    };
+    processes.filter(child).collect()
+}
+
+#[test]
+fn a_server_that_is_ended_says_goodbye_and_ends_its_workers() {
+    let worker = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/worker.py");
+    let command = format!("env.command=[\"python3\", {:?}]", worker.display().to_string());
+    let server = Command::new(env!("CARGO_BIN_EXE_uncouple"))
+        .args(["env", "serve", "--port", "0", "--set", "env.suite=worker", "--set", &command])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let mut server = Served(server);
+    let mut url = String::new();
+    BufReader::new(server.0.stdout.take().unwrap()).read_line(&mut url).unwrap();
+    let socket = format!("{}/ws", url.trim().replace("http://", "ws://"));
+    let (mut socket, _) = tokio_tungstenite::tungstenite::connect(socket).unwrap();
+    socket.send(Message::text(r#"{"type":"reset","data":{}}"#)).unwrap();
+    assert!(socket.read().unwrap().into_text().unwrap().contains("observation"));
+    let workers = children(server.0.id(), "python3");
+    assert_eq!(workers.len(), 1);
+    let kill = Command::new("kill").args(["-TERM", &server.0.id().to_string()]).status().unwrap();
+    assert!(kill.success());
+    match socket.read().unwrap() {
+        Message::Close(Some(frame)) => {
+            assert_eq!((u16::from(frame.code), frame.reason.as_str()), (1001, "the server is shutting down"));
+        }
+        other => panic!("{other:?}"),
+    }
+    drop(socket);
+    assert!(server.0.wait().unwrap().success());
+    assert!(!Path::new(&format!("/proc/{}", workers[0])).exists(), "its worker outlived it");
 }
 
 #[test]
@@ -269,6 +397,16 @@ fn an_address_may_be_written_in_several_ways() {
         assert_eq!(of(url), plain);
     }
     assert_eq!(of("https://me-game.hf.space/").socket, "wss://me-game.hf.space/ws");
+    for keyed in ["http://me:s3cret@host", "me:s3cret@host:1", "http://host/?key=s3cret", "http://host/#s3cret"] {
+        for error in [Address::parse(keyed).unwrap_err().to_string(), refused_by_config("env.url", keyed)] {
+            assert!(error.contains("it is written down") && !error.contains("s3cret"), "{error}");
+        }
+    }
+}
+
+fn refused_by_config(key: &str, value: &str) -> String {
+    let set = uncouple::config::Override::parse(&format!("{key}={value}")).unwrap();
+    uncouple::config::Config::load(None, &[set]).unwrap_err().to_string()
 }
 
 #[test]
@@ -290,6 +428,99 @@ fn the_text_fields_are_found_in_the_schema() {
     assert_eq!(read(&code, "note"), some("note", None));
     let named = schema(json!({ "say": maybe }), json!([]), json!({ "text": text(), "room": text() }));
     assert_eq!(read(&named, ""), some("say", Some("text")));
+    // By reference: from the part's own root or from the document's, as the only one of several, through fields, in circles.
+    let action = json!({ "properties": { "command": text() }, "required": ["command"] });
+    let shown =
+        json!({ "properties": { "text": { "$ref": "#/components/Words" }, "size": { "$ref": "#/components/Size" } } });
+    let components = json!({
+        "Words": { "oneOf": [{ "type": ["string", "null"] }, { "$ref": "#/components/Words" }] },
+        "Size": { "type": "integer" }, "Say": action,
+        "A": { "$ref": "#/components/B" }, "B": { "$ref": "#/components/A" },
+    });
+    let fields = json!({ "command": { "$ref": "#/$defs/A" }, "n": { "$ref": "#/components/Size" } });
+    for referring in [
+        json!({ "$ref": "#/$defs/A", "$defs": { "A": action } }),
+        json!({ "allOf": [{ "$ref": "#/$defs/A" }], "$defs": { "A": { "$ref": "#/$defs/B" }, "B": action } }),
+        json!({ "$ref": "#/components/Say" }),
+        json!({ "properties": fields, "$defs": { "A": text() } }),
+    ] {
+        let whole = json!({ "action": referring, "observation": shown, "components": components });
+        assert_eq!(read(&whole, ""), some("command", Some("text")), "{whole}");
+    }
+    let circle = json!({ "action": { "$ref": "#/components/A" }, "observation": {}, "components": components });
+    assert!(Layout::read(&circle, "").unwrap_err().contains("no field that takes text"));
+}
+
+/// A server with a Task API that answers each route below `/e/` by `answer(route)`.
+fn listing(answer: impl Fn(&str) -> String + Send + Sync + 'static) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let url = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(Result::ok) {
+            let mut reader = BufReader::new(stream.try_clone().unwrap());
+            let (mut head, mut length) = (String::new(), 0);
+            while reader.read_line(&mut head).is_ok_and(|count| count > 2) {
+                let line = head.lines().last().unwrap_or_default().to_ascii_lowercase();
+                length = line.strip_prefix("content-length: ").map_or(length, |n| n.parse().unwrap());
+            }
+            let _ = reader.read_exact(&mut vec![0; length]);
+            let body = match head.split(' ').nth(1).unwrap_or_default() {
+                "/schema" => SCHEMA.into(),
+                "/list_environments" => r#"["e"]"#.into(),
+                route => answer(route.trim_start_matches("/e/")),
+            };
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
+            let _ = stream.write_all((head + &body).as_bytes());
+        }
+    });
+    url
+}
+
+#[test]
+fn splits_without_end_cost_nothing_and_are_not_evaluated_whole() {
+    for count in [1 << 31, u64::MAX] {
+        let url = listing(move |route| match route {
+            "splits" => {
+                r#"[{"name":"train"},{"name":"more","type":"train"},{"name":"val","type":"validation"}]"#.into()
+            }
+            "num_tasks" => format!("{{\"num_tasks\":{count}}}"),
+            _ => panic!("{route} is asked for"),
+        });
+        let played = connected(&url, LIMITS);
+        assert_eq!((played.len(Split::L0), played.len(Split::L1)), (Some(count), Some(0)));
+        assert_eq!(played.task(Split::L0, 7).unwrap().id, "val/7");
+        assert!(played.task(Split::Train, 7).is_ok());
+        let config = |games: &str| {
+            let set = ["env.suite=openenv".to_string(), format!("env.url={url}"), format!("eval.games={games}")];
+            let set: Vec<_> = set.iter().map(|text| uncouple::config::Override::parse(text).unwrap()).collect();
+            uncouple::config::Config::load(None, &set).unwrap()
+        };
+        assert!(suite(&config("2")).is_ok());
+        for games in ["0", "4000000000"] {
+            let error = suite(&config(games)).err().expect("is refused").to_string();
+            assert!(error.contains("eval.games") && error.contains("say how many to evaluate on"), "{error}");
+        }
+    }
+}
+
+#[test]
+fn answers_that_are_too_much_and_ways_elsewhere_are_refused() {
+    let many = (0..1000).map(|i| format!("{{\"name\":\"s{i}\"}}")).collect::<Vec<_>>().join(",");
+    let error = refused(&listing(move |_| format!("[{many}]")));
+    assert!(error.contains("/splits: 1000 are too many"), "{error}");
+    let long = format!("[\"{}\"]", "x".repeat(20 << 20));
+    let error = OpenEnv::open(&listing(move |_| long.clone()), "", LIMITS, 0).err().expect("is refused").to_string();
+    assert!(error.contains("/e/splits: ") && !error.contains("timeout"), "{error}");
+    let error = refused(&faulty("302 Found\r\nLocation: http://elsewhere.invalid/x", "", |_| {}));
+    assert!(error.contains("it sends elsewhere, to \"http://elsewhere.invalid/x\": set env.url"), "{error}");
+    let flood = |mut socket: WebSocket<TcpStream>| {
+        let _ = socket.read();
+        let _ = socket.send(observation(&"x".repeat(5 << 20)));
+        std::thread::sleep(Duration::from_secs(60));
+    };
+    let played = connected(&faulty("200 OK", SCHEMA, flood), Limits { retries: 0, ..LIMITS });
+    let error = played.open(&played.task(Split::L0, 0).unwrap()).unwrap().reset().unwrap_err().to_string();
+    assert!(error.contains("the connection broke: Space limit exceeded"), "{error}");
 }
 
 const SCHEMA: &str =

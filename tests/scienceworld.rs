@@ -10,7 +10,8 @@ use uncouple::env::bridge::{Limits, Worker};
 use uncouple::env::scienceworld::{HELD_OUT, Rules, ScienceWorld, Simulator};
 use uncouple::env::{EnvError, Observation, Split, Suite, Task};
 
-const LIMITS: Limits = Limits { workers: 2, start: Duration::from_secs(60), call: Duration::from_secs(30), retries: 3 };
+const LIMITS: Limits =
+    Limits { workers: 2, start: Duration::from_secs(60), call: Duration::from_secs(30), retries: 3, wait: None };
 
 /// Tests take turns: one of them kills the Java machines of this process.
 static TURN: Mutex<()> = Mutex::new(());
@@ -178,8 +179,10 @@ fn splits_follow_the_rule_and_the_guard_keeps_them() {
         assert_eq!(refused, held_out, "{id}");
     }
     assert_eq!(suite.task(Split::L0, 0).unwrap().id, "boil/14");
-    let error = suite.open(&task("boil/999")).unwrap().reset().unwrap_err().to_string();
-    assert!(error.contains("exceeds the total number of variations"), "{error}");
+    for unlisted in ["boil/999", "boil/03", "boil/+3", "boil/3/../4", "../../boil/3", "no-such-task/0"] {
+        let error = suite.open(&task(unlisted)).err().expect("is refused").to_string();
+        assert!(error.contains("ScienceWorld has no such variation"), "{unlisted}: {error}");
+    }
 }
 
 #[test]

@@ -7,13 +7,13 @@ use crate::env::alfworld::{Index, PARTS, TYPES, data_folder};
 use crate::env::openenv::{Bounds, Server};
 use crate::env::textgame::{GameFile, Shared, TextGame};
 use crate::report::progress::say;
-use crate::train::suite;
+use crate::train::{interrupt, suite_for};
 use anyhow::{Context, Result};
 use clap::Subcommand;
 use comfy_table::{CellAlignment, Table, presets};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Duration;
@@ -46,10 +46,13 @@ pub enum EnvCommand {
         /// Address to listen on: others than this machine reach 0.0.0.0
         #[arg(long, default_value = "127.0.0.1")]
         host: IpAddr,
+        /// Host name by which requests may name the server beside its address and localhost (repeatable)
+        #[arg(long, value_name = "NAME")]
+        allow_host: Vec<String>,
         /// Port to listen on (0: any free one)
         #[arg(long, default_value_t = 8000)]
         port: u16,
-        /// Most sessions at once
+        /// Most sessions at once; where games are played by workers, one waits env.timeout for a free one
         #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=65536))]
         sessions: u32,
         /// Close a session that says nothing for so many seconds
@@ -62,9 +65,12 @@ pub fn run(command: EnvCommand) -> Result<ExitCode> {
     match command {
         EnvCommand::Play { game } => play(game),
         EnvCommand::Index { data, json } => index(&data, json),
-        EnvCommand::Serve { config, set, host, port, sessions, idle } => {
-            let bounds = Bounds { sessions: sessions as usize, idle: Duration::from_secs(idle) };
-            serve(config.as_deref(), &set, SocketAddr::new(host, port), bounds)
+        EnvCommand::Serve { config, set, host, allow_host, port, sessions, idle } => {
+            let overrides = set.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?;
+            let config = Config::load(config.as_deref(), &overrides)?;
+            let (idle, request) = (Duration::from_secs(idle), Duration::from_secs(10));
+            let bounds = Bounds { sessions: sessions as usize, idle, request };
+            serve(&config, SocketAddr::new(host, port), allow_host, bounds)
         }
     }
 }
@@ -84,17 +90,22 @@ fn play(path: PathBuf) -> Result<ExitCode> {
             "score": u32::from(seen.won),
             "done": seen.done,
         });
-        output::print(&line.to_string())?;
+        output::print_json_line(&line)?;
         let Some(command) = commands.next() else { return Ok(ExitCode::SUCCESS) };
         seen = game.step(&command.context("stdin is not text")?)?;
     }
 }
 
-fn serve(config: Option<&Path>, set: &[String], address: SocketAddr, bounds: Bounds) -> Result<ExitCode> {
-    let overrides = set.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?;
-    let suite = suite(&Config::load(config, &overrides)?)?;
+fn serve(config: &Config, address: SocketAddr, names: Vec<String>, bounds: Bounds) -> Result<ExitCode> {
+    let suite = suite_for(config, Some(Duration::from_secs_f32(config.env.timeout)))?;
     let name = suite.name().to_string();
-    let server = Server::bind(suite, address, bounds)?;
+    let server = Server::bind(suite, address, bounds)?.allow_hosts(names);
+    let stop = server.stop();
+    interrupt::install_with(move || {
+        say("closing the sessions; press Ctrl-C again to end at once");
+        stop.stop();
+    })
+    .context("cannot listen for Ctrl-C")?;
     say(&format!("serving {name} to at most {} sessions; Ctrl-C ends it", bounds.sessions));
     output::print(&format!("http://{}", server.address()))?;
     server.run()?;

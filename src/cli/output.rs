@@ -1,11 +1,16 @@
 //! Results on stdout: text for people, JSON for programs.
 
+use crate::report::terminal;
 use anyhow::{Context, Result};
 use serde::Serialize;
 use std::io::{self, ErrorKind, Write};
 
 /// Prints a result and a line break. A reader that has gone away (`| head`) is no error.
 pub fn print(text: &str) -> Result<()> {
+    write(&terminal::lines(text))
+}
+
+fn write(text: &str) -> Result<()> {
     match writeln!(io::stdout().lock(), "{text}") {
         Err(e) if e.kind() != ErrorKind::BrokenPipe => Err(e).context("cannot write to stdout"),
         _ => Ok(()),
@@ -14,7 +19,12 @@ pub fn print(text: &str) -> Result<()> {
 
 /// Prints a value as JSON.
 pub fn print_json(value: &impl Serialize) -> Result<()> {
-    print(&serde_json::to_string_pretty(value)?)
+    write(&terminal::json(&serde_json::to_string_pretty(value)?))
+}
+
+/// Prints a value as JSON on one line.
+pub fn print_json_line(value: &impl Serialize) -> Result<()> {
+    write(&terminal::json(&serde_json::to_string(value)?))
 }
 
 /// A size for people, e.g. `13.9 MiB`.

@@ -2,6 +2,7 @@
 
 use super::{DeviceArg, output};
 use crate::reference::{self, Report};
+use crate::report::progress::say;
 use clap::Subcommand;
 use comfy_table::{CellAlignment, Table, presets};
 use std::path::PathBuf;
@@ -40,7 +41,7 @@ pub fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
     match command {
         ReferenceCommand::Replay { set, model, out, device } => {
             reference::replay(&set, &model, &out, device.open()?.as_ref())?;
-            eprintln!("wrote {}", out.join(&model).display());
+            say(&format!("wrote {}", out.join(&model).display()));
             Ok(ExitCode::SUCCESS)
         }
         ReferenceCommand::Check { set, json } => {

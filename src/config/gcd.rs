@@ -39,7 +39,7 @@ pub enum LabelSource {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Judge {
-    /// Where the endpoint is: what comes before `/v1/chat/completions`.
+    /// Where the endpoint is: what comes before `/v1/chat/completions`. It is written down; a key belongs into `key_env`.
     pub url: String,
     pub model: String,
     /// Environment variable that holds the key (empty: no key).

@@ -3,6 +3,7 @@
 //! A new field needs only its place here and its default: loading, overrides, spelling hints and the printed form follow.
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
+mod address;
 mod coupling;
 mod decouple;
 mod gcd;
@@ -10,6 +11,7 @@ mod load;
 mod suggestions;
 mod validate;
 
+pub use address::secret_in;
 pub use coupling::Coupling;
 pub use decouple::{Decouple, DecoupleMethod};
 pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, Judge, LabelSource};

@@ -1,6 +1,8 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, StepAdvantage, SuggestionMode};
+use super::{
+    Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, StepAdvantage, SuggestionMode, secret_in,
+};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -24,6 +26,8 @@ impl Config {
     /// Refuses what could not train, or would train without learning; the error names the key, its value and the mend.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_run()?;
+        // Used or not, they are written down.
+        self.validate_addresses()?;
         if self.model.path.is_empty() {
             self.validate_embedded_model()?;
         }
@@ -186,6 +190,15 @@ impl Config {
         not_negative("decouple.weight", d.weight)
     }
 
+    fn validate_addresses(&self) -> Result<(), ConfigError> {
+        let judge = "; a key belongs into an environment variable that gcd.judge.key_env names";
+        for (key, url, mend) in [("gcd.judge.url", &self.gcd.judge.url, judge), ("env.url", &self.env.url, "")] {
+            let reason = secret_in(url).map(|reason| format!("{reason}{mend}"));
+            need(reason.is_none(), key, "(not shown)", &reason.unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
     fn validate_judge(&self) -> Result<(), ConfigError> {
         let j = &self.gcd.judge;
         let http = j.url.starts_with("http://") || j.url.starts_with("https://");
@@ -193,11 +206,16 @@ impl Config {
         need(!j.model.is_empty(), "gcd.judge.model", "\"\"", "must name the endpoint's model")?;
         not_negative("gcd.judge.temperature", j.temperature)?;
         at_least_one("gcd.judge.votes", j.votes)?;
+        need(j.votes <= 1000, "gcd.judge.votes", j.votes, "must be at most 1000 (5 are usual)")?;
         let agree = format!("must be more than half of gcd.judge.votes = {}, and at most all", j.votes);
-        need(2 * j.agree > j.votes && j.agree <= j.votes, "gcd.judge.agree", j.agree, &agree)?;
+        need(j.agree <= j.votes && 2 * j.agree > j.votes, "gcd.judge.agree", j.agree, &agree)?;
         at_least_one("gcd.judge.pairs", j.pairs)?;
         at_least_one("gcd.judge.concurrency", j.concurrency)?;
+        let threads = "must be at most 256: each request at once has a thread and a connection";
+        need(j.concurrency <= 256, "gcd.judge.concurrency", j.concurrency, threads)?;
+        need(j.retries <= 100, "gcd.judge.retries", j.retries, "must be at most 100 (4 are usual)")?;
         positive("gcd.judge.timeout", j.timeout)?;
+        need(j.timeout <= 86400.0, "gcd.judge.timeout", j.timeout, "must be at most a day, 86400 s")?;
         need(!j.cache.is_empty(), "gcd.judge.cache", "\"\"", "must name a file, e.g. \"judge.sqlite\"")
     }
 

@@ -173,6 +173,14 @@ impl ScienceWorld {
         pool.keep(Box::new(first));
         Ok(ScienceWorld { pool, train_types, counts: counts.into_iter().collect(), panels, hash })
     }
+
+    /// Name, variation and number of variations of a task; `None` where there is none such.
+    fn variation<'a>(&self, id: &'a str) -> Option<(&'a str, u64, u64)> {
+        let (name, digits) = id.split_once('/')?;
+        let count = *self.counts.get(name)?;
+        let variation = digits.parse::<u64>().ok().filter(|v| *v < count && digits == v.to_string())?;
+        Some((name, variation, count))
+    }
 }
 
 fn content_hash(jar: &Path, simplifications: &str) -> Result<String, EnvError> {
@@ -215,11 +223,8 @@ impl Suite for ScienceWorld {
     }
 
     fn open_for_training(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError> {
-        let place = task.id.split_once('/').and_then(|(name, variation)| {
-            let count = *self.counts.get(name)?;
-            let variation = variation.parse().ok().filter(|v| *v < count)?;
-            Some(split_of(name, variation, count, self.train_types))
-        });
+        let place =
+            self.variation(&task.id).map(|(name, variation, count)| split_of(name, variation, count, self.train_types));
         let reason = match place {
             Some(Ok(Split::Train)) => return self.open(task),
             Some(Ok(other)) => format!("it is in {other}"),
@@ -230,6 +235,10 @@ impl Suite for ScienceWorld {
     }
 
     fn open(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError> {
+        if self.variation(&task.id).is_none() {
+            let reason = "ScienceWorld has no such variation".into();
+            return Err(EnvError::BadGame { file: format!("task {:?}", task.id), reason });
+        }
         Ok(Box::new(Bridged::new(self.pool.clone(), &task.id)))
     }
 }

@@ -10,6 +10,7 @@ use crate::agent::{Episode, Turn};
 use crate::config::{Config, Gcd};
 use crate::env::{EnvError, Split};
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 use std::collections::BTreeMap;
 
 /// Longest suggestion, in characters.
@@ -179,7 +180,9 @@ pub fn template(verb: &str, flaw: Flaw) -> String {
 pub fn question(topic: &Topic) -> String {
     let mut text = String::from("An agent in a text world made these mistakes:\n");
     for e in topic.evidence.iter().take(3) {
-        text += &format!("- Shown \"{}\", it said \"{}\", which {}.\n", e.observation, e.action, e.flaw.description());
+        // As JSON strings, so that neither text can end its quotation.
+        let (shown, said) = (json!(e.observation), json!(e.action));
+        text += &format!("- Shown {shown}, it said {said}, which {}.\n", e.flaw.description());
     }
     text + "Write one short sentence of advice that would have prevented them, and nothing else."
 }

@@ -8,4 +8,5 @@ pub mod progress;
 pub mod results;
 pub mod stats;
 pub mod tensorboard;
+pub mod terminal;
 pub mod trajectories;

@@ -1,5 +1,6 @@
 //! Progress of long work on stderr: a bar with an ETA on a terminal, plain lines otherwise.
 
+use super::terminal;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
@@ -9,7 +10,7 @@ const EVERY: Duration = Duration::from_secs(10);
 
 /// A line on stderr. That nobody reads it any more (a closed terminal, `2>&1 | head`) is no reason to stop training.
 pub fn say(line: &str) {
-    let _ = writeln!(std::io::stderr(), "{line}");
+    let _ = writeln!(std::io::stderr(), "{}", terminal::line(line));
 }
 
 /// Progress of one phase.
@@ -31,7 +32,7 @@ impl Progress {
             let bar = ProgressBar::with_draw_target(Some(total), ProgressDrawTarget::stderr());
             let style = ProgressStyle::with_template("{prefix} {bar:24} {pos}/{len} eta {eta} {wide_msg}");
             bar.set_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()));
-            bar.set_prefix(label.to_string());
+            bar.set_prefix(terminal::line(label).into_owned());
             bar.set_position(done);
             bar.reset_eta();
             bar
@@ -46,7 +47,7 @@ impl Progress {
         match &self.bar {
             Some(bar) => {
                 bar.set_position(done);
-                bar.set_message(self.message.clone());
+                bar.set_message(terminal::line(&self.message).into_owned());
             }
             None if self.printed.elapsed() >= EVERY => {
                 self.printed = Instant::now();

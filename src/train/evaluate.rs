@@ -4,7 +4,7 @@ use super::learner::Learner;
 use super::probe::{self, probes};
 use super::{TrainError, interrupt};
 use crate::agent::{Episode, Finish, Prompter};
-use crate::config::{Config, GcdMode};
+use crate::config::{Config, ConfigError, GcdMode};
 use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
 use crate::gcd::{Accuracy, Asked, judge};
@@ -21,6 +21,9 @@ pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
 /// Rollout stream of every evaluation: the same panels meet the same random numbers, whenever they are played.
 const STREAM: u32 = u32::MAX;
 
+/// Most games of a panel.
+const MOST_GAMES: u64 = 1_000_000;
+
 /// Actions judged in an evaluation.
 const JUDGED: usize = 1024;
 
@@ -28,13 +31,24 @@ const JUDGED: usize = 1024;
 pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec<Task>, TrainError> {
     let mut tasks = Vec::new();
     for &split in splits {
-        let all = suite.len(split).unwrap_or(u64::from(config.eval.games));
-        let games = if config.eval.games == 0 { all } else { all.min(u64::from(config.eval.games)) };
-        for index in 0..games {
+        for index in 0..games(config, suite, split)? {
             tasks.push(suite.task(split, index)?);
         }
     }
     Ok(tasks)
+}
+
+/// Number of games of a split's panel. A server may offer a split without end.
+pub fn games(config: &Config, suite: &dyn Suite, split: Split) -> Result<u64, TrainError> {
+    let asked = u64::from(config.eval.games);
+    let all = suite.len(split).unwrap_or(asked);
+    let games = if asked == 0 { all } else { all.min(asked) };
+    if games > MOST_GAMES {
+        let suite = suite.name();
+        let reason = format!("{split} of {suite} has {all} games: say how many to evaluate on, at most {MOST_GAMES}");
+        return Err(ConfigError::Invalid { key: "eval.games", value: asked.to_string(), reason }.into());
+    }
+    Ok(games)
 }
 
 /// How players who do not learn do on the panel of each split.

@@ -113,12 +113,18 @@ fn name(run: &Path) -> std::borrow::Cow<'_, str> {
 
 /// The suite that the configuration names; refused where its content is not what `env.hash` says.
 pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
+    suite_for(config, None)
+}
+
+/// As [`suite`], for episodes that others begin and may never end: each waits so long at most for a worker that others have.
+pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suite>, TrainError> {
     let (env, seed) = (&config.env, config.run.seed);
     let limits = Limits {
         workers: env.workers as usize,
         start: Duration::from_secs_f32(env.start_timeout),
         call: Duration::from_secs_f32(env.timeout),
         retries: env.retries,
+        wait,
     };
     let suite: Box<dyn Suite> = match env.suite.as_str() {
         "household" => Box::new(Household::new(seed)),
@@ -141,6 +147,7 @@ pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
             return Err(ConfigError::Invalid { key: "env.suite", value: other.into(), reason }.into());
         }
     };
+    evaluate::SPLITS.iter().try_for_each(|split| evaluate::games(config, &*suite, *split).map(drop))?;
     match suite.content_hash() {
         Some(found) if !env.hash.is_empty() && env.hash != found => Err(ConfigError::Invalid {
             key: "env.hash",

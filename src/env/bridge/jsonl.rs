@@ -8,6 +8,7 @@
 //! → {"id":5,"method":"close"}                      the worker ends; so it does at the end of its stdin
 //! ```
 //! Splits are `train`, `L0`, `L1`, `L2`. Of an observation only `text` must be there. `{"id":…,"error":"words"}` declines.
+//! A line has at most 8 MiB, and nothing is said that was not asked for.
 
 use super::process::Process;
 use super::{Fault, Worker};
@@ -21,6 +22,8 @@ use std::time::{Duration, Instant};
 const PROTOCOL: u64 = 1;
 /// How much of a nonsensical line an error shows, characters.
 const SHOWN: usize = 80;
+/// How much of its own words of an error is told, characters.
+const LONGEST_ERROR: usize = 400;
 /// Time to end after `close`.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -118,7 +121,8 @@ impl JsonLines {
         self.last_id += 1;
         request["id"] = self.last_id.into();
         request["method"] = method.into();
-        let exchange = self.process.send(&request.to_string()).and_then(|()| self.process.receive(deadline));
+        let sent = self.process.send(&request.to_string(), deadline);
+        let exchange = sent.and_then(|()| self.process.receive(deadline));
         let result = exchange.and_then(|line| self.read(&line));
         self.broken |= matches!(result, Err(Fault::Broken(_)));
         result.map_err(|fault| match fault {
@@ -132,14 +136,19 @@ impl JsonLines {
             let start: String = line.chars().take(SHOWN).collect();
             Fault::Broken(format!("the answer breaks the protocol ({why}): {start:?}"))
         };
-        let answer: Value = serde_json::from_str(line).map_err(|e| nonsense(e.to_string()))?;
-        if answer["id"] != self.last_id {
+        // Only what is looked at is kept: as a JSON value, a line can take many times its bytes.
+        #[derive(Deserialize)]
+        struct Head {
+            id: u64,
+            error: Option<String>,
+        }
+        let head: Head = serde_json::from_str(line).map_err(|e| nonsense(e.to_string()))?;
+        if head.id != self.last_id {
             return Err(nonsense(format!("its id should be {}", self.last_id)));
         }
-        match answer.get("error") {
-            Some(Value::String(words)) => Err(Fault::Refused(words.clone())),
-            Some(_) => Err(nonsense("error is no text".into())),
-            None => T::deserialize(answer).map_err(|e| nonsense(e.to_string())),
+        match head.error {
+            Some(words) => Err(Fault::Refused(words.chars().take(LONGEST_ERROR).collect())),
+            None => serde_json::from_str(line).map_err(|e| nonsense(e.to_string())),
         }
     }
 }
@@ -156,8 +165,8 @@ impl Worker for JsonLines {
 
 impl Drop for JsonLines {
     fn drop(&mut self) {
-        if !self.broken && self.process.send(&json!({ "id": self.last_id + 1, "method": "close" }).to_string()).is_ok()
-        {
+        let close = json!({ "id": self.last_id + 1, "method": "close" }).to_string();
+        if !self.broken && self.process.send(&close, Instant::now() + GOODBYE).is_ok() {
             self.process.finish(GOODBYE);
         }
     }

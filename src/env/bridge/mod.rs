@@ -4,7 +4,9 @@
 //! or talks nonsense is killed, another takes its place, and the episode so far is played to it again. What that cannot mend
 //! ends the episode as failed by its environment ([`EnvError::Failed`]), which no statistics count.
 
+mod guard;
 mod jsonl;
+mod lines;
 mod pool;
 mod process;
 pub mod py4j;
@@ -61,7 +63,10 @@ impl Bridged {
     /// Asks until a worker answers, or the retries are used up.
     fn ask(&mut self, command: Option<&str>) -> Result<Observation, EnvError> {
         let failed = |reason: String| EnvError::Failed { name: self.task.clone(), reason };
-        let lease = self.lease.get_or_insert_with(|| self.pool.lease());
+        let lease = match &mut self.lease {
+            Some(lease) => lease,
+            empty => empty.insert(self.pool.lease().map_err(|fault| failed(fault.to_string()))?),
+        };
         let mut faults = 0;
         loop {
             let fault = match once(&self.pool, lease, faults > 0, &self.task, &self.commands, &self.shown, command) {

@@ -15,6 +15,9 @@ pub struct Limits {
     pub call: Duration,
     /// How often a call is tried again, each time with a new worker.
     pub retries: u32,
+    /// Longest time that an episode waits for a worker which others have. `None`: until one is free, as in a rollout, whose
+    /// episodes all end.
+    pub wait: Option<Duration>,
 }
 
 type Start = Box<dyn Fn() -> Result<Box<dyn Worker>, Fault> + Send + Sync>;
@@ -53,11 +56,25 @@ impl Pool {
     }
 
     /// Waits until fewer than `limits.workers` are leased.
-    pub fn lease(self: &Arc<Pool>) -> Lease {
-        let full = |shelf: &mut Shelf| shelf.leases >= self.limits.workers.max(1);
-        let mut shelf = self.returned.wait_while(self.shelf(), full).unwrap_or_else(PoisonError::into_inner);
+    pub fn lease(self: &Arc<Pool>) -> Result<Lease, Fault> {
+        let workers = self.limits.workers.max(1);
+        let full = |shelf: &mut Shelf| shelf.leases >= workers;
+        let mut shelf = match self.limits.wait {
+            None => self.returned.wait_while(self.shelf(), full).unwrap_or_else(PoisonError::into_inner),
+            Some(wait) => {
+                let waited = self.returned.wait_timeout_while(self.shelf(), wait, full);
+                let (shelf, waited) = waited.unwrap_or_else(PoisonError::into_inner);
+                if waited.timed_out() {
+                    let seconds = wait.as_secs_f64();
+                    return Err(Fault::Refused(format!(
+                        "none of {workers} workers became free within {seconds:.1} s: close a session, or raise env.workers"
+                    )));
+                }
+                shelf
+            }
+        };
         shelf.leases += 1;
-        Lease { worker: None, pool: self.clone() }
+        Ok(Lease { worker: None, pool: self.clone() })
     }
 
     /// An idle worker, or a new one.

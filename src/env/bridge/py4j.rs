@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 /// Longest reply, bytes.
 const LONGEST: usize = 16 << 20;
-/// How much of a Java error is told, characters.
+/// How much of a Java error or value is told, characters.
 const SHOWN: usize = 200;
 
 /// An argument of a call.
@@ -36,6 +36,11 @@ pub struct Gateway {
     stream: BufReader<TcpStream>,
 }
 
+/// As much of a value as an error shows.
+fn start(value: &Value) -> String {
+    format!("{value:?}").chars().take(SHOWN).collect()
+}
+
 fn broken(what: &str, e: &dyn std::fmt::Display) -> Fault {
     Fault::Broken(format!("{what}: {e}"))
 }
@@ -54,7 +59,7 @@ impl Gateway {
     pub fn construct(&mut self, class: &str, deadline: Instant) -> Result<String, Fault> {
         match self.exchange(&format!("i\n{class}\ne\n"), deadline)? {
             Value::Ref(object) => Ok(object),
-            other => Err(broken("a constructor returned no object", &format!("{other:?}"))),
+            other => Err(broken("a constructor returned no object", &start(&other))),
         }
     }
 
@@ -76,7 +81,7 @@ impl Gateway {
     pub fn text(&mut self, object: &str, method: &str, args: &[Arg<'_>], deadline: Instant) -> Result<String, Fault> {
         match self.call(object, method, args, deadline)? {
             Value::Text(text) => Ok(text),
-            other => Err(broken(method, &format!("returned {other:?}, not a text"))),
+            other => Err(broken(method, &format!("returned {}, not a text", start(&other)))),
         }
     }
 
@@ -84,7 +89,7 @@ impl Gateway {
     pub fn number(&mut self, object: &str, method: &str, args: &[Arg<'_>], deadline: Instant) -> Result<f64, Fault> {
         match self.call(object, method, args, deadline)? {
             Value::Number(number) => Ok(number),
-            other => Err(broken(method, &format!("returned {other:?}, not a number"))),
+            other => Err(broken(method, &format!("returned {}, not a number", start(&other)))),
         }
     }
 
@@ -104,9 +109,7 @@ impl Gateway {
     }
 
     fn exchange(&mut self, request: &str, deadline: Instant) -> Result<Value, Fault> {
-        let stream = self.stream.get_mut();
-        let sent = stream.set_write_timeout(Some(left(deadline))).and_then(|()| stream.write_all(request.as_bytes()));
-        sent.map_err(|e| broken("the connection broke", &e))?;
+        self.send(request.as_bytes(), deadline)?;
         let line = self.line(deadline)?;
         let value = line.strip_prefix('!').and_then(|reply| {
             let (status, rest) = reply.split_at_checked(1)?;
@@ -126,19 +129,36 @@ impl Gateway {
         }
     }
 
+    /// Sends all, in whatever pieces it is taken.
+    fn send(&mut self, mut rest: &[u8], deadline: Instant) -> Result<(), Fault> {
+        let stream = self.stream.get_mut();
+        while !rest.is_empty() {
+            if Instant::now() >= deadline {
+                return Err(Fault::Broken("it did not read what it was sent in time".into()));
+            }
+            match stream.set_write_timeout(Some(left(deadline))).and_then(|()| stream.write(rest)) {
+                Ok(count) => rest = &rest[count..],
+                Err(e) if is_passing(&e) => {}
+                Err(e) => return Err(broken("the connection broke", &e)),
+            }
+        }
+        Ok(())
+    }
+
     /// The next line, whatever pieces it comes in.
     fn line(&mut self, deadline: Instant) -> Result<String, Fault> {
+        let patience = left(deadline);
         let mut bytes = Vec::new();
         loop {
-            let wait = left(deadline);
-            let ready = self.stream.get_mut().set_read_timeout(Some(wait)).and_then(|()| self.stream.fill_buf());
-            let found = match ready {
+            // Each piece may come in time, and the whole never.
+            if Instant::now() >= deadline {
+                return Err(Fault::Broken(format!("no answer within {:.1} s", patience.as_secs_f64())));
+            }
+            let wait = Some(left(deadline));
+            let found = match self.stream.get_mut().set_read_timeout(wait).and_then(|()| self.stream.fill_buf()) {
                 Ok([]) => return Err(broken("the connection broke", &"it was closed")),
                 Ok(found) => found,
-                Err(e) if e.kind() == ErrorKind::Interrupted => continue,
-                Err(e) if matches!(e.kind(), ErrorKind::WouldBlock | ErrorKind::TimedOut) => {
-                    return Err(Fault::Broken(format!("no answer within {:.1} s", wait.as_secs_f64())));
-                }
+                Err(e) if is_passing(&e) => continue,
                 Err(e) => return Err(broken("the connection broke", &e)),
             };
             let end = found.iter().position(|b| *b == b'\n');
@@ -154,6 +174,11 @@ impl Gateway {
             }
         }
     }
+}
+
+/// Whether nothing is lost: it was interrupted, or its time is up.
+fn is_passing(error: &std::io::Error) -> bool {
+    matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock | ErrorKind::TimedOut)
 }
 
 /// Time left, and never the zero that would mean for ever.

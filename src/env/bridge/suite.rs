@@ -72,6 +72,10 @@ impl Suite for WorkerSuite {
     }
 
     fn open(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError> {
+        if !self.listed.contains_key(&task.id) {
+            let reason = "the worker does not list it".into();
+            return Err(EnvError::BadGame { file: format!("task {:?}", task.id), reason });
+        }
         Ok(Box::new(Bridged::new(self.pool.clone(), &task.id)))
     }
 }

@@ -1,5 +1,6 @@
 //! A session with any OpenEnv server, as a worker of a pool.
 
+use crate::config::secret_in;
 use crate::env::bridge::{Fault, Worker};
 use crate::env::{EnvError, Observation};
 use futures_util::{SinkExt, StreamExt};
@@ -19,11 +20,13 @@ use tokio_tungstenite::tungstenite::{self, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async_with_config};
 
 /// Longest message of a server, bytes.
-const LONGEST: usize = 16 << 20;
+const LONGEST: usize = 4 << 20;
 /// Messages read ahead; a server never owes more than one.
 const READ_AHEAD: usize = 4;
 /// How much of a nonsensical message an error shows, characters.
 const SHOWN: usize = 80;
+/// Longest chain of references in a schema.
+const DEEPEST: usize = 8;
 /// Time to say goodbye.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -40,6 +43,9 @@ impl Address {
     /// From `http(s)://…`, `ws(s)://…` or `HOST:PORT`.
     pub fn parse(url: &str) -> Result<Address, EnvError> {
         let bad = |reason: &str| EnvError::BadGame { file: format!("env.url = {url:?}"), reason: reason.into() };
+        if let Some(reason) = secret_in(url) {
+            return Err(EnvError::BadGame { file: "env.url".into(), reason: reason.into() });
+        }
         let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
         let rest = rest.trim_end_matches('/');
         if rest.is_empty() {
@@ -67,15 +73,17 @@ impl Layout {
     /// From the answer of `/schema`; `action` is the field to use, empty: the only one that takes text.
     pub fn read(schema: &Value, action: &str) -> Result<Layout, String> {
         let own = |name: &str| !["metadata", "reward", "done"].contains(&name);
-        let texts = |part: &str| -> Vec<String> {
-            let fields = schema[part]["properties"].as_object().into_iter().flatten();
-            fields.filter(|(name, kind)| own(name) && is_text(kind)).map(|(name, _)| name.clone()).collect()
+        let part = |name: &str| Schema { whole: schema, part: &schema[name], at: &schema[name] }.resolved();
+        let texts = |part: Schema<'_>| -> Vec<String> {
+            let fields = part.at["properties"].as_object().into_iter().flatten();
+            let text = |field| Schema { at: field, ..part }.is_text(DEEPEST);
+            fields.filter(|(name, field)| own(name) && text(field)).map(|(name, _)| name.clone()).collect()
         };
         let only = |names: &[String]| if let [name] = names { Some(name.clone()) } else { None };
-        let (takes, shows) = (texts("action"), texts("observation"));
+        let (takes, shows) = (texts(part("action")), texts(part("observation")));
         let required: Vec<String> = takes
             .iter()
-            .filter(|n| schema["action"]["required"].as_array().is_some_and(|r| r.contains(&json!(n))))
+            .filter(|n| part("action").at["required"].as_array().is_some_and(|r| r.contains(&json!(n))))
             .cloned()
             .collect();
         let chosen = if action.is_empty() { only(&required).or_else(|| only(&takes)) } else { Some(action.into()) };
@@ -122,9 +130,50 @@ impl Layout {
     }
 }
 
-/// Whether a field's JSON schema lets it be text.
-fn is_text(schema: &Value) -> bool {
-    schema["type"] == "string" || schema["anyOf"].as_array().is_some_and(|of| of.iter().any(is_text))
+/// A place in the JSON schemas of a server.
+#[derive(Clone, Copy)]
+struct Schema<'a> {
+    /// What `/schema` answered.
+    whole: &'a Value,
+    /// The schema of the actions or of the observations; its references begin at its root, or at that of the whole.
+    part: &'a Value,
+    at: &'a Value,
+}
+
+impl<'a> Schema<'a> {
+    /// The place that this one refers to, by `$ref` or as the only one of `allOf`.
+    fn resolved(self) -> Schema<'a> {
+        let mut place = self;
+        for _ in 0..DEEPEST {
+            let target = match (place.at["$ref"].as_str(), place.at["allOf"].as_array().map(Vec::as_slice)) {
+                (Some(reference), _) => {
+                    let pointer = reference.strip_prefix('#');
+                    pointer.and_then(|p| self.part.pointer(p).or_else(|| self.whole.pointer(p)))
+                }
+                (None, Some([only])) => Some(only),
+                _ => None,
+            };
+            match target {
+                Some(at) => place.at = at,
+                None => break,
+            }
+        }
+        place
+    }
+
+    /// Whether it lets a field be text.
+    fn is_text(self, depth: usize) -> bool {
+        let place = self.resolved();
+        let kind = &place.at["type"];
+        let any = |of: &Value| {
+            let of = of.as_array().map_or(&[][..], Vec::as_slice);
+            depth > 0 && of.iter().any(|at| Schema { at, ..place }.is_text(depth - 1))
+        };
+        kind == "string"
+            || kind.as_array().is_some_and(|kinds| kinds.iter().any(|kind| kind == "string"))
+            || any(&place.at["anyOf"])
+            || any(&place.at["oneOf"])
+    }
 }
 
 /// One session.

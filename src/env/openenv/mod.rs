@@ -9,12 +9,14 @@
 //! ```
 //! Beside it, HTTP says what there is: `/health`, `/metadata`, `/schema`, and the tasks of each split (the Task API of 0.10).
 
+mod access;
 mod client;
+mod listen;
 mod server;
 mod session;
 mod suite;
 
 pub use client::{Address, Connection, Layout};
-pub use server::{Bounds, ServeError, Server};
+pub use server::{Bounds, ServeError, Server, Stop};
 pub use session::{Games, Session};
 pub use suite::OpenEnv;

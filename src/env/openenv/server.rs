@@ -1,25 +1,27 @@
 //! The server: sessions at `/ws`, and over HTTP what there is to play.
 
-use super::session::{Games, Session};
+use super::access::{self, Names};
+use super::listen::{self, GRACE, LONGEST};
+use super::session::{Games, Refusal, Session};
 use crate::env::{Split, Suite, Task};
+use axum::Router;
 use axum::body::Bytes;
-use axum::extract::ws::{Message, WebSocket, WebSocketUpgrade};
+use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
 use axum::extract::{Json, Path, State};
 use axum::http::StatusCode;
+use axum::middleware::from_fn_with_state;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
-use axum::{Router, serve};
 use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::Semaphore;
+use tokio::select;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::block_in_place;
 use tokio::time::timeout;
 
-/// Longest message of a client, bytes.
-const LONGEST: usize = 1 << 20;
 /// Most tasks that are listed of an endless split.
 const PREVIEW: u64 = 100;
 /// What is said to be the number of tasks where there is no end of them.
@@ -28,10 +30,12 @@ const ENDLESS: u64 = i32::MAX as u64;
 /// Bounds of a server.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Bounds {
-    /// Most sessions at once; one more is told that there is no room.
+    /// Most sessions at once, and HTTP requests that play; one more is told that there is no room.
     pub sessions: usize,
-    /// A session that says nothing for so long is closed.
+    /// A session that says nothing for so long is closed, as is another connection after so long.
     pub idle: Duration,
+    /// Longest time for the head of a request to come, the next one on the same connection included, and for its body.
+    pub request: Duration,
 }
 
 /// Why a server could not be set up.
@@ -48,12 +52,26 @@ pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     shared: Arc<Shared>,
+    names: Names,
+    stop: watch::Sender<bool>,
 }
 
 struct Shared {
     games: Arc<Games>,
     seats: Arc<Semaphore>,
     bounds: Bounds,
+    stop: watch::Receiver<bool>,
+}
+
+/// Ends a server that runs.
+#[derive(Debug, Clone)]
+pub struct Stop(watch::Sender<bool>);
+
+impl Stop {
+    /// Asks it to end: no more connections, and a parting word to every session.
+    pub fn stop(&self) {
+        self.0.send_replace(true);
+    }
 }
 
 impl Server {
@@ -62,8 +80,16 @@ impl Server {
         let listener = TcpListener::bind(address).map_err(|source| ServeError::Bind { address, source })?;
         listener.set_nonblocking(true)?;
         let seats = Arc::new(Semaphore::new(bounds.sessions));
-        let shared = Arc::new(Shared { games: Arc::new(Games::new(suite)), seats, bounds });
-        Ok(Server { address: listener.local_addr()?, listener, shared })
+        let (stop, stopped) = watch::channel(false);
+        let shared = Arc::new(Shared { games: Arc::new(Games::new(suite)), seats, bounds, stop: stopped });
+        let names = Names { bound: address.ip(), more: Vec::new() };
+        Ok(Server { address: listener.local_addr()?, listener, shared, names, stop })
+    }
+
+    /// Lets requests name the server by these hosts, too, beside its address and the names of this machine for itself.
+    pub fn allow_hosts(mut self, hosts: Vec<String>) -> Server {
+        self.names.more = hosts;
+        self
     }
 
     /// Where it listens.
@@ -71,16 +97,34 @@ impl Server {
         self.address
     }
 
-    /// Serves for as long as the process lives.
+    /// What ends it while it runs.
+    pub fn stop(&self) -> Stop {
+        Stop(self.stop.clone())
+    }
+
+    /// Serves until it is stopped.
     pub fn run(self) -> Result<(), ServeError> {
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-        let routes = routes(self.shared);
-        runtime.block_on(async { serve(tokio::net::TcpListener::from_std(self.listener)?, routes).await })?;
+        let Server { listener, shared, names, stop: _stop, .. } = self;
+        let sessions = shared.bounds.sessions;
+        // Each session may play on a thread of its own.
+        let mut runtime = tokio::runtime::Builder::new_multi_thread();
+        let runtime = runtime.enable_all().max_blocking_threads(sessions.max(1) + 16).build()?;
+        runtime.block_on(async {
+            let listener = tokio::net::TcpListener::from_std(listener)?;
+            let routes = routes(shared.clone(), names);
+            listen::serve(listener, routes, shared.bounds, shared.stop.clone()).await;
+            // All seats are free when all sessions have ended.
+            let seats = u32::try_from(sessions).unwrap_or(u32::MAX);
+            let _ = timeout(GRACE, shared.seats.acquire_many(seats)).await;
+            Ok::<(), std::io::Error>(())
+        })?;
+        runtime.shutdown_timeout(GRACE);
         Ok(())
     }
 }
 
-fn routes(shared: Arc<Shared>) -> Router {
+fn routes(shared: Arc<Shared>, names: Names) -> Router {
+    let patience = shared.bounds.request;
     Router::new()
         .route("/ws", get(upgrade))
         .route("/health", get(async || Json(json!({ "status": "healthy" }))))
@@ -98,17 +142,18 @@ fn routes(shared: Arc<Shared>) -> Router {
         .route("/{name}/task", post(task))
         .route("/{name}/task_range", post(task_range))
         .with_state(shared)
+        .layer(from_fn_with_state(patience, listen::whole))
+        .layer(from_fn_with_state(Arc::new(names), access::check))
 }
 
 async fn upgrade(socket: WebSocketUpgrade, State(shared): State<Arc<Shared>>) -> Response {
-    socket.max_message_size(LONGEST).on_upgrade(move |socket| converse(socket, shared))
+    socket.max_message_size(LONGEST).max_frame_size(LONGEST).on_upgrade(move |socket| converse(socket, shared))
 }
 
 /// One session, until either side has had enough.
 async fn converse(mut socket: WebSocket, shared: Arc<Shared>) {
-    let Ok(_seat) = shared.seats.clone().try_acquire_owned() else {
-        let sessions = shared.bounds.sessions;
-        let message = format!("Server at capacity: {sessions} sessions are open");
+    let Some(_seat) = shared.seat() else {
+        let (sessions, message) = (shared.bounds.sessions, shared.full());
         let data = json!({
             "message": message, "code": "CAPACITY_REACHED", "active_sessions": sessions, "max_sessions": sessions
         });
@@ -117,7 +162,17 @@ async fn converse(mut socket: WebSocket, shared: Arc<Shared>) {
         return;
     };
     let mut session = Session::new(shared.games.clone());
-    while let Ok(Some(Ok(message))) = timeout(shared.bounds.idle, socket.recv()).await {
+    let mut stop = shared.stop.clone();
+    loop {
+        let heard = select! {
+            heard = timeout(shared.bounds.idle, socket.recv()) => heard,
+            () = listen::stopped(&mut stop) => {
+                let frame = CloseFrame { code: close_code::AWAY, reason: "the server is shutting down".into() };
+                let _ = timeout(GRACE, socket.send(Message::Close(Some(frame)))).await;
+                return;
+            }
+        };
+        let Ok(Some(Ok(message))) = heard else { break };
         let text = match &message {
             Message::Text(text) => text.as_str(),
             Message::Binary(bytes) => str::from_utf8(bytes).unwrap_or_default(),
@@ -133,6 +188,28 @@ async fn converse(mut socket: WebSocket, shared: Arc<Shared>) {
         }
     }
     let _ = socket.send(Message::Close(None)).await;
+}
+
+impl Shared {
+    /// The right to play.
+    fn seat(&self) -> Option<OwnedSemaphorePermit> {
+        self.seats.clone().try_acquire_owned().ok()
+    }
+
+    /// What one is told for whom there is no seat.
+    fn full(&self) -> String {
+        format!("Server at capacity: {} sessions are open", self.bounds.sessions)
+    }
+
+    /// Plays for an HTTP route, which keeps no session.
+    fn play(&self, play: impl FnOnce(&mut Session) -> Result<Value, Refusal>) -> Answer {
+        let _seat = self.seat().ok_or_else(|| refused(StatusCode::SERVICE_UNAVAILABLE, self.full()))?;
+        let played = block_in_place(|| play(&mut Session::new(self.games.clone())));
+        played.map(Json).map_err(|e| {
+            let invalid = e.code == "VALIDATION_ERROR";
+            refused(if invalid { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST }, e)
+        })
+    }
 }
 
 /// An answer of an HTTP route, or its refusal.
@@ -151,12 +228,11 @@ async fn metadata(State(shared): State<Arc<Shared>>) -> Json<Value> {
     }))
 }
 
-/// HTTP keeps no session: the beginning of a task.
+/// The beginning of a task.
 async fn reset(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
     let bad = |e| refused(StatusCode::UNPROCESSABLE_ENTITY, e);
     let data = if body.is_empty() { json!({}) } else { serde_json::from_slice(&body).map_err(bad)? };
-    let begun = block_in_place(|| Session::new(shared.games.clone()).reset(data));
-    begun.map(Json).map_err(|e| refused(StatusCode::BAD_REQUEST, e))
+    shared.play(|session| session.reset(data))
 }
 
 #[derive(Deserialize)]
@@ -164,16 +240,11 @@ struct StepRequest {
     action: Value,
 }
 
-/// HTTP keeps no session: one step in the first training task.
+/// One step in the first training task.
 async fn step(State(shared): State<Arc<Shared>>, Json(StepRequest { action }): Json<StepRequest>) -> Answer {
-    let play = || {
-        let mut session = Session::new(shared.games.clone());
+    shared.play(|session| {
         session.reset(json!({ "seed": 0 }))?;
         session.step(action)
-    };
-    block_in_place(play).map(Json).map_err(|e| {
-        let invalid = e.code == "VALIDATION_ERROR";
-        refused(if invalid { StatusCode::UNPROCESSABLE_ENTITY } else { StatusCode::BAD_REQUEST }, e)
     })
 }
 

@@ -10,6 +10,7 @@ use crate::env::household::Random;
 use crate::env::{EnvError, Environment, Split, Suite, Task};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -17,6 +18,12 @@ use std::time::Instant;
 const FIRST_EVALUATION_SEED: u64 = 1_000_000_000;
 /// Seeds in L0.
 const PANEL: u64 = 128;
+/// Most tasks of an evaluation split that are asked for their types.
+const MOST_TYPED: u64 = 100_000;
+/// Most splits.
+const MOST_SPLITS: usize = 100;
+/// Longest answer of an HTTP route, bytes.
+const LONGEST: u64 = 16 << 20;
 /// How much of what a server says is shown, characters.
 const SHOWN: usize = 200;
 
@@ -63,6 +70,10 @@ impl OpenEnv {
         let layout = Arc::new(Layout::read(&schema, action).map_err(failed)?);
         let environments = http.get("/list_environments").map_err(failed)?;
         let name = environments.as_ref().and_then(|names| names[0].as_str()).unwrap_or_default().to_string();
+        if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.~".contains(c)) || name.starts_with('.') {
+            let start: String = name.chars().take(SHOWN).collect();
+            return Err(failed(format!("/list_environments: {start:?} cannot be a part of an address")));
+        }
         let listed = if name.is_empty() { None } else { http.parts(&name).map_err(failed)? };
         let seeds = |split, first, count| Part { split, name: None, first, count, kinds: Vec::new() };
         let parts = listed.unwrap_or_else(|| {
@@ -80,7 +91,7 @@ impl OpenEnv {
     }
 
     fn count(&self, split: Split) -> u64 {
-        self.parts.iter().filter(|p| p.split == split).map(|p| p.count).sum()
+        self.parts.iter().filter(|p| p.split == split).fold(0, |sum, p| p.count.saturating_add(sum))
     }
 }
 
@@ -99,7 +110,8 @@ impl Part {
             None => id.strip_prefix("seed-"),
             Some(name) => id.strip_prefix(&name[..]).and_then(|rest| rest.strip_prefix('/')),
         };
-        place.and_then(|n| n.parse::<u64>().ok()).is_some_and(|n| (self.first..self.first + self.count).contains(&n))
+        let number = place.and_then(|digits| digits.parse::<u64>().ok().filter(|n| n.to_string() == digits));
+        number.and_then(|n| n.checked_sub(self.first)).is_some_and(|at| at < self.count)
     }
 }
 
@@ -143,6 +155,10 @@ impl Suite for OpenEnv {
     }
 
     fn open(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError> {
+        if !self.parts.iter().any(|p| p.has(&task.id)) {
+            let reason = "the server does not list it".into();
+            return Err(EnvError::BadGame { file: format!("task {:?}", task.id), reason });
+        }
         Ok(Box::new(Bridged::new(self.pool.clone(), &task.id)))
     }
 }
@@ -156,7 +172,8 @@ struct Http<'a> {
 impl<'a> Http<'a> {
     fn new(address: &'a Address, limits: Limits) -> Http<'a> {
         let config = ureq::Agent::config_builder().timeout_global(Some(limits.start)).http_status_as_error(false);
-        Http { agent: config.build().into(), base: &address.http }
+        // Where a server sends us is for the user to judge.
+        Http { agent: config.max_redirects(0).build().into(), base: &address.http }
     }
 
     /// The answer of a route; `None` where the server has none such.
@@ -172,7 +189,11 @@ impl<'a> Http<'a> {
     fn parts(&self, environment: &str) -> Result<Option<Vec<Part>>, String> {
         let Some(splits) = self.get(&format!("/{environment}/splits"))? else { return Ok(None) };
         let mut parts = Vec::new();
-        for listed in splits.as_array().into_iter().flatten() {
+        let splits = splits.as_array().map_or(&[][..], Vec::as_slice);
+        if splits.len() > MOST_SPLITS {
+            return Err(format!("/splits: {} are too many, at most {MOST_SPLITS} can be told apart", splits.len()));
+        }
+        for listed in splits {
             let name = listed["name"].as_str().ok_or("/splits: a split has no name")?;
             let split = match (name, listed["type"].as_str().unwrap_or_default()) {
                 ("train", _) => Split::Train,
@@ -187,7 +208,8 @@ impl<'a> Http<'a> {
             let count = self.post(&format!("/{environment}/num_tasks"), &asked)?;
             let count = count.as_ref().and_then(|count| count["num_tasks"].as_u64());
             let Some(count) = count else { return Err(format!("/num_tasks: it does not say how many {name} has")) };
-            let kinds = if split == Split::Train { Vec::new() } else { self.kinds(environment, &asked, count)? };
+            let typed = split != Split::Train && count <= MOST_TYPED;
+            let kinds = if typed { self.kinds(environment, &asked, count)? } else { Vec::new() };
             parts.push(Part { split, name: Some(name.into()), first: 0, count, kinds });
         }
         Ok(Some(parts))
@@ -204,11 +226,22 @@ impl<'a> Http<'a> {
 
 fn answer(route: &str, answer: Result<ureq::http::Response<ureq::Body>, ureq::Error>) -> Result<Option<Value>, String> {
     let mut answer = answer.map_err(|e| format!("{route}: {e}"))?;
-    match answer.status().as_u16() {
-        200 => answer.body_mut().read_json().map(Some).map_err(|e| format!("{route}: its answer is not JSON: {e}")),
-        404 | 405 | 501 => Ok(None),
-        status => {
-            let body: String = answer.body_mut().read_to_string().unwrap_or_default().chars().take(SHOWN).collect();
+    let location = answer.headers().get("location").map(|to| String::from_utf8_lossy(to.as_bytes()).into_owned());
+    match (answer.status().as_u16(), location) {
+        (200, _) => {
+            let body = answer.body_mut().with_config().limit(LONGEST);
+            body.read_json().map(Some).map_err(|e| format!("{route}: its answer is not JSON: {e}"))
+        }
+        (404 | 405 | 501, _) => Ok(None),
+        (300..400, Some(to)) => {
+            let to: String = to.chars().take(SHOWN).collect();
+            Err(format!("{route}: it sends elsewhere, to {to:?}: set env.url to where the server is"))
+        }
+        (status, _) => {
+            let mut body = String::new();
+            // Only its beginning is shown, as far as it is text.
+            let _ = answer.body_mut().as_reader().take(4 * SHOWN as u64).read_to_string(&mut body);
+            let body: String = body.chars().take(SHOWN).collect();
             Err(format!("{route}: it answers with status {status}: {body}"))
         }
     }
