@@ -10,7 +10,7 @@ mod load;
 mod suggestions;
 mod validate;
 
-pub use coupling::Coupling;
+pub use coupling::{ActionTokens, Coupling};
 pub use decouple::{Decouple, DecoupleMethod};
 pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};

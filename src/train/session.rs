@@ -414,10 +414,11 @@ impl<'a> Session<'a> {
             return Ok(record);
         }
         let began = Instant::now();
-        let Some(probe) = coupling::probe(self.folder.path(), &self.config, done, self.state.iterations)? else {
+        let (run, config) = (self.folder.path(), &self.config);
+        let Some(probe) = coupling::probe(run, config, &self.prompter, done, self.state.iterations)? else {
             return Ok(record);
         };
-        let (_, measurement) = coupling::measured(&self.learner, &probe, self.config.run.seed)?;
+        let (_, measurement) = coupling::measured(&self.learner, &probe, config.coupling.tokens, config.run.seed)?;
         self.state.similarity.push(measurement.cosine.pn.mean);
         Ok(coupling::recorded(record, &measurement).with("seconds/coupling", began.elapsed().as_secs_f64()))
     }
@@ -532,7 +533,7 @@ impl<'a> Session<'a> {
         let off = self.config.coupling.every == 0 || self.state.iterations == 0;
         let coupling = match off {
             true => None,
-            false => coupling::last(self.folder.path(), &self.learner, self.config.run.seed)?,
+            false => coupling::last(self.folder.path(), &self.config, &self.learner)?,
         };
         let summary = Summary {
             coupling: coupling.map(|measurement| measurement.summary()),
