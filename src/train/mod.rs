@@ -13,7 +13,7 @@ pub mod learner;
 pub mod measure;
 pub mod memory;
 pub mod probe;
-mod record;
+pub mod record;
 pub mod run_folder;
 mod session;
 pub mod state;
