@@ -191,9 +191,17 @@ fn a_small_run_trains_prints_its_results_and_is_evaluated() {
         logged.contains("cold start 40/40") && logged.contains("grpo 2/2") && logged.contains("final: L0"),
         "{logged}"
     );
+    for part in ["evaluation, final: playing 6 games", "sampling at most 48 states 10 times", "(games "] {
+        assert!(logged.contains(part), "{part}: {logged}");
+    }
     let text = stdout(&output);
     for part in ["cold start", "final", "L0", "L1", "L2", "report.html"] {
         assert!(text.contains(part), "{part}: {text}");
+    }
+    let summary = std::fs::read_to_string(dir.path().join("a/summary.json")).unwrap();
+    let summary: serde_json::Value = serde_json::from_str(&summary).unwrap();
+    for part in ["sft/train", "grpo/rollout", "grpo/train", "eval/games", "eval/consistency", "final/baselines"] {
+        assert!(summary["phase_seconds"][part].as_f64().is_some_and(|s| s > 0.0), "{part}: {summary}");
     }
 
     let run = dir.path().join("a");
@@ -211,11 +219,54 @@ fn a_small_run_trains_prints_its_results_and_is_evaluated() {
     assert_eq!(of_run["limits"]["max_steps"], 3, "the run's own limits");
     let baselines = &of_run["baselines"]["L1"];
     assert!(baselines["games"] == 4 && baselines["oracle"].is_number() && baselines["random"].is_number(), "{of_run}");
-    assert_eq!(of_run, json(&[&["--model", model], &four[..]].concat()), "a checkpoint is read in its run's own words");
+    let of_model = json(&[&["--model", model], &four[..]].concat());
+    let same = |json: &serde_json::Value| {
+        let mut json = json.clone();
+        for key in ["seconds", "folder"] {
+            json.as_object_mut().unwrap().remove(key).unwrap();
+        }
+        json
+    };
+    assert_eq!(same(&of_run), same(&of_model), "a checkpoint is read in its run's own words");
+    let of_l1 = &of_run["unreadable"]["L1"];
+    let reasons = of_l1["reasons"].as_object().unwrap().values().map(|n| n.as_u64().unwrap()).sum::<u64>();
+    assert_eq!(of_l1["rate"]["value"].as_f64().unwrap() * of_l1["turns"].as_f64().unwrap(), reasons as f64, "{of_run}");
+    let types = of_run["types"].as_array().unwrap();
+    assert_eq!(types.iter().map(|t| t["games"].as_u64().unwrap()).sum::<u64>(), 4, "{of_run}");
+    assert!(of_run["seconds"]["games"].is_number());
+    // Both are kept beside the run, each in a folder of its own.
+    for json in [&of_run, &of_model] {
+        let folder = Path::new(json["folder"].as_str().unwrap());
+        assert!(folder.parent() == Some(&Path::new(run).canonicalize().unwrap().join("evaluations")), "{folder:?}");
+        let db = rusqlite::Connection::open(folder.join("trajectories.sqlite")).unwrap();
+        let count = |table: &str| -> i64 {
+            db.query_row(&format!("select count(*) from {table}"), [], |row| row.get(0)).unwrap()
+        };
+        assert_eq!((count("episodes"), count("turns") as u64), (4, of_l1["turns"].as_u64().unwrap()));
+        assert_eq!(
+            &serde_json::from_slice::<serde_json::Value>(&std::fs::read(folder.join("eval.json")).unwrap()).unwrap(),
+            json
+        );
+    }
+    assert!(of_run["folder"] != of_model["folder"]);
+    let out = dir.path().join("kept");
+    let kept = [&["--run", run, "--out", out.to_str().unwrap()], &four[..]].concat();
+    assert_eq!(json(&kept)["folder"], out.to_str().unwrap());
+    assert!(refused(&[&["eval"], &kept[..]].concat()).contains("exists already: choose another folder"));
     assert_eq!(json(&["--run", run])["results"].as_array().unwrap().len(), 3, "all splits, the configuration's panel");
 
     let table = stdout(&uncouple(&[&["eval", "--run", run], &four[..]].concat()));
-    for part in ["L1", "success %", "random policy %", "demonstrator %", "oracle %", "at most 3 steps"] {
+    for part in [
+        "L1",
+        "success %",
+        "random policy %",
+        "demonstrator %",
+        "oracle %",
+        "at most 3 steps",
+        "unreadable turns %",
+        "task type",
+        "trajectories and results: ",
+    ] {
         assert!(table.contains(part), "{part}: {table}");
     }
     assert!(!table.contains("L0") && !table.contains('\u{1b}'), "{table}");
@@ -226,7 +277,9 @@ fn a_small_run_trains_prints_its_results_and_is_evaluated() {
     for file in std::fs::read_dir(model).unwrap().map(|f| f.unwrap().path()) {
         std::fs::copy(&file, alone.join(file.file_name().unwrap())).unwrap();
     }
-    let alone = json(&[&["--model", alone.to_str().unwrap()], &four[..]].concat());
+    let runs = format!("run.dir={}", dir.path().join("runs").display());
+    let alone = json(&[&["--model", alone.to_str().unwrap(), "--set", &runs], &four[..]].concat());
+    assert!(alone["folder"].as_str().unwrap().contains("/runs/eval-household-"), "{alone}");
     assert_eq!((&alone["results"][0]["games"], &alone["limits"]["max_steps"]), (&4.into(), &20.into()));
 }
 

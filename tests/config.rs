@@ -110,6 +110,7 @@ fn what_cannot_train_is_refused_by_key() {
         ("optim.beta2=1", "[0, 1)"),
         ("sft.batch=0", "at least 1"),
         ("env.max_steps=0", "at least 1"),
+        ("eval.consistency_samples=1", "at least 2"),
         ("run.name=../up", "run name"),
         ("run.keep_checkpoints=0", "at least 1"),
     ] {
@@ -117,6 +118,8 @@ fn what_cannot_train_is_refused_by_key() {
         let key = set.split('=').next().unwrap();
         assert!(error.starts_with(&format!("`{key} = ")) && error.contains(says), "{set}: {error}");
     }
+    assert!(load("", &["eval.consistency_samples=0", "eval.consistency_states=0", "eval.judgments=0"]).is_ok());
+    assert!(refused("", &["coupling.tokens=some"]).contains("coupling.tokens"));
     // A model folder brings its own shape.
     assert!(load("", &["model.path=/m", "model.num_attention_heads=3"]).is_ok());
 }

@@ -4,9 +4,10 @@ use proptest::prelude::*;
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
+use uncouple::gcd::theory::Measured;
 use uncouple::report::html::{self, Page};
 use uncouple::report::metrics::{self, Metrics, Record};
-use uncouple::report::results::{self, EvalEpisode, EvalSummary, Evaluation, SplitTable, Summary};
+use uncouple::report::results::{self, EvalEpisode, EvalSummary, Evaluation, SplitTable, Summary, TypeRow, Unreadable};
 use uncouple::report::stats;
 use uncouple::report::trajectories::{Episode, Trajectories, Turn};
 
@@ -218,6 +219,32 @@ fn something_else_under_the_database_name_is_refused() {
 }
 
 #[test]
+fn a_database_says_which_schema_it_has_and_another_is_refused_by_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("trajectories.sqlite");
+    Trajectories::open(dir.path(), &[]).unwrap().append(&[episode(1, true, &["look"])]).unwrap();
+    let sql = |sql: &str| rusqlite::Connection::open(&file).unwrap().execute_batch(sql).unwrap();
+    let text = |sql: &str| -> String {
+        rusqlite::Connection::open(&file).unwrap().query_row(sql, [], |row| row.get(0)).unwrap()
+    };
+    let schema = "select value from meta where key = 'schema'";
+    assert_eq!(text(schema), text("select cast(user_version as text) from pragma_user_version"));
+    assert_eq!(text("select value from meta where key = 'program'"), concat!("uncouple ", env!("CARGO_PKG_VERSION")));
+    Trajectories::open(dir.path(), &[]).unwrap();
+    for (version, who) in
+        [(999, "a newer version of uncouple (schema 999"), (0, "an older version of uncouple (schema 0")]
+    {
+        sql(&format!("pragma user_version = {version}"));
+        let before = fs::read(&file).unwrap();
+        let error = Trajectories::open(dir.path(), &[("grpo", 0)]).err().unwrap().to_string();
+        assert!(error.contains("trajectories.sqlite") && error.contains(who), "{error}");
+        assert_eq!(fs::read(&file).unwrap(), before, "it is left as it is");
+    }
+    sql(&format!("pragma user_version = {}", text(schema)));
+    assert_eq!(Trajectories::open(dir.path(), &[]).unwrap().examples("grpo", 9).unwrap().len(), 1);
+}
+
+#[test]
 fn intervals_agree_with_published_values() {
     // Newcombe (1998), table I, method 3 (Wilson without continuity correction).
     for (successes, trials, low, high) in
@@ -236,6 +263,15 @@ fn intervals_agree_with_published_values() {
     let shares = stats::normal(&[0.25, 0.75, 0.5]);
     assert!((rate - 0.5).abs() < 1e-12 && (ci[0] - shares[0]).abs() < 1e-12 && (ci[1] - shares[1]).abs() < 1e-12);
     assert_eq!(stats::ratio(&[0.0], &[0.0]), (0.0, [0.0, 0.0]));
+    // The same of clusters as they come; one without a whole is none.
+    let mut clusters = stats::Clusters::default();
+    assert_eq!((clusters.value(), clusters.interval()), (None, None));
+    for (part, whole) in [(1.0, 4.0), (0.0, 0.0), (3.0, 5.0), (2.0, 3.0)] {
+        clusters.add(part, whole);
+    }
+    let (rate, ci) = stats::ratio(&[1.0, 3.0, 2.0], &[4.0, 5.0, 3.0]);
+    let got = clusters.interval().unwrap();
+    assert!(clusters.value() == Some(rate) && (got[0] - ci[0]).abs() < 1e-12 && (got[1] - ci[1]).abs() < 1e-12);
 }
 
 proptest! {
@@ -275,6 +311,29 @@ fn the_table_sets_cold_start_against_final() {
 }
 
 #[test]
+fn unreadable_turns_and_task_types_are_shares_with_their_counts() {
+    let unreadable = Unreadable::new(&[vec!["empty", "too-long"], vec![], vec!["empty"]], &[4, 4, 2]);
+    assert_eq!((unreadable.turns, unreadable.rate.value), (10, 0.3));
+    assert_eq!(unreadable.reasons, BTreeMap::from([("empty".into(), 2), ("too-long".into(), 1)]));
+    let table = results::unreadable_table(&BTreeMap::from([("L0".into(), unreadable)]));
+    assert!(table.contains("30.0 [") && table.contains("empty 2, too-long 1"), "{table}");
+    assert_eq!(Unreadable::new(&[], &[]).rate.value, 0.0);
+    let row = TypeRow::new("L2".into(), "heat\u{1b}[31m", 3, 4);
+    let json = serde_json::to_value(&row).unwrap();
+    assert_eq!((&json["type"], &json["success"]["value"]), (&"heat\u{1b}[31m".into(), &0.75.into()));
+    let table = results::type_table(&[row]);
+    assert!(table.contains("75.0 [30.1, 95.4]") && !table.contains('\u{1b}'), "{table}");
+}
+
+#[test]
+fn seconds_add_up_by_phase_and_part() {
+    let of = |phase: &str, rollout: f64| Record::new(phase, 1, 0.0).with("seconds/rollout", rollout);
+    let records = [of("grpo", 1.0).with("seconds/gcd_share", 0.5), of("grpo", 2.0), of("eval", 4.0).with("loss", 8.0)];
+    let want = [("eval/rollout".to_string(), 4.0), ("grpo/rollout".into(), 3.0)];
+    assert_eq!(metrics::phase_seconds(&records), BTreeMap::from(want));
+}
+
+#[test]
 fn the_summary_has_exactly_the_documented_form() {
     let mut summary = Summary { seconds: 1.5, train_steps: 2, env_steps: 3, tokens: 4, ..Summary::default() };
     assert_eq!(
@@ -295,7 +354,8 @@ fn the_summary_has_exactly_the_documented_form() {
 
 #[test]
 fn the_report_page_is_self_contained_and_escapes_everything() {
-    let evil = "<script>alert('x')</script>";
+    // Markup, an escape sequence of terminals, and a mark that reverses what follows.
+    let evil = "<script>alert('x')</script>\u{1b}[31m\u{202e}\r";
     let mut bad = episode(1, false, &[evil]);
     (bad.task, bad.finish, bad.split) = (evil.into(), evil.into(), evil.into());
     bad.turns[0].observation = evil.into();
@@ -316,12 +376,63 @@ fn the_report_page_is_self_contained_and_escapes_everything() {
     })
     .unwrap();
     assert!(!page.contains("<script") && !page.contains("alert('"), "{page}");
-    assert!(page.contains("&lt;script&gt;"));
+    assert!(page.contains("&lt;script&gt;") && page.contains(r"\u{1b}[31m\u{202e}\u{d}"));
+    assert!(!page.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "nothing unseen");
+    let policy =
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline';";
+    assert!(page.find(policy) < page.find("<title>") && page.contains(policy), "before anything it is to hold back");
     for link in ["src=", "href=", "url(", "@import"] {
         assert!(!page.contains(link), "{link}: an outside resource");
     }
     assert_eq!(page.matches("<svg").count(), 3, "sft loss, grpo reward and the evil metric; NaN draws nothing");
     assert!(page.contains("75.0 [53.1, 88.8]") && page.contains("7 training steps"));
+}
+
+/// The page of a run whose groups took these flawed actions (probability, advantage).
+fn page_of(groups: &[&[(f64, f64)]]) -> String {
+    let mut measured = Measured::default();
+    groups.iter().for_each(|group| measured.add(group));
+    let summary = Summary { flawed: measured.points(), flawed_fit: measured.fit(), ..Summary::default() };
+    html::render(&Page { name: "a", config: "", summary: &summary, rows: &[], records: &[], episodes: &[] }).unwrap()
+}
+
+#[test]
+fn what_the_report_says_of_flawed_actions_follows_the_data() {
+    // As theory has it, with r = 0.5 in every group but for noise.
+    let group = |q: f64, noise: f64| [(q, 0.5 * (q - 1.0) + noise), (q, 0.5 * (q - 1.0) - noise / 2.0)];
+    let costly: Vec<_> = (0..40).map(|i| group(0.025 * f64::from(i), 0.01 * f64::from(i % 5))).collect();
+    let page = page_of(&costly.iter().map(|g| &g[..]).collect::<Vec<_>>());
+    for part in [
+        "Least squares over 80 actions give r = 0.4",
+        "above 0, as where a flawed action costs return",
+        "(42 actions in 21 groups)",
+        "the likely ones have the higher one",
+        "probability q",
+        "q × advantage (return)",
+        "<svg",
+    ] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    // The other way round: what is likely is punished, and what is flawed pays.
+    let paid: Vec<_> = costly.iter().map(|g| g.map(|(q, a)| (q, -a))).collect();
+    let page = page_of(&paid.iter().map(|g| &g[..]).collect::<Vec<_>>());
+    for part in ["below 0: episodes with flawed actions returned more", "the likely ones have the lower one"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    // Noise.
+    let page = page_of(&[&[(0.3, 0.5), (0.8, -0.4)], &[(0.3, -0.5), (0.8, 0.4)], &[(0.4, 0.1)], &[(0.6, -0.1)]]);
+    for part in ["its interval holds 0, so that these data do not show the curve", "no difference is shown"] {
+        assert!(page.contains(part), "{part}: {page}");
+    }
+    // One group.
+    assert!(page_of(&[&[(0.3, -0.5)]]).contains("one group cannot tell that from chance"));
+    // Nothing is claimed of zeros, of what is certain, or of nothing.
+    let page = page_of(&[&[(0.3, 0.0), (0.9, 0.0)], &[(0.95, 0.0)]]);
+    assert!(page.contains("The 3 flawed actions have a mean advantage of 0 in every row"), "{page}");
+    assert!(!page.contains("<svg") && !page.contains("Least squares"));
+    let page = page_of(&[&[(1.0, -0.5)]]);
+    assert!(page.contains("are certain or never sampled") && !page.contains("<svg"), "{page}");
+    assert!(!page_of(&[]).contains("Flawed actions"));
 }
 
 #[test]

@@ -11,6 +11,7 @@ use uncouple::gcd::suggestion::{self, Evidence, Suggestion, candidates, topics};
 use uncouple::gcd::theory::Measured;
 use uncouple::gcd::{Asked, Flaw, Label};
 use uncouple::model::Tokenizer;
+use uncouple::report::stats;
 use uncouple::train::run_folder::Existing;
 use uncouple::train::suggest::{Renewal, due};
 use uncouple::train::{TrainError, suite, train};
@@ -172,12 +173,50 @@ fn the_measured_curve_finds_its_risk() {
     let mut measured = Measured::default();
     for i in 0..1000 {
         let q = (f64::from(i) + 0.5) / 1000.0;
-        measured.add(q, 0.7 * (q - 1.0));
+        measured.add(&[(q, 0.7 * (q - 1.0))]);
     }
-    assert!((measured.risk().unwrap() - 0.7).abs() < 0.01);
-    assert_eq!(measured.points().len(), 10);
-    assert!(measured.points().iter().all(|p| (p.advantage - p.expected).abs() < 0.01 && p.count == 100));
-    assert_eq!((Measured::default().risk(), Measured::default().mean()), (None, None));
+    let fit = measured.fit().unwrap();
+    assert!((fit.risk - 0.7).abs() < 1e-9 && (fit.explained - 1.0).abs() < 1e-9, "{fit:?}");
+    let points = measured.points();
+    assert!(points.len() == 10 && points.iter().all(|p| (p.count, p.groups) == (100, 100)));
+    for p in &points {
+        assert!((p.advantage - 0.7 * (p.probability - 1.0)).abs() < 1e-9, "where it was taken: {p:?}");
+        let on_curve = (p.contribution - p.expected.unwrap()).abs() < 0.001;
+        assert!(on_curve && p.contribution_ci.is_some_and(|[low, high]| low < p.contribution && p.contribution < high));
+    }
+    assert_eq!((Measured::default().fit(), Measured::default().mean()), (None, None));
+}
+
+#[test]
+fn flawed_actions_of_a_group_are_one_cluster() {
+    // Four groups of two actions at q = 1/2, whose q r (q - 1) is -r / 4, with the advantages of their group.
+    let mut measured = Measured::default();
+    let advantages = [-0.4, -0.2, -0.3, -0.1];
+    advantages.iter().for_each(|a| measured.add(&[(0.5, *a), (0.5, *a)]));
+    let mut halves = [Measured::default(), Measured::default()];
+    advantages.iter().enumerate().for_each(|(i, a)| halves[i / 2].add(&[(0.5, *a), (0.5, *a)]));
+    let [mut merged, other] = halves;
+    merged.merge(&other);
+    let near = |a: f64, b: f64| (a - b).abs() < 1e-9;
+    let [point] = &measured.points()[..] else { panic!("one tenth") };
+    assert!((point.count, point.groups) == (8, 4) && near(point.advantage, -0.25) && near(point.contribution, -0.125));
+    // As if there were four actions, not eight.
+    let [low, high] = stats::normal(&advantages);
+    let [got_low, got_high] = point.advantage_ci.unwrap();
+    assert!(near(low, got_low) && near(high, got_high));
+    let fit = measured.fit().unwrap();
+    let [fit_low, fit_high] = fit.ci.unwrap();
+    assert!(near(fit.risk, 0.5) && near(fit_low, -2.0 * high) && near(fit_high, -2.0 * low), "{fit:?}");
+    assert!((fit.likely, fit.unlikely.unwrap().groups) == (None, 4));
+    assert!(near(merged.fit().unwrap().risk, 0.5) && near(merged.points()[0].advantage_ci.unwrap()[0], low));
+
+    // Groups that did not differ in return fit any curve, and so does what is certain.
+    for (q, a) in [(0.3, 0.0), (1.0, -0.5)] {
+        let mut measured = Measured::default();
+        measured.add(&[(q, a)]);
+        assert_eq!((measured.fit(), measured.points()[0].expected), (None, None));
+        assert_eq!(measured.points()[0].advantage_ci, None, "one group");
+    }
 }
 
 const ON: [&str; 5] = [

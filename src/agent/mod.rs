@@ -1,11 +1,13 @@
 //! What the agent reads and writes: prompts, the history of an episode, action parsing.
 
 mod action;
+mod command_tokens;
 mod episode;
 mod prompter;
 mod tag;
 mod template;
 pub use action::{Refusal, parse, parse_tagged};
+pub use command_tokens::{command_tokens, guessed_command};
 pub use episode::{Episode, Finish, Turn};
 pub use prompter::{Action, PromptError, Prompter, lead, turn_text};
 pub use tag::Tag;

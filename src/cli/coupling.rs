@@ -1,15 +1,18 @@
 //! `uncouple coupling`.
 
 use super::{DeviceArg, output};
-use crate::config::Config;
-use crate::coupling::{FOLDER, Grams, Group, Means, Measurement, Probe, Weights, measure, write};
+use crate::agent::Prompter;
+use crate::config::{self, ActionTokens, Config, Prompt};
+use crate::coupling::{FOLDER, Grams, Group, Means, Measurement, Probe, Side, Spread, Weights, measure, write};
 use crate::device::Gpu;
 use crate::model::cuda::CudaModel;
+use crate::model::tokenizer::Tokenizer;
 use crate::model::{Keep, checkpoint};
-use crate::train::{checkpoints, cuda_coupling};
+use crate::train::{self, checkpoints, cuda_coupling};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
+use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -55,6 +58,9 @@ pub struct How {
     /// What a sample's gradient is multiplied by
     #[arg(long, value_enum, default_value = "one")]
     pub weights: WeightsArg,
+    /// Which tokens of an action count: those of its command, or all of the turn [default: the run's coupling.tokens]
+    #[arg(long, value_enum)]
+    pub tokens: Option<TokensArg>,
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
@@ -74,6 +80,87 @@ pub enum WeightsArg {
     Advantage,
 }
 
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum TokensArg {
+    Action,
+    All,
+}
+
+/// What is measured of a probe set, apart from the model.
+struct Subject {
+    probe: Probe,
+    side: Side,
+    weights: Weights,
+    tokens: ActionTokens,
+}
+
+/// A measurement as JSON says it.
+#[derive(Serialize)]
+struct Measured<'a> {
+    tokens: ActionTokens,
+    #[serde(flatten)]
+    measurement: &'a Measurement,
+}
+
+impl Subject {
+    /// `settings` are those of the probe's run. Commands that the probe does not tell are read with the tokenizer of the model in `dir`.
+    fn new(mut probe: Probe, settings: &config::Coupling, how: &How, dir: &Path) -> Result<Subject> {
+        if probe.samples.iter().any(|s| s.command.is_none()) {
+            let compact = Prompt { format: config::Format::Compact, ..Prompt::default() };
+            train::coupling::complete(&mut probe, &Prompter::new(Tokenizer::load(dir)?, &compact)?)?;
+        }
+        Ok(Subject {
+            probe,
+            side: match how.by {
+                By::Advantage => Side::Advantage,
+                By::Label => Side::Label,
+            },
+            weights: match how.weights {
+                WeightsArg::One => Weights::One,
+                WeightsArg::Advantage => Weights::Advantage,
+            },
+            tokens: match how.tokens {
+                Some(TokensArg::Action) => ActionTokens::Action,
+                Some(TokensArg::All) => ActionTokens::All,
+                None => settings.tokens,
+            },
+        })
+    }
+
+    fn measured(&self, gpu: Option<&Gpu>, dir: &Path, seed: u64) -> Result<(Grams, Measurement)> {
+        let (model, samples) = (checkpoint::load(dir)?, self.probe.samples(self.tokens));
+        let grams = match gpu {
+            // It never decodes.
+            Some(gpu) => cuda_coupling::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, Keep::LayerInputs)?,
+            None => Grams::new(&model, &samples, Keep::LayerInputs)?,
+        };
+        let measurement = measure(&grams, &self.probe.traits(self.side), self.weights, seed)?;
+        Ok((grams, measurement))
+    }
+
+    /// What the numbers of one measurement rest on, in words.
+    fn notes(&self, m: &Measurement) -> String {
+        let (positive, negative) = (m.positive.len(), m.negative.len());
+        let taken: u32 = self.probe.samples.iter().map(|s| s.count).sum();
+        let test = match m.p_value {
+            Some(p) => format!("p = {p:.3}, labels of {} samples permuted within their states", m.permuted),
+            None => "none, as no state holds samples of both classes".into(),
+        };
+        format!(
+            "{positive} positive and {negative} negative samples of {}, taken {taken} times; {} gradients are zero\n\
+             |Σ ±g|² / Σ |g|² = {:.3} signed, {:.3} unsigned (1: gradients share nothing)\npermutation test: {test}",
+            m.samples, m.zero, m.sums.signed, m.sums.unsigned
+        )
+    }
+
+    fn counted(&self) -> &'static str {
+        match self.tokens {
+            ActionTokens::Action => "counted tokens: those of the command (--tokens action)",
+            ActionTokens::All => "counted tokens: all of the turn (--tokens all)",
+        }
+    }
+}
+
 pub fn run(args: CouplingArgs) -> Result<ExitCode> {
     if let Some(CouplingCommand::Compare { a, b, how }) = args.command {
         return compare(&a, &b, &how);
@@ -82,33 +169,35 @@ pub fn run(args: CouplingArgs) -> Result<ExitCode> {
         (Some(run), ..) => {
             let (step, dir) = last_checkpoint(&run)?;
             let title = format!("{} at step {step}", run.display());
-            one(&Probe::of(&run)?, &dir, seed(&run)?, &args.how, &title, &run.join(FOLDER), &format!("step-{step}"))
+            let config = own_config(&run)?;
+            let subject = Subject::new(Probe::of(&run)?, &config.coupling, &args.how, &dir)?;
+            one(&subject, &dir, config.run.seed, &args.how, &title, &run.join(FOLDER).join(format!("step-{step}")))
         }
         (None, Some(model), Some(probe), Some(out)) => {
             let title = model.display().to_string();
-            one(&Probe::read(probe)?, &model, 0, &args.how, &title, &out, "coupling")
+            let subject = Subject::new(Probe::read(probe)?, &config::Coupling::default(), &args.how, &model)?;
+            one(&subject, &model, 0, &args.how, &title, &out.join("coupling"))
         }
         _ => bail!("say what to measure: --run DIR, --model DIR, or compare RUN_A RUN_B"),
     }
 }
 
-/// Measures the model in `dir`; matrices and heat maps go to `folder` as `stem`.*
-fn one(probe: &Probe, dir: &Path, seed: u64, how: &How, title: &str, folder: &Path, stem: &str) -> Result<ExitCode> {
+/// Measures the model in `dir`; matrices and heat maps go to `files`.*
+fn one(subject: &Subject, dir: &Path, seed: u64, how: &How, title: &str, files: &Path) -> Result<ExitCode> {
     let gpu = open(how)?;
-    let (grams, measurement) = measured(gpu.as_ref(), probe, dir, seed, how)?;
+    let (grams, measurement) = subject.measured(gpu.as_ref(), dir, seed)?;
+    let (folder, stem) = (files.parent().unwrap_or(Path::new("")), files.file_name().unwrap_or_default());
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
-    write(folder, stem, &format!("Gradient coupling of {title}"), &grams, &measurement)?;
+    let title = format!("Gradient coupling of {title}");
+    write(folder, &stem.to_string_lossy(), &title, &grams, &measurement)?;
     if how.json {
-        output::print_json(&measurement)?;
+        output::print_json(&Measured { tokens: subject.tokens, measurement: &measurement })?;
         return Ok(ExitCode::SUCCESS);
     }
     output::print(&table(&[("", &measurement)]))?;
-    let (zero, p) = (measurement.zero, measurement.p_value);
-    let (positive, negative) = (measurement.positive.len(), measurement.negative.len());
-    output::print(&format!(
-        "{positive} positive and {negative} negative samples; {zero} gradients are zero; permutation test p = {p:.3}"
-    ))?;
-    output::print(&format!("matrices and heat maps: {}", folder.join(format!("{stem}.html")).display()))?;
+    output::print(subject.counted())?;
+    output::print(&subject.notes(&measurement))?;
+    output::print(&format!("matrices and heat maps: {}", files.with_extension("html").display()))?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -125,14 +214,22 @@ fn compare(a: &Path, b: &Path, how: &How) -> Result<ExitCode> {
         a.display(),
         b.display()
     );
+    let config = own_config(a)?;
+    let subject = Subject::new(probe, &config.coupling, how, &dir_a)?;
     let gpu = open(how)?;
-    let of = |run, dir: &Path| Ok::<_, anyhow::Error>(measured(gpu.as_ref(), &probe, dir, seed(run)?, how)?.1);
-    let (of_a, of_b) = (of(a, &dir_a)?, of(b, &dir_b)?);
+    // One seed for both: the same permutations.
+    let of = |dir: &Path| Ok::<_, anyhow::Error>(subject.measured(gpu.as_ref(), dir, config.run.seed)?.1);
+    let (of_a, of_b) = (of(&dir_a)?, of(&dir_b)?);
     if how.json {
-        output::print_json(&serde_json::json!({"a": of_a, "b": of_b}))?;
+        let of = |measurement| Measured { tokens: subject.tokens, measurement };
+        output::print_json(&serde_json::json!({"a": of(&of_a), "b": of(&of_b)}))?;
     } else {
         output::print(&table(&[(" A", &of_a), (" B", &of_b)]))?;
-        output::print(&format!("A: {}\nB: {}\nprobe set of A", a.display(), b.display()))?;
+        output::print(subject.counted())?;
+        for (name, run, m) in [("A", a, &of_a), ("B", b, &of_b)] {
+            output::print(&format!("{name}: {}\n{}", run.display(), subject.notes(m)))?;
+        }
+        output::print("probe set of A")?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -142,54 +239,45 @@ fn last_checkpoint(run: &Path) -> Result<(u64, PathBuf)> {
     last.with_context(|| format!("{} has no checkpoint yet, or is not the folder of a run", run.display()))
 }
 
-/// Of the permutation test.
-fn seed(run: &Path) -> Result<u64> {
-    Ok(Config::load(Some(&run.join("config.toml")), &[])?.run.seed)
+/// The run's, for its seed and its settings.
+fn own_config(run: &Path) -> Result<Config> {
+    Ok(Config::load(Some(&run.join("config.toml")), &[])?)
 }
 
 fn open(how: &How) -> Result<Option<Gpu>> {
     how.device.open().context("coupling --device cuda")
 }
 
-fn measured(gpu: Option<&Gpu>, probe: &Probe, dir: &Path, seed: u64, how: &How) -> Result<(Grams, Measurement)> {
-    let (model, samples) = (checkpoint::load(dir)?, probe.samples());
-    let grams = match gpu {
-        // It never decodes.
-        Some(gpu) => cuda_coupling::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, Keep::LayerInputs)?,
-        None => Grams::new(&model, &samples, Keep::LayerInputs)?,
-    };
-    let sides = match how.by {
-        By::Advantage => probe.advantages(),
-        By::Label => probe.labels(),
-    };
-    let weights = match how.weights {
-        WeightsArg::One => Weights::One,
-        WeightsArg::Advantage => Weights::Advantage,
-    };
-    let measurement = measure(&grams, &sides, weights, seed)?;
-    Ok((grams, measurement))
-}
-
-/// Mean cosines (and their spread) of everything, each kind, each layer, and the states; a column group for each measurement.
+/// Mean cosines (and their spread) of everything, each stratum, each kind, each layer, and the states, and mean projections; a column
+/// group for each measurement.
 fn table(measurements: &[(&str, &Measurement)]) -> String {
     let mut table = Table::new();
     let headings = measurements.iter().flat_map(|(suffix, _)| ["pp", "nn", "pn"].map(|name| format!("{name}{suffix}")));
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["cosine of".to_string()].into_iter().chain(headings));
-    let mut row = |name: &str, of: &dyn Fn(&Measurement) -> Option<Means>| {
-        let cells = measurements.iter().flat_map(|(_, m)| match of(m) {
-            Some(m) => [m.pp, m.nn, m.pn].map(|s| format!("{:.3} ± {:.3}", s.mean, s.std)),
-            None => Default::default(),
-        });
+    let mut row = |name: &str, of: &dyn Fn(&Measurement) -> [String; 3]| {
+        let cells = measurements.iter().flat_map(|(_, m)| of(m));
         table.add_row([name.to_string()].into_iter().chain(cells));
     };
-    row("all gradients", &|m| Some(m.cosine));
-    let find = |groups: &[Group], name: &str| groups.iter().find(|g| g.name == name).map(|g| g.cosine);
-    if let Some((_, first)) = measurements.first() {
-        first.kinds.iter().for_each(|k| row(&k.name, &|m| find(&m.kinds, &k.name)));
-        let layers = first.layers.iter().filter(|l| l.name.starts_with("layer "));
-        layers.for_each(|l| row(&l.name, &|m| find(&m.layers, &l.name)));
+    let plain = |m: Means| [m.pp, m.nn, m.pn].map(cell);
+    let counted = |m: Means| [m.pp, m.nn, m.pn].map(|s| format!("{} ({})", cell(s), s.pairs));
+    row("all gradients", &|m| counted(m.cosine));
+    for at in 0..3 {
+        let title = measurements.first().map_or("", |(_, m)| m.strata.named()[at].1);
+        row(title, &|m| counted(m.strata.named()[at].2.cosine));
     }
-    row("states", &|m| Some(m.state));
+    let find = |groups: &[Group], name: &str| groups.iter().find(|g| g.name == name).map(|g| plain(g.cosine));
+    if let Some((_, first)) = measurements.first() {
+        first.kinds.iter().for_each(|k| row(&k.name, &|m| find(&m.kinds, &k.name).unwrap_or_default()));
+        let layers = first.layers.iter().filter(|l| l.name.starts_with("layer "));
+        layers.for_each(|l| row(&l.name, &|m| find(&m.layers, &l.name).unwrap_or_default()));
+    }
+    row("states", &|m| plain(m.state));
+    row("projection ⟨i,j⟩/⟨i,i⟩", &|m| plain(m.projection));
+    row("projection, i negative", &|m| [String::new(), String::new(), cell(m.projection.np)]);
     table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    format!("{table}\n[mean ± standard deviation over pairs]")
+    format!("{table}\n[mean ± standard deviation over pairs, in brackets their number]")
+}
+
+fn cell(spread: Spread) -> String {
+    if spread.pairs == 0 { "–".into() } else { format!("{:.3} ± {:.3}", spread.mean, spread.std) }
 }

@@ -127,6 +127,9 @@ pub struct EvalArgs {
     /// The whole panel of each split
     #[arg(long, conflicts_with = "games")]
     pub all: bool,
+    /// New folder for the trajectories and results [default: in the run's evaluations/; of a model alone, in run.dir]
+    #[arg(long, value_name = "DIR")]
+    pub out: Option<PathBuf>,
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,

@@ -3,7 +3,7 @@
 use super::{TheoryArgs, output};
 use crate::files;
 use crate::gcd::theory;
-use crate::report::plot;
+use crate::report::plot::{self, Dot};
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use std::process::ExitCode;
@@ -16,8 +16,10 @@ pub fn run(args: TheoryArgs) -> Result<ExitCode> {
     let points = theory::curve(args.risk, STEPS, args.seed);
     if let Some(file) = &args.svg {
         let line: Vec<_> = points.iter().map(|p| (p.q, p.expected)).collect();
-        let dots: Vec<_> = points.iter().map(|p| (p.q, p.simulated)).collect();
-        let svg = plot::curve_with(&line, &dots).context("the curve cannot be drawn")?;
+        let dot = |p: &theory::Point| Dot { x: p.q, y: p.simulated, interval: None };
+        let dots: Vec<_> = points.iter().map(dot).collect();
+        let axes = ["probability q", "expected advantage (return)"];
+        let svg = plot::curve_with(&line, &dots, axes).context("the curve cannot be drawn")?;
         files::write_file(file, |w| w.write_all(svg.as_bytes()))?;
     }
     if args.json {

@@ -12,7 +12,7 @@ mod suggestions;
 mod validate;
 
 pub use address::secret_in;
-pub use coupling::Coupling;
+pub use coupling::{ActionTokens, Coupling};
 pub use decouple::{Decouple, DecoupleMethod};
 pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
@@ -332,6 +332,12 @@ pub struct Eval {
     pub temperature: f32,
     /// Also evaluate every this many iterations (0: only before and after).
     pub every: u32,
+    /// With GCD: most actions of the panels that are judged, once each (0: none).
+    pub judgments: u32,
+    /// States of the panels in which the policy is sampled again, to see whether it does the same (0: none).
+    pub consistency_states: u32,
+    /// Samples in each of them.
+    pub consistency_samples: u32,
 }
 
 impl Default for Run {
@@ -443,6 +449,6 @@ impl Default for Optim {
 }
 impl Default for Eval {
     fn default() -> Self {
-        Eval { games: 0, temperature: 0.4, every: 0 }
+        Eval { games: 0, temperature: 0.4, every: 0, judgments: 1024, consistency_states: 48, consistency_samples: 10 }
     }
 }

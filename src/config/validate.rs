@@ -45,7 +45,11 @@ impl Config {
             positive(key, seconds)?;
             need(seconds <= 86400.0, key, seconds, "must be at most a day, 86400 s")?;
         }
-        not_negative("eval.temperature", self.eval.temperature)
+        let e = &self.eval;
+        let alone = "must be at least 2: one sample is always of one mind (eval.consistency_states = 0 asks for none)";
+        let compared = e.consistency_samples >= 2 || e.consistency_states == 0;
+        need(compared, "eval.consistency_samples", e.consistency_samples, alone)?;
+        not_negative("eval.temperature", e.temperature)
     }
 
     /// Refuses what only the CPU's learner does.

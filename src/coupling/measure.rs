@@ -1,9 +1,9 @@
-//! What the Gram matrices say: means over pairs within and across classes, by layer and kind, with a permutation test.
+//! What the Gram matrices say: means over pairs within and across classes, by stratum, layer and kind, with a permutation test.
 
 use super::gram::{Grams, SampleError, cosines, projections};
-use crate::ops::philox;
+use super::permutation;
+use super::strata::{Means, Strata, Traits};
 use crate::report::results::Coupling;
-use crate::report::stats;
 use serde::Serialize;
 
 /// Why there is nothing to measure.
@@ -11,8 +11,8 @@ use serde::Serialize;
 pub enum CouplingError {
     #[error(transparent)]
     Sample(#[from] SampleError),
-    #[error("{samples} samples, but {advantages} advantages: give one for each")]
-    Lengths { samples: usize, advantages: usize },
+    #[error("{samples} samples, but traits of {traits}: give those of each")]
+    Lengths { samples: usize, traits: usize },
     #[error("sample {0}: its advantage is not a finite number")]
     NotFinite(usize),
     #[error(
@@ -31,23 +31,6 @@ pub enum Weights {
     One,
     /// Its advantage: whether two updates help each other.
     Advantage,
-}
-
-/// Mean and standard deviation over pairs of samples.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Spread {
-    pub mean: f64,
-    pub std: f64,
-    pub pairs: usize,
-}
-
-/// By the classes of a pair: both positive, both negative, one of each (`pn` and `np` differ for projections).
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Means {
-    pub pp: Spread,
-    pub nn: Spread,
-    pub pn: Spread,
-    pub np: Spread,
 }
 
 /// The cosines of a part of the parameters.
@@ -71,10 +54,16 @@ pub struct Measurement {
     pub cosine: Means,
     /// ⟨g_i, g_j⟩ / ⟨g_i, g_i⟩.
     pub projection: Means,
-    /// Cosine of the hidden states that the actions begin from.
+    /// Cosines and projections by what the samples of a pair share.
+    pub strata: Strata,
+    pub sums: Sums,
+    /// Cosine of the hidden states that the counted tokens begin from.
     pub state: Means,
-    /// Chance that classes drawn at random lie as far apart (cosines with A = 1, within classes less across them).
-    pub p_value: f64,
+    /// Chance that labels drawn at random within each state set the classes as far apart (cosines with A = 1, within classes less
+    /// across them). `None` where no state holds samples of both classes: then nothing can be drawn.
+    pub p_value: Option<f64>,
+    /// Samples whose label the test draws.
+    pub permuted: usize,
     /// The embedding, each layer, the final norm, the head.
     pub layers: Vec<Group>,
     /// Attention, MLP, norm, bias, embedding, head.
@@ -87,6 +76,15 @@ pub struct Measurement {
     pub projection_matrix: Vec<f64>,
 }
 
+/// The sum of all gradients (A = 1) against them one by one: |Σ g|² / Σ |g|². 1 when they share nothing, the number of samples when
+/// they are one; not a number where all are zero.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Sums {
+    /// Those of negative samples subtracted: what is left of a step that teaches one class and unteaches the other.
+    pub signed: f64,
+    pub unsigned: f64,
+}
+
 impl Measurement {
     /// The three means of `summary.json`.
     pub fn summary(&self) -> Coupling {
@@ -94,20 +92,19 @@ impl Measurement {
     }
 }
 
-/// Permutations of the test.
-const PERMUTATIONS: u32 = 999;
-
-/// Measures the coupling of samples whose classes are the signs of `advantages`: of a label, give +1 or −1. 0 is in neither class.
-pub fn measure(grams: &Grams, advantages: &[f64], weights: Weights, seed: u64) -> Result<Measurement, CouplingError> {
+/// Measures the coupling of samples with these traits.
+pub fn measure(grams: &Grams, traits: &[Traits], weights: Weights, seed: u64) -> Result<Measurement, CouplingError> {
     let n = grams.samples;
-    let [positive, negative] = classes(n, advantages)?;
+    let sides: Vec<f64> = traits.iter().map(|t| t.side).collect();
+    let [positive, negative] = classes(n, &sides)?;
     let weighted = match weights {
         Weights::One => None,
-        Weights::Advantage => Some(grams.weighted(advantages)),
+        Weights::Advantage => Some(grams.weighted(&sides)),
     };
     let all = weighted.as_ref().unwrap_or(grams);
-    let means = |m: &[f64]| Means::of(m, n, &positive, &negative);
+    let means = |m: &[f64]| Means::symmetric(m, n, &positive, &negative, &|_, _| true);
     let inner = all.sum(|_| true);
+    let plain = grams.sum(|_| true);
     let (cosine, projection) = (cosines(&inner, n), projections(&inner, n));
     let group = |name: &str, of: &dyn Fn(&str) -> String| {
         let inner = all.sum(|tensor| of(tensor) == name);
@@ -122,14 +119,18 @@ pub fn measure(grams: &Grams, advantages: &[f64], weights: Weights, seed: u64) -
         });
         names.iter().map(|name| group(name, of)).collect()
     };
+    let test = permutation::test(&cosines(&plain, n), traits, seed);
     Ok(Measurement {
         weights,
         samples: n,
         zero: zeros(&inner, n),
         cosine: means(&cosine),
-        projection: means(&projection),
+        projection: Means::ordered(&projection, n, &positive, &negative, &|_, _| true),
+        strata: Strata::of(&cosine, &projection, traits, &positive, &negative),
+        sums: Sums::of(&plain, &sides),
         state: means(&grams.state),
-        p_value: p_value(&cosines(&grams.sum(|_| true), n), n, &positive, &negative, seed),
+        p_value: test.p_value,
+        permuted: test.permuted,
         layers: groups(&layer_of),
         kinds: groups(&|name| kind_of(name).into()),
         positive,
@@ -141,17 +142,17 @@ pub fn measure(grams: &Grams, advantages: &[f64], weights: Weights, seed: u64) -
 }
 
 /// Positive and negative samples.
-fn classes(samples: usize, advantages: &[f64]) -> Result<[Vec<usize>; 2], CouplingError> {
-    if advantages.len() != samples {
-        return Err(CouplingError::Lengths { samples, advantages: advantages.len() });
+fn classes(samples: usize, sides: &[f64]) -> Result<[Vec<usize>; 2], CouplingError> {
+    if sides.len() != samples {
+        return Err(CouplingError::Lengths { samples, traits: sides.len() });
     }
-    if let Some(at) = advantages.iter().position(|a| !a.is_finite()) {
+    if let Some(at) = sides.iter().position(|a| !a.is_finite()) {
         return Err(CouplingError::NotFinite(at));
     }
-    if advantages.windows(2).all(|pair| pair[0] == pair[1]) {
+    if sides.len() > 1 && sides.windows(2).all(|pair| pair[0] == pair[1]) {
         return Err(CouplingError::AllEqual(samples));
     }
-    let class = |keep: fn(f64) -> bool| (0..samples).filter(|i| keep(advantages[*i])).collect::<Vec<_>>();
+    let class = |keep: fn(f64) -> bool| (0..samples).filter(|i| keep(sides[*i])).collect::<Vec<_>>();
     let both = [class(|a| a > 0.0), class(|a| a < 0.0)];
     for (class, members) in ["positive", "negative"].into_iter().zip(&both) {
         if members.len() < 2 {
@@ -165,46 +166,19 @@ fn zeros(inner: &[f64], n: usize) -> usize {
     (0..n).filter(|i| inner[i * (n + 1)] <= 0.0).count()
 }
 
-impl Means {
-    fn of(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize]) -> Means {
-        let spread = |rows: &[usize], columns: &[usize]| {
-            let pairs = |i: &usize| columns.iter().filter(|j| *j != i).map(|j| matrix[i * n + j]).collect::<Vec<_>>();
-            let values: Vec<f64> = rows.iter().flat_map(pairs).collect();
-            Spread { mean: stats::mean(&values), std: stats::std(&values), pairs: values.len() }
-        };
-        Means {
-            pp: spread(positive, positive),
-            nn: spread(negative, negative),
-            pn: spread(positive, negative),
-            np: spread(negative, positive),
+impl Sums {
+    /// Of the samples of either class.
+    fn of(inner: &[f64], sides: &[f64]) -> Sums {
+        let n = sides.len();
+        let sign = |i: usize| if sides[i] == 0.0 { 0.0 } else { sides[i].signum() };
+        let sum =
+            |of: &dyn Fn(usize, usize) -> f64| -> f64 { (0..n * n).map(|ij| of(ij / n, ij % n) * inner[ij]).sum() };
+        let single: f64 = (0..n).map(|i| sign(i).abs() * inner[i * (n + 1)]).sum();
+        Sums {
+            signed: sum(&|i, j| sign(i) * sign(j)) / single,
+            unsigned: sum(&|i, j| (sign(i) * sign(j)).abs()) / single,
         }
     }
-}
-
-/// By how much pairs of a class are more alike than pairs of two classes, against classes of the same sizes drawn at random.
-fn p_value(cosine: &[f64], n: usize, positive: &[usize], negative: &[usize], seed: u64) -> f64 {
-    let gap = |members: &[usize]| {
-        let (mut within, mut across) = ((0.0, 0usize), (0.0, 0usize));
-        for (a, i) in members.iter().enumerate() {
-            for (b, j) in members.iter().enumerate().skip(a + 1) {
-                let same = (a < positive.len()) == (b < positive.len());
-                let sum = if same { &mut within } else { &mut across };
-                *sum = (sum.0 + cosine[i * n + j], sum.1 + 1);
-            }
-        }
-        within.0 / within.1.max(1) as f64 - across.0 / across.1.max(1) as f64
-    };
-    let mut members = [positive, negative].concat();
-    let observed = gap(&members);
-    let mut as_far = 0;
-    for permutation in 0..PERMUTATIONS {
-        for at in (1..members.len()).rev() {
-            let word = philox::block(seed, u64::from(permutation), at as u64)[0];
-            members.swap(at, word as usize % (at + 1));
-        }
-        as_far += u32::from(gap(&members) >= observed);
-    }
-    f64::from(1 + as_far) / f64::from(1 + PERMUTATIONS)
 }
 
 /// E.g. `layer 3`.

@@ -3,9 +3,12 @@
 pub mod gram;
 mod measure;
 mod output;
+mod permutation;
 mod probe;
+mod strata;
 
 pub use gram::{Grams, SampleError, StateAction};
-pub use measure::{CouplingError, Group, Means, Measurement, Spread, Weights, measure};
+pub use measure::{CouplingError, Group, Measurement, Sums, Weights, measure};
 pub use output::{FOLDER, write};
-pub use probe::{Probe, ProbeError, ProbeSample};
+pub use probe::{Command, Probe, ProbeError, ProbeSample, Side};
+pub use strata::{Means, Spread, Strata, Stratum, Traits};

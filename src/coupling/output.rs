@@ -1,7 +1,8 @@
 //! A measurement as files: JSON for programs, safetensors for matrices, a page of heat maps for eyes.
 
 use super::gram::Grams;
-use super::measure::{Means, Measurement};
+use super::measure::Measurement;
+use super::strata::Means;
 use crate::files::{self, FileError};
 use crate::report::heatmap::{self, Map};
 use safetensors::SafeTensorError;

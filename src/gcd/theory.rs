@@ -4,6 +4,8 @@
 //! E[A of the flawed action, where it is taken] = q r (q - 1), without scaling by a standard deviation.
 
 use crate::ops::philox;
+use crate::report::results::{ClusterMean, Flawed, FlawedFit};
+use crate::report::stats::Clusters;
 use serde::{Deserialize, Serialize};
 
 /// Members of a simulated group.
@@ -61,77 +63,101 @@ fn advantage(q: f64, r: f64, seed: u64, stream: u64) -> f64 {
     flawed / n / (1.0 - 1.0 / n)
 }
 
-/// Flawed actions as measured, by tenths of their probability. An advantage measured where the action was taken is r (q - 1); to the
-/// expected advantage it contributes with the probability q of being taken.
+/// Flawed actions as measured. An advantage measured where the action was taken is r (q - 1); to the expected advantage it contributes
+/// with the probability q of being taken. Intervals take the groups of episodes as clusters: all flawed actions of an episode
+/// have its advantage, and the advantages of a group add up to 0.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Measured {
-    bins: [Bin; 10],
+    tenths: [Tenth; 10],
+    /// Advantages where q <= 1/2, and above.
+    halves: [Clusters; 2],
+    /// Least squares of q A over q (q - 1).
+    risk: Clusters,
+    /// Sum of (q A)^2.
+    squares: f64,
 }
 
-/// Sums over the flawed actions of a tenth.
+/// The flawed actions of a tenth of probability.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
-struct Bin {
-    count: u64,
+struct Tenth {
+    /// Sum of their probabilities.
     q: f64,
-    advantage: f64,
-}
-
-/// The flawed actions of a tenth, beside the curve.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct MeasuredPoint {
-    /// Mean probability.
-    pub q: f64,
-    /// Its mean advantage where it is taken, times q.
-    pub advantage: f64,
-    /// q r (q - 1) with [`Measured::risk`].
-    pub expected: f64,
-    pub count: u64,
+    advantage: Clusters,
+    contribution: Clusters,
 }
 
 impl Measured {
-    /// One flawed action of probability `q` that was taken.
-    pub fn add(&mut self, q: f64, advantage: f64) {
-        let bin = &mut self.bins[((10.0 * q) as usize).min(9)];
-        (bin.count, bin.q, bin.advantage) = (bin.count + 1, bin.q + q, bin.advantage + advantage);
+    /// The flawed actions that a group's episodes took, as (probability, advantage).
+    pub fn add(&mut self, group: &[(f64, f64)]) {
+        for (i, tenth) in self.tenths.iter_mut().enumerate() {
+            let of: Vec<_> = group.iter().filter(|(q, _)| ((10.0 * q) as usize).min(9) == i).collect();
+            let count = of.len() as f64;
+            tenth.q += of.iter().map(|(q, _)| q).sum::<f64>();
+            tenth.advantage.add(of.iter().map(|(_, a)| a).sum(), count);
+            tenth.contribution.add(of.iter().map(|(q, a)| q * a).sum(), count);
+        }
+        for (above, half) in [false, true].into_iter().zip(&mut self.halves) {
+            let of: Vec<_> = group.iter().filter(|(q, _)| (*q > 0.5) == above).collect();
+            half.add(of.iter().map(|(_, a)| a).sum(), of.len() as f64);
+        }
+        let sum = |of: &dyn Fn(f64, f64) -> f64| group.iter().map(|(q, a)| of(*q, *a)).sum::<f64>();
+        self.risk.add(sum(&|q, a| expected(q, 1.0) * q * a), sum(&|q, _| expected(q, 1.0).powi(2)));
+        self.squares += sum(&|q, a| (q * a).powi(2));
     }
 
     /// Adds all of another's.
     pub fn merge(&mut self, other: &Measured) {
-        for (sum, bin) in self.bins.iter_mut().zip(other.bins) {
-            sum.count += bin.count;
-            sum.q += bin.q;
-            sum.advantage += bin.advantage;
+        for (tenth, of) in self.tenths.iter_mut().zip(&other.tenths) {
+            tenth.q += of.q;
+            tenth.advantage.merge(&of.advantage);
+            tenth.contribution.merge(&of.contribution);
         }
-    }
-
-    /// Probability, contribution to the expected advantage, and count of each tenth that holds something.
-    fn means(&self) -> impl Iterator<Item = (f64, f64, u64)> + '_ {
-        let filled = self.bins.iter().filter(|bin| bin.count > 0);
-        filled.map(|bin| {
-            let (q, advantage) = (bin.q / bin.count as f64, bin.advantage / bin.count as f64);
-            (q, q * advantage, bin.count)
-        })
+        self.halves.iter_mut().zip(&other.halves).for_each(|(half, of)| half.merge(of));
+        self.risk.merge(&other.risk);
+        self.squares += other.squares;
     }
 
     /// Mean probability and advantage of all; `None` of nothing.
     pub fn mean(&self) -> Option<(f64, f64)> {
-        let count: u64 = self.bins.iter().map(|bin| bin.count).sum();
-        let mean = |of: fn(&Bin) -> f64| self.bins.iter().map(of).sum::<f64>() / count as f64;
-        (count > 0).then(|| (mean(|bin| bin.q), mean(|bin| bin.advantage)))
+        let count: f64 = self.tenths.iter().map(|t| t.advantage.whole).sum();
+        let mean = |of: fn(&Tenth) -> f64| self.tenths.iter().map(of).sum::<f64>() / count;
+        (count > 0.0).then(|| (mean(|t| t.q), mean(|t| t.advantage.part)))
     }
 
-    /// The risk r that brings q r (q - 1) nearest to what was measured (least squares over actions).
-    pub fn risk(&self) -> Option<f64> {
-        let curve = |q: f64| q * (q - 1.0);
-        let sum = |f: &dyn Fn(f64, f64) -> f64| self.means().map(|(q, a, n)| n as f64 * f(q, a)).sum::<f64>();
-        let squares = sum(&|q, _| curve(q) * curve(q));
-        (squares > 0.0).then(|| sum(&|q, a| curve(q) * a) / squares)
+    /// The risk r that brings q r (q - 1) nearest to q A (least squares over actions), and how near. `None` where all advantages, or
+    /// all q (q - 1), are 0: that fits any risk, or none.
+    pub fn fit(&self) -> Option<FlawedFit> {
+        let risk = self.risk.value().filter(|_| self.squares > 0.0)?;
+        let [unlikely, likely] = self.halves.map(|half| Some(ClusterMean::of(&half)).filter(|mean| mean.count > 0));
+        // r Sum(x y) is what the curve takes off Sum(y^2).
+        Some(FlawedFit {
+            risk,
+            ci: self.risk.interval(),
+            explained: risk * self.risk.part / self.squares,
+            unlikely,
+            likely,
+        })
     }
 
     /// The tenths that hold something.
-    pub fn points(&self) -> Vec<MeasuredPoint> {
-        let risk = self.risk().unwrap_or(0.0);
-        let point = |(q, advantage, count)| MeasuredPoint { q, advantage, expected: expected(q, risk), count };
-        self.means().map(point).collect()
+    pub fn points(&self) -> Vec<Flawed> {
+        let fit = self.fit();
+        let filled = self.tenths.iter().filter(|t| t.advantage.count > 0);
+        let point = |t: &Tenth| {
+            let probability = t.q / t.advantage.whole;
+            let (advantage, contribution) = (ClusterMean::of(&t.advantage), ClusterMean::of(&t.contribution));
+            Flawed {
+                probability,
+                advantage: advantage.mean,
+                advantage_ci: advantage.ci,
+                contribution: contribution.mean,
+                contribution_ci: contribution.ci,
+                expected: fit.map(|fit| expected(probability, fit.risk)),
+                count: advantage.count,
+                groups: advantage.groups,
+            }
+        };
+        filled.map(point).collect()
     }
 }

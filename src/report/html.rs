@@ -1,10 +1,11 @@
-//! `report.html`: the whole run on one self-contained page. Every text in it is escaped.
+//! `report.html`: the whole run on one self-contained page. Every text in it is escaped, and no sentence says more than its data do.
 
+use super::heatmap::POLICY;
 use super::metrics::Record;
-use super::plot;
-use super::results::{BASELINE_HEADINGS, Flawed, HEADINGS, Row, Summary, baseline_cells};
+use super::results::{BASELINE_HEADINGS, HEADINGS, Row, Summary, baseline_cells};
 use super::trajectories::Episode;
-use minijinja::{AutoEscape, Environment, context};
+use super::{escape, flawed, plot};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, Output, State, Value, context, escape_formatter};
 use serde::Serialize;
 
 /// What the page shows.
@@ -25,6 +26,8 @@ const FIRST: [&str; 8] = ["loss", "reward", "success", "entropy", "kl", "grad_no
 #[derive(Serialize)]
 struct Phase {
     name: String,
+    /// What its steps are.
+    step: &'static str,
     curves: Vec<Curve>,
 }
 
@@ -35,12 +38,14 @@ struct Curve {
 }
 
 /// The page as HTML.
-pub fn render(page: &Page<'_>) -> Result<String, minijinja::Error> {
+pub fn render(page: &Page<'_>) -> Result<String, Error> {
     let mut templates = Environment::new();
     templates.set_auto_escape_callback(|_| AutoEscape::Html);
+    templates.set_formatter(escaped);
     templates.add_template("report", include_str!("report.html"))?;
     let episodes: Vec<_> = page.episodes.iter().map(episode).collect();
     templates.get_template("report")?.render(context! {
+        policy => POLICY,
         name => page.name,
         config => page.config,
         summary => page.summary,
@@ -48,13 +53,14 @@ pub fn render(page: &Page<'_>) -> Result<String, minijinja::Error> {
         rows => page.rows.iter().map(Row::cells).collect::<Vec<_>>(),
         baseline_headings => BASELINE_HEADINGS,
         baselines => baseline_cells(&page.summary.baselines),
-        flawed => flawed(page.summary),
+        flawed => flawed::section(page.summary),
+        times => page.summary.phase_seconds.iter().map(|(part, s)| format!("{part} {s:.1} s")).collect::<Vec<_>>(),
         phases => phases(page.records),
         episodes,
     })
 }
 
-fn episode(e: &Episode) -> minijinja::Value {
+fn episode(e: &Episode) -> Value {
     let turns: Vec<_> = e
         .turns
         .iter()
@@ -69,10 +75,14 @@ fn episode(e: &Episode) -> minijinja::Value {
     }
 }
 
-/// Measured advantages of flawed actions (dots) on the curve that theory expects.
-fn flawed(summary: &Summary) -> Option<String> {
-    let points = |y: fn(&Flawed) -> f64| summary.flawed.iter().map(|f| (f.probability, y(f))).collect::<Vec<_>>();
-    plot::curve_with(&points(|f| f.expected), &points(|f| f.advantage))
+/// As minijinja escapes, and control characters as well.
+fn escaped(out: &mut Output<'_>, state: &State<'_, '_>, value: &Value) -> Result<(), Error> {
+    match value.as_str() {
+        Some(text) if !value.is_safe() => {
+            out.write_str(&escape::html(text)).map_err(|_| ErrorKind::WriteFailure.into())
+        }
+        _ => escape_formatter(out, state, value),
+    }
 }
 
 /// Every metric of every phase that recorded one, phases in order of appearance.
@@ -92,9 +102,36 @@ fn phases(records: &[Record]) -> Vec<Phase> {
         let curve = |name: &str| {
             let points: Vec<(f64, f64)> =
                 records.iter().filter_map(|r| Some((r.step as f64, *r.values.get(name)?))).collect();
-            Some(Curve { name: name.into(), svg: plot::curve(&points)? })
+            Some(Curve { name: name.into(), svg: plot::curve(&points, [step(phase), unit(name)])? })
         };
         ordered.filter_map(curve).collect()
     };
-    names.into_iter().map(|name| Phase { name: name.into(), curves: curves(name) }).collect()
+    names.into_iter().map(|name| Phase { name: name.into(), step: step(name), curves: curves(name) }).collect()
+}
+
+/// What a phase counts.
+fn step(phase: &str) -> &'static str {
+    match phase {
+        "sft" => "optimizer step",
+        "grpo" => "iteration",
+        _ => "iterations done",
+    }
+}
+
+/// The unit of a metric; empty for a plain number.
+fn unit(name: &str) -> &'static str {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    match (name, last) {
+        ("seconds/gcd_share", _) => "share",
+        (_, "unreadable" | "success" | "repeat_rate" | "loop_rate" | "frac_reward_zero_std" | "judgment_accuracy") => {
+            "share"
+        }
+        ("tokens_per_second", _) => "tokens / s",
+        ("entropy" | "kl", _) => "nats",
+        (_, "episode_length") => "turns",
+        _ if name.starts_with("seconds/") => "s",
+        _ if name.starts_with("sampling/") => "nats",
+        _ if name.starts_with("reward") => "return",
+        _ => "",
+    }
 }

@@ -98,6 +98,19 @@ fn scalars(record: &Record) -> impl Iterator<Item = (String, f64)> {
     record.values.iter().map(|(name, value)| (format!("{}/{name}", record.phase), *value))
 }
 
+/// Seconds by phase and part, e.g. `grpo/rollout`: the sums of what records have as `seconds/PART`.
+pub fn phase_seconds(records: &[Record]) -> BTreeMap<String, f64> {
+    let mut sums = BTreeMap::new();
+    for record in records {
+        // That is a share of others.
+        let parts = record.values.iter().filter(|(name, _)| *name != "seconds/gcd_share");
+        for (part, seconds) in parts.filter_map(|(name, seconds)| Some((name.strip_prefix("seconds/")?, seconds))) {
+            *sums.entry(format!("{}/{part}", record.phase)).or_default() += seconds;
+        }
+    }
+    sums
+}
+
 /// The records of a run folder, oldest first; none when there is no file. A broken last line (a crash) is left out, and
 /// so is what follows a broken line.
 pub fn read(run: &Path) -> Result<Vec<Record>, FileError> {

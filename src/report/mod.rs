@@ -1,5 +1,7 @@
 //! What a run leaves behind for people and programs: metrics, trajectories, tables, the report page.
 
+pub mod escape;
+pub mod flawed;
 pub mod heatmap;
 pub mod html;
 pub mod metrics;

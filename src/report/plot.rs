@@ -1,4 +1,4 @@
-//! One learning curve as an SVG without words: the page around it sets titles and colours.
+//! One curve as an SVG whose only words name its axes: the page around it sets titles and colours.
 
 use plotters::prelude::*;
 
@@ -8,33 +8,46 @@ const GRID: RGBColor = RGBColor(128, 128, 128);
 /// Three units to a pixel of the page: the backend draws on whole units.
 const SIZE: (u32, u32) = (1080, 540);
 
-/// Points (x, y) as an SVG element; values that are not finite are left out. `None` without a point.
-pub fn curve(points: &[(f64, f64)]) -> Option<String> {
-    curve_with(points, &[])
+/// A mean, and its interval where it has one.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Dot {
+    pub x: f64,
+    pub y: f64,
+    pub interval: Option<[f64; 2]>,
+}
+
+/// Points (x, y) as an SVG element; values that are not finite are left out. `None` without a point. `axes` are what x and y are, with
+/// their units.
+pub fn curve(points: &[(f64, f64)], axes: [&str; 2]) -> Option<String> {
+    curve_with(points, &[], axes)
 }
 
 /// The same with dots beside the line.
-pub fn curve_with(points: &[(f64, f64)], dots: &[(f64, f64)]) -> Option<String> {
-    let finite = |points: &[(f64, f64)]| -> Vec<(f64, f64)> {
-        points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect()
-    };
-    let (points, dots) = (finite(points), finite(dots));
+pub fn curve_with(points: &[(f64, f64)], dots: &[Dot], axes: [&str; 2]) -> Option<String> {
+    let points: Vec<_> = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
+    let dots: Vec<_> = dots.iter().copied().filter(|dot| dot.x.is_finite() && dot.y.is_finite()).collect();
     if points.is_empty() {
         return None;
     }
     let mut svg = String::new();
-    draw(&points, &dots, &mut svg).ok()?;
+    draw(&points, &dots, axes, &mut svg).ok()?;
     Some(svg)
 }
 
-fn draw(points: &[(f64, f64)], dots: &[(f64, f64)], svg: &mut String) -> Result<(), Box<dyn std::error::Error>> {
-    let all = || points.iter().chain(dots);
+fn draw(
+    points: &[(f64, f64)],
+    dots: &[Dot],
+    [x, y]: [&str; 2],
+    svg: &mut String,
+) -> Result<(), Box<dyn std::error::Error>> {
+    let ends = |dot: &Dot| dot.interval.unwrap_or([dot.y, dot.y]).map(|y| (dot.x, y));
+    let all: Vec<(f64, f64)> = points.iter().copied().chain(dots.iter().flat_map(ends)).collect();
     let root = SVGBackend::with_string(svg, SIZE).into_drawing_area();
     let mut chart = ChartBuilder::on(&root)
         .margin(15)
-        .x_label_area_size(54)
-        .y_label_area_size(150)
-        .build_cartesian_2d(span(all().map(|p| p.0)), span(all().map(|p| p.1)))?;
+        .x_label_area_size(99)
+        .y_label_area_size(if y.is_empty() { 150 } else { 195 })
+        .build_cartesian_2d(span(all.iter().map(|p| p.0)), span(all.iter().map(|p| p.1)))?;
     chart
         .configure_mesh()
         .disable_x_mesh()
@@ -46,12 +59,17 @@ fn draw(points: &[(f64, f64)], dots: &[(f64, f64)], svg: &mut String) -> Result<
         .x_label_formatter(&|x| number(*x))
         .y_label_formatter(&|y| number(*y))
         .label_style(("sans-serif", 33))
+        .axis_desc_style(("sans-serif", 36))
+        .x_desc(x)
+        .y_desc(y)
         .draw()?;
     chart.draw_series(LineSeries::new(points.iter().copied(), LINE.stroke_width(6)))?;
     if let [point] = points {
         chart.draw_series([Circle::new(*point, 9, LINE.filled())])?;
     }
-    chart.draw_series(dots.iter().map(|dot| Circle::new(*dot, 9, GRID.filled())))?;
+    let spread = dots.iter().filter(|dot| dot.interval.is_some());
+    chart.draw_series(spread.map(|dot| PathElement::new(ends(dot).to_vec(), GRID.stroke_width(3))))?;
+    chart.draw_series(dots.iter().map(|dot| Circle::new((dot.x, dot.y), 9, GRID.filled())))?;
     root.present()?;
     Ok(())
 }

@@ -1,6 +1,6 @@
 //! Evaluations: the episodes counted, their table for people, `summary.json` for programs.
 
-use super::stats;
+use super::stats::{self, Clusters};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -91,7 +91,6 @@ pub const HEADINGS: [&str; 7] =
 impl Row {
     /// The cells under [`HEADINGS`]: estimates with their 95 % intervals.
     pub fn cells(&self) -> [String; 7] {
-        let percent = |e: Estimate| format!("{:.1} [{:.1}, {:.1}]", 100.0 * e.value, 100.0 * e.ci[0], 100.0 * e.ci[1]);
         let r = &self.result;
         let length = r.episode_length;
         [
@@ -117,6 +116,76 @@ pub fn table(rows: &[Row]) -> String {
         column.set_cell_alignment(CellAlignment::Right);
     }
     format!("{table}\n[95 % intervals: Wilson for success, normal for the others]")
+}
+
+/// Turns of a split that held no command that could be read.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Unreadable {
+    pub turns: u64,
+    /// Share of the turns (normal interval, episodes as clusters).
+    pub rate: Estimate,
+    /// Turns by why.
+    pub reasons: BTreeMap<String, u64>,
+}
+
+impl Unreadable {
+    /// `refused` are the reasons of each episode's unreadable turns, `turns` its number of turns.
+    pub fn new(refused: &[Vec<&str>], turns: &[usize]) -> Unreadable {
+        let counts: Vec<f64> = refused.iter().map(|reasons| reasons.len() as f64).collect();
+        let (value, ci) = stats::ratio(&counts, &turns.iter().map(|n| *n as f64).collect::<Vec<_>>());
+        let mut reasons = BTreeMap::new();
+        refused.iter().flatten().for_each(|reason| *reasons.entry(reason.to_string()).or_default() += 1);
+        Unreadable { turns: turns.iter().sum::<usize>() as u64, rate: Estimate { value, ci }, reasons }
+    }
+}
+
+/// Success in one task type of a split.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct TypeRow {
+    pub split: String,
+    #[serde(rename = "type")]
+    pub kind: String,
+    pub games: u64,
+    pub success: Estimate,
+}
+
+impl TypeRow {
+    pub fn new(split: String, kind: &str, won: u64, games: u64) -> TypeRow {
+        let success = Estimate { value: won as f64 / games.max(1) as f64, ci: stats::wilson(won, games) };
+        TypeRow { split, kind: kind.into(), games, success }
+    }
+}
+
+/// Unreadable turns for a terminal or a log.
+pub fn unreadable_table(splits: &BTreeMap<String, Unreadable>) -> String {
+    let reasons = |u: &Unreadable| u.reasons.iter().map(|(why, n)| format!("{why} {n}")).collect::<Vec<_>>().join(", ");
+    let rows = splits.iter().map(|(split, u)| [split.clone(), percent(u.rate), u.turns.to_string(), reasons(u)]);
+    aligned(&["split", "unreadable turns %", "turns", "why"], rows, &[1, 2])
+}
+
+/// Success by task type for a terminal or a log.
+pub fn type_table(types: &[TypeRow]) -> String {
+    let rows = types.iter().map(|t| {
+        let kind: String = t.kind.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+        [t.split.clone(), kind, percent(t.success), t.games.to_string()]
+    });
+    aligned(&["split", "task type", "success %", "games"], rows, &[2, 3])
+}
+
+/// A table whose columns `right` hold numbers.
+fn aligned<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [String; N]>, right: &[usize]) -> String {
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(headings);
+    table.add_rows(rows);
+    for (_, column) in table.column_iter_mut().enumerate().filter(|(i, _)| right.contains(i)) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table.to_string()
+}
+
+/// A share with its interval.
+fn percent(e: Estimate) -> String {
+    format!("{:.1} [{:.1}, {:.1}]", 100.0 * e.value, 100.0 * e.ci[0], 100.0 * e.ci[1])
 }
 
 /// Success rates, as fractions, of players who do not learn: the floor and the ceiling of a split; `None` where the environment has
@@ -161,6 +230,9 @@ pub fn baseline_table(baselines: &BTreeMap<String, Baselines>) -> String {
 pub struct Summary {
     /// Wall time of the run, resumed parts included.
     pub seconds: f64,
+    /// Of it, the time of what was recorded, by phase and part, e.g. `grpo/rollout`.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub phase_seconds: BTreeMap<String, f64>,
     /// Optimiser steps.
     pub train_steps: u64,
     pub env_steps: u64,
@@ -175,6 +247,8 @@ pub struct Summary {
     pub coupling: Option<Coupling>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flawed: Vec<Flawed>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub flawed_fit: Option<FlawedFit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judgment_accuracy: Option<f64>,
 }
@@ -208,13 +282,54 @@ pub struct SplitSummary {
     pub episode_length: f64,
 }
 
-/// Flawed actions of a tenth of probability in training: their mean advantage, and q r (q − 1) with the risk r that fits best.
+/// Flawed actions of a tenth of probability in training. Intervals are of 95 %, groups of episodes as clusters; none with one group.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Flawed {
+    /// Their mean probability q when they were sampled.
     pub probability: f64,
+    /// Their mean advantage A: the episode's return less the mean of the others in its group.
     pub advantage: f64,
-    pub expected: f64,
+    pub advantage_ci: Option<[f64; 2]>,
+    /// Mean of q A, which q r (q − 1) is of.
+    pub contribution: f64,
+    pub contribution_ci: Option<[f64; 2]>,
+    /// q r (q − 1) with the risk of [`FlawedFit`]; `None` without one.
+    pub expected: Option<f64>,
     pub count: u64,
+    pub groups: u64,
+}
+
+/// The curve q r (q − 1) that comes nearest to q A of flawed actions.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct FlawedFit {
+    pub risk: f64,
+    pub ci: Option<[f64; 2]>,
+    /// Share of Σ (q A)² that the curve takes away.
+    pub explained: f64,
+    /// Mean advantage of actions with q <= 1/2, and above.
+    pub unlikely: Option<ClusterMean>,
+    pub likely: Option<ClusterMean>,
+}
+
+/// A mean over actions, with groups of episodes as clusters.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ClusterMean {
+    pub mean: f64,
+    pub ci: Option<[f64; 2]>,
+    pub count: u64,
+    pub groups: u64,
+}
+
+impl ClusterMean {
+    /// The wholes are counts.
+    pub fn of(clusters: &Clusters) -> ClusterMean {
+        ClusterMean {
+            mean: clusters.value().unwrap_or_default(),
+            ci: clusters.interval(),
+            count: clusters.whole as u64,
+            groups: clusters.count,
+        }
+    }
 }
 
 /// Mean gradient cosines of pairs: positive-positive, negative-negative, positive-negative.

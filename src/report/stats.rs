@@ -1,5 +1,7 @@
 //! The few statistics that tables and curves need.
 
+use serde::{Deserialize, Serialize};
+
 /// z of a two-sided 95 % interval.
 const Z: f64 = 1.959_963_984_540_054;
 
@@ -48,4 +50,51 @@ pub fn ratio(numerators: &[f64], denominators: &[f64]) -> (f64, [f64; 2]) {
     let residuals: Vec<f64> = numerators.iter().zip(denominators).map(|(n, d)| n - rate * d).collect();
     let half = Z * std(&residuals) * (residuals.len() as f64).sqrt() / total;
     (rate, [(rate - half).max(0.0), (rate + half).min(1.0)])
+}
+
+/// Σ parts / Σ wholes over clusters as they come: a mean where the wholes are counts, a slope where they are squares. Its 95 % interval
+/// is that of [`ratio`]: what a cluster holds need not be independent.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub struct Clusters {
+    pub count: u64,
+    pub part: f64,
+    pub whole: f64,
+    /// Sums of squares and products of the clusters' own.
+    parts: f64,
+    products: f64,
+    wholes: f64,
+}
+
+impl Clusters {
+    /// A cluster; one without a whole is none.
+    pub fn add(&mut self, part: f64, whole: f64) {
+        if whole != 0.0 {
+            let (parts, products, wholes) = (part * part, part * whole, whole * whole);
+            self.merge(&Clusters { count: 1, part, whole, parts, products, wholes });
+        }
+    }
+
+    /// All clusters of another.
+    pub fn merge(&mut self, other: &Clusters) {
+        self.count += other.count;
+        self.part += other.part;
+        self.whole += other.whole;
+        self.parts += other.parts;
+        self.products += other.products;
+        self.wholes += other.wholes;
+    }
+
+    /// `None` of nothing.
+    pub fn value(&self) -> Option<f64> {
+        (self.count > 0).then(|| self.part / self.whole)
+    }
+
+    /// `None` of fewer than two clusters, which cannot differ.
+    pub fn interval(&self) -> Option<[f64; 2]> {
+        let value = self.value().filter(|_| self.count > 1)?;
+        let residuals = (self.parts - 2.0 * value * self.products + value * value * self.wholes).max(0.0);
+        let n = self.count as f64;
+        let half = Z * (residuals * n / (n - 1.0)).sqrt() / self.whole.abs();
+        Some([value - half, value + half])
+    }
 }

@@ -3,9 +3,11 @@
 //! ```sql
 //! select task, avg(success) from episodes where phase = 'grpo' group by task;
 //! ```
+//!
+//! The layout of the tables has a number, `pragma user_version`, which `meta` repeats in words.
 
 use crate::files::FileError;
-use rusqlite::{Connection, ErrorCode, params};
+use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -54,31 +56,47 @@ pub struct Trajectories {
 }
 
 const FILE: &str = "trajectories.sqlite";
+/// Number of the tables' layout. It grows with every change of them.
+const VERSION: i64 = 1;
 const SCHEMA: &str = "
-    create table if not exists episodes (
+    create table meta (key text primary key, value text not null) without rowid;
+    create table episodes (
         id integer primary key, iteration integer not null, phase text not null, split text not null, task text not null,
         group_id integer not null, sample integer not null, reward real not null, success integer not null,
         finish text not null, steps integer not null, seconds real not null);
-    create table if not exists turns (
+    create table turns (
         episode integer not null references episodes(id) on delete cascade, turn integer not null,
         observation text not null, action text not null, valid integer not null, tokens text not null,
         logprob_sum real, reward real not null, advantage real,
         primary key (episode, turn)) without rowid;
-    create index if not exists episodes_by_iteration on episodes(iteration);";
+    create index episodes_by_iteration on episodes(iteration);";
+
+/// Why a database cannot be opened.
+enum Unopened {
+    Sqlite(rusqlite::Error),
+    /// It has another layout.
+    Version(i64),
+}
+
+impl From<rusqlite::Error> for Unopened {
+    fn from(error: rusqlite::Error) -> Unopened {
+        Unopened::Sqlite(error)
+    }
+}
 
 impl Trajectories {
     /// Opens the database of a run folder. `next` names for each phase the first iteration that the run will write: its
     /// episodes and later ones, left by an earlier process, are deleted, so that none is kept twice.
     pub fn open(run: &Path, next: &[(&str, u64)]) -> Result<Trajectories, FileError> {
         let path = run.join(FILE);
-        let open = || {
-            let db = Connection::open(&path)?;
+        let open = || -> Result<Connection, Unopened> {
+            let mut db = Connection::open(&path)?;
             db.busy_timeout(Duration::from_secs(2))?;
+            prepare(&mut db)?;
             // WAL lets people read while training writes; its checkpoints are what NORMAL fsyncs.
             db.pragma_update(None, "journal_mode", "wal")?;
             db.pragma_update(None, "synchronous", "normal")?;
             db.pragma_update(None, "foreign_keys", true)?;
-            db.execute_batch(SCHEMA)?;
             for (phase, iteration) in next {
                 db.execute(
                     "delete from episodes where phase = ?1 and iteration >= ?2",
@@ -87,7 +105,10 @@ impl Trajectories {
             }
             Ok(db)
         };
-        let db = open().map_err(|e| error("open", &path, e))?;
+        let db = open().map_err(|e| match e {
+            Unopened::Sqlite(e) => error("open", &path, e),
+            Unopened::Version(found) => FileError::new("open", &path, io::Error::other(other_version(found))),
+        })?;
         Ok(Trajectories { path, db })
     }
 
@@ -107,6 +128,45 @@ impl Trajectories {
     pub fn examples(&self, phase: &str, count: u32) -> Result<Vec<Episode>, FileError> {
         examples(&self.db, phase, count).map_err(|e| error("read", &self.path, e))
     }
+}
+
+/// Makes the tables of a new database, all or none; refuses one of another layout, and leaves that as it is.
+fn prepare(db: &mut Connection) -> Result<(), Unopened> {
+    let version = |db: &Connection| db.pragma_query_value(None, "user_version", |row| row.get::<_, i64>(0));
+    if version(db)? == VERSION {
+        return Ok(());
+    }
+    let transaction = db.transaction_with_behavior(TransactionBehavior::Immediate)?;
+    let tables: i64 = transaction.query_row("select count(*) from sqlite_master", [], |row| row.get(0))?;
+    match (version(&transaction)?, tables) {
+        // Another process was quicker.
+        (VERSION, _) => return Ok(()),
+        (0, 0) => {}
+        (other, _) => return Err(Unopened::Version(other)),
+    }
+    transaction.execute_batch(SCHEMA)?;
+    let meta = [("schema", VERSION.to_string()), ("program", program())];
+    for (key, value) in meta {
+        transaction.execute("insert into meta values (?1, ?2)", params![key, value])?;
+    }
+    transaction.pragma_update(None, "user_version", VERSION)?;
+    Ok(transaction.commit()?)
+}
+
+fn program() -> String {
+    format!("uncouple {}", env!("CARGO_PKG_VERSION"))
+}
+
+fn other_version(found: i64) -> String {
+    let (who, mend) = match found > VERSION {
+        true => ("a newer", "open it with that version"),
+        false => ("an older", "go on with that version"),
+    };
+    format!(
+        "it was written by {who} version of uncouple (schema {found}; {} has schema {VERSION}): {mend}, or move the file away and go \
+         on with --resume",
+        program()
+    )
 }
 
 fn insert(db: &mut Connection, episodes: &[Episode]) -> rusqlite::Result<()> {

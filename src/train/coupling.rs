@@ -3,77 +3,150 @@
 use super::TrainError;
 use super::iteration::Iteration;
 use super::learner::Learner;
-use crate::agent::Episode;
-use crate::config::Config;
-use crate::coupling::{self, Grams, Measurement, Probe, ProbeError, ProbeSample, Weights, measure};
+use crate::agent::{Episode, Prompter, Turn, command_tokens, guessed_command};
+use crate::config::{ActionTokens, Config, Prompt};
+use crate::coupling::{
+    self, Command, Grams, Means, Measurement, Probe, ProbeError, ProbeSample, Side, Spread, Weights, measure,
+};
 use crate::gcd::{Asked, label};
 use crate::grpo::Sample;
+use crate::model::tokenizer::TokenizerError;
 use crate::report::metrics::Record;
 use std::path::Path;
 
 /// The probe set of a run: the one it has, or else one chosen from this iteration and kept. `None` while no iteration had two
 /// samples of each sign.
-pub fn probe(run: &Path, config: &Config, done: &Iteration, index: u32) -> Result<Option<Probe>, TrainError> {
+pub fn probe(
+    run: &Path,
+    config: &Config,
+    prompter: &Prompter,
+    done: &Iteration,
+    index: u32,
+) -> Result<Option<Probe>, TrainError> {
     match Probe::of(run) {
         Err(ProbeError::Missing(_)) => {}
         // One from a later iteration was left by a run that is resumed here, and is chosen again in its time.
         Ok(later) if later.iteration > index => {}
+        // An earlier version held samples twice.
+        Ok(few) if !few.has_pairs() => {}
         found => return Ok(Some(found?)),
     }
+    let asked = done.gcd.as_ref().map_or_else(Asked::new, |gcd| gcd.asked.clone());
     let played = done.episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
     let candidates: Vec<ProbeSample> =
-        played.zip(&done.samples).flat_map(|((i, e), sample)| turns(e, i, sample, config)).collect();
-    let chosen = Probe::choose(index, &candidates, config.coupling.samples as usize);
-    if let Some(probe) = &chosen {
-        probe.write(run)?;
+        played.zip(&done.samples).flat_map(|((i, e), sample)| turns(e, i, sample, &asked, config)).collect();
+    let Some(mut probe) = Probe::choose(index, candidates, config.coupling.samples as usize) else { return Ok(None) };
+    for sample in &mut probe.samples {
+        locate(sample, prompter, Some(&config.prompt))?;
     }
-    Ok(chosen)
+    probe.write(run)?;
+    Ok(Some(probe))
 }
 
-/// Each turn as a state and its action.
-fn turns(episode: &Episode, index: usize, sample: &Sample, config: &Config) -> Vec<ProbeSample> {
-    let labels = label::labels(episode, index, &Asked::new(), &config.gcd);
-    let of = |(turn, label): (&crate::agent::Turn, Option<label::Label>)| {
+/// Each turn as a state and its action. Where in the action the command lies is found for those that are chosen.
+fn turns(episode: &Episode, index: usize, sample: &Sample, asked: &Asked, config: &Config) -> Vec<ProbeSample> {
+    let labels = label::labels(episode, index, asked, &config.gcd);
+    let of = |(turn, label): (&Turn, Option<label::Label>)| {
         let last = turn.tokens.clone().last()?;
+        let (tokens, action) = (episode.acted(turn).to_vec(), episode.state(turn).len());
+        let command = Command { text: turn.command().into(), tokens: action..tokens.len() };
         Some(ProbeSample {
-            tokens: episode.acted(turn).to_vec(),
-            action: episode.state(turn).len(),
+            tokens,
+            action,
+            command: Some(command),
             advantage: f64::from(*sample.advantage.get(last)?),
             label: match label {
                 Some(label::Label::Good) => 1,
                 Some(label::Label::Bad) => -1,
                 None => 0,
             },
+            count: 1,
         })
     };
     episode.turns.iter().zip(labels).filter_map(of).collect()
 }
 
+/// Finds the tokens of a sample's command; without `prompt`, which says where it begins, also the command.
+fn locate(sample: &mut ProbeSample, prompter: &Prompter, prompt: Option<&Prompt>) -> Result<(), TokenizerError> {
+    let (tokenizer, action) = (prompter.tokenizer(), &sample.tokens[sample.action..]);
+    let turn = match action.split_last() {
+        Some((last, turn)) if prompter.ends_turn(*last) => turn,
+        _ => action,
+    };
+    let whole = tokenizer.decode(turn, false)?;
+    let (guessed, written) = guessed_command(&whole);
+    let text = sample.command.take().map_or_else(|| written.to_owned(), |command| command.text);
+    let within = command_tokens(tokenizer, prompt.unwrap_or(&guessed), turn, &text)?;
+    sample.command = Some(Command { text, tokens: sample.action + within.start..sample.action + within.end });
+    Ok(())
+}
+
+/// Finds the commands that a user's own samples do not tell.
+pub fn complete(probe: &mut Probe, prompter: &Prompter) -> Result<(), TrainError> {
+    for sample in probe.samples.iter_mut().filter(|s| s.command.is_none()) {
+        locate(sample, prompter, None)?;
+    }
+    Ok(())
+}
+
 /// Measures a probe set with A = 1, where the learner trains.
-pub fn measured(learner: &Learner, probe: &Probe, seed: u64) -> Result<(Grams, Measurement), TrainError> {
-    let grams = learner.grams(&probe.samples())?;
-    let measurement = measure(&grams, &probe.advantages(), Weights::One, seed)?;
+pub fn measured(
+    learner: &Learner,
+    probe: &Probe,
+    counted: ActionTokens,
+    seed: u64,
+) -> Result<(Grams, Measurement), TrainError> {
+    let grams = learner.grams(&probe.samples(counted))?;
+    let measurement = measure(&grams, &probe.traits(Side::Advantage), Weights::One, seed)?;
     Ok((grams, measurement))
 }
 
-/// Adds `coupling/pp`, `nn` and `pn`, of all parameters, of each kind and of the states.
+/// Adds the means of cosines, `coupling/pp`, `nn` and `pn`, of all parameters, of each kind and of the states; those of each stratum
+/// with its pairs; of projections also `np`; and the sums.
 pub fn recorded(record: Record, m: &Measurement) -> Record {
     let kinds = m.kinds.iter().map(|kind| (format!("coupling/{}/", kind.name), kind.cosine));
     let all = [("coupling/".to_string(), m.cosine), ("coupling/state/".into(), m.state)];
-    let record = all.into_iter().chain(kinds).fold(record, |record, (prefix, means)| {
-        let means = [("pp", means.pp), ("nn", means.nn), ("pn", means.pn)];
-        means.into_iter().fold(record, |r, (name, spread)| r.with(&format!("{prefix}{name}"), spread.mean))
-    });
-    record.with("coupling/p_value", m.p_value).with("coupling/zero_gradients", m.zero as f64)
+    let mut record =
+        all.into_iter().chain(kinds).fold(record, |record, (prefix, means)| with_means(record, &prefix, means));
+    let projections = with_means(record, "coupling/projection/", m.projection);
+    record = projections.with("coupling/projection/np", m.projection.np.mean);
+    for (name, _, stratum) in m.strata.named() {
+        let prefix = format!("coupling/{name}/");
+        record = with_means(record, &prefix, stratum.cosine);
+        for (class, spread) in classes(stratum.cosine) {
+            record = record.with(&format!("{prefix}{class}_pairs"), spread.pairs as f64);
+        }
+    }
+    let single = [
+        ("coupling/sum/signed", Some(m.sums.signed).filter(|sum| sum.is_finite())),
+        ("coupling/sum/unsigned", Some(m.sums.unsigned).filter(|sum| sum.is_finite())),
+        ("coupling/p_value", m.p_value),
+        ("coupling/zero_gradients", Some(m.zero as f64)),
+    ];
+    single.into_iter().fold(record, |record, (name, value)| match value {
+        Some(value) => record.with(name, value),
+        None => record,
+    })
+}
+
+/// Adds the means of the classes that have pairs.
+fn with_means(record: Record, prefix: &str, means: Means) -> Record {
+    let filled = classes(means).into_iter().filter(|(_, spread)| spread.pairs > 0);
+    filled.fold(record, |record, (class, spread)| record.with(&format!("{prefix}{class}"), spread.mean))
+}
+
+fn classes(means: Means) -> [(&'static str, Spread); 3] {
+    [("pp", means.pp), ("nn", means.nn), ("pn", means.pn)]
 }
 
 /// The run's last measurement, as files and for `summary.json`. `None` if it never had a probe set.
-pub fn last(run: &Path, learner: &Learner, seed: u64) -> Result<Option<Measurement>, TrainError> {
+pub fn last(run: &Path, config: &Config, learner: &Learner) -> Result<Option<Measurement>, TrainError> {
     let probe = match Probe::of(run) {
         Err(ProbeError::Missing(_)) => return Ok(None),
+        Ok(few) if !few.has_pairs() => return Ok(None),
         found => found?,
     };
-    let (grams, measurement) = measured(learner, &probe, seed)?;
+    let (grams, measurement) = measured(learner, &probe, config.coupling.tokens, config.run.seed)?;
     coupling::write(&run.join(coupling::FOLDER), "final", "Gradient coupling at the end", &grams, &measurement)?;
     Ok(Some(measurement))
 }

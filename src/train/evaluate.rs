@@ -3,13 +3,13 @@
 use super::learner::Learner;
 use super::probe::{self, probes};
 use super::{TrainError, interrupt};
-use crate::agent::{Episode, Finish, Prompter};
+use crate::agent::{Episode, Finish, Prompter, Refusal};
 use crate::config::{Config, ConfigError, GcdMode};
 use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
 use crate::gcd::{Accuracy, Asked, judge};
 use crate::model::Policy;
-use crate::report::results::{EvalEpisode, Evaluation};
+use crate::report::results::{EvalEpisode, Evaluation, TypeRow, Unreadable};
 use crate::rollout::{self, Counts, Settings, rollout};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -23,9 +23,6 @@ const STREAM: u32 = u32::MAX;
 
 /// Most games of a panel.
 const MOST_GAMES: u64 = 1_000_000;
-
-/// Actions judged in an evaluation.
-const JUDGED: usize = 1024;
 
 /// The games of the panel: the first `config.eval.games` of each split (0: all).
 pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec<Task>, TrainError> {
@@ -90,19 +87,24 @@ pub fn evaluate(
     }
 }
 
+/// Whether actions are judged in an evaluation.
+pub fn judges(config: &Config) -> bool {
+    config.gcd.mode != GcdMode::Off && config.eval.judgments > 0
+}
+
 /// How well the model, or its value head, judges held-out actions: those of an evaluation's episodes, as many good as bad, each
-/// once. `None` without GCD. Nothing is learnt from it.
+/// once, at most `eval.judgments`. `None` without GCD. Nothing is learnt from it.
 pub fn judgments(
     config: &Config,
     learner: &Learner,
     prompter: &Prompter,
     episodes: &[Episode],
 ) -> Result<Option<Accuracy>, TrainError> {
-    if config.gcd.mode == GcdMode::Off {
+    if !judges(config) {
         return Ok(None);
     }
     let settings = Settings::evaluation(config, STREAM - 1);
-    let size = [JUDGED, usize::from(config.gcd.mode == GcdMode::Generate)];
+    let size = [config.eval.judgments as usize, usize::from(config.gcd.mode == GcdMode::Generate)];
     let (policy, stop) = (learner.sampler(), &interrupt::interrupted);
     let judged = judge(config, policy, prompter, episodes, &Asked::new(), size, &settings, stop)?;
     let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs));
@@ -117,6 +119,31 @@ pub fn failures(episodes: &[Episode]) -> Option<String> {
     });
     let first = failed.next()?;
     Some(format!("the environment failed {} of {} episodes, first {first}", 1 + failed.count(), episodes.len()))
+}
+
+/// By split: how many turns held no command that could be read, and why.
+pub fn unreadable(episodes: &[Episode]) -> BTreeMap<String, Unreadable> {
+    let mut splits: BTreeMap<String, Vec<&Episode>> = BTreeMap::new();
+    for episode in episodes.iter().filter(|e| !e.finish.is_failure()) {
+        splits.entry(episode.task.split.to_string()).or_default().push(episode);
+    }
+    let of = |episodes: Vec<&Episode>| {
+        let refusals =
+            |e: &Episode| e.turns.iter().filter_map(|turn| turn.refusal).map(Refusal::name).collect::<Vec<_>>();
+        let refused: Vec<Vec<&str>> = episodes.iter().map(|e| refusals(e)).collect();
+        Unreadable::new(&refused, &episodes.iter().map(|e| e.turns.len()).collect::<Vec<_>>())
+    };
+    splits.into_iter().map(|(split, episodes)| (split, of(episodes))).collect()
+}
+
+/// Success by split and task type.
+pub fn types(episodes: &[Episode]) -> Vec<TypeRow> {
+    let mut counts: BTreeMap<(String, &str), (u64, u64)> = BTreeMap::new();
+    for episode in episodes.iter().filter(|e| !e.finish.is_failure()) {
+        let (won, games) = counts.entry((episode.task.split.to_string(), &episode.task.kind)).or_default();
+        (*won, *games) = (*won + u64::from(episode.success), *games + 1);
+    }
+    counts.into_iter().map(|((split, kind), (won, games))| TypeRow::new(split, kind, won, games)).collect()
 }
 
 /// The episodes of each split in numbers; those that the environment failed are left out.

@@ -10,14 +10,10 @@ use crate::model::Policy;
 use crate::ops::philox;
 use std::collections::HashMap;
 
-/// States in which the policy is asked again.
-const STATES: usize = 48;
-/// Times it is asked in each.
-const RESAMPLES: u32 = 10;
 /// Random numbers of the states and of the answers.
 const STREAM: u32 = u32::MAX - 2;
 
-/// How often the policy does the same in the same state (10 samples at training's temperature).
+/// How often the policy does the same in the same state (`eval.consistency_samples` at training's temperature).
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Consistency {
     /// Share of the states where at least half of the samples are one action.
@@ -26,7 +22,7 @@ pub struct Consistency {
     pub mean: f64,
 }
 
-/// Of states drawn from `episodes`; `None` if there are none.
+/// Of at most `eval.consistency_states` states drawn from `episodes`; `None` if there are none.
 pub fn consistency(
     config: &Config,
     policy: &dyn Policy,
@@ -39,8 +35,9 @@ pub fn consistency(
         .map(|(e, t)| (philox::block(config.run.seed, STREAM.into(), (e << 16 | t) as u64)[0], (e, t)))
         .collect();
     states.sort_unstable();
-    let states: Vec<_> = states.into_iter().take(STATES).map(|(_, at)| at).collect();
-    let answers = suggest::actions(config, policy, prompter, episodes, &states, RESAMPLES, STREAM)?;
+    let (most, samples) = (config.eval.consistency_states as usize, config.eval.consistency_samples);
+    let states: Vec<_> = states.into_iter().take(most).map(|(_, at)| at).collect();
+    let answers = suggest::actions(config, policy, prompter, episodes, &states, samples, STREAM)?;
     let shares: Vec<f64> = answers.iter().filter(|a| !a.is_empty()).map(|a| most_frequent(a)).collect();
     let mean = |x: &dyn Fn(f64) -> f64| shares.iter().map(|s| x(*s)).sum::<f64>() / shares.len() as f64;
     let of = || Consistency { high: mean(&|s| f64::from(u8::from(s >= 0.5))), mean: mean(&|s| s) };
@@ -61,13 +58,14 @@ pub fn flawed(config: &Config, episodes: &[Episode], asked: &Asked) -> Measured 
     let usable: Vec<(usize, &Episode)> = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()).collect();
     for group in usable.chunk_by(|a, b| a.1.group == b.1.group).filter(|group| group.len() > 1) {
         let sum: f64 = group.iter().map(|(_, e)| episode_return(e, config)).sum();
+        let mut actions = Vec::new();
         for (e, episode) in group {
             let own = episode_return(episode, config);
             let advantage = own - (sum - own) / (group.len() - 1) as f64;
-            for (t, _) in suggestion::flawed(episode, *e, asked, &config.gcd) {
-                measured.add(suggestion::probability(episode, &episode.turns[t]), advantage);
-            }
+            let flawed = suggestion::flawed(episode, *e, asked, &config.gcd).into_iter();
+            actions.extend(flawed.map(|(t, _)| (suggestion::probability(episode, &episode.turns[t]), advantage)));
         }
+        measured.add(&actions);
     }
     measured
 }

@@ -15,7 +15,7 @@ mod manifest;
 pub mod measure;
 pub mod memory;
 pub mod probe;
-mod record;
+pub mod record;
 pub mod run_folder;
 mod session;
 pub mod state;

@@ -1,6 +1,8 @@
 //! Episodes as the run's database keeps them.
 
 use crate::agent::Episode;
+use crate::config::Config;
+use crate::grpo::episode_return;
 use crate::report::trajectories;
 
 /// `reward` is the episode's return; `advantage` runs over its tokens (training only).
@@ -33,4 +35,9 @@ pub fn stored(
         seconds: episode.seconds,
         turns: turns.collect(),
     }
+}
+
+/// The episodes of an evaluation.
+pub fn evaluated(config: &Config, episodes: &[Episode], iteration: u64, phase: &str) -> Vec<trajectories::Episode> {
+    episodes.iter().map(|e| stored(e, iteration, phase, episode_return(e, config), None)).collect()
 }

@@ -250,7 +250,7 @@ fn is_new(path: &Path) -> bool {
 }
 
 /// `SUITE-YYYYMMDD-HHMM`, in UTC.
-fn automatic_name(suite: &str, now: SystemTime) -> String {
+pub fn automatic_name(suite: &str, now: SystemTime) -> String {
     let seconds = now.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
     let (year, month, day) = civil_date(seconds / 86_400);
     let (hour, minute) = (seconds / 3600 % 24, seconds / 60 % 60);

@@ -5,7 +5,7 @@ use super::critic::Critic;
 use super::iteration::{self, Gcd, Iteration};
 use super::learner::Learner;
 use super::measure::Consistency;
-use super::record::stored;
+use super::record::{evaluated, stored};
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
 use super::suggest::{self, Renewal};
@@ -16,7 +16,6 @@ use crate::device::Gpu;
 use crate::env::Suite;
 use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
-use crate::gcd::theory::MeasuredPoint;
 use crate::gcd::{Accuracy, Judge};
 use crate::grpo::episode_return;
 use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
@@ -270,6 +269,7 @@ impl<'a> Session<'a> {
         while self.state.sft_steps < steps {
             self.pause()?;
             let step = self.state.sft_steps;
+            let began = Instant::now();
             let batch = cold_start::batch(&self.config, &self.demonstrations, step);
             let tokens: usize = batch.iter().map(|(tokens, _)| tokens.len()).sum();
             let loss = self.learner.cross_entropy(&batch)?;
@@ -280,6 +280,7 @@ impl<'a> Session<'a> {
                 report.skipped.then(|| Bad::new(format!("sft-{at}.json"), batch.iter().map(|(tokens, _)| *tokens)));
             let record = Record::new("sft", at, self.seconds());
             let record = record.with("loss", loss).with("grad_norm", report.grad_norm).with("learning_rate", lr);
+            let record = record.with("seconds/train", began.elapsed().as_secs_f64());
             self.metrics.append(&record)?;
             self.state.sft_steps += 1;
             self.state.tokens += tokens as u64;
@@ -443,10 +444,11 @@ impl<'a> Session<'a> {
             return Ok(record);
         }
         let began = Instant::now();
-        let Some(probe) = coupling::probe(self.folder.path(), &self.config, done, self.state.iterations)? else {
+        let (run, config) = (self.folder.path(), &self.config);
+        let Some(probe) = coupling::probe(run, config, &self.prompter, done, self.state.iterations)? else {
             return Ok(record);
         };
-        let (_, measurement) = coupling::measured(&self.learner, &probe, self.config.run.seed)?;
+        let (_, measurement) = coupling::measured(&self.learner, &probe, config.coupling.tokens, config.run.seed)?;
         self.state.similarity.push(measurement.cosine.pn.mean);
         Ok(coupling::recorded(record, &measurement).with("seconds/coupling", began.elapsed().as_secs_f64()))
     }
@@ -477,19 +479,36 @@ impl<'a> Session<'a> {
 
     /// Success and behaviour on the panels, and with GCD the accuracy of judgments there.
     fn evaluate(&mut self, stage: &str, say: &dyn Fn(&str)) -> Result<(Evaluation, Option<f64>), TrainError> {
-        let policy = self.learner.sampler();
-        let episodes = evaluate::evaluate(&self.config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
+        let (config, policy) = (&self.config, self.learner.sampler());
+        let games = evaluate::panel(config, self.suite, &evaluate::SPLITS)?.len();
+        let clock = Clock::begin(say, stage, &format!("playing {games} games"));
+        let episodes = evaluate::evaluate(config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
+        let games = clock.seconds();
         if let Some(line) = evaluate::failures(&episodes) {
             say(&line);
         }
         let at = self.state.iterations;
         let evaluation = evaluate::count(&episodes);
-        let (mut record, splits) = with_splits(Record::new("eval", at.into(), self.seconds()), &evaluation);
-        let mut line = format!("{stage}:{splits}");
-        let accuracy = evaluate::judgments(&self.config, &self.learner, &self.prompter, &episodes)?;
-        let consistency = measure::consistency(&self.config, policy, &self.prompter, &episodes)?;
-        if let Some(Consistency { high, mean }) = consistency {
-            record = record.with("consistency/high", high).with("consistency/mean", mean);
+        let (record, splits) = with_splits(Record::new("eval", at.into(), self.seconds()), &evaluation);
+        let mut record = with_details(record, &episodes).with("seconds/games", games);
+        let (mut line, mut times) = (format!("{stage}:{splits}"), format!("games {games:.1} s"));
+        let e = &config.eval;
+        let mut accuracy = None;
+        if evaluate::judges(config) {
+            let clock = Clock::begin(say, stage, &format!("judging at most {} actions (eval.judgments)", e.judgments));
+            accuracy = evaluate::judgments(config, &self.learner, &self.prompter, &episodes)?;
+            times += &format!(", judgments {:.1} s", clock.seconds());
+            record = record.with("seconds/judgments", clock.seconds());
+        }
+        if e.consistency_states > 0 {
+            let (states, samples) = (e.consistency_states, e.consistency_samples);
+            let what = format!("sampling at most {states} states {samples} times (eval.consistency_states, _samples)");
+            let clock = Clock::begin(say, stage, &what);
+            if let Some(Consistency { high, mean }) = measure::consistency(config, policy, &self.prompter, &episodes)? {
+                record = record.with("consistency/high", high).with("consistency/mean", mean);
+            }
+            times += &format!(", consistency {:.1} s", clock.seconds());
+            record = record.with("seconds/consistency", clock.seconds());
         }
         if let Some(Accuracy { all: Some(all), good, bad, .. }) = accuracy {
             line += &format!(" judgments {:.1} %", 100.0 * all);
@@ -498,7 +517,7 @@ impl<'a> Session<'a> {
                 record = share.into_iter().fold(record, |r, share| r.with(&format!("judgment_accuracy/{name}"), share));
             }
         }
-        say(&line);
+        say(&format!("{line} ({times})"));
         self.metrics.append(&record)?;
         self.store(&episodes, "eval")?;
         self.state.next_eval = at + 1;
@@ -513,12 +532,15 @@ impl<'a> Session<'a> {
         }
         self.prompter.suggest(&[]);
         let policy = self.learner.sampler();
+        let clock = Clock::begin(&say, "without suggestions", "playing the same games");
         let episodes = evaluate::evaluate(&self.config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
+        let seconds = clock.seconds();
         self.prompter.suggest(&sentences);
         let (evaluation, at) = (evaluate::count(&episodes), self.state.iterations);
         let record = Record::new(BARE, at.into(), self.seconds());
         let (record, line) = with_splits(record, &evaluation);
-        say(&format!("without suggestions:{line}"));
+        let record = with_details(record, &episodes).with("seconds/games", seconds);
+        say(&format!("without suggestions:{line} (games {seconds:.1} s)"));
         self.metrics.append(&record)?;
         self.store(&episodes, BARE)?;
         Ok(evaluation)
@@ -526,9 +548,7 @@ impl<'a> Session<'a> {
 
     /// Keeps the episodes of an evaluation.
     fn store(&mut self, episodes: &[Episode], phase: &str) -> Result<(), TrainError> {
-        let (config, at) = (&self.config, self.state.iterations);
-        let kept: Vec<_> =
-            episodes.iter().map(|e| stored(e, at.into(), phase, episode_return(e, config), None)).collect();
+        let kept = evaluated(&self.config, episodes, self.state.iterations.into(), phase);
         Ok(self.trajectories.append(&kept)?)
     }
 
@@ -567,12 +587,21 @@ impl<'a> Session<'a> {
     ) -> Result<Outcome, TrainError> {
         let first = self.state.cold_start.clone().unwrap_or_default();
         let rows = results::rows(&[("cold start", &first), ("final", &last), ("final, no suggestions", &bare)]);
+        let records = metrics::read(self.folder.path())?;
+        let mut phase_seconds = metrics::phase_seconds(&records);
+        let mut timed = |name: &str, began: Instant| phase_seconds.insert(name.into(), began.elapsed().as_secs_f64());
         let off = self.config.coupling.every == 0 || self.state.iterations == 0;
+        let began = Instant::now();
         let coupling = match off {
             true => None,
-            false => coupling::last(self.folder.path(), &self.learner, self.config.run.seed)?,
+            false => coupling::last(self.folder.path(), &self.config, &self.learner)?,
         };
+        timed("final/coupling", began);
+        let began = Instant::now();
+        let baselines = evaluate::baselines(&self.config, self.suite, &evaluate::SPLITS)?;
+        timed("final/baselines", began);
         let summary = Summary {
+            phase_seconds,
             coupling: coupling.map(|measurement| measurement.summary()),
             seconds: self.seconds(),
             train_steps: self.state.train_steps,
@@ -583,8 +612,9 @@ impl<'a> Session<'a> {
                 last: results::summarise(&last),
                 bare: results::summarise(&bare),
             },
-            flawed: self.state.flawed.points().into_iter().map(flawed_row).collect(),
-            baselines: evaluate::baselines(&self.config, self.suite, &evaluate::SPLITS)?,
+            flawed: self.state.flawed.points(),
+            flawed_fit: self.state.flawed.fit(),
+            baselines,
             judgment_accuracy,
         };
         let page = html::render(&Page {
@@ -592,7 +622,7 @@ impl<'a> Session<'a> {
             config: &self.config.to_toml(),
             summary: &summary,
             rows: &rows,
-            records: &metrics::read(self.folder.path())?,
+            records: &records,
             episodes: &self.trajectories.examples("eval", EXAMPLES)?,
         })?;
         self.folder.write("report.html", page.as_bytes())?;
@@ -600,6 +630,33 @@ impl<'a> Session<'a> {
         self.folder.write("summary.json", json.as_bytes())?;
         Ok(Outcome { folder: self.folder.path().into(), rows, summary })
     }
+}
+
+/// Times a part of an evaluation, whose beginning it tells.
+struct Clock(Instant);
+
+impl Clock {
+    fn begin(say: &dyn Fn(&str), stage: &str, what: &str) -> Clock {
+        say(&format!("evaluation, {stage}: {what}"));
+        Clock(Instant::now())
+    }
+
+    fn seconds(&self) -> f64 {
+        self.0.elapsed().as_secs_f64()
+    }
+}
+
+/// Adds for each split the share of turns that could not be read, by why, and success by task type.
+fn with_details(mut record: Record, episodes: &[Episode]) -> Record {
+    for (split, unreadable) in evaluate::unreadable(episodes) {
+        record = record.with(&format!("{split}/unreadable"), unreadable.rate.value);
+        for (why, count) in &unreadable.reasons {
+            let share = *count as f64 / unreadable.turns.max(1) as f64;
+            record = record.with(&format!("{split}/unreadable/{why}"), share);
+        }
+    }
+    let types = evaluate::types(episodes);
+    types.iter().fold(record, |r, t| r.with(&format!("{}/success/{}", t.split, t.kind), t.success.value))
 }
 
 /// Adds the results of each split; also one line of successes.
@@ -624,12 +681,6 @@ fn with_splits(mut record: Record, evaluation: &Evaluation) -> (Record, String) 
         }
     }
     (record, line)
-}
-
-/// A tenth of the flawed actions, as the report has it.
-fn flawed_row(point: MeasuredPoint) -> results::Flawed {
-    let MeasuredPoint { q, advantage, expected, count } = point;
-    results::Flawed { probability: q, advantage, expected, count }
 }
 
 /// Adds what judging came to, in an iteration of `seconds`. Learning is shared: GCD's part of it is that of its tokens.

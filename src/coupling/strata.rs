@@ -1,0 +1,122 @@
+//! Means over pairs of samples, by class and by what the samples of a pair share.
+
+use crate::report::stats;
+use serde::Serialize;
+
+/// What is known of a sample besides its gradient.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Traits {
+    /// Its advantage, or +1 or −1 for its label. Its class is the sign; 0 is in neither class.
+    pub side: f64,
+    /// Samples of one state have the same number; so have those whose commands have one verb.
+    pub state: usize,
+    pub verb: usize,
+}
+
+/// Mean and standard deviation over pairs of samples; not a number (in JSON null) where there is no pair.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Spread {
+    pub mean: f64,
+    pub std: f64,
+    pub pairs: usize,
+}
+
+/// By the classes of a pair: both positive, both negative, one of each (`pn` and `np` differ for projections).
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Means {
+    pub pp: Spread,
+    pub nn: Spread,
+    pub pn: Spread,
+    pub np: Spread,
+}
+
+/// Pairs that share the same things.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Stratum {
+    pub cosine: Means,
+    /// ⟨g_i, g_j⟩ / ⟨g_i, g_i⟩.
+    pub projection: Means,
+}
+
+/// All pairs, each in one stratum. Actions of one state share all of their prompt, those of one verb a token or two: what is alike in
+/// their gradients is no sign that good and bad actions as such are.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+pub struct Strata {
+    pub same_state: Stratum,
+    /// Another state, the same verb.
+    pub same_verb: Stratum,
+    /// Another state and another verb.
+    pub other_verb: Stratum,
+}
+
+/// Which pairs (i, j) count.
+type Keep<'a> = &'a dyn Fn(usize, usize) -> bool;
+
+impl Spread {
+    fn of(values: &[f64]) -> Spread {
+        let of = |statistic: fn(&[f64]) -> f64| if values.is_empty() { f64::NAN } else { statistic(values) };
+        Spread { mean: of(stats::mean), std: of(stats::std), pairs: values.len() }
+    }
+}
+
+impl Means {
+    /// Of a symmetric matrix `[n, n]`: each pair once.
+    pub fn symmetric(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: Keep<'_>) -> Means {
+        let once = |i: usize, j: usize| i < j && keep(i, j);
+        let across = spread(matrix, n, positive, negative, keep);
+        Means {
+            pp: spread(matrix, n, positive, positive, &once),
+            nn: spread(matrix, n, negative, negative, &once),
+            pn: across,
+            np: across,
+        }
+    }
+
+    /// Of a matrix that is not: (i, j) and (j, i) are two pairs.
+    pub fn ordered(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: Keep<'_>) -> Means {
+        let spread = |rows: &[usize], columns: &[usize]| spread(matrix, n, rows, columns, keep);
+        Means {
+            pp: spread(positive, positive),
+            nn: spread(negative, negative),
+            pn: spread(positive, negative),
+            np: spread(negative, positive),
+        }
+    }
+}
+
+fn spread(matrix: &[f64], n: usize, rows: &[usize], columns: &[usize], keep: Keep<'_>) -> Spread {
+    let pairs = rows.iter().flat_map(|i| columns.iter().map(move |j| (*i, *j))).filter(|(i, j)| i != j && keep(*i, *j));
+    Spread::of(&pairs.map(|(i, j)| matrix[i * n + j]).collect::<Vec<_>>())
+}
+
+impl Strata {
+    pub(super) fn of(
+        cosine: &[f64],
+        projection: &[f64],
+        traits: &[Traits],
+        positive: &[usize],
+        negative: &[usize],
+    ) -> Strata {
+        let n = traits.len();
+        let stratum = |keep: Keep<'_>| Stratum {
+            cosine: Means::symmetric(cosine, n, positive, negative, keep),
+            projection: Means::ordered(projection, n, positive, negative, keep),
+        };
+        let state = |i: usize, j: usize| traits[i].state == traits[j].state;
+        let verb = |i: usize, j: usize| traits[i].verb == traits[j].verb;
+        Strata {
+            same_state: stratum(&state),
+            same_verb: stratum(&|i, j| !state(i, j) && verb(i, j)),
+            other_verb: stratum(&|i, j| !state(i, j) && !verb(i, j)),
+        }
+    }
+
+    /// The strata by their names in records, and in words.
+    pub fn named(&self) -> [(&'static str, &'static str, &Stratum); 3] {
+        [
+            ("same_state", "same state", &self.same_state),
+            ("same_verb", "other state, same verb", &self.same_verb),
+            ("other_verb", "other state, other verb", &self.other_verb),
+        ]
+    }
+}
