@@ -1,7 +1,7 @@
 //! Prompts and action parsing.
 
 use std::path::Path;
-use uncouple::agent::{Exchange, PromptError, Prompter, Refusal, Tag, parse, parse_tagged};
+use uncouple::agent::{Exchange, PromptError, Prompter, Reader, Refusal, Tag};
 use uncouple::config::{Config, Format, History, Override, Prompt};
 use uncouple::env::Observation;
 use uncouple::model::{Message, Tokenizer};
@@ -102,10 +102,15 @@ fn a_template_that_rewrites_history_is_refused() {
     assert!(error.to_string().contains("prompt.format"), "{error}");
 }
 
+/// The command as it was written.
+fn read(format: Format, tags: bool, text: &str) -> Result<String, Refusal> {
+    Reader { format, tags, normalize: false }.command(text).map(|(_, command)| command)
+}
+
 #[test]
 fn a_command_is_one_line_of_text() {
     for format in [Format::Compact, Format::Chat] {
-        let read = |text: &str| parse(format, text);
+        let read = |text: &str| read(format, false, text);
         assert_eq!(read("go north").unwrap(), "go north");
         assert_eq!(read("  go north\n").unwrap(), "go north");
         assert_eq!(read("<action>x</action>").unwrap(), "<action>x</action>");
@@ -120,7 +125,7 @@ fn a_command_is_one_line_of_text() {
 
 #[test]
 fn a_thought_comes_first_and_the_action_is_closed() {
-    let read = |text: &str| parse(Format::Think, text);
+    let read = |text: &str| read(Format::Think, false, text);
     assert_eq!(read("<think>why\nnot</think>\n<action> go north </action>").unwrap(), "go north");
     assert_eq!(read("<think></think><action>look</action>").unwrap(), "look");
     assert_eq!(read("go north"), Err(Refusal::NoThought));
@@ -138,7 +143,7 @@ fn a_thought_comes_first_and_the_action_is_closed() {
 #[test]
 fn a_tagged_turn_begins_with_one_of_four_tags() {
     for format in [Format::Compact, Format::Chat] {
-        let read = |text: &str| parse_tagged(format, text);
+        let read = |text: &str| read(format, true, text);
         assert_eq!(read("<planning> go north").unwrap(), "go north");
         assert_eq!(read(" <monitor>go north\n").unwrap(), "go north");
         for text in [
@@ -155,7 +160,7 @@ fn a_tagged_turn_begins_with_one_of_four_tags() {
         assert_eq!(read("<explore> "), Err(Refusal::Empty));
         assert_eq!(read("<explore> go\nnorth"), Err(Refusal::NotOneLine));
     }
-    let read = |text: &str| parse_tagged(Format::Think, text);
+    let read = |text: &str| read(Format::Think, true, text);
     assert_eq!(read("<reflection>that\nfailed</reflection> <action>look</action>").unwrap(), "look");
     assert_eq!(read("<think>why</think><action>look</action>"), Err(Refusal::NoTag));
     assert_eq!(read("<explore>why</planning><action>look</action>"), Err(Refusal::NoThought));

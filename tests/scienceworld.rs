@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use uncouple::config::TrainTypes;
+use uncouple::config::{Reward, TrainTypes};
 use uncouple::env::bridge::{Limits, Worker};
 use uncouple::env::scienceworld::{HELD_OUT, Rules, ScienceWorld, Simulator};
 use uncouple::env::{EnvError, Observation, Split, Suite, Task};
@@ -50,7 +50,7 @@ fn rules(admissible: bool) -> Option<Rules> {
     let output = Command::new(python()?).args(["-c", ask]).output().unwrap();
     let folder = String::from_utf8(output.stdout).unwrap();
     let jar = Path::new(folder.trim()).join("scienceworld.jar");
-    Some(Rules { jar, simplifications: "easy".into(), admissible })
+    Some(Rules { jar, simplifications: "easy".into(), admissible, reward: Reward::Success })
 }
 
 fn soon() -> Instant {

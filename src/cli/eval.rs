@@ -4,6 +4,7 @@ use super::{EvalArgs, INTERRUPTED, SplitArg, output};
 use crate::agent::Prompter;
 use crate::config::{Config, Override};
 use crate::env::{Split, Task};
+use crate::gcd::judgment::verdict_rate;
 use crate::model::checkpoint;
 use crate::model::cuda::CudaModel;
 use crate::model::policy::Policy;
@@ -50,6 +51,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     if let Some(line) = evaluate::failures(&episodes) {
         say(&line);
     }
+    let (returns, verdicts) = (evaluate::returns(&config, &episodes), verdict_rate(&episodes));
     let rows = results::rows(&[("model", &evaluate::count(&episodes))]);
     let baselines = evaluate::baselines(&config, &*suite, &splits)?;
     let panels: Vec<(Split, Vec<Task>)> = splits
@@ -63,10 +65,15 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
             .iter()
             .map(|(split, p)| serde_json::json!({"split": split, "games": p.len(), "hash": hash(p)}))
             .collect();
-        let all = serde_json::json!({"results": rows, "baselines": baselines, "limits": limits, "panels": panels});
+        let all = serde_json::json!({
+            "results": rows, "returns": returns, "verdict_rate": verdicts,
+            "baselines": baselines, "limits": limits, "panels": panels
+        });
         output::print_json(&all)?;
     } else {
         output::print(&results::table(&rows))?;
+        let means: Vec<String> = returns.iter().map(|(split, mean)| format!("{split} {mean:.3}")).collect();
+        output::print(&format!("mean return {}; verdicts in {:.2} % of the turns", means.join(", "), 100.0 * verdicts))?;
         output::print(&results::baseline_table(&baselines))?;
         for (split, panel) in &panels {
             output::print(&format!("{split}: {} {} games, sha256 {}", panel.len(), suite.name(), hash(panel)))?;

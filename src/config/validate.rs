@@ -1,6 +1,8 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, StepAdvantage, SuggestionMode};
+use super::{
+    Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, Reward, StepAdvantage, SuggestionMode,
+};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -37,6 +39,9 @@ impl Config {
         self.validate_optimisers()?;
         at_least_one("env.max_steps", self.env.max_steps)?;
         at_least_one("env.workers", self.env.workers)?;
+        let scored = self.env.reward == Reward::Success || self.env.suite == "scienceworld";
+        let own = format!("is ScienceWorld's: env.suite = {:?} has rewards of its own, leave it out", self.env.suite);
+        need(scored, "env.reward", "\"score\"", &own)?;
         for (key, seconds) in [("env.timeout", self.env.timeout), ("env.start_timeout", self.env.start_timeout)] {
             positive(key, seconds)?;
             need(seconds <= 86400.0, key, seconds, "must be at most a day, 86400 s")?;

@@ -49,6 +49,13 @@ pub fn verdict(text: &str) -> Option<Label> {
     }
 }
 
+/// Share of the turns in which the agent, who is to act, writes a verdict: there judging leaks into acting.
+pub fn verdict_rate(episodes: &[Episode]) -> f64 {
+    let turns = || episodes.iter().filter(|e| !e.finish.is_failure()).flat_map(|e| &e.turns);
+    let holds = |text: &str| text.to_lowercase().contains("verdict:");
+    share(turns().filter(|turn| holds(&turn.action)).count(), turns().count()).unwrap_or_default()
+}
+
 /// A labelled (state, action): which turn of which episode, and the prompt of its judgments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
@@ -125,9 +132,9 @@ pub fn questions(
         let turns = &episodes[e].turns;
         let mut state = String::new();
         for turn in &turns[..t] {
-            state += &format!("Observation: {}\nAction: {}\n", turn.observation, turn.action);
+            state += &format!("Observation: {}\nAction: {}\n", turn.observation, turn.command());
         }
-        Question { state: state + "Observation: " + &turns[t].observation, action: turns[t].action.clone() }
+        Question { state: state + "Observation: " + &turns[t].observation, action: turns[t].command().into() }
     };
     let asked = drawn.iter().map(ask).collect();
     (drawn.into_iter().map(|(_, e, t)| (e, t)).collect(), asked)

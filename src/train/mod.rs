@@ -18,6 +18,7 @@ pub mod run_folder;
 mod session;
 pub mod state;
 pub mod suggest;
+mod warnings;
 
 pub use session::{Outcome, train, train_on};
 
@@ -82,6 +83,8 @@ pub enum TrainError {
     BrokenWeights,
     #[error("{}: its tokenizer has {tokens} tokens, but its model only {rows}; use the tokenizer of this model", .dir.display())]
     Vocabulary { dir: PathBuf, tokens: usize, rows: usize },
+    #[error("there is nothing for the cold start to learn from: {0}")]
+    NoDemonstrations(String),
     #[error("not one episode of the iteration can be used: {0}")]
     NoEpisodes(String),
     #[error("cannot render report.html: {0}")]
@@ -119,8 +122,8 @@ pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
         "openenv" => Box::new(OpenEnv::open(&env.url, &env.action, limits, seed)?),
         "scienceworld" => {
             let simplifications = env.simplifications.clone();
-            let rules =
-                Rules { jar: scienceworld::jar(&env.data)?, simplifications, admissible: config.prompt.admissible };
+            let (jar, admissible) = (scienceworld::jar(&env.data)?, config.prompt.admissible);
+            let rules = Rules { jar, simplifications, admissible, reward: env.reward };
             Box::new(ScienceWorld::open(rules, limits, env.train_types, seed)?)
         }
         other => {

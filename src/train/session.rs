@@ -9,6 +9,7 @@ use super::record::stored;
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
 use super::suggest::{self, Renewal};
+use super::warnings::Warnings;
 use super::{TrainError, coupling, evaluate, interrupt, measure, memory};
 use crate::agent::{Episode, Prompter};
 use crate::config::{Author, Config, LabelSource, SuggestionMode};
@@ -16,6 +17,7 @@ use crate::device::Gpu;
 use crate::env::Suite;
 use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
+use crate::gcd::judgment::verdict_rate;
 use crate::gcd::theory::MeasuredPoint;
 use crate::gcd::{Accuracy, Judge};
 use crate::grpo::episode_return;
@@ -138,6 +140,7 @@ struct Session<'a> {
     judge: Option<Judge>,
     metrics: Metrics,
     trajectories: Trajectories,
+    warnings: Warnings,
     /// When this process began; the run's earlier wall time is in `earlier`.
     began: Instant,
     earlier: f64,
@@ -172,8 +175,7 @@ impl<'a> Session<'a> {
         let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
         let context = learner.model.config.max_position_embeddings;
         let taught = if to_learn { &scripts[..] } else { &[] };
-        let lay_out = |script| cold_start::demonstration(&config, &prompter, script, context);
-        let demonstrations = taught.iter().enumerate().map(lay_out).collect::<Result<_, _>>()?;
+        let demonstrations = cold_start::demonstrations(&config, &prompter, taught, context, &say)?;
         prompter.suggest(&state.last_suggestions());
         // What an earlier process recorded after the checkpoint comes again.
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
@@ -200,6 +202,7 @@ impl<'a> Session<'a> {
             judge,
             metrics,
             trajectories,
+            warnings: Warnings::default(),
             began,
             earlier,
         })
@@ -297,9 +300,11 @@ impl<'a> Session<'a> {
             let done = iteration::run(config, suite, learner, reference, &self.prompter, judge, index, suggest)?;
             let statistics = Statistics::of(&done.episodes);
             self.keep(&done, &statistics, &|line| progress.note(line))?;
+            let (success, length, reward) = (statistics.success, statistics.all.episode_length, done.returns.mean);
+            let paid = if reward == success { String::new() } else { format!(" reward {reward:.3}") };
             progress.step(
                 self.state.iterations.into(),
-                format!("success {:.0} % length {:.1}", 100.0 * statistics.success, statistics.all.episode_length),
+                format!("success {:.0} %{paid} length {length:.1}", 100.0 * success),
             );
             let every = self.config.run.checkpoint_every;
             if every > 0 && self.state.iterations.is_multiple_of(every) {
@@ -315,6 +320,7 @@ impl<'a> Session<'a> {
         if let Some(line) = evaluate::failures(&done.episodes) {
             say(&line);
         }
+        self.warnings.after(&self.config, done).iter().for_each(|line| say(line));
         let at = u64::from(self.state.iterations) + 1;
         let sampled: usize = done.episodes.iter().map(|e| e.tokens.len()).sum();
         let (s, returns) = (statistics, &done.returns);
@@ -335,6 +341,7 @@ impl<'a> Session<'a> {
             .with("invalid_rate", s.all.invalid_rate)
             .with("repeat_rate/won", s.won.repeat_rate)
             .with("repeat_rate/lost", s.lost.repeat_rate)
+            .with("verdict_rate", verdict_rate(&done.episodes))
             .with("env_failed", s.env_failed as f64)
             .with("tokens_per_second", tokens as f64 / seconds)
             .with("seconds/rollout", done.rollout_seconds)
@@ -455,7 +462,8 @@ impl<'a> Session<'a> {
         }
         let at = self.state.iterations;
         let evaluation = evaluate::count(&episodes);
-        let (mut record, splits) = with_splits(Record::new("eval", at.into(), self.seconds()), &evaluation);
+        let (record, splits) = with_splits(Record::new("eval", at.into(), self.seconds()), &evaluation);
+        let mut record = with_returns(record, &self.config, &episodes).with("verdict_rate", verdict_rate(&episodes));
         let mut line = format!("{stage}:{splits}");
         let accuracy = evaluate::judgments(&self.config, &self.learner, &self.prompter, &episodes)?;
         let consistency = measure::consistency(&self.config, policy, &self.prompter, &episodes)?;
@@ -490,7 +498,7 @@ impl<'a> Session<'a> {
         let record = Record::new(BARE, at.into(), self.seconds());
         let (record, line) = with_splits(record, &evaluation);
         say(&format!("without suggestions:{line}"));
-        self.metrics.append(&record)?;
+        self.metrics.append(&with_returns(record, &self.config, &episodes))?;
         self.store(&episodes, BARE)?;
         Ok(evaluation)
     }
@@ -586,6 +594,12 @@ fn with_splits(mut record: Record, evaluation: &Evaluation) -> (Record, String) 
         }
     }
     (record, line)
+}
+
+/// Adds the mean return of each split.
+fn with_returns(record: Record, config: &Config, episodes: &[Episode]) -> Record {
+    let returns = evaluate::returns(config, episodes);
+    returns.into_iter().fold(record, |record, (split, mean)| record.with(&format!("{split}/reward"), mean))
 }
 
 /// A tenth of the flawed actions, as the report has it.
