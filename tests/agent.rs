@@ -2,7 +2,7 @@
 
 use std::path::Path;
 use uncouple::agent::{Exchange, PromptError, Prompter, Reader, Refusal, Tag};
-use uncouple::config::{Config, Format, History, Override, Prompt};
+use uncouple::config::{Config, Format, History, Normalize, Override, Prompt};
 use uncouple::env::Observation;
 use uncouple::model::{Message, Tokenizer};
 
@@ -138,6 +138,49 @@ fn a_thought_comes_first_and_the_action_is_closed() {
     assert_eq!(read("<think></think><action> </action>"), Err(Refusal::Empty));
     assert_eq!(read("<think></think><action>a\nb</action>"), Err(Refusal::NotOneLine));
     assert_eq!(read(""), Err(Refusal::Empty));
+}
+
+#[test]
+fn commands_are_normalized_where_models_write_as_people_do() {
+    let reader = |format, normalize| Reader::new(&Prompt { format, normalize, ..Prompt::default() });
+    let said = |reader: Reader, text: &str| reader.command(text).map(|(_, command)| command);
+    let auto = |format| reader(format, Normalize::Auto);
+    assert_eq!(said(auto(Format::Compact), "Go north."), Ok("Go north.".into()));
+    assert_eq!(said(reader(Format::Compact, Normalize::On), "Go north."), Ok("go north".into()));
+    assert_eq!(said(reader(Format::Chat, Normalize::Off), "Go north."), Ok("Go north.".into()));
+    let chat = |text: &str| said(auto(Format::Chat), text);
+    assert_eq!(chat(" Take MUG 1. "), Ok("take mug 1".into()));
+    assert_eq!(chat("\n Look \nThen I go north."), Ok("look".into()));
+    assert_eq!(chat("go to v1.2"), Ok("go to v1.2".into()), "only a full stop at the end goes");
+    assert_eq!((chat("."), chat(" .\nlook")), (Err(Refusal::Empty), Err(Refusal::Empty)));
+    assert_eq!(chat("go\u{7}north"), Err(Refusal::NotOneLine));
+    assert_eq!(chat(&format!("{}.\nlook", "A".repeat(200))), Ok("a".repeat(200)));
+    let think = |text: &str| said(auto(Format::Think), text);
+    assert_eq!(think("<think>Hm.\nHm.</think>\n<action>\nLook.\nGo.\n</action>"), Ok("look".into()));
+    assert_eq!(think("<Think></Think><action>look</action>"), Err(Refusal::NoThought), "only the command is");
+    for (typed, right) in [("auto", true), ("on", true), ("off", true), ("maybe", false)] {
+        let set = Override::parse(&format!("prompt.normalize={typed}")).unwrap();
+        assert_eq!(Config::load(None, &[set]).is_ok(), right, "{typed}");
+    }
+}
+
+#[test]
+fn a_thought_is_told_from_the_action_in_tokens() {
+    let text_of = |format, tags, text: &str| {
+        let p = Prompter::new(golden("tiny-tied"), &Prompt { format, tags, ..Prompt::default() }).unwrap();
+        let tokens = p.tokenizer().encode(text).unwrap();
+        let action = p.read(&tokens).unwrap();
+        assert_eq!(action.text, text);
+        p.tokenizer().decode(&tokens[..action.thought], false).unwrap()
+    };
+    for thought in ["<think></think>", "<think>é, so\nnorth it is</think>"] {
+        assert_eq!(text_of(Format::Think, false, &format!("{thought}<action>go</action>")), thought);
+    }
+    let tagged = text_of(Format::Think, true, "<explore>why</explore><action>go</action>");
+    assert_eq!(tagged, "<explore>why</explore>");
+    assert!(text_of(Format::Compact, true, "<explore> go north").starts_with("<explore"));
+    assert_eq!(text_of(Format::Compact, false, " go north"), "");
+    assert_eq!(text_of(Format::Think, false, "<think>never ends"), "", "what cannot be read has no parts");
 }
 
 #[test]

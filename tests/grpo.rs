@@ -7,7 +7,7 @@ use uncouple::agent::{Episode, Finish, Tag, Turn};
 use uncouple::config::{AdvantageScale, Aggregation, Config, Grpo, RatioLevel, StepAdvantage};
 use uncouple::env::{Split, Task};
 use uncouple::forest::{Forest, ROOT};
-use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, samples};
+use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, episode_return, samples};
 use uncouple::ops::advantage::{Scale, advantages};
 
 /// The arrays the loss reads of a forest, with prefixes shared or not.
@@ -466,6 +466,38 @@ fn invalid_turns_count_in_the_return() {
     for (sample, want) in out.iter().zip([0.375, -0.375, -0.125, 0.125]) {
         assert_eq!(sample.advantage, [want; 8]);
     }
+}
+
+/// An episode that was paid in both of its turns.
+fn paid(group: usize, rewards: [f32; 2]) -> Episode {
+    let mut episode = episode(group, false, [true; 2], Finish::Lost);
+    episode.turns.iter_mut().zip(rewards).for_each(|(turn, reward)| turn.reward = reward);
+    episode
+}
+
+#[test]
+fn a_return_is_what_the_environment_paid() {
+    let config = config(AdvantageScale::None);
+    for (rewards, sum) in [([0.0, 0.5], 0.5), ([0.25, 0.5], 0.75), ([-1.0, 0.5], -0.5), ([1.0, 2.0], 3.0)] {
+        assert_eq!(episode_return(&paid(0, rewards), &config), sum);
+    }
+    // Success alone pays nothing: its environment does.
+    assert_eq!(episode_return(&Episode { success: true, ..paid(0, [0.0; 2]) }, &config), 0.0);
+    let graded = [paid(0, [0.0, 0.5]), paid(0, [0.25, 0.0]), paid(0, [-0.75, 0.0])];
+    let out = samples(&graded, &config);
+    for (sample, want) in out.iter().zip([0.5, 0.25, -0.75]) {
+        assert_eq!(sample.advantage, [want; 8]);
+    }
+}
+
+#[test]
+fn gigpo_discounts_what_each_step_was_paid() {
+    let mut config = config(AdvantageScale::None);
+    config.grpo.step_advantage = StepAdvantage::Gigpo;
+    (config.grpo.step_weight, config.grpo.step_discount) = (1.0, 0.5);
+    // All turns are at the same observation: returns 1.0 and 0.5, -0.5 and 1.0; their mean is 0.5.
+    let got = of_steps(&[paid(0, [0.75, 0.5]), paid(0, [-1.0, 1.0])], &config);
+    assert_eq!(got, [[0.5, 0.0], [-1.0, 0.5]]);
 }
 
 #[test]

@@ -153,6 +153,29 @@ fn says_what_the_official_package_says_and_repeats_itself() {
 }
 
 #[test]
+fn the_score_is_paid_as_it_changes_where_that_is_asked() {
+    let _turn = turn();
+    let Some(rules) = rules(false) else { return };
+    // Focussing on the thing that the task names scores; on another it ends the task with a score below 0.
+    let play = |reward, actions: &[&str]| {
+        let mut simulator = Simulator::start(&Rules { reward, ..rules.clone() }, soon()).unwrap();
+        simulator.reset("boil/0", soon()).unwrap();
+        let pays = |action: &&str| simulator.step(action, soon()).unwrap();
+        actions.iter().map(pays).collect::<Vec<_>>()
+    };
+    let right = ["open door to kitchen", "go to kitchen", "look around", "focus on substance in sink"];
+    let rewards = |reward, actions: &[&str]| play(reward, actions).iter().map(|o| o.reward).collect::<Vec<f32>>();
+    let graded = rewards(Reward::Score, &right);
+    assert!(graded.iter().sum::<f32>() > 0.0 && graded.iter().all(|r| r.abs() < 1.0), "{graded:?}");
+    let wrong = play(Reward::Score, &["open door to kitchen", "go to kitchen", "focus on table"]);
+    assert!(wrong[2].done && !wrong[2].won, "{wrong:?}");
+    assert_eq!(wrong.iter().map(|o| o.reward).sum::<f32>(), -1.0, "the score ends at -100");
+    for actions in [&right[..], &["open door to kitchen", "go to kitchen", "focus on table"]] {
+        assert!(rewards(Reward::Success, actions).iter().all(|r| *r == 0.0));
+    }
+}
+
+#[test]
 fn splits_follow_the_rule_and_the_guard_keeps_them() {
     let _turn = turn();
     let Some(rules) = rules(false) else { return };

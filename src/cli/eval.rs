@@ -73,7 +73,11 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     } else {
         output::print(&results::table(&rows))?;
         let means: Vec<String> = returns.iter().map(|(split, mean)| format!("{split} {mean:.3}")).collect();
-        output::print(&format!("mean return {}; verdicts in {:.2} % of the turns", means.join(", "), 100.0 * verdicts))?;
+        output::print(&format!(
+            "mean return {}; verdicts in {:.2} % of the turns",
+            means.join(", "),
+            100.0 * verdicts
+        ))?;
         output::print(&results::baseline_table(&baselines))?;
         for (split, panel) in &panels {
             output::print(&format!("{split}: {} {} games, sha256 {}", panel.len(), suite.name(), hash(panel)))?;

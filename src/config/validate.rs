@@ -1,8 +1,6 @@
 //! What a configuration must satisfy before anything is built from it.
 
-use super::{
-    Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, Reward, StepAdvantage, SuggestionMode,
-};
+use super::{Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, Reward, StepAdvantage, SuggestionMode};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {

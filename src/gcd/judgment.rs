@@ -28,9 +28,20 @@ pub fn question(format: Format) -> &'static str {
     }
 }
 
-/// The question's tokens, from the end of the judged turn to the first token of the answer.
+/// What an answer begins with that is not sampled. A compact model that finds here what it finds before a command begins commands
+/// as judgments.
+pub fn opening(format: Format) -> &'static str {
+    match format {
+        Format::Compact => "judge: ",
+        Format::Chat | Format::Think => "",
+    }
+}
+
+/// The question's tokens, from the end of the judged turn to the first sampled token of the answer.
 pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, TokenizerError> {
-    prompter.ask(question(format))
+    let mut tokens = prompter.ask(question(format))?;
+    tokens.extend(prompter.tokenizer().encode(opening(format))?);
+    Ok(tokens)
 }
 
 /// The answer that the cold start teaches.

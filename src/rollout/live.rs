@@ -99,7 +99,8 @@ impl Arrival {
         };
         let prompt = table.prompter.first(&shown)?;
         if prompt.len() >= table.limit.tokens {
-            episode.finish = Finish::EnvFailed(too_long(prompt.len(), table.limit.tokens, table.limit.name));
+            let (tokens, limit) = (prompt.len(), &table.limit);
+            episode.finish = Finish::EnvFailed(too_long(&episode.task.id, tokens, limit.tokens, limit.name));
             return Ok(Err(Box::new(episode)));
         }
         let turn = prompt.len();

@@ -49,9 +49,9 @@ pub enum RolloutError {
 }
 
 /// Why an episode cannot begin: its prompt fills the `limit`, which is `name`.
-pub fn too_long(tokens: usize, limit: usize, name: &str) -> String {
+pub fn too_long(task: &str, tokens: usize, limit: usize, name: &str) -> String {
     format!(
-        "its first observation makes a prompt of {tokens} tokens, which leaves no room to answer within {limit}, the {name}; \
+        "the prompt of task {task} has {tokens} tokens and leaves no room to answer within {limit}, the {name}; \
          use a model with a longer context, or a shorter prompt"
     )
 }

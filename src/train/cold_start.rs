@@ -164,11 +164,11 @@ pub fn demonstrations(
     for (index, script) in scripts.iter().enumerate() {
         match demonstration(config, prompter, (index, script), context)? {
             Ok(demonstration) => all.push(demonstration),
-            Err(reason) => left_out.push(format!("{}: {reason}", script.task)),
+            Err(reason) => left_out.push(reason),
         }
     }
     let Some(first) = left_out.first() else { return Ok(all) };
-    let line = format!("{} of {} demonstrations are left out, first {first}", left_out.len(), scripts.len());
+    let line = format!("{} of {} demonstrations are left out, first: {first}", left_out.len(), scripts.len());
     if all.is_empty() {
         return Err(TrainError::NoDemonstrations(line));
     }
@@ -190,7 +190,7 @@ fn demonstration(
     for (turn, Turn { observation, command, slip, better, worse }) in script.turns.iter().enumerate() {
         let shown = prompter.next_under(&suggestions, &past, observation)?;
         if turn == 0 && shown.len() >= context {
-            return Ok(Err(too_long(shown.len(), context, "model's context")));
+            return Ok(Err(too_long(&script.task, shown.len(), context, "model's context")));
         }
         past.push(Exchange { observation: &observation.text, action: command.clone() });
         if turn == 0 || prompter.renews() {

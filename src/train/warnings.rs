@@ -56,7 +56,8 @@ mod tests {
     #[test]
     fn a_stretch_is_said_once_and_again_after_it_was_over() {
         let mut stretch = Stretch::default();
-        let said: String = "111110111110110111".chars().map(|c| if stretch.is_due(c == '1') { '!' } else { '.' }).collect();
+        let said: String =
+            "111110111110110111".chars().map(|c| if stretch.is_due(c == '1') { '!' } else { '.' }).collect();
         assert_eq!(said, "..!.....!........!");
     }
 }
