@@ -234,9 +234,9 @@ fn a_reward_is_what_the_worker_says_or_that_of_success() {
 fn graded_rewards_teach_and_a_long_first_observation_costs_its_episodes_only() {
     let runs = tempfile::tempdir().unwrap();
     let command = format!("env.command={}", serde_json::json!(paying(&["graded 1", "graded 2", "long 1", "graded 3"])));
-    let set = ["env.suite=worker", &command, "sft.steps=0", "sft.games=1", "run.iterations=3", "rollout.groups=4"];
+    let set = ["env.suite=worker", &command, "sft.steps=0", "sft.games=4", "run.iterations=3", "rollout.groups=4"];
     let set = [&set[..], &["model.max_position_embeddings=128", "rollout.max_turn_tokens=20"]].concat();
-    // One game is demonstrated by nobody: the iterations play four groups of four episodes each, one of them too long.
+    // Each iteration plays all four games, one of which is too long.
     let config = common::runs::tiny(runs.path(), "a", &set);
     let outcome = train(config.clone(), &*suite(&config).unwrap(), Existing::Refuse).unwrap_or_else(|e| panic!("{e}"));
     let records = uncouple::report::metrics::read(&outcome.folder).unwrap();

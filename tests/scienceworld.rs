@@ -156,23 +156,21 @@ fn says_what_the_official_package_says_and_repeats_itself() {
 fn the_score_is_paid_as_it_changes_where_that_is_asked() {
     let _turn = turn();
     let Some(rules) = rules(false) else { return };
-    // Focussing on the thing that the task names scores; on another it ends the task with a score below 0.
-    let play = |reward, actions: &[&str]| {
+    let play = |task, reward, actions: &[&str]| {
         let mut simulator = Simulator::start(&Rules { reward, ..rules.clone() }, soon()).unwrap();
-        simulator.reset("boil/0", soon()).unwrap();
-        let pays = |action: &&str| simulator.step(action, soon()).unwrap();
-        actions.iter().map(pays).collect::<Vec<_>>()
+        simulator.reset(task, soon()).unwrap();
+        let seen: Vec<_> = actions.iter().map(|action| simulator.step(action, soon()).unwrap()).collect();
+        let last = seen.last().unwrap();
+        (seen.iter().map(|o| (100.0 * o.reward).round()).collect::<Vec<f32>>(), last.done, last.won)
     };
-    let right = ["open door to kitchen", "go to kitchen", "look around", "focus on substance in sink"];
-    let rewards = |reward, actions: &[&str]| play(reward, actions).iter().map(|o| o.reward).collect::<Vec<f32>>();
-    let graded = rewards(Reward::Score, &right);
-    assert!(graded.iter().sum::<f32>() > 0.0 && graded.iter().all(|r| r.abs() < 1.0), "{graded:?}");
-    let wrong = play(Reward::Score, &["open door to kitchen", "go to kitchen", "focus on table"]);
-    assert!(wrong[2].done && !wrong[2].won, "{wrong:?}");
-    assert_eq!(wrong.iter().map(|o| o.reward).sum::<f32>(), -1.0, "the score ends at -100");
-    for actions in [&right[..], &["open door to kitchen", "go to kitchen", "focus on table"]] {
-        assert!(rewards(Reward::Success, actions).iter().all(|r| *r == 0.0));
-    }
+    // The official package's scores are 8 (as from the beginning), 25, 75 and 100; and -100 where it focusses on the wrong thing.
+    let found = "find-non-living-thing/0";
+    let right = ["open door to kitchen", "go to kitchen", "focus on table", "move table to red box"];
+    assert_eq!(play(found, Reward::Score, &right), (vec![8.0, 17.0, 50.0, 25.0], true, true));
+    assert_eq!(play(found, Reward::Success, &right), (vec![0.0, 0.0, 0.0, 100.0], true, true));
+    let wrong = ["open door to kitchen", "go to kitchen", "focus on table"];
+    assert_eq!(play("boil/0", Reward::Score, &wrong), (vec![0.0, 0.0, -100.0], true, false));
+    assert_eq!(play("boil/0", Reward::Success, &wrong), (vec![0.0; 3], true, false));
 }
 
 #[test]

@@ -64,7 +64,7 @@ impl Reader {
     /// The command in a finished turn's text (without its end token), and the byte up to which the text is thought or tag.
     pub fn command(&self, text: &str) -> Result<(usize, String), Refusal> {
         let text = text.trim_end();
-        if text.is_empty() {
+        if text.is_empty() && !self.tags {
             return Err(Refusal::Empty);
         }
         let after = self.after_thought(text)?;

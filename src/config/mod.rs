@@ -125,7 +125,7 @@ pub struct Env {
 pub enum Reward {
     /// 1 for a completed task with a full score.
     Success,
-    /// What a step adds to the score, as a share of the full score: less than 0 where it falls.
+    /// The score, as a share of the full score, paid as it changes: less than 0 where it falls.
     Score,
 }
 

@@ -70,8 +70,8 @@ pub struct Simulator {
     gateway: Gateway,
     object: String,
     rules: Rules,
-    /// At the last observation, of 100.
-    score: f64,
+    /// What of the score (of 100) has been paid.
+    paid: f64,
     /// The gateway goes before the machine, the machine before its folder.
     process: Process,
     _folder: TempDir,
@@ -92,7 +92,7 @@ impl Simulator {
         process.discard_output();
         let mut gateway = Gateway::connect(port, deadline)?;
         let object = gateway.construct(SIMULATOR, deadline)?;
-        Ok(Simulator { gateway, object, rules: rules.clone(), score: 0.0, process, _folder: folder })
+        Ok(Simulator { gateway, object, rules: rules.clone(), paid: 0.0, process, _folder: folder })
     }
 
     /// Names of the tasks, sorted, with the number of variations of each.
@@ -124,9 +124,9 @@ impl Simulator {
         let valid = text.trim() != UNKNOWN;
         let reward = match self.rules.reward {
             Reward::Success => f32::from(u8::from(won)),
-            Reward::Score => ((score - self.score) / 100.0) as f32,
+            Reward::Score => ((score - self.paid) / 100.0) as f32,
         };
-        self.score = score;
+        self.paid = score;
         Ok(Observation { valid, admissible, reward, done, won, text })
     }
 }
@@ -145,6 +145,8 @@ impl Worker for Simulator {
         let goal = self.gateway.text(&self.object, "getTaskDescription", &[], deadline)?;
         let place = self.gateway.text(&self.object, "step", &[Arg::Text("look around")], deadline)?;
         let seen = self.observe(format!("{goal}\n{place}"), deadline)?;
+        // Some tasks begin with a few points: the first step pays them, so that a return is the score.
+        self.paid = 0.0;
         Ok(Observation { reward: 0.0, ..seen })
     }
 
