@@ -1,8 +1,8 @@
 //! Prompts and action parsing.
 
 use std::path::Path;
-use uncouple::agent::{Exchange, PromptError, Prompter, Refusal, Tag, parse, parse_tagged};
-use uncouple::config::{Config, Format, History, Override, Prompt};
+use uncouple::agent::{Exchange, PromptError, Prompter, Reader, Refusal, Tag};
+use uncouple::config::{Config, Format, History, Normalize, Override, Prompt};
 use uncouple::env::Observation;
 use uncouple::model::{Message, Tokenizer};
 
@@ -102,10 +102,15 @@ fn a_template_that_rewrites_history_is_refused() {
     assert!(error.to_string().contains("prompt.format"), "{error}");
 }
 
+/// The command as it was written.
+fn read(format: Format, tags: bool, text: &str) -> Result<String, Refusal> {
+    Reader { format, tags, normalize: false }.command(text).map(|(_, command)| command)
+}
+
 #[test]
 fn a_command_is_one_line_of_text() {
     for format in [Format::Compact, Format::Chat] {
-        let read = |text: &str| parse(format, text);
+        let read = |text: &str| read(format, false, text);
         assert_eq!(read("go north").unwrap(), "go north");
         assert_eq!(read("  go north\n").unwrap(), "go north");
         assert_eq!(read("<action>x</action>").unwrap(), "<action>x</action>");
@@ -120,7 +125,7 @@ fn a_command_is_one_line_of_text() {
 
 #[test]
 fn a_thought_comes_first_and_the_action_is_closed() {
-    let read = |text: &str| parse(Format::Think, text);
+    let read = |text: &str| read(Format::Think, false, text);
     assert_eq!(read("<think>why\nnot</think>\n<action> go north </action>").unwrap(), "go north");
     assert_eq!(read("<think></think><action>look</action>").unwrap(), "look");
     assert_eq!(read("go north"), Err(Refusal::NoThought));
@@ -136,9 +141,52 @@ fn a_thought_comes_first_and_the_action_is_closed() {
 }
 
 #[test]
+fn commands_are_normalized_where_models_write_as_people_do() {
+    let reader = |format, normalize| Reader::new(&Prompt { format, normalize, ..Prompt::default() });
+    let said = |reader: Reader, text: &str| reader.command(text).map(|(_, command)| command);
+    let auto = |format| reader(format, Normalize::Auto);
+    assert_eq!(said(auto(Format::Compact), "Go north."), Ok("Go north.".into()));
+    assert_eq!(said(reader(Format::Compact, Normalize::On), "Go north."), Ok("go north".into()));
+    assert_eq!(said(reader(Format::Chat, Normalize::Off), "Go north."), Ok("Go north.".into()));
+    let chat = |text: &str| said(auto(Format::Chat), text);
+    assert_eq!(chat(" Take MUG 1. "), Ok("take mug 1".into()));
+    assert_eq!(chat("\n Look \nThen I go north."), Ok("look".into()));
+    assert_eq!(chat("go to v1.2"), Ok("go to v1.2".into()), "only a full stop at the end goes");
+    assert_eq!((chat("."), chat(" .\nlook")), (Err(Refusal::Empty), Err(Refusal::Empty)));
+    assert_eq!(chat("go\u{7}north"), Err(Refusal::NotOneLine));
+    assert_eq!(chat(&format!("{}.\nlook", "A".repeat(200))), Ok("a".repeat(200)));
+    let think = |text: &str| said(auto(Format::Think), text);
+    assert_eq!(think("<think>Hm.\nHm.</think>\n<action>\nLook.\nGo.\n</action>"), Ok("look".into()));
+    assert_eq!(think("<Think></Think><action>look</action>"), Err(Refusal::NoThought), "only the command is");
+    for (typed, right) in [("auto", true), ("on", true), ("off", true), ("maybe", false)] {
+        let set = Override::parse(&format!("prompt.normalize={typed}")).unwrap();
+        assert_eq!(Config::load(None, &[set]).is_ok(), right, "{typed}");
+    }
+}
+
+#[test]
+fn a_thought_is_told_from_the_action_in_tokens() {
+    let text_of = |format, tags, text: &str| {
+        let p = Prompter::new(golden("tiny-tied"), &Prompt { format, tags, ..Prompt::default() }).unwrap();
+        let tokens = p.tokenizer().encode(text).unwrap();
+        let action = p.read(&tokens).unwrap();
+        assert_eq!(action.text, text);
+        p.tokenizer().decode(&tokens[..action.thought], false).unwrap()
+    };
+    for thought in ["<think></think>", "<think>é, so\nnorth it is</think>"] {
+        assert_eq!(text_of(Format::Think, false, &format!("{thought}<action>go</action>")), thought);
+    }
+    let tagged = text_of(Format::Think, true, "<explore>why</explore><action>go</action>");
+    assert_eq!(tagged, "<explore>why</explore>");
+    assert!(text_of(Format::Compact, true, "<explore> go north").starts_with("<explore"));
+    assert_eq!(text_of(Format::Compact, false, " go north"), "");
+    assert_eq!(text_of(Format::Think, false, "<think>never ends"), "", "what cannot be read has no parts");
+}
+
+#[test]
 fn a_tagged_turn_begins_with_one_of_four_tags() {
     for format in [Format::Compact, Format::Chat] {
-        let read = |text: &str| parse_tagged(format, text);
+        let read = |text: &str| read(format, true, text);
         assert_eq!(read("<planning> go north").unwrap(), "go north");
         assert_eq!(read(" <monitor>go north\n").unwrap(), "go north");
         for text in [
@@ -155,7 +203,7 @@ fn a_tagged_turn_begins_with_one_of_four_tags() {
         assert_eq!(read("<explore> "), Err(Refusal::Empty));
         assert_eq!(read("<explore> go\nnorth"), Err(Refusal::NotOneLine));
     }
-    let read = |text: &str| parse_tagged(Format::Think, text);
+    let read = |text: &str| read(Format::Think, true, text);
     assert_eq!(read("<reflection>that\nfailed</reflection> <action>look</action>").unwrap(), "look");
     assert_eq!(read("<think>why</think><action>look</action>"), Err(Refusal::NoTag));
     assert_eq!(read("<explore>why</planning><action>look</action>"), Err(Refusal::NoThought));

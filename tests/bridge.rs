@@ -291,6 +291,72 @@ fn a_gateway_that_trickles_or_does_not_read_is_given_up_at_the_deadline() {
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }
 
+fn paying(tasks: &[&str]) -> Vec<String> {
+    let script = here("tests/fixtures/paying_worker.py");
+    ["python3", "-u", &script].iter().chain(tasks).map(|s| s.to_string()).collect()
+}
+
+#[test]
+fn a_reward_is_what_the_worker_says_or_that_of_success() {
+    let right = [
+        (r#"{"reward": 0.45}"#, 0.45),
+        (r#"{"reward": -3}"#, -3.0),
+        (r#"{"reward": 0.5, "won": true}"#, 0.5),
+        (r#"{"reward": 0, "won": true}"#, 0.0),
+        (r#"{"reward": 1e6}"#, 1e6),
+        (r#"{"won": true}"#, 1.0),
+        (r#"{"reward": null, "won": true}"#, 1.0),
+        (r#"{"won": false}"#, 0.0),
+    ];
+    let absurd = [
+        (r#"{"reward": 1e7}"#, "it paid the reward 10000000"),
+        (r#"{"reward": -1e30}"#, "it paid the reward -1"),
+        (r#"{"reward": 1e39}"#, "it paid the reward inf"),
+        (r#"{"reward": NaN}"#, "JSON has no NaN"),
+        (r#"{"reward": -Infinity}"#, "JSON has no Infinity"),
+        (r#"{"reward": "1.0"}"#, "the answer breaks the protocol"),
+    ];
+    let suite = WorkerSuite::open(&paying(&[]), Limits { retries: 0, ..LIMITS }, 0).unwrap();
+    for (answer, reward) in right {
+        let mut env = suite.open(&task(answer)).unwrap();
+        env.reset().unwrap();
+        assert_eq!(env.step("look").unwrap().reward, reward, "{answer}");
+    }
+    for (answer, reason) in absurd {
+        let mut env = suite.open(&task(answer)).unwrap();
+        env.reset().unwrap();
+        let error = env.step("look").unwrap_err();
+        assert!(matches!(error, EnvError::Failed { .. }));
+        assert!(error.to_string().contains(reason), "{answer}: {error}");
+    }
+}
+
+#[test]
+fn graded_rewards_teach_and_a_long_first_observation_costs_its_episodes_only() {
+    let runs = tempfile::tempdir().unwrap();
+    let command = format!("env.command={}", serde_json::json!(paying(&["graded 1", "graded 2", "long 1", "graded 3"])));
+    let set = ["env.suite=worker", &command, "sft.steps=0", "sft.games=4", "run.iterations=3", "rollout.groups=4"];
+    let set = [&set[..], &["model.max_position_embeddings=128", "rollout.max_turn_tokens=20"]].concat();
+    // Each iteration plays all four games, one of which is too long.
+    let config = common::runs::tiny(runs.path(), "a", &set);
+    let outcome = train(config.clone(), &*suite(&config).unwrap(), Existing::Refuse).unwrap_or_else(|e| panic!("{e}"));
+    let records = uncouple::report::metrics::read(&outcome.folder).unwrap();
+    for record in records.iter().filter(|r| r.phase == "grpo") {
+        let of = |name: &str| record.values[name];
+        assert_eq!((of("env_failed"), of("success")), (4.0, 0.0));
+        assert!(of("reward_std") > 0.0 && of("frac_reward_zero_std") < 1.0 && of("grad_norm") > 0.0, "{record:?}");
+    }
+    let last = records.iter().rfind(|r| r.phase == "eval").unwrap();
+    assert_eq!((last.values["L0/success"], last.values["verdict_rate"]), (0.0, 0.0));
+    assert!(last.values.contains_key("L0/reward"));
+    let db = rusqlite::Connection::open(outcome.folder.join("trajectories.sqlite")).unwrap();
+    let count = |sql: &str| db.query_row(sql, [], |row| row.get::<_, i64>(0)).unwrap();
+    let differs = "abs(reward - (select sum(reward) from turns where episode = id)
+                              + 0.1 * (select count(*) from turns where episode = id and not valid)) > 1e-6";
+    assert_eq!(count(&format!("select count(*) from episodes where steps > 0 and {differs}")), 0, "fines included");
+    assert!(count("select count(*) from episodes where reward > 0 and reward < 1") > 0);
+}
+
 #[test]
 fn the_example_worker_is_trained_on() {
     let runs = tempfile::tempdir().unwrap();

@@ -46,6 +46,17 @@ fn override_values_are_toml_or_bare_words() {
 }
 
 #[test]
+fn only_scienceworld_has_a_score() {
+    assert!(load("", &["env.suite=scienceworld", "env.reward=score"]).is_ok());
+    assert!(load("", &["env.suite=worker", "env.reward=success"]).is_ok());
+    for suite in ["household", "alfworld", "worker", "openenv"] {
+        let error = refused("", &[&format!("env.suite={suite}"), "env.reward=score"]);
+        assert!(error.starts_with("`env.reward = \"score\"`: is ScienceWorld's") && error.contains(suite), "{error}");
+    }
+    assert!(refused("", &["env.reward=points"]).contains("success"));
+}
+
+#[test]
 fn unknown_keys_name_the_place_and_the_likely_key() {
     let error = refused("[run]\nseed = 1\n\n[rollout]\ngroup_sise = 4\n", &[]);
     assert_eq!(error, "FILE:5: unknown key `rollout.group_sise`: did you mean `rollout.group_size`?");

@@ -9,7 +9,7 @@ use uncouple::config::{Aggregation, Config, Disagreement, Gcd, GcdMode, Grpo, La
 use uncouple::env::household::Household;
 use uncouple::env::{EnvError, Environment, Split, Suite, Task};
 use uncouple::forest::Forest;
-use uncouple::gcd::judgment::{Accuracy, Judged, Pair, lesson, pairs, question, verdict};
+use uncouple::gcd::judgment::{Accuracy, Judged, Pair, lesson, opening, pairs, question, verdict, verdict_rate};
 use uncouple::gcd::label::{Agreement, Asked, Label, LabelCounts, labels};
 use uncouple::gcd::theory;
 use uncouple::grpo::{Normaliser, PolicyLoss, Sample};
@@ -32,7 +32,9 @@ fn episode(turns: &[(&str, &str, bool, Option<bool>)]) -> Episode {
             start: 0,
             observation: observation.to_string(),
             action: action.to_string(),
+            command: Some(action.trim().to_string()),
             tokens: 3 * i + 1..3 * i + 3,
+            thought: 0,
             valid: *valid,
             refusal: None,
             reward: 0.0,
@@ -120,6 +122,19 @@ fn verdicts_are_read_strictly() {
     }
 }
 
+#[test]
+fn a_verdict_in_a_turn_is_judging_that_leaks_into_acting() {
+    let turns = [
+        ("a", "put apple 1.\nVerdict: bad", false, None),
+        ("a", "go shelf 1", true, None),
+        ("a", "look. verdict:good", true, None),
+        ("a", "read the verdict", true, None),
+    ];
+    let failed = Episode { finish: Finish::EnvFailed("gone".into()), ..episode(&turns[..1]) };
+    assert_eq!(verdict_rate(&[episode(&turns), failed.clone()]), 0.5);
+    assert_eq!((verdict_rate(&[episode(&turns[1..2])]), verdict_rate(&[failed])), (0.0, 0.0));
+}
+
 fn prompter() -> Prompter {
     let texts: Vec<String> = (0..40).map(|i| format!("You see a shelf {i}. go shelf. Was it right?")).collect();
     Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &Prompt::default()).unwrap()
@@ -174,7 +189,11 @@ fn a_judgment_goes_on_where_the_judged_turn_ended() {
     let mut ended = mixed(1, 1);
     ended.tokens[2] = prompter.end();
     let all = pairs(&[ended.clone()], &Asked::new(), &prompter, &config, 1024, 9, (1, 0)).unwrap().0;
-    let asked = prompter.tokenizer().encode(&format!("{}<|im_start|>", question(config.prompt.format))).unwrap();
+    let encode = |text: &str| prompter.tokenizer().encode(text).unwrap();
+    let format = config.prompt.format;
+    // Not by the question alone is a judgment told from a command.
+    assert!(!opening(format).is_empty());
+    let asked = [encode(&format!("{}<|im_start|>", question(format))), encode(opening(format))].concat();
     assert_eq!(all[0].prompt, [&ended.tokens[..3], &asked].concat());
     assert_eq!(all[1].prompt, [&ended.tokens[..6], &[prompter.end()], &asked].concat(), "an unfinished turn is closed");
 }

@@ -7,7 +7,7 @@ use uncouple::agent::{Episode, Finish, Tag, Turn};
 use uncouple::config::{AdvantageScale, Aggregation, Config, Grpo, RatioLevel, StepAdvantage};
 use uncouple::env::{Split, Task};
 use uncouple::forest::{Forest, ROOT};
-use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, samples};
+use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, episode_return, samples};
 use uncouple::ops::advantage::{Scale, advantages};
 
 /// The arrays the loss reads of a forest, with prefixes shared or not.
@@ -415,19 +415,22 @@ fn episode(group: usize, success: bool, valid: [bool; 2], finish: Finish) -> Epi
         start: 0,
         observation: "a room".into(),
         action: "look".into(),
+        command: Some("look".into()),
         tokens: from..from + 2,
+        thought: 0,
         valid,
         refusal: None,
         reward: 0.0,
         nearer: None,
     };
+    let last = Turn { reward: f32::from(u8::from(success)), ..turn(6, valid[1]) };
     Episode {
         task: Task { id: format!("task-{group}"), kind: "test".into(), split: Split::Train },
         group,
         sample: 0,
         tokens: (0..8).collect(),
         logprobs: vec![0.0, 0.0, -1.0, -2.0, 0.0, 0.0, -3.0, -4.0],
-        turns: vec![turn(2, valid[0]), turn(6, valid[1])],
+        turns: vec![turn(2, valid[0]), last],
         finish,
         success,
         seconds: 0.0,
@@ -465,6 +468,38 @@ fn invalid_turns_count_in_the_return() {
     }
 }
 
+/// An episode that was paid in both of its turns.
+fn paid(group: usize, rewards: [f32; 2]) -> Episode {
+    let mut episode = episode(group, false, [true; 2], Finish::Lost);
+    episode.turns.iter_mut().zip(rewards).for_each(|(turn, reward)| turn.reward = reward);
+    episode
+}
+
+#[test]
+fn a_return_is_what_the_environment_paid() {
+    let config = config(AdvantageScale::None);
+    for (rewards, sum) in [([0.0, 0.5], 0.5), ([0.25, 0.5], 0.75), ([-1.0, 0.5], -0.5), ([1.0, 2.0], 3.0)] {
+        assert_eq!(episode_return(&paid(0, rewards), &config), sum);
+    }
+    // Success alone pays nothing: its environment does.
+    assert_eq!(episode_return(&Episode { success: true, ..paid(0, [0.0; 2]) }, &config), 0.0);
+    let graded = [paid(0, [0.0, 0.5]), paid(0, [0.25, 0.0]), paid(0, [-0.75, 0.0])];
+    let out = samples(&graded, &config);
+    for (sample, want) in out.iter().zip([0.5, 0.25, -0.75]) {
+        assert_eq!(sample.advantage, [want; 8]);
+    }
+}
+
+#[test]
+fn gigpo_discounts_what_each_step_was_paid() {
+    let mut config = config(AdvantageScale::None);
+    config.grpo.step_advantage = StepAdvantage::Gigpo;
+    (config.grpo.step_weight, config.grpo.step_discount) = (1.0, 0.5);
+    // All turns are at the same observation: returns 1.0 and 0.5, -0.5 and 1.0; their mean is 0.5.
+    let got = of_steps(&[paid(0, [0.75, 0.5]), paid(0, [-1.0, 1.0])], &config);
+    assert_eq!(got, [[0.5, 0.0], [-1.0, 0.5]]);
+}
+
 #[test]
 fn a_failed_environment_leaves_the_group() {
     let failed = || episode(0, false, [true; 2], Finish::EnvFailed("gone".into()));
@@ -483,10 +518,12 @@ fn played(group: usize, success: bool, turns: &[(&str, &str, bool)]) -> Episode 
         start: 0,
         observation: observation.to_string(),
         action: action.to_string(),
+        command: Some(Tag::split(action).map_or(*action, |(_, rest)| rest).trim().into()),
         tokens: 2 * i + 1..2 * i + 2,
+        thought: 0,
         valid: *valid,
         refusal: None,
-        reward: 0.0,
+        reward: f32::from(u8::from(success && i + 1 == turns.len())),
         nearer: None,
     };
     let finish = if success { Finish::Won } else { Finish::StepLimit };
@@ -550,8 +587,8 @@ fn tags_are_rewarded_for_being_what_they_say() {
         let turns: Vec<_> = turns.iter().map(|(text, valid)| ("o", *text, *valid)).collect();
         played(0, true, &turns)
     };
-    let rewards = |episode: &Episode, success| -> Vec<Option<(Tag, f64)>> {
-        (0..episode.turns.len()).map(|t| Tag::reward(&episode.turns, t, success)).collect()
+    let rewards = |episode: &Episode, paid| -> Vec<Option<(Tag, f64)>> {
+        (0..episode.turns.len()).map(|t| Tag::reward(&episode.turns, t, paid)).collect()
     };
     let episode = turns(&[
         ("<planning> go hall", true),
@@ -578,15 +615,16 @@ fn tags_are_rewarded_for_being_what_they_say() {
         Some((Explore, 0.0)),
         Some((Monitor, 0.0)),
     ];
-    assert_eq!(rewards(&episode, true), want);
-    assert_eq!(rewards(&episode, false)[0], Some((Planning, 0.0)));
+    assert_eq!(rewards(&episode, 1.0), want);
+    assert_eq!(rewards(&episode, 0.25)[0], Some((Planning, 0.25)), "a plan earns what the environment paid");
 
     let mut config = config(AdvantageScale::None);
     config.grpo.step_advantage = StepAdvantage::Tags;
     // Explorers of the group: 1, 0, 0; its planners: 1, 0; the only reflection is alone.
     let first =
         turns(&[("<planning> a", true), ("<explore> b", true), ("<explore> b", true), ("<reflection> c", true)]);
-    let second = Episode { success: false, ..turns(&[("<planning> a", true), ("<explore> a", true), ("b", true)]) };
+    let lost = [("o", "<planning> a", true), ("o", "<explore> a", true), ("o", "b", true)];
+    let second = played(0, false, &lost);
     let third = 1.0f32 / 3.0;
     let got = of_steps(&[first, second], &config);
     for (got, want) in got.iter().flatten().zip([0.5, 1.0 - third, -third, 0.0, -0.5, -third, 0.0]) {

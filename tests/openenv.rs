@@ -578,7 +578,15 @@ fn faults_of_a_server_fail_the_episode_with_their_reason() {
         Message::text(json!({ "type": "error", "data": { "message": "no such move", "code": code } }).to_string())
     };
     let begun = || observation("a");
-    let cases: [(Vec<Message>, &str); 10] = [
+    let pays = |reward: &str| {
+        let data = format!(r#"{{"observation":{{"board":"b"}},"reward":{reward},"done":true}}"#);
+        Message::text(format!(r#"{{"type":"observation","data":{data}}}"#))
+    };
+    let cases: [(Vec<Message>, &str); 14] = [
+        (vec![begun(), pays("NaN")], "JSON has no NaN"),
+        (vec![begun(), pays("-Infinity")], "JSON has no Infinity"),
+        (vec![begun(), pays("1e300")], "it paid the reward inf"),
+        (vec![begun(), pays("\"1.0\"")], "its reward is no number"),
         (vec![begun(), Message::text("{oops")], "the answer breaks the protocol"),
         (vec![begun(), Message::text(r#"{"type":"state","data":{}}"#)], "it is no observation"),
         (vec![begun(), Message::text(r#"{"type":"observation","data":{}}"#)], "missing field `observation`"),
@@ -599,6 +607,26 @@ fn faults_of_a_server_fail_the_episode_with_their_reason() {
         assert!(matches!(error, EnvError::Failed { .. }));
         assert!(error.to_string().contains(expected), "{error}");
         assert!(began.elapsed() < Duration::from_secs(5), "{expected}: {:?}", began.elapsed());
+    }
+}
+
+#[test]
+fn what_a_server_pays_is_kept() {
+    for (data, reward, won) in [
+        (r#"{"observation":{"board":"b"},"reward":-0.25,"done":true}"#, -0.25, false),
+        (r#"{"observation":{"board":"b"},"reward":10.0,"done":true}"#, 10.0, true),
+        (r#"{"observation":{"board":"b"},"reward":0.5,"done":false}"#, 0.5, false),
+        (r#"{"observation":{"board":"b"},"reward":true,"done":true}"#, 1.0, true),
+        (r#"{"observation":{"board":"b","won":true},"reward":null,"done":true}"#, 1.0, true),
+        (r#"{"observation":{"board":"b","won":true},"reward":0.0,"done":true}"#, 0.0, true),
+        (r#"{"observation":{"board":"b","won":false},"reward":2.0,"done":true}"#, 2.0, false),
+        (r#"{"observation":{"board":"b"},"done":true}"#, 0.0, false),
+    ] {
+        let answers = vec![observation("a"), Message::text(format!(r#"{{"type":"observation","data":{data}}}"#))];
+        let played = connected(&faulty("200 OK", SCHEMA, answering(answers)), LIMITS);
+        let mut env = played.open(&played.task(Split::L0, 0).unwrap()).unwrap();
+        let seen = env.reset().and_then(|_| env.step("go")).unwrap_or_else(|e| panic!("{data}: {e}"));
+        assert_eq!((seen.reward, seen.won), (reward, won), "{data}");
     }
 }
 

@@ -133,6 +133,12 @@ fn settings() -> Settings {
 
 const NEVER: &dyn Fn() -> bool = &|| false;
 
+/// Episodes as if they took no time.
+fn without_clocks(mut episodes: Vec<Episode>) -> Vec<Episode> {
+    episodes.iter_mut().for_each(|e| e.seconds = 0.0);
+    episodes
+}
+
 /// A handful of tasks that end in different ways, in groups of three.
 fn play(settings: &Settings) -> (Prompter, Model, Vec<Episode>) {
     let prompter = prompter();
@@ -395,17 +401,70 @@ fn every_way_to_end() {
 }
 
 #[test]
-fn a_prompt_longer_than_the_limit_is_named() {
+fn a_prompt_longer_than_the_limit_fails_its_episodes_by_name() {
     let prompter = prompter();
     let model = model(&prompter, 2.5);
     let wordy = |t: &Task| -> Result<Box<dyn Environment>, EnvError> {
-        Ok(Box::new(Scripted { kind: t.kind.clone(), name: "far too much to say ".repeat(50), steps: 0 }))
+        let name = if t.id == "go-7" { "far too much to say ".repeat(50) } else { t.id.clone() };
+        Ok(Box::new(Scripted { kind: t.kind.clone(), name, steps: 0 }))
     };
-    let error = rollout(&model, &prompter, &wordy, &[task("go", 7)], 2, &settings(), NEVER).unwrap_err().to_string();
-    assert!(error.contains("go-7") && error.contains("within 96, the model's context"), "{error}");
+    let tasks = [task("go", 7), task("go", 8)];
+    let episodes = rollout(&model, &prompter, &wordy, &tasks, 2, &settings(), NEVER).unwrap();
+    for episode in &episodes[..2] {
+        let Finish::EnvFailed(why) = &episode.finish else { panic!("{:?}", episode.finish) };
+        assert!(why.contains("the prompt of task go-7 has") && why.contains("within 96, the model's context"), "{why}");
+        assert!(episode.tokens.is_empty() && episode.turns.is_empty());
+    }
+    let plain = rollout(&model, &prompter, &open, &tasks, 2, &settings(), NEVER).unwrap();
+    assert_eq!(without_clocks(episodes.clone())[2..], without_clocks(plain)[2..], "the others play as ever");
+    assert_eq!(grpo::samples(&episodes, &Config::default()).len(), 2);
     let tight = Settings { max_episode_tokens: 3, ..settings() };
-    let error = rollout(&model, &prompter, &open, &[task("go", 7)], 2, &tight, NEVER).unwrap_err().to_string();
-    assert!(error.contains("within 3, the limit rollout.max_episode_tokens"), "{error}");
+    let episodes = rollout(&model, &prompter, &open, &[task("go", 7)], 2, &tight, NEVER).unwrap();
+    let Finish::EnvFailed(why) = &episodes[1].finish else { panic!("{:?}", episodes[1].finish) };
+    assert!(why.contains("within 3, the limit rollout.max_episode_tokens"), "{why}");
+}
+
+/// A world that pays what its task's id says at the second step.
+struct Paying(f32, usize);
+
+impl Environment for Paying {
+    fn reset(&mut self) -> Result<Observation, EnvError> {
+        Ok(Observation { text: "This is a win.".into(), valid: true, ..Observation::default() })
+    }
+
+    fn step(&mut self, _: &str) -> Result<Observation, EnvError> {
+        self.1 += 1;
+        let reward = if self.1 == 2 { self.0 } else { 0.25 };
+        Ok(Observation { text: "Step 1.".into(), reward, done: self.1 == 2, valid: true, ..Observation::default() })
+    }
+}
+
+#[test]
+fn rewards_are_kept_and_absurd_ones_fail_the_episode_by_name() {
+    let prompter = prompter();
+    // It ends its turns soon, so that commands are read and steps are taken.
+    let model = model(&prompter, 6.0);
+    let paying =
+        |t: &Task| -> Result<Box<dyn Environment>, EnvError> { Ok(Box::new(Paying(t.kind.parse().unwrap(), 0))) };
+    let long = Settings { max_steps: 30, max_turn_tokens: 12, ..settings() };
+    for (pays, right) in
+        [("0.5", true), ("-2", true), ("1e6", true), ("-1e6", true), ("2e6", false), ("-inf", false), ("NaN", false)]
+    {
+        let episodes = rollout(&model, &prompter, &paying, &[task(pays, 0)], 6, &long, NEVER).unwrap();
+        let over: Vec<&Episode> =
+            episodes.iter().filter(|e| matches!(e.finish, Finish::Lost | Finish::EnvFailed(_))).collect();
+        assert!(!over.is_empty(), "{pays}");
+        for episode in over {
+            let second = f64::from(pays.parse::<f32>().unwrap());
+            match &episode.finish {
+                Finish::EnvFailed(why) if !right => {
+                    assert!(why.contains(&format!("{pays}-0")) && why.contains("it paid the reward"), "{why}");
+                    assert_eq!(episode.paid(), 0.25);
+                }
+                finish => assert!(right && episode.paid() == 0.25 + second, "{pays}: {finish:?}"),
+            }
+        }
+    }
 }
 
 #[test]
@@ -468,7 +527,9 @@ fn told(turns: &[(&str, &str, bool)], finish: Finish) -> Episode {
             start: 0,
             observation: observation.to_string(),
             action: action.to_string(),
+            command: Some(action.trim().to_string()).filter(|a| !a.is_empty()),
             tokens: i..i + 1,
+            thought: 0,
             valid: *valid,
             refusal: (action.is_empty()).then_some(Refusal::Empty),
             reward: 0.0,

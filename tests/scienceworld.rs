@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use uncouple::config::TrainTypes;
+use uncouple::config::{Reward, TrainTypes};
 use uncouple::env::bridge::{Limits, Worker};
 use uncouple::env::scienceworld::{HELD_OUT, Rules, ScienceWorld, Simulator};
 use uncouple::env::{EnvError, Observation, Split, Suite, Task};
@@ -51,7 +51,7 @@ fn rules(admissible: bool) -> Option<Rules> {
     let output = Command::new(python()?).args(["-c", ask]).output().unwrap();
     let folder = String::from_utf8(output.stdout).unwrap();
     let jar = Path::new(folder.trim()).join("scienceworld.jar");
-    Some(Rules { jar, simplifications: "easy".into(), admissible })
+    Some(Rules { jar, simplifications: "easy".into(), admissible, reward: Reward::Success })
 }
 
 fn soon() -> Instant {
@@ -151,6 +151,27 @@ fn says_what_the_official_package_says_and_repeats_itself() {
     let rate = |seconds: f64| steps as f64 / seconds;
     let (mine, theirs) = (rate(seconds), rate(their_seconds));
     eprintln!("{mine:.0} steps/s; env.step() of the package: {theirs:.0} steps/s ({:.1} x)", mine / theirs);
+}
+
+#[test]
+fn the_score_is_paid_as_it_changes_where_that_is_asked() {
+    let _turn = turn();
+    let Some(rules) = rules(false) else { return };
+    let play = |task, reward, actions: &[&str]| {
+        let mut simulator = Simulator::start(&Rules { reward, ..rules.clone() }, soon()).unwrap();
+        simulator.reset(task, soon()).unwrap();
+        let seen: Vec<_> = actions.iter().map(|action| simulator.step(action, soon()).unwrap()).collect();
+        let last = seen.last().unwrap();
+        (seen.iter().map(|o| (100.0 * o.reward).round()).collect::<Vec<f32>>(), last.done, last.won)
+    };
+    // The official package's scores are 8 (as from the beginning), 25, 75 and 100; and -100 where it focusses on the wrong thing.
+    let found = "find-non-living-thing/0";
+    let right = ["open door to kitchen", "go to kitchen", "focus on table", "move table to red box"];
+    assert_eq!(play(found, Reward::Score, &right), (vec![8.0, 17.0, 50.0, 25.0], true, true));
+    assert_eq!(play(found, Reward::Success, &right), (vec![0.0, 0.0, 0.0, 100.0], true, true));
+    let wrong = ["open door to kitchen", "go to kitchen", "focus on table"];
+    assert_eq!(play("boil/0", Reward::Score, &wrong), (vec![0.0, 0.0, -100.0], true, false));
+    assert_eq!(play("boil/0", Reward::Success, &wrong), (vec![0.0; 3], true, false));
 }
 
 #[test]

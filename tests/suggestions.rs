@@ -3,15 +3,19 @@
 mod common;
 
 use common::runs::{left, tiny};
+use common::scripted::{LOGPROB, Scripted};
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use uncouple::agent::{Episode, Exchange, Prompter, Turn};
 use uncouple::config::{Config, Format, Prompt};
-use uncouple::env::{EnvError, Observation, Split, Task};
-use uncouple::gcd::suggestion::{self, Evidence, Suggestion, candidates, topics};
+use uncouple::env::{EnvError, Environment, Observation, Split, Task};
+use uncouple::gcd::label::flaws;
+use uncouple::gcd::suggestion::{self, Candidate, Evidence, Suggestion, candidates, topics};
 use uncouple::gcd::theory::Measured;
 use uncouple::gcd::{Asked, Flaw, Label};
-use uncouple::model::Tokenizer;
+use uncouple::model::{Qwen2Config, Tokenizer};
 use uncouple::report::stats;
+use uncouple::rollout::{Counts, Settings, rollout};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::suggest::{Renewal, due};
 use uncouple::train::{TrainError, suite, train};
@@ -27,7 +31,9 @@ fn episode(split: Split, turns: &[(&str, &str, bool, Option<bool>)], logprob: f3
             start: 0,
             observation: observation.to_string(),
             action: action.to_string(),
+            command: Some(action.to_string()),
             tokens: i..i + 1,
+            thought: 0,
             valid: *valid,
             refusal: None,
             reward: 0.0,
@@ -65,6 +71,67 @@ fn a_planted_flaw_is_found_with_its_evidence() {
     };
     let found = candidates(&episodes, &Asked::new(), &advantage, &few).unwrap();
     assert_eq!((found.len(), &found[0].evidence.action[..]), (1, "go desk 1"), "1.8 against 1.6 in all");
+}
+
+/// Says the same again and again, whatever it hears, and writes down what it hears.
+struct Wall(Arc<Mutex<Vec<String>>>);
+
+impl Environment for Wall {
+    fn reset(&mut self) -> Result<Observation, EnvError> {
+        Ok(Observation { text: "a wall".into(), valid: true, ..Observation::default() })
+    }
+    fn step(&mut self, command: &str) -> Result<Observation, EnvError> {
+        self.0.lock().unwrap().push(command.into());
+        self.reset()
+    }
+}
+
+/// Three turns that differ in their thoughts, and in how the command is written, but not in what is done.
+fn thoughtful() -> (Vec<Episode>, Vec<String>) {
+    let texts = [
+        "<think>Hm.</think><action>Push wall 1.</action>",
+        "<think>Again!</think><action>push wall 1</action>",
+        "<think>so be it</think>\n<action>\npush wall 1\n</action>",
+    ];
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/models/tiny-tied");
+    let prompt = Prompt { format: Format::Think, ..Prompt::default() };
+    let prompter = Prompter::new(Tokenizer::load(&golden).unwrap(), &prompt).unwrap();
+    let config = common::tiny_config(true, 2);
+    let config = Qwen2Config { vocab_size: prompter.tokenizer().vocab_size(), max_position_embeddings: 1024, ..config };
+    let tokens = texts.iter().flat_map(|text| prompter.say(text).unwrap()).collect();
+    let policy = Scripted { model: common::random_model(config, 1), tokens };
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let open = |_: &Task| -> Result<Box<dyn Environment>, EnvError> { Ok(Box::new(Wall(heard.clone()))) };
+    let task = Task { id: "wall".into(), kind: "wall".into(), split: Split::Train };
+    let settings = Settings { max_steps: 3, max_turn_tokens: 100, ..Settings::training(&Config::default(), 0) };
+    let episodes = rollout(&policy, &prompter, &open, &[task], 1, &settings, &|| false).unwrap();
+    assert_eq!(episodes[0].turns.iter().map(|t| &t.action[..]).collect::<Vec<_>>(), texts, "kept as sampled");
+    for turn in &episodes[0].turns {
+        let thought = &episodes[0].tokens[turn.tokens.clone()][..turn.thought];
+        assert!(prompter.tokenizer().decode(thought, false).unwrap().ends_with("</think>"));
+    }
+    let heard = std::mem::take(&mut *heard.lock().unwrap());
+    (episodes, heard)
+}
+
+#[test]
+fn other_thoughts_do_not_make_another_action() {
+    let (episodes, heard) = thoughtful();
+    assert_eq!(heard, ["push wall 1"; 3]);
+    let counts = Counts::of(&episodes[0]);
+    assert_eq!((counts.repeats, counts.loops, counts.invalid), (2, 3, 0));
+    let flaws = flaws(&episodes[0], 1);
+    assert_eq!(flaws[1..], [Some(Flaw::Repeated), Some(Flaw::Repeated)][..], "{flaws:?}");
+    let found = candidates(&episodes, &Asked::new(), &|_, _| 0.0, &Config::default()).unwrap();
+    let [Candidate { evidence, .. }] = &found[..] else { panic!("one action: {found:?}") };
+    assert_eq!((&evidence.action[..], evidence.count), ("push wall 1", 3));
+    // The probability of the command once the thought is written.
+    let turns = &episodes[0].turns;
+    let written = |turn: &Turn| (LOGPROB * (turn.tokens.len() - turn.thought) as f32).exp();
+    let mean = turns.iter().map(|turn| f64::from(written(turn))).sum::<f64>() / 3.0;
+    assert!(turns.iter().all(|turn| turn.thought > 3) && (evidence.sampled - mean).abs() < 1e-6, "{evidence:?}");
+    let topics = topics(vec![Evidence { resampled: 1.0, ..evidence.clone() }], 0.5, &[], 3);
+    assert_eq!(topics[0].verb, "push");
 }
 
 #[test]

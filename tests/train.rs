@@ -332,13 +332,72 @@ fn models_that_cannot_be_used_are_refused_before_a_folder_is_made() {
 }
 
 #[test]
-fn a_prompt_longer_than_the_context_is_named() {
+fn where_every_prompt_is_longer_than_the_context_the_run_says_so() {
     let dir = tempfile::tempdir().unwrap();
-    for (name, steps) in [("cold", "sft.steps=40"), ("rollout", "sft.steps=0")] {
+    for (name, steps, what) in [
+        ("cold", "sft.steps=40", "nothing for the cold start to learn from: 6 of 6 demonstrations"),
+        ("rollout", "sft.steps=0", "not one episode of the iteration can be used"),
+    ] {
         let set = ["model.max_position_embeddings=20", "rollout.max_turn_tokens=4", steps];
         let error = refused(&tiny(dir.path(), name, &set), Existing::Refuse);
+        assert!(error.contains(what), "{error}");
         assert!(error.contains("the prompt of task") && error.contains("within 20, the model's context"), "{error}");
     }
+}
+
+/// Household games, but every third training game begins with very many words.
+struct Wordy(Household);
+
+struct WordyGame(Box<dyn Environment>);
+
+impl Environment for WordyGame {
+    fn reset(&mut self) -> Result<uncouple::env::Observation, EnvError> {
+        let seen = self.0.reset()?;
+        Ok(uncouple::env::Observation { text: seen.text.repeat(30), ..seen })
+    }
+    fn step(&mut self, command: &str) -> Result<uncouple::env::Observation, EnvError> {
+        self.0.step(command)
+    }
+    fn demonstrate(&mut self) -> Option<String> {
+        self.0.demonstrate()
+    }
+}
+
+impl Suite for Wordy {
+    fn name(&self) -> &str {
+        self.0.name()
+    }
+    fn task(&self, split: Split, index: u64) -> Result<Task, EnvError> {
+        let task = self.0.task(split, index)?;
+        let kind = if split == Split::Train && index % 3 == 0 { "wordy".into() } else { task.kind };
+        Ok(Task { kind, ..task })
+    }
+    fn len(&self, split: Split) -> Option<u64> {
+        self.0.len(split)
+    }
+    fn open_for_training(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError> {
+        let game = self.0.open_for_training(task)?;
+        Ok(if task.kind == "wordy" { Box::new(WordyGame(game)) } else { game })
+    }
+    fn open(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError> {
+        self.0.open(task)
+    }
+}
+
+#[test]
+fn one_long_first_observation_fails_its_episodes_and_the_run_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let play = |name, iterations, existing| {
+        let config = tiny(dir.path(), name, &["sft.games=7", iterations, "gcd.mode=generate", "gcd.pairs=4"]);
+        train(config, &Wordy(Household::new(0)), existing).unwrap_or_else(|e| panic!("{e}")).folder
+    };
+    let whole = play("whole", "run.iterations=3", Existing::Refuse);
+    let failed: Vec<f64> =
+        metrics::read(&whole).unwrap().iter().filter_map(|r| r.values.get("env_failed").copied()).collect();
+    // Games 7 and 8, 9 and 10, 11 and 12: the long ones are 9 and 12, of four episodes each.
+    assert_eq!(failed, [0.0, 4.0, 4.0]);
+    play("parts", "run.iterations=1", Existing::Refuse);
+    assert!(left(&play("parts", "run.iterations=3", Existing::Resume)) == left(&whole), "resume goes on");
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! Reading a command out of what the agent wrote. Strict: anything doubtful is refused, with the reason, and counted.
 
 use super::Tag;
-use crate::config::Format;
+use crate::config::{Format, Normalize, Prompt};
 
 /// Longest command, in characters.
 const MAX_COMMAND: usize = 200;
@@ -41,29 +41,63 @@ impl Refusal {
     }
 }
 
-/// The command in a finished turn's text (without its end token).
-pub fn parse(format: Format, text: &str) -> Result<String, Refusal> {
-    let text = text.trim();
-    if text.is_empty() {
-        return Err(Refusal::Empty);
+/// How commands are read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader {
+    pub format: Format,
+    /// A turn must begin with a [`Tag`]; with reasoning the tag stands in for `think`.
+    pub tags: bool,
+    /// A command is its first line, in lower case, without a full stop at its end.
+    pub normalize: bool,
+}
+
+impl Reader {
+    pub fn new(config: &Prompt) -> Reader {
+        let normalize = match config.normalize {
+            Normalize::Auto => config.format != Format::Compact,
+            Normalize::On => true,
+            Normalize::Off => false,
+        };
+        Reader { format: config.format, tags: config.tags, normalize }
     }
-    match format {
-        Format::Compact | Format::Chat => checked(text),
-        Format::Think => checked(action_after(text.strip_prefix("<think>").and_then(|t| t.split_once("</think>")))?),
+
+    /// The command in a finished turn's text (without its end token), and the byte up to which the text is thought or tag.
+    pub fn command(&self, text: &str) -> Result<(usize, String), Refusal> {
+        let text = text.trim_end();
+        if text.is_empty() && !self.tags {
+            return Err(Refusal::Empty);
+        }
+        let after = self.after_thought(text)?;
+        let command = match self.format {
+            Format::Compact | Format::Chat => after.trim(),
+            Format::Think => action(after)?,
+        };
+        let command = if self.normalize { normalized(command) } else { command.to_owned() };
+        Ok((text.len() - after.len(), checked(command)?))
+    }
+
+    /// What follows the tag or the thought that a turn must begin with.
+    fn after_thought<'a>(&self, text: &'a str) -> Result<&'a str, Refusal> {
+        let (opened, tag) = match self.tags {
+            true => Tag::split(text).map(|(tag, rest)| (rest, tag.name())).ok_or(Refusal::NoTag)?,
+            false => (text, "think"),
+        };
+        if self.format != Format::Think {
+            return Ok(opened);
+        }
+        let opened = if self.tags { Some(opened) } else { opened.trim_start().strip_prefix("<think>") };
+        let (_, after) = opened.and_then(|t| t.split_once(&format!("</{tag}>"))).ok_or(Refusal::NoThought)?;
+        Ok(after)
     }
 }
 
-/// The command in the text of a finished turn that must begin with a [`Tag`]. In the formats without reasoning the command follows
-/// it; else the tag stands in for `think`.
-pub fn parse_tagged(format: Format, text: &str) -> Result<String, Refusal> {
-    let (tag, rest) = Tag::split(text.trim()).ok_or(Refusal::NoTag)?;
-    match format {
-        Format::Compact | Format::Chat => checked(rest.trim()),
-        Format::Think => checked(action_after(rest.split_once(&format!("</{}>", tag.name())))?),
-    }
+/// The first line that says anything, in lower case, without a full stop at its end.
+fn normalized(command: &str) -> String {
+    let line = command.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or_default();
+    line.strip_suffix('.').unwrap_or(line).trim_end().to_lowercase()
 }
 
-fn checked(command: &str) -> Result<String, Refusal> {
+fn checked(command: String) -> Result<String, Refusal> {
     if command.is_empty() {
         Err(Refusal::Empty)
     } else if command.chars().any(char::is_control) {
@@ -71,14 +105,13 @@ fn checked(command: &str) -> Result<String, Refusal> {
     } else if command.chars().count() > MAX_COMMAND {
         Err(Refusal::TooLong)
     } else {
-        Ok(command.to_owned())
+        Ok(command)
     }
 }
 
-/// The command of ` <action>…</action>` after a thought.
-fn action_after<'a>(thought: Option<(&'a str, &'a str)>) -> Result<&'a str, Refusal> {
-    let (_, rest) = thought.ok_or(Refusal::NoThought)?;
-    let command = rest.trim_start().strip_prefix("<action>").and_then(|t| t.strip_suffix("</action>"));
+/// The command of ` <action>…</action>`.
+fn action(after: &str) -> Result<&str, Refusal> {
+    let command = after.trim_start().strip_prefix("<action>").and_then(|t| t.strip_suffix("</action>"));
     match command {
         Some(c) if !c.contains("<action>") && !c.contains("</action>") => Ok(c.trim()),
         _ => Err(Refusal::NoAction),

@@ -49,6 +49,11 @@ impl Episode {
         &self.tokens[turn.start..turn.tokens.end]
     }
 
+    /// What the environment paid: the sum of the turns' finite rewards.
+    pub fn paid(&self) -> f64 {
+        self.turns.iter().map(|turn| f64::from(turn.reward)).filter(|reward| reward.is_finite()).sum()
+    }
+
     /// Where in `tokens` each of the sequences lies.
     pub fn sequences(&self) -> Vec<Range<usize>> {
         let mut starts: Vec<usize> = self.turns.iter().map(|turn| turn.start).collect();
@@ -65,10 +70,14 @@ pub struct Turn {
     pub observation: String,
     /// What the agent wrote, without the end token.
     pub action: String,
+    /// The command in it, as the environment got it; `None` where none could be read.
+    pub command: Option<String>,
     /// Where in [`Episode::tokens`] the sequence begins that the turn is in.
     pub start: usize,
     /// The sampled tokens of the turn in [`Episode::tokens`]; these carry loss.
     pub tokens: Range<usize>,
+    /// How many of these come before what is not thought or tag.
+    pub thought: usize,
     /// The action could be read and the environment understood it.
     pub valid: bool,
     /// Why the action could not be read.
@@ -80,9 +89,10 @@ pub struct Turn {
 }
 
 impl Turn {
-    /// What the agent wrote, without the tag that it may begin with.
+    /// What the agent did, to compare turns by: the command, or where none could be read all that was written after the tag.
     pub fn command(&self) -> &str {
-        Tag::split(&self.action).map_or(&self.action[..], |(_, rest)| rest).trim()
+        let written = || Tag::split(&self.action).map_or(&self.action[..], |(_, rest)| rest).trim();
+        self.command.as_deref().unwrap_or_else(written)
     }
 }
 

@@ -6,7 +6,7 @@ mod episode;
 mod prompter;
 mod tag;
 mod template;
-pub use action::{Refusal, parse, parse_tagged};
+pub use action::{Reader, Refusal};
 pub use command_tokens::{command_tokens, guessed_command};
 pub use episode::{Episode, Finish, Turn};
 pub use prompter::{Action, PromptError, Prompter, lead, turn_text};

@@ -1,7 +1,7 @@
 //! From observations to tokens. Token in, token out: what was sampled is kept as sampled, and only new text is tokenised and
 //! appended, so an episode is one ever-growing sequence; or, with a windowed history, a sequence for each turn.
 
-use super::action::{Refusal, parse, parse_tagged};
+use super::action::{Reader, Refusal};
 use super::episode::Turn;
 use super::tag::Tag;
 use super::template::{Exchange, Scene, Template};
@@ -49,9 +49,8 @@ struct Frame {
 /// Lays out observations for the model and reads its commands.
 pub struct Prompter {
     tokenizer: Tokenizer,
-    format: Format,
+    reader: Reader,
     admissible: bool,
-    tags: bool,
     template: Template,
     history: History,
     instruction: &'static str,
@@ -70,6 +69,8 @@ pub struct Action {
     /// Everything the agent wrote in the turn.
     pub text: String,
     pub command: Result<String, Refusal>,
+    /// How many of the turn's tokens come before what is not thought or tag.
+    pub thought: usize,
 }
 
 impl Prompter {
@@ -87,9 +88,8 @@ impl Prompter {
         Ok(Prompter {
             end_of_text: tokenizer.id(END_OF_TEXT),
             tokenizer,
-            format: config.format,
+            reader: Reader::new(config),
             admissible: config.admissible,
-            tags: config.tags,
             template: Template::load(&config.template)?,
             history: config.history,
             instruction,
@@ -164,7 +164,7 @@ impl Prompter {
 
     /// Turns as a history tells them.
     pub fn past<'a>(&self, turns: &'a [Turn]) -> Vec<Exchange<'a>> {
-        let action = |turn: &Turn| self.parse(&turn.action).unwrap_or_else(|_| "(unreadable)".into());
+        let action = |turn: &Turn| turn.command.clone().unwrap_or_else(|| "(unreadable)".into());
         turns.iter().map(|turn| Exchange { observation: &turn.observation, action: action(turn) }).collect()
     }
 
@@ -181,17 +181,30 @@ impl Prompter {
     /// Reads the tokens of a finished turn, its end token not included.
     pub fn read(&self, turn: &[u32]) -> Result<Action, TokenizerError> {
         let text = self.tokenizer.decode(turn, false)?;
-        Ok(Action { command: self.parse(&text), text })
+        let (at, command) = match self.reader.command(&text) {
+            Ok((at, command)) => (at, Ok(command)),
+            Err(refusal) => (0, Err(refusal)),
+        };
+        Ok(Action { thought: self.tokens_within(turn, at)?, command, text })
     }
 
-    fn parse(&self, text: &str) -> Result<String, Refusal> {
-        if self.tags { parse_tagged(self.format, text) } else { parse(self.format, text) }
+    /// How many of the first tokens make up no more than so many bytes of text.
+    fn tokens_within(&self, turn: &[u32], bytes: usize) -> Result<usize, TokenizerError> {
+        let (mut fits, mut beyond) = (0, turn.len() + 1);
+        while bytes > 0 && fits + 1 < beyond {
+            let middle = (fits + beyond) / 2;
+            match self.tokenizer.decode(&turn[..middle], false)?.len() <= bytes {
+                true => fits = middle,
+                false => beyond = middle,
+            }
+        }
+        Ok(fits)
     }
 
     /// The tokens in which a command is taught: a whole turn, its end token included. `tag` is what it begins with where
     /// `prompt.tags` is on.
     pub fn teach(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.say(&turn_text(self.format, self.tags.then_some(tag), command))
+        self.say(&turn_text(self.reader.format, self.reader.tags.then_some(tag), command))
     }
 
     /// The tokens of a whole turn that is not a command: its text as it is, and the end token.

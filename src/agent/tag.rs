@@ -44,14 +44,14 @@ impl Tag {
         }
     }
 
-    /// Reward of turn `at` for being what its tag says, 1 or 0; `None` without a tag, or when it was not understood. A plan is
-    /// rewarded when the episode succeeds, exploring when the command was not given and understood before, reflection when the
+    /// Reward of turn `at` for being what its tag says; `None` without a tag, or when it was not understood. A plan earns what
+    /// the episode was `paid`; the others 1 or 0: exploring when the command was not given and understood before, reflection when the
     /// turn before was not understood and the command is another one; monitoring never.
-    pub fn reward(turns: &[Turn], at: usize, success: bool) -> Option<(Tag, f64)> {
+    pub fn reward(turns: &[Turn], at: usize, paid: f64) -> Option<(Tag, f64)> {
         let turn = &turns[at];
         let (tag, _) = Tag::split(&turn.action).filter(|_| turn.valid)?;
         let earned = match tag {
-            Tag::Planning => success,
+            Tag::Planning => return Some((tag, paid)),
             Tag::Explore => !turns[..at].iter().any(|t| t.valid && t.command() == turn.command()),
             Tag::Reflection => at > 0 && !turns[at - 1].valid && turns[at - 1].command() != turn.command(),
             Tag::Monitor => false,

@@ -5,6 +5,7 @@ use crate::agent::Prompter;
 use crate::config::{Config, Override};
 use crate::env::{Split, Task};
 use crate::files;
+use crate::gcd::judgment::verdict_rate;
 use crate::model::checkpoint;
 use crate::model::cuda::CudaModel;
 use crate::model::policy::Policy;
@@ -72,6 +73,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     if let Some(line) = evaluate::failures(&episodes) {
         say(&line);
     }
+    let (returns, verdicts) = (evaluate::returns(&config, &episodes), verdict_rate(&episodes));
     let rows = results::rows(&[("model", &evaluate::count(&episodes))]);
     let (unreadable, types) = (evaluate::unreadable(&episodes), evaluate::types(&episodes));
     let began = Instant::now();
@@ -88,7 +90,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         .map(|(split, p)| serde_json::json!({"split": split, "games": p.len(), "hash": hash(p)}))
         .collect();
     let all = serde_json::json!({
-        "results": rows, "unreadable": unreadable, "types": types, "baselines": baselines, "limits": limits,
+        "results": rows, "returns": returns, "verdict_rate": verdicts, "unreadable": unreadable, "types": types, "baselines": baselines, "limits": limits,
         "panels": hashes, "seconds": seconds, "folder": folder,
     });
     let json = format!("{all:#}\n");
@@ -99,6 +101,9 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         output::print(&results::table(&rows))?;
         output::print(&results::unreadable_table(&unreadable))?;
         output::print(&results::type_table(&types))?;
+        let means: Vec<String> = returns.iter().map(|(split, mean)| format!("{split} {mean:.3}")).collect();
+        let verdicts = 100.0 * verdicts;
+        output::print(&format!("mean return {}; verdicts in {verdicts:.2} % of the turns", means.join(", ")))?;
         output::print(&results::baseline_table(&baselines))?;
         for (split, panel) in &panels {
             output::print(&format!("{split}: {} {} games, sha256 {}", panel.len(), suite.name(), hash(panel)))?;

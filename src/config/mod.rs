@@ -99,6 +99,8 @@ pub struct Env {
     pub train_types: TrainTypes,
     /// ScienceWorld's simplifications, comma-separated: `easy`, or e.g. `teleportAction,openDoors`; empty: none.
     pub simplifications: String,
+    /// What ScienceWorld pays.
+    pub reward: Reward,
     /// SHA-256 of the suite's content, which a run writes down; other content is then refused (empty: not checked).
     pub hash: String,
     /// Program and arguments of a worker.
@@ -117,6 +119,16 @@ pub struct Env {
     pub retries: u32,
     /// Most agent steps in an episode.
     pub max_steps: u32,
+}
+
+/// What ScienceWorld pays; the other suites have rewards of their own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Reward {
+    /// 1 for a completed task with a full score.
+    Success,
+    /// The score, as a share of the full score, paid as it changes: less than 0 where it falls.
+    Score,
 }
 
 /// Which task types of a suite with held-out types are trained on.
@@ -155,6 +167,18 @@ pub struct Prompt {
     /// `full`: the episode is one growing conversation; `window:K`: each turn is a prompt of its own, which tells the last K
     /// commands and observations.
     pub history: History,
+    /// A command is the first line, in lower case, without a full stop at its end; what is trained on stays as it was sampled.
+    pub normalize: Normalize,
+}
+
+/// Whether commands are normalized before the environment gets them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Normalize {
+    /// In the formats `chat` and `think`, whose models write as people do.
+    Auto,
+    On,
+    Off,
 }
 
 /// What the agent sees of the turns before.
@@ -375,6 +399,7 @@ impl Default for Env {
             data: String::new(),
             train_types: TrainTypes::Seen,
             simplifications: "easy".into(),
+            reward: Reward::Success,
             hash: String::new(),
             command: Vec::new(),
             url: String::new(),
@@ -395,6 +420,7 @@ impl Default for Prompt {
             tags: false,
             template: "default".into(),
             history: History::Full,
+            normalize: Normalize::Auto,
         }
     }
 }

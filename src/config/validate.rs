@@ -1,7 +1,7 @@
 //! What a configuration must satisfy before anything is built from it.
 
 use super::{
-    Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, StepAdvantage, SuggestionMode, secret_in,
+    Author, Config, ConfigError, DecoupleMethod, GcdMode, LabelSource, Reward, StepAdvantage, SuggestionMode, secret_in,
 };
 use std::fmt::Display;
 
@@ -41,6 +41,9 @@ impl Config {
         self.validate_optimisers()?;
         at_least_one("env.max_steps", self.env.max_steps)?;
         at_least_one("env.workers", self.env.workers)?;
+        let scored = self.env.reward == Reward::Success || self.env.suite == "scienceworld";
+        let own = format!("is ScienceWorld's: env.suite = {:?} has rewards of its own, leave it out", self.env.suite);
+        need(scored, "env.reward", "\"score\"", &own)?;
         for (key, seconds) in [("env.timeout", self.env.timeout), ("env.start_timeout", self.env.start_timeout)] {
             positive(key, seconds)?;
             need(seconds <= 86400.0, key, seconds, "must be at most a day, 86400 s")?;

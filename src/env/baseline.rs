@@ -4,18 +4,28 @@ use super::{EnvError, Environment, Split, Suite};
 pub use crate::report::results::Baselines;
 
 /// Plays the first `games` tasks of a split (fewer where the split ends) with at most `limit` steps each.
-/// The random player's choices depend on `seed` only.
+/// The random player's choices depend on `seed` only. Games that the environment fails count for nothing.
 pub fn baselines(suite: &dyn Suite, split: Split, games: u64, limit: usize, seed: u64) -> Result<Baselines, EnvError> {
-    let games = suite.len(split).map_or(games, |len| len.min(games));
+    let all = suite.len(split).map_or(games, |len| len.min(games));
+    let mut games = 0u64;
     let mut won = [None::<u64>; 3];
     let mut random = super::household::Random::new(&[5, seed]);
-    for index in 0..games {
-        let mut game = suite.open(&suite.task(split, index)?)?;
-        let played = [
-            play(game.as_mut(), limit, |_, admissible| random.pick(admissible).cloned())?,
-            play(game.as_mut(), limit, |game, _| game.expert())?,
-            play(game.as_mut(), limit, |game, _| game.demonstrate())?,
-        ];
+    for index in 0..all {
+        let task = suite.task(split, index)?;
+        let mut play_all = || -> Result<[Option<bool>; 3], EnvError> {
+            let mut game = suite.open(&task)?;
+            Ok([
+                play(game.as_mut(), limit, |_, admissible| random.pick(admissible).cloned())?,
+                play(game.as_mut(), limit, |game, _| game.expert())?,
+                play(game.as_mut(), limit, |game, _| game.demonstrate())?,
+            ])
+        };
+        let played = match play_all() {
+            Ok(played) => played,
+            Err(refused @ EnvError::HeldOut { .. }) => return Err(refused),
+            Err(_) => continue,
+        };
+        games += 1;
         for (won, played) in won.iter_mut().zip(played) {
             if let Some(played) = played {
                 *won = Some(won.unwrap_or(0) + u64::from(played));

@@ -28,6 +28,19 @@ pub struct Observation {
     pub valid: bool,
 }
 
+/// Most that one step can pay or cost.
+const LARGEST_REWARD: f32 = 1e6;
+
+impl Observation {
+    /// Refuses a reward that nothing can be learnt from.
+    pub fn checked(self) -> Result<Observation, String> {
+        match self.reward {
+            r if r.is_finite() && r.abs() <= LARGEST_REWARD => Ok(self),
+            r => Err(format!("it paid the reward {r}, which must be a number from -1e6 to 1e6")),
+        }
+    }
+}
+
 /// Why an environment could not go on.
 #[derive(Debug, thiserror::Error)]
 pub enum EnvError {

@@ -2,13 +2,14 @@
 //!
 //! A task's variations are split by its own rule: with q a quarter of them, rounded down, 2q are for training, q make L0 and
 //! the rest L1. Ten of the tasks are held out for L2 (RLVMR, arXiv 2507.22844), whose panel is their last part, unless
-//! `env.train_types = "all"`. As there, use-thermometer is left out. Success is a completed task with a full score.
+//! `env.train_types = "all"`. As there, use-thermometer is left out. Success is a completed task with a full score; `env.reward` says
+//! whether that pays, or what each step adds to the score.
 
 use super::bridge::py4j::{Arg, Gateway, Value};
 use super::bridge::{Bridged, Fault, Limits, Pool, Process, Worker};
 use super::panels::Panels;
 use super::{EnvError, Environment, Observation, Split, Suite, Task};
-use crate::config::TrainTypes;
+use crate::config::{Reward, TrainTypes};
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -47,6 +48,7 @@ pub struct Rules {
     pub simplifications: String,
     /// Tell the valid actions with every observation (takes five times as long as the step itself).
     pub admissible: bool,
+    pub reward: Reward,
 }
 
 /// The simulator's jar: `given`, else $SCIENCEWORLD_JAR, else that of the installed Python package.
@@ -68,6 +70,8 @@ pub struct Simulator {
     gateway: Gateway,
     object: String,
     rules: Rules,
+    /// What of the score (of 100) has been paid.
+    paid: f64,
     /// The gateway goes before the machine, the machine before its folder.
     process: Process,
     _folder: TempDir,
@@ -88,7 +92,7 @@ impl Simulator {
         process.discard_output();
         let mut gateway = Gateway::connect(port, deadline)?;
         let object = gateway.construct(SIMULATOR, deadline)?;
-        Ok(Simulator { gateway, object, rules: rules.clone(), process, _folder: folder })
+        Ok(Simulator { gateway, object, rules: rules.clone(), paid: 0.0, process, _folder: folder })
     }
 
     /// Names of the tasks, sorted, with the number of variations of each.
@@ -118,7 +122,12 @@ impl Simulator {
             admissible.dedup();
         }
         let valid = text.trim() != UNKNOWN;
-        Ok(Observation { valid, admissible, reward: if won { 1.0 } else { 0.0 }, done, won, text })
+        let reward = match self.rules.reward {
+            Reward::Success => f32::from(u8::from(won)),
+            Reward::Score => ((score - self.paid) / 100.0) as f32,
+        };
+        self.paid = score;
+        Ok(Observation { valid, admissible, reward, done, won, text })
     }
 }
 
@@ -136,6 +145,8 @@ impl Worker for Simulator {
         let goal = self.gateway.text(&self.object, "getTaskDescription", &[], deadline)?;
         let place = self.gateway.text(&self.object, "step", &[Arg::Text("look around")], deadline)?;
         let seen = self.observe(format!("{goal}\n{place}"), deadline)?;
+        // Some tasks begin with a few points: the first step pays them, so that a return is the score.
+        self.paid = 0.0;
         Ok(Observation { reward: 0.0, ..seen })
     }
 

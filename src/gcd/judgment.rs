@@ -28,9 +28,20 @@ pub fn question(format: Format) -> &'static str {
     }
 }
 
-/// The question's tokens, from the end of the judged turn to the first token of the answer.
+/// What an answer begins with that is not sampled. A compact model that finds here what it finds before a command begins commands
+/// as judgments.
+pub fn opening(format: Format) -> &'static str {
+    match format {
+        Format::Compact => "judge: ",
+        Format::Chat | Format::Think => "",
+    }
+}
+
+/// The question's tokens, from the end of the judged turn to the first sampled token of the answer.
 pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, TokenizerError> {
-    prompter.ask(question(format))
+    let mut tokens = prompter.ask(question(format))?;
+    tokens.extend(prompter.tokenizer().encode(opening(format))?);
+    Ok(tokens)
 }
 
 /// The answer that the cold start teaches.
@@ -47,6 +58,13 @@ pub fn verdict(text: &str) -> Option<Label> {
         "bad" => Some(Label::Bad),
         _ => None,
     }
+}
+
+/// Share of the turns in which the agent, who is to act, writes a verdict: there judging leaks into acting.
+pub fn verdict_rate(episodes: &[Episode]) -> f64 {
+    let turns = || episodes.iter().filter(|e| !e.finish.is_failure()).flat_map(|e| &e.turns);
+    let holds = |text: &str| text.to_lowercase().contains("verdict:");
+    share(turns().filter(|turn| holds(&turn.action)).count(), turns().count()).unwrap_or_default()
 }
 
 /// A labelled (state, action): which turn of which episode, and the prompt of its judgments.
@@ -125,9 +143,9 @@ pub fn questions(
         let turns = &episodes[e].turns;
         let mut state = String::new();
         for turn in &turns[..t] {
-            state += &format!("Observation: {}\nAction: {}\n", turn.observation, turn.action);
+            state += &format!("Observation: {}\nAction: {}\n", turn.observation, turn.command());
         }
-        Question { state: state + "Observation: " + &turns[t].observation, action: turns[t].action.clone() }
+        Question { state: state + "Observation: " + &turns[t].observation, action: turns[t].command().into() }
     };
     let asked = drawn.iter().map(ask).collect();
     (drawn.into_iter().map(|(_, e, t)| (e, t)).collect(), asked)

@@ -69,9 +69,13 @@ pub struct Candidate {
     pub evidence: Evidence,
 }
 
-/// Probability of a turn's action when it was sampled, its end token included.
+/// Probability of a turn's action when it was sampled, its end token included: given its thought, where there is one.
 pub fn probability(episode: &Episode, turn: &Turn) -> f64 {
-    episode.logprobs[turn.tokens.clone()].iter().map(|lp| f64::from(*lp)).sum::<f64>().exp()
+    episode.logprobs[turn.tokens.start + turn.thought..turn.tokens.end]
+        .iter()
+        .map(|lp| f64::from(*lp))
+        .sum::<f64>()
+        .exp()
 }
 
 /// The flawed turns of an episode, in order: (turn, flaw).

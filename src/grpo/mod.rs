@@ -34,10 +34,10 @@ pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     samples
 }
 
-/// 1 for success, else 0, plus `rollout.invalid_reward` for each invalid turn.
+/// What the environment paid, plus `rollout.invalid_reward` for each invalid turn.
 pub fn episode_return(episode: &Episode, config: &Config) -> f64 {
     let invalid = episode.turns.iter().filter(|t| !t.valid).count();
-    f64::from(u8::from(episode.success)) + invalid as f64 * f64::from(config.rollout.invalid_reward)
+    episode.paid() + invalid as f64 * f64::from(config.rollout.invalid_reward)
 }
 
 /// The samples of an episode's sequences.

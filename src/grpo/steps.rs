@@ -26,7 +26,7 @@ pub(super) fn advantages(episodes: &[&Episode], config: &Config, scale: Scale) -
             }
             StepAdvantage::Tags => {
                 for t in 0..episode.turns.len() {
-                    if let Some((tag, value)) = Tag::reward(&episode.turns, t, episode.success) {
+                    if let Some((tag, value)) = Tag::reward(&episode.turns, t, episode.paid()) {
                         groups.entry((episode.group, tag.name())).or_default().push(((e, t), value));
                     }
                 }
@@ -39,14 +39,13 @@ pub(super) fn advantages(episodes: &[&Episode], config: &Config, scale: Scale) -
     places.into_iter().zip(advantages).collect()
 }
 
-/// The discounted return from each turn on: 1 at the last turn of a success, and `rollout.invalid_reward` at invalid ones.
+/// The discounted return from each turn on: of what the environment paid, and `rollout.invalid_reward` at invalid turns.
 fn returns(episode: &Episode, config: &Config) -> Vec<f64> {
-    let mut rest = f64::from(u8::from(episode.success));
+    let discount = f64::from(config.grpo.step_discount);
     let mut returns: Vec<f64> = Vec::with_capacity(episode.turns.len());
-    for (i, turn) in episode.turns.iter().rev().enumerate() {
-        let reward = if turn.valid { 0.0 } else { f64::from(config.rollout.invalid_reward) };
-        rest = reward + if i == 0 { rest } else { f64::from(config.grpo.step_discount) * rest };
-        returns.push(rest);
+    for turn in episode.turns.iter().rev() {
+        let fine = if turn.valid { 0.0 } else { f64::from(config.rollout.invalid_reward) };
+        returns.push(f64::from(turn.reward) + fine + discount * returns.last().copied().unwrap_or_default());
     }
     returns.reverse();
     returns

@@ -1,9 +1,9 @@
 //! One episode while it is played.
 
 use super::stepper::{Answer, Letter, Stepper};
-use super::{Open, RolloutError, Settings, Table};
-use crate::agent::{Episode, Finish, Refusal, Turn};
-use crate::env::{EnvError, Observation};
+use super::{Open, RolloutError, Settings, Table, too_long};
+use crate::agent::{Action, Episode, Finish, Refusal, Turn};
+use crate::env::{EnvError, Observation, Task};
 use crate::model::{Draw, Slot};
 use crate::ops::philox;
 use crate::ops::sampling::Sampled;
@@ -40,8 +40,7 @@ pub(super) struct Live {
 
 /// A finished turn that the environment has not answered yet.
 struct Asked {
-    text: String,
-    refusal: Option<Refusal>,
+    written: Action,
     /// End of its sampled tokens.
     sampled: usize,
 }
@@ -66,6 +65,13 @@ fn failed(mut episode: Episode, error: EnvError) -> Result<Box<Episode>, Rollout
     Ok(Box::new(episode))
 }
 
+/// The answer, unless it pays what nothing can be learnt from.
+fn sound(answer: Answer, task: &Task) -> Answer {
+    let (seen, distance) = answer?;
+    let seen = seen.checked().map_err(|reason| EnvError::Failed { name: task.id.clone(), reason })?;
+    Ok((seen, distance))
+}
+
 impl Arrival {
     /// Opens the environment and asks it to begin; with the answer, where it comes at once. `Err(episode)` when it does not open.
     pub fn open(
@@ -83,21 +89,19 @@ impl Arrival {
         }
     }
 
-    /// Lays out the prompt of the first observation; `Err(episode)` when the environment failed to begin.
+    /// Lays out the prompt of the first observation; `Err(episode)` when the environment failed to begin, or with more words than
+    /// the model can read.
     pub fn enter(self, table: &Table<'_>, answer: Answer) -> Result<Result<Live, Box<Episode>>, RolloutError> {
         let Arrival { index, mut episode, stepper, started } = self;
-        let (shown, distance) = match answer {
+        let (shown, distance) = match sound(answer, &episode.task) {
             Ok(begun) => begun,
             Err(error) => return Ok(Err(failed(episode, error)?)),
         };
         let prompt = table.prompter.first(&shown)?;
         if prompt.len() >= table.limit.tokens {
-            return Err(RolloutError::PromptTooLong {
-                task: episode.task.id,
-                tokens: prompt.len(),
-                limit: table.limit.tokens,
-                what: table.limit.name,
-            });
+            let (tokens, limit) = (prompt.len(), &table.limit);
+            episode.finish = Finish::EnvFailed(too_long(&episode.task.id, tokens, limit.tokens, limit.name));
+            return Ok(Err(Box::new(episode)));
         }
         let turn = prompt.len();
         episode.logprobs = vec![0.0; turn];
@@ -144,39 +148,39 @@ impl Live {
 
         let sampled = at + 1;
         if table.prompter.ends_turn(drawn.token) {
-            let action = table.prompter.read(&self.episode.tokens[self.turn..at])?;
-            self.play(table, action.text, action.command, sampled)
+            let written = table.prompter.read(&self.episode.tokens[self.turn..at])?;
+            self.play(table, written, sampled)
         } else if sampled - self.start >= table.limit.tokens {
-            let text = table.prompter.read(&self.episode.tokens[self.turn..sampled])?.text;
-            self.record(text, sampled, Some(Refusal::Unfinished), false, 0.0, None);
+            let written = self.unfinished(table, sampled)?;
+            self.record(written, sampled, false, 0.0, None);
             self.finish(table.limit.finish.clone());
             Ok(())
         } else if sampled - self.turn >= settings.max_turn_tokens {
             // The turn is closed for the agent, by a token that it did not sample and that carries no loss.
             self.append(&[table.prompter.end()]);
-            let text = table.prompter.read(&self.episode.tokens[self.turn..sampled])?.text;
-            self.play(table, text, Err(Refusal::Unfinished), sampled)
+            let written = self.unfinished(table, sampled)?;
+            self.play(table, written, sampled)
         } else {
             Ok(())
         }
     }
 
+    /// What stands in a turn that was not ended, whose sampled tokens end before `sampled`.
+    fn unfinished(&self, table: &Table<'_>, sampled: usize) -> Result<Action, RolloutError> {
+        let text = table.prompter.read(&self.episode.tokens[self.turn..sampled])?.text;
+        Ok(Action { text, command: Err(Refusal::Unfinished), thought: 0 })
+    }
+
     /// Plays a finished turn, whose sampled tokens end before `sampled`.
-    fn play(
-        &mut self,
-        table: &Table<'_>,
-        text: String,
-        command: Result<String, Refusal>,
-        sampled: usize,
-    ) -> Result<(), RolloutError> {
-        let asked = Asked { text, refusal: command.as_ref().err().copied(), sampled };
-        let answer = match command {
-            Ok(command) => self.stepper.step(command),
+    fn play(&mut self, table: &Table<'_>, written: Action, sampled: usize) -> Result<(), RolloutError> {
+        let answer = match &written.command {
+            Ok(command) => self.stepper.step(command.clone()),
             Err(_) => {
                 let admissible = self.shown.admissible.clone();
                 Some(Ok((Observation { text: REFUSED.into(), admissible, ..Observation::default() }, self.distance)))
             }
         };
+        let asked = Asked { written, sampled };
         match answer {
             Some(answer) => self.show(table, asked, answer),
             None => {
@@ -196,18 +200,18 @@ impl Live {
 
     /// Records the turn and shows the answer to it.
     fn show(&mut self, table: &Table<'_>, asked: Asked, answer: Answer) -> Result<(), RolloutError> {
-        let Asked { text, refusal, sampled } = asked;
-        let (reply, distance) = match answer {
+        let Asked { written, sampled } = asked;
+        let (reply, distance) = match sound(answer, &self.episode.task) {
             Ok(answer) => answer,
             Err(error) => {
-                self.record(text, sampled, refusal, true, 0.0, None);
+                self.record(written, sampled, true, 0.0, None);
                 self.finish(Finish::EnvFailed(error.to_string()));
                 return Ok(());
             }
         };
         let nearer = self.distance.zip(distance).map(|(before, after)| after < before);
         self.distance = distance;
-        self.record(text, sampled, refusal, reply.valid, reply.reward, nearer);
+        self.record(written, sampled, reply.valid, reply.reward, nearer);
         if reply.won {
             self.episode.success = true;
             self.finish(Finish::Won);
@@ -235,17 +239,12 @@ impl Live {
         Ok(())
     }
 
-    fn record(
-        &mut self,
-        action: String,
-        sampled: usize,
-        refusal: Option<Refusal>,
-        valid: bool,
-        reward: f32,
-        nearer: Option<bool>,
-    ) {
+    fn record(&mut self, written: Action, sampled: usize, valid: bool, reward: f32, nearer: Option<bool>) {
+        let Action { text: action, command, thought } = written;
+        let (refusal, command) = (command.as_ref().err().copied(), command.ok());
         let (observation, start, tokens) = (self.shown.text.clone(), self.start, self.turn..sampled);
-        self.episode.turns.push(Turn { observation, action, start, tokens, valid, refusal, reward, nearer });
+        let turn = Turn { observation, action, command, start, tokens, thought, valid, refusal, reward, nearer };
+        self.episode.turns.push(turn);
     }
 
     /// Adds tokens that were not sampled (the caller sets a log-prob where one was).

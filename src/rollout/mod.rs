@@ -36,11 +36,6 @@ const PATIENCE: Duration = Duration::from_millis(50);
 /// Why a rollout was given up. An environment that fails ends its own episode only.
 #[derive(Debug, thiserror::Error)]
 pub enum RolloutError {
-    #[error(
-        "the prompt of task {task} has {tokens} tokens and leaves no room to answer within {limit}, the {what}; \
-         use a model with a longer context, or a shorter prompt"
-    )]
-    PromptTooLong { task: String, tokens: usize, limit: usize, what: &'static str },
     #[error(transparent)]
     HeldOut(EnvError),
     #[error(transparent)]
@@ -51,6 +46,14 @@ pub enum RolloutError {
     Device(#[from] device::Error),
     #[error("interrupted")]
     Interrupted,
+}
+
+/// Why an episode cannot begin: its prompt fills the `limit`, which is `name`.
+pub fn too_long(task: &str, tokens: usize, limit: usize, name: &str) -> String {
+    format!(
+        "the prompt of task {task} has {tokens} tokens and leaves no room to answer within {limit}, the {name}; \
+         use a model with a longer context, or a shorter prompt"
+    )
 }
 
 /// Limits and sampling of a rollout.

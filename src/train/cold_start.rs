@@ -6,7 +6,7 @@ use crate::config::{Config, Format, GcdMode};
 use crate::env::{EnvError, Observation, Split, Suite};
 use crate::gcd::{Label, judgment};
 use crate::ops::philox;
-use crate::rollout::RolloutError;
+use crate::rollout::{RolloutError, too_long};
 use rayon::prelude::*;
 
 /// One demonstrated episode as tokens.
@@ -152,22 +152,45 @@ pub fn texts(config: &Config, scripts: &[Script]) -> Vec<String> {
     texts
 }
 
-/// Lays script number `index` out exactly as an episode of the same words would be; at most `context` tokens in a sequence, the
-/// first prompt must be shorter.
-pub fn demonstration(
+/// Lays scripts out; those that the model cannot begin to read are left out, by name.
+pub fn demonstrations(
+    config: &Config,
+    prompter: &Prompter,
+    scripts: &[Script],
+    context: usize,
+    say: &dyn Fn(&str),
+) -> Result<Vec<Demonstration>, TrainError> {
+    let (mut all, mut left_out) = (Vec::new(), Vec::new());
+    for (index, script) in scripts.iter().enumerate() {
+        match demonstration(config, prompter, (index, script), context)? {
+            Ok(demonstration) => all.push(demonstration),
+            Err(reason) => left_out.push(reason),
+        }
+    }
+    let Some(first) = left_out.first() else { return Ok(all) };
+    let line = format!("{} of {} demonstrations are left out, first: {first}", left_out.len(), scripts.len());
+    if all.is_empty() {
+        return Err(TrainError::NoDemonstrations(line));
+    }
+    say(&line);
+    Ok(all)
+}
+
+/// Lays script number `index` out exactly as an episode of the same words would be; at most `context` tokens in a sequence.
+/// `Err(reason)` when the first prompt leaves no room for an answer.
+fn demonstration(
     config: &Config,
     prompter: &Prompter,
     (index, script): (usize, &Script),
     context: usize,
-) -> Result<Demonstration, TrainError> {
+) -> Result<Result<Demonstration, String>, TrainError> {
     let (mut episode, mut past) = (Vec::<Lesson>::new(), Vec::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     let suggestions = suggested(config, index, script);
     for (turn, Turn { observation, command, slip, better, worse }) in script.turns.iter().enumerate() {
         let shown = prompter.next_under(&suggestions, &past, observation)?;
         if turn == 0 && shown.len() >= context {
-            let (task, tokens) = (script.task.clone(), shown.len());
-            return Err(RolloutError::PromptTooLong { task, tokens, limit: context, what: "model's context" }.into());
+            return Ok(Err(too_long(&script.task, shown.len(), context, "model's context")));
         }
         past.push(Exchange { observation: &observation.text, action: command.clone() });
         if turn == 0 || prompter.renews() {
@@ -191,7 +214,7 @@ pub fn demonstration(
         sequence.mask.truncate(context);
     }
     [&mut good, &mut bad].into_iter().for_each(|of| of.retain(|lesson| lesson.tokens.len() <= context));
-    Ok(Demonstration { episode, good, bad })
+    Ok(Ok(Demonstration { episode, good, bad }))
 }
 
 /// What demonstration number `index` is shown with.

@@ -8,8 +8,10 @@ use crate::config::{Config, ConfigError, GcdMode};
 use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
 use crate::gcd::{Accuracy, Asked, judge};
+use crate::grpo::episode_return;
 use crate::model::Policy;
 use crate::report::results::{EvalEpisode, Evaluation, TypeRow, Unreadable};
+use crate::report::stats;
 use crate::rollout::{self, Counts, Settings, rollout};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
@@ -144,6 +146,15 @@ pub fn types(episodes: &[Episode]) -> Vec<TypeRow> {
         (*won, *games) = (*won + u64::from(episode.success), *games + 1);
     }
     counts.into_iter().map(|((split, kind), (won, games))| TypeRow::new(split, kind, won, games)).collect()
+}
+
+/// Mean return of each split; episodes that the environment failed are left out.
+pub fn returns(config: &Config, episodes: &[Episode]) -> BTreeMap<String, f64> {
+    let mut of = BTreeMap::<String, Vec<f64>>::new();
+    for episode in episodes.iter().filter(|e| !e.finish.is_failure()) {
+        of.entry(episode.task.split.to_string()).or_default().push(episode_return(episode, config));
+    }
+    of.into_iter().map(|(split, returns)| (split, stats::mean(&returns))).collect()
 }
 
 /// The episodes of each split in numbers; those that the environment failed are left out.

@@ -20,6 +20,7 @@ pub mod run_folder;
 mod session;
 pub mod state;
 pub mod suggest;
+mod warnings;
 
 pub use session::{Outcome, train, train_on};
 
@@ -93,6 +94,8 @@ pub enum TrainError {
     Damaged { run: PathBuf, reasons: String },
     #[error("the frozen reference model {} is damaged: {reason}; bring its files back, or start again with --overwrite", .dir.display())]
     Reference { dir: PathBuf, reason: String },
+    #[error("there is nothing for the cold start to learn from: {0}")]
+    NoDemonstrations(String),
     #[error("not one episode of the iteration can be used: {0}")]
     NoEpisodes(String),
     #[error("cannot render report.html: {0}")]
@@ -136,8 +139,8 @@ pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suit
         "openenv" => Box::new(OpenEnv::open(&env.url, &env.action, limits, seed)?),
         "scienceworld" => {
             let simplifications = env.simplifications.clone();
-            let rules =
-                Rules { jar: scienceworld::jar(&env.data)?, simplifications, admissible: config.prompt.admissible };
+            let (jar, admissible) = (scienceworld::jar(&env.data)?, config.prompt.admissible);
+            let rules = Rules { jar, simplifications, admissible, reward: env.reward };
             Box::new(ScienceWorld::open(rules, limits, env.train_types, seed)?)
         }
         other => {

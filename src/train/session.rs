@@ -9,6 +9,7 @@ use super::record::{evaluated, stored};
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
 use super::suggest::{self, Renewal};
+use super::warnings::Warnings;
 use super::{TrainError, coupling, evaluate, interrupt, manifest, measure, memory};
 use crate::agent::{Episode, Prompter};
 use crate::config::{Author, Config, LabelSource, SuggestionMode};
@@ -16,6 +17,7 @@ use crate::device::Gpu;
 use crate::env::Suite;
 use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
+use crate::gcd::judgment::verdict_rate;
 use crate::gcd::{Accuracy, Judge};
 use crate::grpo::episode_return;
 use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
@@ -154,6 +156,7 @@ struct Session<'a> {
     judge: Option<Judge>,
     metrics: Metrics,
     trajectories: Trajectories,
+    warnings: Warnings,
     /// When this process began; the run's earlier wall time is in `earlier`.
     began: Instant,
     earlier: f64,
@@ -190,8 +193,7 @@ impl<'a> Session<'a> {
         let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
         let context = learner.model.config.max_position_embeddings;
         let taught = if to_learn { &scripts[..] } else { &[] };
-        let lay_out = |script| cold_start::demonstration(&config, &prompter, script, context);
-        let demonstrations = taught.iter().enumerate().map(lay_out).collect::<Result<_, _>>()?;
+        let demonstrations = cold_start::demonstrations(&config, &prompter, taught, context, &say)?;
         prompter.suggest(&state.last_suggestions());
         // What an earlier process recorded after the checkpoint comes again.
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
@@ -222,6 +224,7 @@ impl<'a> Session<'a> {
             judge,
             metrics,
             trajectories,
+            warnings: Warnings::default(),
             began,
             earlier,
         })
@@ -328,9 +331,11 @@ impl<'a> Session<'a> {
             let done = iteration::run(config, suite, learner, reference, &self.prompter, judge, index, suggest)?;
             let statistics = Statistics::of(&done.episodes);
             self.keep(&done, &statistics, &|line| progress.note(line))?;
+            let (success, length, reward) = (statistics.success, statistics.all.episode_length, done.returns.mean);
+            let paid = if reward == success { String::new() } else { format!(" reward {reward:.3}") };
             progress.step(
                 self.state.iterations.into(),
-                format!("success {:.0} % length {:.1}", 100.0 * statistics.success, statistics.all.episode_length),
+                format!("success {:.0} %{paid} length {length:.1}", 100.0 * success),
             );
             let every = self.config.run.checkpoint_every;
             if every > 0 && self.state.iterations.is_multiple_of(every) {
@@ -346,6 +351,7 @@ impl<'a> Session<'a> {
         if let Some(line) = evaluate::failures(&done.episodes) {
             say(&line);
         }
+        self.warnings.after(&self.config, done).iter().for_each(|line| say(line));
         let at = u64::from(self.state.iterations) + 1;
         let sampled: usize = done.episodes.iter().map(|e| e.tokens.len()).sum();
         let (s, returns) = (statistics, &done.returns);
@@ -366,6 +372,7 @@ impl<'a> Session<'a> {
             .with("invalid_rate", s.all.invalid_rate)
             .with("repeat_rate/won", s.won.repeat_rate)
             .with("repeat_rate/lost", s.lost.repeat_rate)
+            .with("verdict_rate", verdict_rate(&done.episodes))
             .with("env_failed", s.env_failed as f64)
             .with("tokens_per_second", tokens as f64 / seconds)
             .with("seconds/rollout", done.rollout_seconds)
@@ -490,7 +497,8 @@ impl<'a> Session<'a> {
         let at = self.state.iterations;
         let evaluation = evaluate::count(&episodes);
         let (record, splits) = with_splits(Record::new("eval", at.into(), self.seconds()), &evaluation);
-        let mut record = with_details(record, &episodes).with("seconds/games", games);
+        let record = with_details(with_returns(record, config, &episodes), &episodes);
+        let mut record = record.with("verdict_rate", verdict_rate(&episodes)).with("seconds/games", games);
         let (mut line, mut times) = (format!("{stage}:{splits}"), format!("games {games:.1} s"));
         let e = &config.eval;
         let mut accuracy = None;
@@ -539,9 +547,9 @@ impl<'a> Session<'a> {
         let (evaluation, at) = (evaluate::count(&episodes), self.state.iterations);
         let record = Record::new(BARE, at.into(), self.seconds());
         let (record, line) = with_splits(record, &evaluation);
-        let record = with_details(record, &episodes).with("seconds/games", seconds);
+        let record = with_details(with_returns(record, &self.config, &episodes), &episodes);
         say(&format!("without suggestions:{line} (games {seconds:.1} s)"));
-        self.metrics.append(&record)?;
+        self.metrics.append(&record.with("seconds/games", seconds))?;
         self.store(&episodes, BARE)?;
         Ok(evaluation)
     }
@@ -681,6 +689,12 @@ fn with_splits(mut record: Record, evaluation: &Evaluation) -> (Record, String) 
         }
     }
     (record, line)
+}
+
+/// Adds the mean return of each split.
+fn with_returns(record: Record, config: &Config, episodes: &[Episode]) -> Record {
+    let returns = evaluate::returns(config, episodes);
+    returns.into_iter().fold(record, |record, (split, mean)| record.with(&format!("{split}/reward"), mean))
 }
 
 /// Adds what judging came to, in an iteration of `seconds`. Learning is shared: GCD's part of it is that of its tokens.

@@ -4,6 +4,7 @@
 pub mod dense;
 pub mod numeric;
 pub mod runs;
+pub mod scripted;
 
 use half::bf16;
 use std::sync::Arc;

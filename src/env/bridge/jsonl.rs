@@ -7,11 +7,11 @@
 //! → {"id":4,"method":"step","action":"go east"}    ← {"id":4,"text":"…","reward":0,"done":false,"won":false,"valid":true}
 //! → {"id":5,"method":"close"}                      the worker ends; so it does at the end of its stdin
 //! ```
-//! Splits are `train`, `L0`, `L1`, `L2`. Of an observation only `text` must be there. `{"id":…,"error":"words"}` declines.
-//! A line has at most 8 MiB, and nothing is said that was not asked for.
+//! Splits are `train`, `L0`, `L1`, `L2`. Of an observation only `text` must be there; without a `reward`, a step that wins pays 1
+//! and any other 0. `{"id":…,"error":"words"}` declines. A line has at most 8 MiB, and nothing is said that was not asked for.
 
 use super::process::Process;
-use super::{Fault, Worker};
+use super::{Fault, Worker, no_json};
 use crate::env::{Observation, Split};
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -51,7 +51,7 @@ struct Shown {
     #[serde(default)]
     admissible: Vec<String>,
     #[serde(default)]
-    reward: f32,
+    reward: Option<f32>,
     #[serde(default)]
     done: bool,
     #[serde(default)]
@@ -69,6 +69,7 @@ impl Shown {
         self.admissible.sort_unstable();
         self.admissible.dedup();
         let Shown { text, admissible, reward, done, won, valid } = self;
+        let reward = reward.unwrap_or(f32::from(u8::from(won)));
         Observation { text, admissible, reward, done: done || won, won, valid }
     }
 }
@@ -142,7 +143,7 @@ impl JsonLines {
             id: u64,
             error: Option<String>,
         }
-        let head: Head = serde_json::from_str(line).map_err(|e| nonsense(e.to_string()))?;
+        let head: Head = serde_json::from_str(line).map_err(|e| nonsense(no_json(&e, line)))?;
         if head.id != self.last_id {
             return Err(nonsense(format!("its id should be {}", self.last_id)));
         }

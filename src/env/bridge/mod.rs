@@ -44,6 +44,14 @@ pub trait Worker: Send {
     fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault>;
 }
 
+/// Why an answer is no JSON. What Python writes for numbers that are none is the likeliest reason.
+pub(super) fn no_json(error: &serde_json::Error, text: &str) -> String {
+    match ["NaN", "Infinity"].into_iter().find(|word| text.contains(word)) {
+        Some(word) => format!("{error}: JSON has no {word}, so that a reward must be a finite number"),
+        None => error.to_string(),
+    }
+}
+
 /// An episode played by whichever worker of a pool lives.
 pub struct Bridged {
     pool: Arc<Pool>,
@@ -70,7 +78,7 @@ impl Bridged {
         let mut faults = 0;
         loop {
             let fault = match once(&self.pool, lease, faults > 0, &self.task, &self.commands, &self.shown, command) {
-                Ok(seen) => return Ok(seen),
+                Ok(seen) => return seen.checked().map_err(failed),
                 Err(Fault::Refused(reason)) => return Err(failed(reason)),
                 Err(Fault::Broken(reason)) => reason,
             };

@@ -1,7 +1,7 @@
 //! A session with any OpenEnv server, as a worker of a pool.
 
 use crate::config::secret_in;
-use crate::env::bridge::{Fault, Worker};
+use crate::env::bridge::{Fault, Worker, no_json};
 use crate::env::{EnvError, Observation};
 use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
@@ -105,12 +105,14 @@ impl Layout {
             done: bool,
         }
         let Shown { mut observation, reward, done } = Shown::deserialize(data).map_err(|e| e.to_string())?;
-        let reward = match reward {
-            Value::Bool(yes) => f64::from(u8::from(yes)),
-            Value::Null => 0.0,
-            number => number.as_f64().ok_or("its reward is no number")?,
-        };
         let won = observation.remove("won").and_then(|won| won.as_bool());
+        let number = |yes: bool| f64::from(u8::from(yes));
+        let reward = match reward {
+            Value::Bool(yes) => number(yes),
+            // A server that tells success and pays nothing: success pays 1.
+            Value::Null => number(won.unwrap_or_default()),
+            paid => paid.as_f64().ok_or("its reward is no number")?,
+        };
         let valid = observation.remove("valid").and_then(|valid| valid.as_bool()).unwrap_or(true);
         let admissible = observation.remove("admissible").map(Vec::<String>::deserialize);
         let mut admissible = admissible.transpose().map_err(|e| format!("admissible: {e}"))?.unwrap_or_default();
@@ -255,7 +257,7 @@ impl Connection {
             let start: String = text.chars().take(SHOWN).collect();
             Fault::Broken(format!("the answer breaks the protocol ({why}): {start:?}"))
         };
-        let reply: Reply = serde_json::from_str(&text).map_err(|e| nonsense(&e))?;
+        let reply: Reply = serde_json::from_str(&text).map_err(|e| nonsense(&no_json(&e, &text)))?;
         match &reply.kind[..] {
             "observation" => self.layout.observation(reply.data).map_err(|e| nonsense(&e)),
             "error" => Err(refusal(&reply.data)),

@@ -1,0 +1,63 @@
+//! What goes wrong without an error: said once, when it has gone on for some iterations.
+
+use super::iteration::Iteration;
+use crate::config::Config;
+
+/// Iterations in a row that are no accident.
+const STRETCH: u32 = 3;
+
+/// A condition, and for how many iterations in a row it has held.
+#[derive(Debug, Default)]
+pub struct Stretch(u32);
+
+impl Stretch {
+    /// Whether the condition has now held for so long that it is to be said; once a stretch.
+    pub fn is_due(&mut self, holds: bool) -> bool {
+        self.0 = if holds { self.0 + 1 } else { 0 };
+        self.0 == STRETCH
+    }
+}
+
+/// What is watched.
+#[derive(Debug, Default)]
+pub struct Warnings {
+    constant: Stretch,
+    unparsable: Stretch,
+}
+
+impl Warnings {
+    /// What there is to say after an iteration.
+    pub fn after(&mut self, config: &Config, done: &Iteration) -> Vec<String> {
+        let mut lines = Vec::new();
+        if self.constant.is_due(done.returns.constant_groups == 1.0) {
+            lines.push(format!(
+                "warning: for {STRETCH} iterations all episodes of each group were paid the same (frac_reward_zero_std = 1), so GRPO \
+                 learns nothing; look at the rewards in trajectories.sqlite: where all are 0, the games are too hard or env.max_steps \
+                 = {} too few; else raise rollout.temperature = {} or rollout.group_size = {}",
+                config.env.max_steps, config.rollout.temperature, config.rollout.group_size
+            ));
+        }
+        let unparsable = done.gcd.as_ref().and_then(|gcd| gcd.accuracy.unparsable);
+        if self.unparsable.is_due(unparsable == Some(1.0)) {
+            lines.push(format!(
+                "warning: for {STRETCH} iterations no judgment had a verdict (gcd/unparsable = 1), so GCD learns nothing; its form is \
+                 taught in the cold start (sft.steps = {}, gcd.cold_start = {}), and gcd.max_tokens = {} must leave room for it",
+                config.sft.steps, config.gcd.cold_start, config.gcd.max_tokens
+            ));
+        }
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stretch_is_said_once_and_again_after_it_was_over() {
+        let mut stretch = Stretch::default();
+        let said: String =
+            "111110111110110111".chars().map(|c| if stretch.is_due(c == '1') { '!' } else { '.' }).collect();
+        assert_eq!(said, "..!.....!........!");
+    }
+}
