@@ -2,7 +2,7 @@
 
 use super::learner::Learner;
 use super::probe::{self, probes};
-use super::{TrainError, interrupt};
+use super::{TrainError, interrupt, memory};
 use crate::agent::{Episode, Finish, Prompter};
 use crate::config::{Config, GcdMode};
 use crate::env::baseline::{self, Baselines};
@@ -10,7 +10,7 @@ use crate::env::{Split, Suite, Task};
 use crate::gcd::{Accuracy, Asked, judge};
 use crate::model::Policy;
 use crate::report::results::{EvalEpisode, Evaluation};
-use crate::rollout::{self, Counts, Settings, rollout};
+use crate::rollout::{self, Counts, PrefixCache, Settings, rollout};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -85,8 +85,9 @@ pub fn judgments(
     }
     let settings = Settings::evaluation(config, STREAM - 1);
     let size = [JUDGED, usize::from(config.gcd.mode == GcdMode::Generate)];
-    let (policy, stop) = (learner.sampler(), &interrupt::interrupted);
-    let judged = judge(config, policy, prompter, episodes, &Asked::new(), size, &settings, stop)?;
+    let stop = &interrupt::interrupted;
+    let mut cache = PrefixCache::new(learner.sampler(), memory::cached_tokens(config, &learner.model.config))?;
+    let judged = judge(config, &mut cache, prompter, episodes, &Asked::new(), size, &settings, stop)?;
     let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs));
     Ok(Some(classified.unwrap_or(judged.accuracy())))
 }
