@@ -5,6 +5,7 @@ mod common;
 use common::numeric::{assert_close, assert_gradient, below, dot, values, wide};
 use uncouple::forest::{Forest, ROOT};
 use uncouple::ops::attention::{self, Shape, Visibility};
+use uncouple::ops::decode_attention::{self, Feed, Paged};
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
     Shape { heads, kv_heads, head_dim }
@@ -204,9 +205,111 @@ fn decoding_equals<const PAGE: usize>(s: Shape) {
             let own = kv * group * d..(kv + 1) * group * d;
             let mut got = vec![f32::NAN; group * d];
             let q = &qkv[node * s.qkv_dim()..][own.clone()];
-            attention::decode::<PAGE>(q, d, path.len(), pages, &mut scores, &mut got);
+            decode_attention::decode::<PAGE>(q, d, path.len(), pages, &mut scores, &mut got);
             let want = wide(&out[node * s.q_dim()..][own]);
             assert_close(&format!("node {node}, kv head {kv}"), &got, &want, 2e-6);
         }
+    }
+}
+
+fn pooled<R: Send>(threads: usize, f: impl FnOnce() -> R + Send) -> R {
+    rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap().install(f)
+}
+
+#[test]
+fn threads_change_no_bit() {
+    for (forest, s) in [(chain(900), shape(6, 2, 16)), (branches(3, 60, 40), shape(2, 1, 8))] {
+        let n = forest.len();
+        let (qkv, d_out) = (values(1, n * s.qkv_dim(), 1.0), values(2, n * s.q_dim(), 1.0));
+        let run = || {
+            let visibility = Visibility::new(&forest.reach);
+            let (mut out, mut softmax) = (vec![0.0; n * s.q_dim()], vec![0.0; n * s.heads * 2]);
+            attention::forward(&qkv, s, &visibility, &mut out, &mut softmax);
+            let mut d_qkv = vec![0.0; qkv.len()];
+            attention::backward(&d_out, &qkv, &out, &softmax, s, &visibility, &mut d_qkv);
+            (out, d_qkv)
+        };
+        let one = pooled(1, run);
+        assert!(one == pooled(2, run) && one == pooled(5, run), "{n} tokens, {s:?}");
+    }
+}
+
+/// Keys and values of one sequence in pages. Unused places hold NaN.
+struct Pages<const PAGE: usize> {
+    /// `[kv_heads][pages]`
+    heads: Vec<Vec<(Vec<f32>, Vec<f32>)>>,
+}
+
+impl<const PAGE: usize> Pages<PAGE> {
+    fn new(qkv: &[f32], s: Shape) -> Pages<PAGE> {
+        let d = s.head_dim;
+        let page = |rows: &[f32], kv: usize| {
+            let (mut keys, mut values) = (vec![f32::NAN; d * PAGE], vec![f32::NAN; d * PAGE]);
+            for (i, row) in rows.chunks(s.qkv_dim()).enumerate() {
+                (0..d).for_each(|j| keys[j * PAGE + i] = row[(s.heads + kv) * d + j]);
+                values[i * d..][..d].copy_from_slice(&row[(s.heads + s.kv_heads + kv) * d..][..d]);
+            }
+            (keys, values)
+        };
+        let pages = |kv| qkv.chunks(PAGE * s.qkv_dim()).map(|rows| page(rows, kv)).collect();
+        Pages { heads: (0..s.kv_heads).map(pages).collect() }
+    }
+}
+
+impl<const PAGE: usize> Paged for &Pages<PAGE> {
+    fn pages(&self, kv: usize) -> impl Iterator<Item = (&[f32], &[f32])> + Clone {
+        self.heads[kv].iter().map(|(keys, values)| (&keys[..], &values[..]))
+    }
+}
+
+/// New tokens of several sequences at once, few and many, behind pasts of all lengths, against the forest's output; on one thread and
+/// on several, to the bit.
+#[test]
+fn appending_equals_the_forest() {
+    appending_equals::<32>(shape(6, 2, 8));
+    appending_equals::<16>(shape(3, 1, 64));
+}
+
+fn appending_equals<const PAGE: usize>(s: Shape) {
+    let cases = [
+        (0, 1),
+        (0, 15),
+        (0, 16),
+        (0, 200),
+        (1, 1),
+        (31, 2),
+        (32, 17),
+        (33, 64),
+        (500, 65),
+        (800, 16),
+        (1023, 3),
+        (1500, 1),
+        (2100, 5),
+    ];
+    let n = 2105;
+    let (qkv, visibility) = (values(3, n * s.qkv_dim(), 2.0), Visibility::new(&vec![n as u32; n]));
+    let (mut out, mut softmax) = (vec![0.0; n * s.q_dim()], vec![0.0; n * s.heads * 2]);
+    attention::forward(&qkv, s, &visibility, &mut out, &mut softmax);
+    let held: Vec<Pages<PAGE>> =
+        cases.iter().map(|(past, new)| Pages::new(&qkv[..(past + new) * s.qkv_dim()], s)).collect();
+    let feeds = |cases: &[(usize, usize)], held: &[Pages<PAGE>]| {
+        let feed = |(&(past, new), cache)| (past * s.qkv_dim()..(past + new) * s.qkv_dim(), past, cache);
+        let feeds: Vec<_> = cases.iter().zip(held).map(feed).collect();
+        let feeds: Vec<_> = feeds.into_iter().map(|(at, past, cache)| Feed { qkv: &qkv[at], past, cache }).collect();
+        let mut got = vec![f32::NAN; cases.iter().map(|(_, new)| new * s.q_dim()).sum()];
+        decode_attention::forward::<PAGE, _>(&feeds, s, false, &mut got);
+        let mut spread = vec![f32::NAN; got.len()];
+        pooled(3, || decode_attention::forward::<PAGE, _>(&feeds, s, true, &mut spread));
+        assert!(got == spread, "on several threads");
+        got
+    };
+    let together = feeds(&cases, &held);
+    let mut rows = &together[..];
+    for ((past, new), held) in cases.iter().zip(held) {
+        let (own, rest) = rows.split_at(new * s.q_dim());
+        rows = rest;
+        let want = wide(&out[past * s.q_dim()..(past + new) * s.q_dim()]);
+        assert_close(&format!("{new} tokens behind {past}, {s:?}"), own, &want, 2e-6);
+        assert!(feeds(&[(*past, *new)], &[held]) == own, "beside others");
     }
 }

@@ -79,6 +79,15 @@ fn pieces_and_forks_are_the_whole() {
         assert_near(&format!("sequence {i}"), got, want);
     }
 
+    // A fork in the middle of a page goes on otherwise, and the sequence that it came from as before.
+    let middle = decoder.fork_at(one, 40).unwrap();
+    decoder.extend(&[(middle, &[50, 51]), (one, &[7])]).unwrap();
+    first.push(7);
+    let (forked, got) = ([&prompt[..40], &[50, 51]].concat(), states(&decoder, &[middle, one]));
+    assert_near("forked in the middle", &got, &at_once(&model, &gpu, &[&forked, &first]));
+    decoder.free(middle);
+    first.pop();
+
     // Pages that were given back serve again.
     decoder.free(one);
     decoder.free(two);
@@ -158,6 +167,10 @@ fn limits_are_named() {
     let slot = decoder.alloc();
     let error = decoder.extend(&[(slot, &[1; 65])]).unwrap_err();
     assert!(error.to_string().contains("rollout.max_live"), "{error}");
+    // What is refused changes nothing: another is still empty, and there is room for what fits.
+    let other = decoder.alloc();
+    assert!(decoder.extend(&[(other, &[1; 10]), (slot, &[1; 60])]).is_err());
+    decoder.extend(&[(other, &[1; 32]), (slot, &[1; 32])]).unwrap();
     assert!(matches!(decoder.extend(&[(slot, &[1; 129])]), Err(Error::Shape { .. })));
     assert!(matches!(decoder.extend(&[(slot, &[96])]), Err(Error::Shape { .. })), "not in the vocabulary");
 }

@@ -44,6 +44,15 @@ fn forward_from_panels() {
         linear::to_panels(&w, n_in, &mut panels);
         linear::forward(&x, Weight::panels(&panels, n_in), Some(&b), &mut y);
         assert_close("panels", &y, &reference(&wide(&x), &wide(&w), &wide(&b), n_in), 1e-6);
+
+        // Spread over threads: the same to the bit.
+        for threads in [1, 3] {
+            let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+            let mut spread = vec![f32::NAN; rows * out];
+            let w = Weight::panels(&panels, n_in).spread(true);
+            pool.install(|| linear::forward(&x, w, Some(&b), &mut spread));
+            assert!(spread == y, "{rows} rows, {n_in} to {out}, {threads} threads");
+        }
     }
 }
 

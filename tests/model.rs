@@ -6,7 +6,7 @@ mod common;
 use common::{dense, random_model, tiny_config, tokens};
 use std::sync::Arc;
 use uncouple::forest::{Forest, ROOT};
-use uncouple::model::{Activations, Keep, KvCache, Model, Params};
+use uncouple::model::{Activations, Keep, KvCache, Model, Params, Qwen2Config};
 use uncouple::ops::grouped_logprob::TokenGrad;
 
 /// Three sequences that share prefixes, one alone, one of a single token.
@@ -180,4 +180,45 @@ fn decoding_agrees_with_the_forward_pass() {
     let out = model.extend(&mut cache, &[(slots[0], &all[0][at..]), (alone, &rest[..])]);
     check(&out[..h], 0, all[0].len() - 1);
     check(&out[h..], 3, rest.len() - 1);
+}
+
+/// A model whose layers are large enough that all threads work on each in turn: beside others or alone, on one thread or several, a
+/// row's numbers are the same, and those of the forward pass.
+#[test]
+fn threads_that_decode_together_change_no_bit() {
+    let config =
+        Qwen2Config { hidden_size: 256, intermediate_size: 1300, num_hidden_layers: 2, ..tiny_config(true, 2) };
+    let model = random_model(Qwen2Config { max_position_embeddings: 512, ..config }, 4);
+    let all: Vec<Vec<u32>> =
+        [7, 150, 1, 33].iter().map(|n| tokens(*n as u64, *n + 2, model.config.vocab_size)).collect();
+    let run = |threads: usize, which: &[usize]| -> Vec<Vec<f32>> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| {
+            let mut cache = KvCache::new(&model);
+            let slots: Vec<_> = which.iter().map(|_| cache.alloc()).collect();
+            let prompts: Vec<_> =
+                which.iter().zip(&slots).map(|(&i, slot)| (*slot, &all[i][..all[i].len() - 2])).collect();
+            let mut states = model.extend(&mut cache, &prompts);
+            for back in [2, 1] {
+                let next: Vec<_> =
+                    which.iter().zip(&slots).map(|(&i, slot)| (*slot, &all[i][all[i].len() - back..][..1])).collect();
+                states.extend(model.extend(&mut cache, &next));
+            }
+            states.chunks(model.config.hidden_size).map(<[f32]>::to_vec).collect()
+        })
+    };
+    let together = run(2, &[0, 1, 2, 3]);
+    assert!(together == run(1, &[0, 1, 2, 3]) && together == run(5, &[0, 1, 2, 3]));
+    let forest = Forest::unshared(&all);
+    let mut acts = Activations::default();
+    model.forward(&forest, Keep::Nothing, &mut acts);
+    let h = model.config.hidden_size;
+    for i in 0..4 {
+        let alone = run(3, &[i]);
+        for (step, alone) in alone.iter().enumerate() {
+            assert!(*alone == together[step * 4 + i], "sequence {i}, step {step}");
+            let node = forest.paths[i][all[i].len() - 3 + step] as usize;
+            assert!(relative(alone, &acts.hidden[node * h..][..h]) < 1e-5, "sequence {i}, step {step}");
+        }
+    }
 }

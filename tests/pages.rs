@@ -10,6 +10,7 @@ use uncouple::model::{Slot, pages::Pages};
 enum Op {
     Alloc,
     Fork(usize),
+    ForkAt(usize, usize),
     Free(usize),
     Extend(usize, usize),
 }
@@ -18,6 +19,7 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         1 => Just(Op::Alloc),
         2 => any::<usize>().prop_map(Op::Fork),
+        2 => any::<(usize, usize)>().prop_map(|(i, len)| Op::ForkAt(i, len)),
         1 => any::<usize>().prop_map(Op::Free),
         5 => (any::<usize>(), 1..3 * PAGE).prop_map(|(i, n)| Op::Extend(i, n)),
     ]
@@ -43,6 +45,11 @@ impl World {
                 let (slot, tokens) = self.slots[i % n].clone();
                 self.slots.push((self.pages.fork(slot), tokens));
             }
+            Op::ForkAt(i, len) => {
+                let (slot, mut tokens) = self.slots[i % n].clone();
+                tokens.truncate(len % (tokens.len() + 1));
+                self.slots.push((self.pages.fork_at(slot, tokens.len()), tokens));
+            }
             Op::Free(i) => self.pages.free(self.slots.swap_remove(i % n).0),
             Op::Extend(i, more) => self.extend(i % n, more)?,
         }
@@ -52,6 +59,10 @@ impl World {
     fn extend(&mut self, i: usize, more: usize) -> Result<(), TestCaseError> {
         let (slot, tokens) = &mut self.slots[i];
         let (left, held) = (self.pages.left(), self.pages.of(*slot).to_vec());
+        prop_assert_eq!(
+            self.pages.check([(*slot, more)].into_iter()).is_ok(),
+            self.pages.clone().extend(*slot, more).is_ok()
+        );
         match self.pages.extend(*slot, more) {
             Ok(copy) => {
                 if let Some((from, to)) = copy {
@@ -115,4 +126,19 @@ fn a_shared_page_is_copied_by_the_first_to_write_it() {
     assert_eq!(pages.extend(two, 1).unwrap(), None);
     assert_eq!((pages.of(two)[0], pages.of(two)[1]), (pages.of(one)[0], shared));
     assert!(matches!(pages.extend(two, PAGE), Err(Error::OutOfPages { asked: 1, free: 0, total: 3, .. })));
+}
+
+#[test]
+fn pages_for_many_are_counted_before_any_is_taken() {
+    let mut pages = Pages::new(6);
+    let one = pages.alloc();
+    pages.extend(one, PAGE + 1).unwrap();
+    let (two, three, four) = (pages.fork(one), pages.fork_at(one, PAGE + 1), pages.fork_at(one, PAGE));
+    // Of the three that hold the second page, two copy it; the fourth begins a page of its own.
+    let all = [one, two, three, four];
+    pages.check(all.into_iter().map(|slot| (slot, 1))).unwrap();
+    let refused = pages.check(all.into_iter().map(|slot| (slot, PAGE))).unwrap_err();
+    assert!(matches!(refused, Error::OutOfPages { asked: 6, free: 4, total: 6, .. }), "{refused:?}");
+    all.into_iter().for_each(|slot| assert!(pages.extend(slot, 1).is_ok()));
+    assert_eq!(pages.left(), 1);
 }

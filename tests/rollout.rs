@@ -14,9 +14,11 @@ use uncouple::env::{EnvError, Environment, Observation, Split, Task};
 use uncouple::forest::Forest;
 use uncouple::grpo::{self, Sample};
 use uncouple::model::cuda::CudaModel;
-use uncouple::model::{Activations, Keep, Model, Params, Qwen2Config, Tokenizer};
+use uncouple::model::{Activations, Keep, Model, Params, Policy, Qwen2Config, Tokenizer};
 use uncouple::ops::sampling::SamplingParams;
-use uncouple::rollout::{Counts, RolloutError, Settings, Statistics, rollout};
+use uncouple::rollout::{
+    Answer, Counts, PrefixCache, RolloutError, Settings, Statistics, answers_on, rollout, rollout_on,
+};
 
 /// A world whose course is its task's kind.
 struct Scripted {
@@ -513,6 +515,116 @@ fn settings_follow_the_configuration() {
     assert_eq!((train.sampling.temperature, train.sampling.top_k, train.stream), (0.9, 7, 5));
     assert_eq!((eval.sampling.temperature, eval.sampling.top_k, eval.stream), (0.3, 0, 6));
     assert_eq!(train.max_turn_tokens, eval.max_turn_tokens);
+}
+
+// ---- answers about turns that were played ----
+
+/// What of each finished sequence is in the cache: all but what was sampled last.
+fn left(episodes: &[Episode]) -> Vec<Vec<u32>> {
+    let sequences = |e: &Episode| -> Vec<Vec<u32>> {
+        let turns = e.turns.chunk_by(|a, b| a.start == b.start);
+        turns.map(|turns| e.tokens[turns[0].start..turns[turns.len() - 1].tokens.end - 1].to_vec()).collect()
+    };
+    episodes.iter().flat_map(sequences).collect()
+}
+
+/// A question behind each turn that leaves room for it, but no prompt twice.
+fn asked(prompter: &Prompter, episodes: &[Episode]) -> Vec<Vec<u32>> {
+    let question = prompter.ask("Was it right?").unwrap();
+    let turns = episodes.iter().flat_map(|e| e.turns.iter().map(move |turn| e.acted(turn)));
+    let mut prompts: Vec<Vec<u32>> = turns.map(|acted| [acted, &question].concat()).collect();
+    prompts.retain(|prompt| prompt.len() + 6 <= CONTEXT);
+    prompts.sort_unstable();
+    prompts.dedup();
+    prompts
+}
+
+/// Sampled tokens that the model reads: an answer's last is not.
+fn written(answers: &[Vec<Answer>]) -> usize {
+    answers.iter().flatten().map(|answer| answer.tokens.len() - 1).sum()
+}
+
+fn assert_same(a: &[Vec<Answer>], b: &[Vec<Answer>]) {
+    assert_eq!(a.len(), b.len());
+    for (a, b) in a.iter().flatten().zip(b.iter().flatten()) {
+        assert_eq!(a.tokens, b.tokens);
+        for (a, b) in a.logprobs.iter().zip(&b.logprobs) {
+            assert!((a - b).abs() < 1e-5, "{a} and {b}");
+        }
+    }
+}
+
+/// The same answers whether prompts go on from the rollout's sequences, share among themselves, or are read one by one; and as many
+/// tokens computed as are not shared.
+#[test]
+fn answers_go_on_from_the_episodes() {
+    const PLENTY: usize = 1 << 20;
+    for history in [History::Full, History::Window(1)] {
+        let prompter = remembering(history);
+        let model = model(&prompter, 2.5);
+        let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break"].iter().map(|k| task(k, 0)).collect();
+        let playing = Settings { max_live: 4, ..settings() };
+        let mut cache = PrefixCache::new(&model, PLENTY).unwrap();
+        let episodes = rollout_on(&mut cache, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap();
+        let alone = rollout(&model, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap();
+        assert!(episodes.iter().zip(&alone).all(|(a, b)| (&a.tokens, &a.logprobs) == (&b.tokens, &b.logprobs)));
+        let (prompts, left) = (asked(&prompter, &episodes), left(&episodes));
+        assert!(prompts.len() > 20);
+        let nodes = |sequences: &[Vec<u32>]| Forest::new(sequences).len();
+        let answer = |cache: &mut PrefixCache<'_>, max_live: usize| {
+            let settings = Settings { max_live, stream: 9, ..settings() };
+            let before = cache.computed_tokens();
+            let answers = answers_on(cache, &prompter, &prompts, 2, &settings, NEVER).unwrap();
+            let computed = cache.computed_tokens() - before - written(&answers);
+            (answers, computed)
+        };
+
+        let (one_by_one, computed) = answer(&mut PrefixCache::new(&model, 0).unwrap(), 1);
+        assert_eq!(computed, prompts.iter().map(Vec::len).sum::<usize>());
+        let (among_themselves, computed) = answer(&mut PrefixCache::new(&model, PLENTY).unwrap(), 7);
+        assert_eq!(computed, nodes(&prompts));
+        assert_same(&among_themselves, &one_by_one);
+        let (going_on, computed) = answer(&mut cache, 1000);
+        assert_eq!(computed, nodes(&[&left[..], &prompts].concat()) - nodes(&left));
+        assert_same(&going_on, &one_by_one);
+        // The prompts are gone, the episodes still there.
+        assert_eq!(answer(&mut cache, 7), (going_on, computed));
+        assert!(computed < nodes(&prompts) / 2, "{computed} of {}", nodes(&prompts));
+
+        // With room for a part, the oldest are read again.
+        let mut small = PrefixCache::new(&model, 400).unwrap();
+        rollout_on(&mut small, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap();
+        let (partly, more) = answer(&mut small, 1000);
+        assert!(computed < more && more < nodes(&prompts), "{computed} < {more} < {}", nodes(&prompts));
+        assert_same(&partly, &one_by_one);
+    }
+}
+
+/// The same on a device whose pages run short: what is kept gives way to what is played.
+#[test]
+fn a_gpu_keeps_what_it_has_pages_for() {
+    let prompter = prompter();
+    let mut model = sized(&prompter, 2.5, [2, 1, 64]);
+    model.params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+    let tasks = [task("win", 0), task("go", 0)];
+    // Pages for so many whole contexts.
+    let play = |contexts: usize| {
+        let on_device = CudaModel::new(&emulated::gpu(), &model, contexts).unwrap();
+        let playing = Settings { max_live: 1, max_steps: 3, ..settings() };
+        let mut cache = PrefixCache::new(&on_device as &dyn Policy, 1 << 20).unwrap();
+        let episodes = rollout_on(&mut cache, &prompter, &open, &tasks, 2, &playing, NEVER).unwrap();
+        let prompts = asked(&prompter, &episodes)[..4].to_vec();
+        let before = cache.computed_tokens();
+        let answering = Settings { max_live: 2, stream: 9, ..settings() };
+        let answers = answers_on(&mut cache, &prompter, &prompts, 2, &answering, NEVER).unwrap();
+        let computed = cache.computed_tokens() - before - written(&answers);
+        (episodes.iter().map(|e| e.tokens.clone()).collect::<Vec<_>>(), prompts, computed, left(&episodes))
+    };
+    let (episodes, prompts, computed, left) = play(8);
+    assert_eq!(computed, Forest::new(&[&left[..], &prompts].concat()).len() - Forest::new(&left).len());
+    let (short_episodes, short_prompts, more, _) = play(2);
+    assert_eq!((episodes, prompts), (short_episodes, short_prompts));
+    assert!(more > computed, "{more} and {computed}");
 }
 
 // ---- statistics ----

@@ -12,9 +12,9 @@ use crate::gcd::{self, Asked, Judged, Pair};
 use crate::grpo::{Sample, samples};
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::tokenizer::{Tokenizer, TokenizerError};
-use crate::rollout::{RolloutError, Settings, answers};
+use crate::rollout::{PrefixCache, RolloutError, Settings, answers};
 use crate::train::batch::Batch;
-use crate::train::iteration::{JUDGMENTS, beside, sample};
+use crate::train::iteration::{JUDGMENTS, beside, prefix_cache, sample};
 use crate::train::learner::Learner;
 use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::{TrainError, interrupt, suite, train};
@@ -109,14 +109,17 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
         if index == 1 {
             report = nothing.clone();
         }
+        let model = learner.model.clone();
         let began = Instant::now();
-        let episodes = sample(&config, &*suite, &learner.model, &prompter, index)?;
+        let mut cache = prefix_cache(&config, &model)?;
+        let episodes = sample(&config, &*suite, &mut cache, &prompter, index)?;
         report.rollout_seconds += began.elapsed().as_secs_f64();
         let rows = samples(&episodes, &config);
         report.train_seconds += gradient(&config, &mut learner, &rows).0;
         for size in &mut report.sizes {
             let gcd = Gcd { pairs: size.pairs, judgments: size.judgments, ..config.gcd.clone() };
-            size.measure(&Config { gcd, ..config.clone() }, &mut learner, &prompter, &episodes, &rows, index)?;
+            let config = Config { gcd, ..config.clone() };
+            size.measure(&config, &mut learner, &mut cache, &prompter, &episodes, &rows, index)?;
         }
     }
     let alone = report.rollout_seconds + report.train_seconds;
@@ -127,18 +130,20 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
 }
 
 impl Size {
-    /// Adds the times of iteration `index`, whose episodes are the samples `rows`.
+    /// Adds the times of iteration `index`, whose episodes are the samples `rows` and left their sequences in `cache`.
+    #[allow(clippy::too_many_arguments)]
     fn measure(
         &mut self,
         config: &Config,
         learner: &mut Learner,
+        cache: &mut PrefixCache<'_>,
         prompter: &Prompter,
         episodes: &[Episode],
         rows: &[Sample],
         index: u32,
     ) -> Result<(), RolloutError> {
         let began = Instant::now();
-        let judged = judge(config, learner, prompter, episodes, index)?;
+        let judged = judge(config, cache, prompter, episodes, index)?;
         self.shared.judge_seconds += began.elapsed().as_secs_f64();
         let began = Instant::now();
         judge_apart(config, learner, prompter, &judged, index)?;
@@ -158,7 +163,7 @@ impl Size {
 /// The judgments of iteration `index`, as training asks for them.
 fn judge(
     config: &Config,
-    learner: &Learner,
+    cache: &mut PrefixCache<'_>,
     prompter: &Prompter,
     episodes: &[Episode],
     index: u32,
@@ -166,10 +171,10 @@ fn judge(
     let settings = Settings::training(config, JUDGMENTS | index);
     let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
     let stop = &interrupt::interrupted;
-    gcd::judge(config, &learner.model, prompter, episodes, &Asked::new(), size, &settings, stop)
+    gcd::judge(config, cache, prompter, episodes, &Asked::new(), size, &settings, stop)
 }
 
-/// The same judgments again, each with a prompt of its own.
+/// The same judgments again, each with a prompt of its own: it begins with a token that no other begins with.
 fn judge_apart(
     config: &Config,
     learner: &Learner,
@@ -180,7 +185,8 @@ fn judge_apart(
     let max_turn_tokens = config.gcd.max_tokens as usize;
     let settings = Settings { max_turn_tokens, ..Settings::training(config, JUDGMENTS | index) };
     let of = |pair: &Pair| std::iter::repeat_n(pair.prompt.clone(), config.gcd.judgments as usize);
-    let prompts: Vec<Vec<u32>> = judged.pairs.iter().flat_map(of).collect();
+    let mut prompts: Vec<Vec<u32>> = judged.pairs.iter().flat_map(of).collect();
+    prompts.iter_mut().zip(0..).for_each(|(prompt, first)| prompt[0] = first);
     answers(&learner.model, prompter, &prompts, 1, &settings, &interrupt::interrupted)?;
     Ok(())
 }

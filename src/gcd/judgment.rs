@@ -8,11 +8,10 @@ use super::label::{Asked, Label, LabelCounts, labels, share};
 use crate::agent::{Episode, Prompter};
 use crate::config::{AdvantageScale, Baseline, Config, Format};
 use crate::grpo::Sample;
-use crate::model::Policy;
 use crate::model::tokenizer::TokenizerError;
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
-use crate::rollout::{Answer, RolloutError, Settings, answers};
+use crate::rollout::{Answer, PrefixCache, RolloutError, Settings, answers_on};
 use std::collections::HashSet;
 
 const VERDICT: &str = "Verdict: ";
@@ -160,11 +159,12 @@ pub struct Judged {
     pub judgments: Vec<Vec<(Answer, Option<Label>)>>,
 }
 
-/// Lets the policy judge at most `pairs` actions of `episodes`, `judgments` times each (0: they are only drawn), in one batch.
+/// Lets the policy judge at most `pairs` actions of `episodes`, `judgments` times each (0: they are only drawn), in one batch. What
+/// `cache` keeps of the episodes is not read again.
 #[allow(clippy::too_many_arguments)]
 pub fn judge(
     config: &Config,
-    policy: &dyn Policy,
+    cache: &mut PrefixCache<'_>,
     prompter: &Prompter,
     episodes: &[Episode],
     asked: &Asked,
@@ -173,14 +173,14 @@ pub fn judge(
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Judged, RolloutError> {
     let settings = Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..settings.clone() };
-    let context = policy.config().max_position_embeddings;
+    let context = cache.config().max_position_embeddings;
     let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
     let (pairs, counts) = pairs(episodes, asked, prompter, config, context, pair_count, key)?;
     if judgments == 0 {
         return Ok(Judged { counts, pairs, judgments: Vec::new() });
     }
     let prompts: Vec<Vec<u32>> = pairs.iter().map(|p| p.prompt.clone()).collect();
-    let answers = answers(policy, prompter, &prompts, judgments, &settings, interrupted)?;
+    let answers = answers_on(cache, prompter, &prompts, judgments, &settings, interrupted)?;
     let read = |answer: Answer| -> Result<_, RolloutError> {
         let written = answer.tokens.split_last().filter(|_| answer.ended).map(|(_, text)| text);
         let text = written.map(|tokens| prompter.tokenizer().decode(tokens, false)).transpose()?;

@@ -90,6 +90,18 @@ impl<'a> CudaDecoder<'a> {
         Ok(out)
     }
 
+    /// Refuses what cannot be appended, before anything is changed.
+    fn check(&self, feeds: &[(Slot, &[u32])]) -> Result<()> {
+        let (context, vocab) = (self.model.config.max_position_embeddings, self.model.config.vocab_size);
+        for (slot, fed) in feeds {
+            let end = self.pages.len(*slot) + fed.len();
+            expect("decoding", end <= context, || format!("{end} tokens for a context of {context}"))?;
+            let unknown = fed.iter().find(|token| **token as usize >= vocab);
+            expect("decoding", unknown.is_none(), || format!("token {unknown:?} of a vocabulary of {vocab}"))?;
+        }
+        self.pages.check(feeds.iter().map(|(slot, fed)| (*slot, fed.len())))
+    }
+
     /// Makes room for the states of so many slots.
     fn reserve(&mut self, slots: usize) -> Result<()> {
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
@@ -119,19 +131,20 @@ impl Decoder for CudaDecoder<'_> {
         Ok(slot)
     }
 
+    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
+        Ok(self.pages.fork_at(of, len))
+    }
+
     fn free(&mut self, slot: Slot) {
         self.pages.free(slot);
     }
 
     fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
-        let (context, vocab) = (self.model.config.max_position_embeddings, self.model.config.vocab_size);
         let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(feeds.len()));
+        self.check(feeds)?;
         for ((slot, fed), sequence) in feeds.iter().zip(0u32..) {
             let first = self.pages.len(*slot);
             let end = first + fed.len();
-            expect("decoding", end <= context, || format!("{end} tokens for a context of {context}"))?;
-            let unknown = fed.iter().find(|token| **token as usize >= vocab);
-            expect("decoding", unknown.is_none(), || format!("token {unknown:?} of a vocabulary of {vocab}"))?;
             if let Some((from, to)) = self.pages.extend(*slot, fed.len())? {
                 self.cache.copy_page(&self.model.gpu, from, to)?;
             }

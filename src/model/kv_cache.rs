@@ -5,6 +5,7 @@
 
 use super::Model;
 use super::qwen2::Weights;
+use crate::ops::decode_attention::Paged;
 use std::sync::Arc;
 
 /// Tokens in a page.
@@ -73,16 +74,19 @@ impl Sequence {
             page[at + d * PAGE + i * d..][..d].copy_from_slice(v);
         }
     }
+}
 
-    /// (keys, values) of one layer and kv head, page by page.
-    pub fn pages(
-        &self,
-        shape: PageShape,
-        layer: usize,
-        kv_head: usize,
-    ) -> impl Iterator<Item = (&[f32], &[f32])> + Clone {
-        let (at, n) = (shape.at(layer, kv_head), shape.head_dim * PAGE);
-        self.pages.iter().map(move |page| page[at..at + 2 * n].split_at(n))
+/// A layer of a sequence.
+pub(crate) struct LayerPages<'a> {
+    pub sequence: &'a Sequence,
+    pub shape: PageShape,
+    pub layer: usize,
+}
+
+impl Paged for LayerPages<'_> {
+    fn pages(&self, kv: usize) -> impl Iterator<Item = (&[f32], &[f32])> + Clone {
+        let (at, n) = (self.shape.at(self.layer, kv), self.shape.head_dim * PAGE);
+        self.sequence.pages.iter().map(move |page| page[at..at + 2 * n].split_at(n))
     }
 }
 
@@ -109,6 +113,15 @@ impl KvCache {
         self.insert(copy)
     }
 
+    /// A new slot that shares the first `len` tokens of `of`.
+    pub fn fork_at(&mut self, of: Slot, len: usize) -> Slot {
+        let mut copy = self.slots[of.0 as usize].clone().unwrap_or_default();
+        assert!(len <= copy.len, "a fork at {len} of {} tokens", copy.len);
+        copy.pages.truncate(len.div_ceil(PAGE));
+        copy.len = len;
+        self.insert(copy)
+    }
+
     /// Gives the slot's pages back; a freed slot must not be used again.
     pub fn free(&mut self, slot: Slot) {
         self.slots[slot.0 as usize] = None;
@@ -120,7 +133,7 @@ impl KvCache {
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.weights, panels: true }
+        Weights { flat: &self.weights, panels: true, spread: false }
     }
 
     pub(crate) fn shape(&self) -> PageShape {

@@ -6,9 +6,10 @@
 use super::Slot;
 use super::kv_cache::PAGE;
 use crate::device::{Error, Result};
+use std::collections::HashMap;
 
 /// A pool of pages, and the slots that hold them.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Pages {
     /// Slots that hold each page.
     references: Vec<u32>,
@@ -34,7 +35,18 @@ impl Pages {
 
     /// A new slot that shares everything `of` holds.
     pub fn fork(&mut self, of: Slot) -> Slot {
-        let copy = self.sequence(of).clone();
+        self.fork_at(of, self.len(of))
+    }
+
+    /// A new slot that shares the first `len` tokens of `of`.
+    ///
+    /// # Panics
+    /// If `of` holds fewer: a mistake of the caller, never of its input.
+    pub fn fork_at(&mut self, of: Slot, len: usize) -> Slot {
+        let mut copy = self.sequence(of).clone();
+        assert!(len <= copy.len, "a fork at {len} of {} tokens", copy.len);
+        copy.pages.truncate(len.div_ceil(PAGE));
+        copy.len = len;
         copy.pages.iter().for_each(|page| self.references[*page as usize] += 1);
         self.insert(copy)
     }
@@ -46,6 +58,27 @@ impl Pages {
         }
     }
 
+    /// Whether there are pages to make slots (each at most once) longer by so many tokens.
+    pub fn check(&self, feeds: impl Iterator<Item = (Slot, usize)>) -> Result<()> {
+        let (mut fresh, mut written) = (0, HashMap::<u32, u32>::new());
+        for (slot, more) in feeds {
+            let Sequence { pages, len } = self.sequence(slot);
+            fresh += (len + more).div_ceil(PAGE) - pages.len();
+            if len % PAGE > 0 && more > 0 {
+                pages.last().into_iter().for_each(|page| *written.entry(*page).or_default() += 1);
+            }
+        }
+        // The last who holds a page writes it where it is.
+        let copies = written.iter().map(|(page, slots)| (*slots).min(self.references[*page as usize] - 1));
+        self.refuse(fresh + copies.sum::<u32>() as usize)
+    }
+
+    /// Refuses to take more pages than there are.
+    fn refuse(&self, asked: usize) -> Result<()> {
+        let (free, total) = (self.free.len(), self.references.len());
+        if asked <= free { Ok(()) } else { Err(Error::OutOfPages { asked, free, total, tokens: PAGE }) }
+    }
+
     /// Makes the slot longer by `more` tokens. The page that must be copied (from, to) before they are written, if any.
     ///
     /// Changes nothing when there are too few pages.
@@ -55,10 +88,7 @@ impl Pages {
         let shared = partial.filter(|page| self.references[*page as usize] > 1);
         let fresh = (len + more).div_ceil(PAGE) - pages.len();
         let asked = fresh + usize::from(shared.is_some());
-        if asked > self.free.len() {
-            let (free, total) = (self.free.len(), self.references.len());
-            return Err(Error::OutOfPages { asked, free, total, tokens: PAGE });
-        }
+        self.refuse(asked)?;
         let mut taken = self.free.split_off(self.free.len() - asked);
         taken.iter().for_each(|page| self.references[*page as usize] = 1);
         let copy = shared.and_then(|from| Some((from, taken.pop()?)));

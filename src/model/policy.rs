@@ -30,9 +30,11 @@ pub trait Decoder {
     fn alloc(&mut self) -> Slot;
     /// A new slot that shares everything `of` holds.
     fn fork(&mut self, of: Slot) -> Result<Slot>;
+    /// A new slot that shares the first `len` tokens of `of`. Something must be appended before anything is drawn from it.
+    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot>;
     /// Gives a slot back; it must not be used again.
     fn free(&mut self, slot: Slot);
-    /// Appends tokens to slots (each at most once, none empty).
+    /// Appends tokens to slots (each at most once, none empty). When there are too few pages, nothing is changed.
     fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()>;
     /// The next token of each draw's slot; appending it is the caller's.
     fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>>;
@@ -76,6 +78,10 @@ impl Decoder for CpuDecoder<'_> {
         Ok(slot)
     }
 
+    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
+        Ok(self.cache.fork_at(of, len))
+    }
+
     fn free(&mut self, slot: Slot) {
         self.cache.free(slot);
     }
@@ -91,13 +97,20 @@ impl Decoder for CpuDecoder<'_> {
     }
 
     fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+        let vocab = self.model.config.vocab_size;
+        let hidden = |draws: &[Draw<'_>]| -> Vec<f32> {
+            draws.iter().flat_map(|draw| &self.states[self.state(draw.slot)]).copied().collect()
+        };
+        let sample = |(row, draw): (&mut [f32], &Draw<'_>)| sampling::sample(row, draw.seen, params, draw.uniform);
+        if self.model.shares_columns(self.model.params.layout.head.len(), draws.len()) {
+            let mut logits = self.model.next_logits(&self.cache, &hidden(draws), true);
+            return Ok(logits.par_chunks_exact_mut(vocab).zip(draws).map(sample).collect());
+        }
         // Each thread samples from the logits that it made, while they are in its cache.
         let share = draws.len().div_ceil(rayon::current_num_threads()).clamp(1, BLOCK);
         let sampled = draws.par_chunks(share).flat_map_iter(|draws| {
-            let hidden: Vec<f32> = draws.iter().flat_map(|draw| &self.states[self.state(draw.slot)]).copied().collect();
-            let mut logits = self.model.next_logits(&self.cache, &hidden);
-            let rows = logits.chunks_exact_mut(self.model.config.vocab_size).zip(draws);
-            rows.map(|(row, draw)| sampling::sample(row, draw.seen, params, draw.uniform)).collect::<Vec<_>>()
+            let mut logits = self.model.next_logits(&self.cache, &hidden(draws), false);
+            logits.chunks_exact_mut(vocab).zip(draws).map(sample).collect::<Vec<_>>()
         });
         Ok(sampled.collect())
     }

@@ -88,22 +88,28 @@ struct LayerGrads {
 pub(super) struct Weights<'a> {
     pub flat: &'a [f32],
     pub panels: bool,
+    /// Each product on all cores.
+    pub spread: bool,
 }
 
 impl<'a> Weights<'a> {
     pub fn matrix(&self, range: &std::ops::Range<usize>, in_features: usize) -> linear::Weight<'a> {
         let data = &self.flat[range.clone()];
-        if self.panels { linear::Weight::panels(data, in_features) } else { linear::Weight::new(data, in_features) }
+        if self.panels {
+            linear::Weight::panels(data, in_features).spread(self.spread)
+        } else {
+            linear::Weight::new(data, in_features)
+        }
     }
 }
 
 /// The sizes that recur in every function.
 #[derive(Clone, Copy)]
-struct Dims {
-    hidden: usize,
-    ffn: usize,
+pub(super) struct Dims {
+    pub hidden: usize,
+    pub ffn: usize,
     eps: f32,
-    attention: attention::Shape,
+    pub attention: attention::Shape,
 }
 
 impl Model {
@@ -117,7 +123,7 @@ impl Model {
         &self.rope
     }
 
-    fn dims(&self) -> Dims {
+    pub(super) fn dims(&self) -> Dims {
         let c = &self.config;
         Dims {
             hidden: c.hidden_size,
@@ -401,7 +407,7 @@ impl Model {
     }
 
     fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.params.flat, panels: false }
+        Weights { flat: &self.params.flat, panels: false, spread: false }
     }
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.

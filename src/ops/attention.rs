@@ -2,21 +2,25 @@
 //!
 //! The packed order makes visibility a few intervals: a *run* is a stretch of tokens each of which is the child of the one
 //! before, and a run sees its ancestors' intervals in full and itself causally. So no mask is ever read, nothing invisible is
-//! computed, and the largest scratch is one query block against its own keys.
+//! computed, and the largest scratch is one query block against one tile of keys.
 //!
 //! Backward, with P the softmax, dP = dO Vᵀ and δ_i = dO_i·O_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
 
 pub mod cuda;
 
 use super::residual;
-use crate::device::cpu::{Mat, exp, gemm, prefetch, simd};
+use crate::device::cpu::{Mat, exp, gemm, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// Query rows of one task.
-const QUERIES: usize = 64;
-/// Tokens of one backward task: fixed, so that sums do not depend on the number of threads.
-const CHUNK: usize = 1024;
+/// Query rows of a block.
+pub(super) const QUERIES: usize = 64;
+/// Keys of a tile: its scores, and what they are made of, stay in the second-level cache.
+pub(super) const KEYS: usize = 384;
+/// Most tasks of a backward pass, and the fewest (query, key) pairs worth one. Each task of a long sequence has a buffer for nearly
+/// all of its keys.
+const TASKS: usize = 32;
+const MIN_WORK: usize = 1 << 16;
 
 /// Sizes of an attention layer. Rows of `qkv` are `[heads q | kv_heads k | kv_heads v]`, each `head_dim` wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,7 +38,7 @@ impl Shape {
     pub fn qkv_dim(&self) -> usize {
         (self.heads + 2 * self.kv_heads) * self.head_dim
     }
-    fn group(&self) -> usize {
+    pub(crate) fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
     pub(crate) fn scale(&self) -> f32 {
@@ -84,19 +88,6 @@ impl Visibility {
         }
         Visibility { runs }
     }
-
-    /// Consecutive runs of about [`CHUNK`] tokens each.
-    fn chunks(&self) -> Vec<&[Run]> {
-        let (mut chunks, mut first, mut tokens) = (Vec::new(), 0, 0);
-        for (i, run) in self.runs.iter().enumerate() {
-            tokens += run.tokens.len();
-            if tokens >= CHUNK || i + 1 == self.runs.len() {
-                chunks.push(&self.runs[first..=i]);
-                (first, tokens) = (i + 1, 0);
-            }
-        }
-        chunks
-    }
 }
 
 /// The query rows `rows` of a run and the key intervals they read, in order; the last interval is the run's own.
@@ -118,19 +109,113 @@ impl Run {
 }
 
 impl Block {
-    /// Keys seen by the block's `i`-th query.
+    /// The keys in tiles, each with the number of keys before it.
+    fn tiles(&self) -> impl Iterator<Item = (usize, Range<usize>)> + '_ {
+        let tiles = self
+            .keys
+            .iter()
+            .flat_map(|keys| keys.clone().step_by(KEYS).map(move |start| start..(start + KEYS).min(keys.end)));
+        tiles.scan(0, |before, tile| {
+            let at = *before;
+            *before += tile.len();
+            Some((at, tile))
+        })
+    }
+
+    /// Keys among the `total` that the block's `i`-th query sees.
     fn visible(&self, i: usize) -> usize {
         self.total - (self.rows.len() - 1 - i)
     }
 
-    /// `s[rows, total] = scale · Q Kᵀ` for one head.
-    fn scores(&self, s: &mut [f32], q: Mat<'_>, kv: &[f32], stride: usize, d: usize, scale: f32) {
-        let mut at = 0;
-        for keys in &self.keys {
-            let k = Mat::transposed(&kv[keys.start * stride..], stride);
-            gemm((self.rows.len(), keys.len(), d), &mut s[at..], self.total, false, scale, q, k);
-            at += keys.len();
+    fn work(&self) -> usize {
+        self.rows.len() * self.total
+    }
+}
+
+/// A tile of keys of one kv head: keys `[head_dim, len]`, values `[len, head_dim]`.
+#[derive(Clone, Copy)]
+pub(super) struct Tile<'a> {
+    pub keys: Mat<'a>,
+    pub values: Mat<'a>,
+    pub len: usize,
+}
+
+impl<'a> Tile<'a> {
+    /// The keys and values of the rows `tile` of `qkv`.
+    pub fn of_rows(qkv: &'a [f32], shape: Shape, kv: usize, tile: &Range<usize>) -> Tile<'a> {
+        let (d, stride) = (shape.head_dim, shape.qkv_dim());
+        let row = &qkv[tile.start * stride..];
+        let keys = Mat::transposed(&row[(shape.heads + kv) * d..], stride);
+        let values = Mat::rows(&row[(shape.heads + shape.kv_heads + kv) * d..], stride);
+        Tile { keys, values, len: tile.len() }
+    }
+}
+
+/// Copies the heads of `kv` from `rows` rows of `x`, `stride` apart, one head's rows behind the other's: one matrix product then
+/// serves all heads that share keys.
+fn stack(x: &[f32], stride: usize, shape: Shape, kv: usize, rows: usize, stacked: &mut Vec<f32>) {
+    let d = shape.head_dim;
+    stacked.clear();
+    for h in kv * shape.group()..(kv + 1) * shape.group() {
+        (0..rows).for_each(|i| stacked.extend_from_slice(&x[i * stride + h * d..][..d]));
+    }
+}
+
+/// Softmax attention of the stacked queries of one kv head, a tile of keys at a time: sums are scaled again whenever a greater
+/// score turns up.
+#[derive(Default)]
+pub(super) struct Online {
+    q: Vec<f32>,
+    scores: Vec<f32>,
+    out: Vec<f32>,
+    /// Of each row: its greatest score so far, and the sum of exp(score - greatest).
+    stats: Vec<[f32; 2]>,
+}
+
+impl Online {
+    /// Begins with `rows` rows of `qkv`.
+    pub fn begin(&mut self, qkv: &[f32], shape: Shape, kv: usize, rows: usize) {
+        stack(qkv, shape.qkv_dim(), shape, kv, rows, &mut self.q);
+        self.out.clear();
+        self.out.resize(self.q.len(), 0.0);
+        self.stats.clear();
+        self.stats.resize(rows * shape.group(), [f32::NEG_INFINITY, 0.0]);
+    }
+
+    /// Adds a tile, of which query `i` sees the first `visible(i)` keys or all.
+    pub fn add(&mut self, shape: Shape, rows: usize, tile: Tile<'_>, visible: impl Fn(usize) -> usize) {
+        let (d, n, stacked) = (shape.head_dim, tile.len, self.stats.len());
+        self.scores.resize(stacked * n, 0.0);
+        let scores = &mut self.scores[..stacked * n];
+        gemm((stacked, n, d), scores, n, false, shape.scale(), Mat::rows(&self.q, d), tile.keys);
+        let rows =
+            scores.chunks_exact_mut(n).zip(self.out.chunks_exact_mut(d)).zip(&mut self.stats).zip((0..rows).cycle());
+        simd(
+            #[inline(always)]
+            || {
+                for (((row, out), stats), i) in rows {
+                    let (row, hidden) = row.split_at_mut(visible(i).min(n));
+                    hidden.fill(0.0);
+                    let [before, sum] = *stats;
+                    let max = max(row).max(before);
+                    let again = exp(before - max);
+                    if again != 1.0 {
+                        out.iter_mut().for_each(|x| *x *= again);
+                    }
+                    *stats = [max, sum * again + exp_sum(row, max)];
+                }
+            },
+        );
+        gemm((stacked, d, n), &mut self.out, d, true, 1.0, Mat::rows(&self.scores, n), tile.values);
+    }
+
+    /// The outputs, stacked, `[group · rows, head_dim]`.
+    pub fn finish(&mut self, shape: Shape) -> &[f32] {
+        for (out, [_, sum]) in self.out.chunks_exact_mut(shape.head_dim).zip(&self.stats) {
+            let inv = 1.0 / sum;
+            out.iter_mut().for_each(|x| *x *= inv);
         }
+        &self.out
     }
 }
 
@@ -145,51 +230,36 @@ pub fn forward(qkv: &[f32], shape: Shape, visibility: &Visibility, out: &mut [f3
         (out, softmax) = (rest, tail);
         tasks.push((block, o, l));
     }
-    tasks
-        .into_par_iter()
-        .for_each_init(Vec::new, |s, (block, out, softmax)| forward_block(qkv, shape, &block, s, out, softmax));
-}
-
-fn forward_block(qkv: &[f32], shape: Shape, block: &Block, s: &mut Vec<f32>, out: &mut [f32], softmax: &mut [f32]) {
-    let (d, stride, rows) = (shape.head_dim, shape.qkv_dim(), block.rows.len());
-    s.resize(rows * block.total, 0.0);
-    for h in 0..shape.heads {
-        let kv_head = h / shape.group();
-        let q = Mat::rows(&qkv[block.rows.start * stride + h * d..], stride);
-        block.scores(s, q, &qkv[(shape.heads + kv_head) * d..], stride, d, shape.scale());
-        simd(
-            #[inline(always)]
-            || {
-                for (i, row) in s.chunks_exact_mut(block.total).enumerate() {
-                    let (row, hidden) = row.split_at_mut(block.visible(i));
-                    hidden.fill(0.0);
-                    let max = max(row);
-                    let sum = exp_sum(row, max);
-                    let inv = 1.0 / sum;
-                    softmax[(i * shape.heads + h) * 2..][..2].copy_from_slice(&[max, inv]);
-                    row.iter_mut().for_each(|p| *p *= inv);
-                }
-            },
-        );
-        let mut at = 0;
-        for (n, keys) in block.keys.iter().enumerate() {
-            let v = Mat::rows(&qkv[keys.start * stride + (shape.heads + shape.kv_heads + kv_head) * d..], stride);
-            gemm(
-                (rows, d, keys.len()),
-                &mut out[h * d..],
-                shape.q_dim(),
-                n > 0,
-                1.0,
-                Mat::rows(&s[at..], block.total),
-                v,
-            );
-            at += keys.len();
+    tasks.into_par_iter().for_each_init(Online::default, |online, (block, out, softmax)| {
+        let rows = block.rows.len();
+        for kv in 0..shape.kv_heads {
+            online.begin(&qkv[block.rows.start * shape.qkv_dim()..], shape, kv, rows);
+            for (at, tile) in block.tiles() {
+                let visible = |i| block.visible(i).saturating_sub(at);
+                online.add(shape, rows, Tile::of_rows(qkv, shape, kv, &tile), visible);
+            }
+            online.finish(shape);
+            for (n, (from, [max, sum])) in online.out.chunks_exact(shape.head_dim).zip(&online.stats).enumerate() {
+                let (i, h) = (n % rows, kv * shape.group() + n / rows);
+                out[i * shape.q_dim() + h * shape.head_dim..][..shape.head_dim].copy_from_slice(from);
+                softmax[(i * shape.heads + h) * 2..][..2].copy_from_slice(&[*max, 1.0 / sum]);
+            }
         }
-    }
+    });
 }
 
-/// Gradient of `qkv` (overwritten, still rotated). Parallel over chunks of runs and kv heads; each task sums the gradient of the
-/// keys it reads in a private buffer, and the buffers are added in a fixed order.
+/// What the backward pass reads.
+#[derive(Clone, Copy)]
+struct Saved<'a> {
+    d_out: &'a [f32],
+    qkv: &'a [f32],
+    out: &'a [f32],
+    softmax: &'a [f32],
+    shape: Shape,
+}
+
+/// Gradient of `qkv` (overwritten, still rotated). Parallel over parts of the query blocks, of about equal work, and kv heads; each
+/// task sums the gradient of the keys it reads in a private buffer, and the buffers are added in a fixed order.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
     d_out: &[f32],
@@ -200,28 +270,38 @@ pub fn backward(
     visibility: &Visibility,
     d_qkv: &mut [f32],
 ) {
-    let (d, stride) = (shape.head_dim, shape.qkv_dim());
-    let chunks = visibility.chunks();
-    let tasks: Vec<_> = chunks.iter().flat_map(|&runs| (0..shape.kv_heads).map(move |kv| (runs, kv))).collect();
-    let grads: Vec<_> =
-        tasks.into_par_iter().map(|(runs, kv)| backward_chunk(d_out, qkv, out, softmax, shape, runs, kv)).collect();
-    d_qkv.par_chunks_mut(stride).for_each(|row| row[shape.q_dim()..].fill(0.0));
-    for (i, g) in grads.iter().enumerate() {
-        let kv = i % shape.kv_heads;
-        let width = shape.group() * d;
-        for (row, t) in g.dq.chunks_exact(width).zip(g.queries.clone()) {
-            d_qkv[t * stride + kv * width..][..width].copy_from_slice(row);
-        }
-        for (t, row) in g.keys.iter().cloned().flatten().zip(g.dkv.chunks_exact(2 * d)) {
-            for (part, at) in row.chunks_exact(d).zip([shape.heads + kv, shape.heads + shape.kv_heads + kv]) {
-                residual::forward(&mut d_qkv[t * stride + at * d..][..d], part);
-            }
-        }
-    }
+    let saved = Saved { d_out, qkv, out, softmax, shape };
+    let blocks: Vec<Block> = visibility.runs.iter().flat_map(Run::blocks).collect();
+    let parts = parts(&blocks, shape.kv_heads);
+    let tasks: Vec<_> = parts.iter().flat_map(|&part| (0..shape.kv_heads).map(move |kv| (part, kv))).collect();
+    let tasks = tasks.into_par_iter().with_max_len(1);
+    let grads: Vec<PartGrads> =
+        tasks.map_init(Scratch::default, |scratch, (blocks, kv)| backward_part(saved, blocks, kv, scratch)).collect();
+    d_qkv.par_chunks_mut(QUERIES * shape.qkv_dim()).enumerate().for_each(|(i, rows)| {
+        let first = i * QUERIES;
+        rows.chunks_exact_mut(shape.qkv_dim()).for_each(|row| row[shape.q_dim()..].fill(0.0));
+        grads.iter().for_each(|part| part.add_to(rows, first, shape));
+    });
 }
 
-/// Gradients of one chunk of runs and one kv head.
-struct ChunkGrads {
+/// Consecutive blocks of about equal work. How many parts does not depend on the number of threads, so neither do the sums.
+fn parts(blocks: &[Block], kv_heads: usize) -> Vec<&[Block]> {
+    let all: usize = blocks.iter().map(Block::work).sum();
+    let share = all.div_ceil(TASKS.div_ceil(kv_heads)).max(MIN_WORK);
+    let (mut parts, mut first, mut work) = (Vec::new(), 0, 0);
+    for (i, block) in blocks.iter().enumerate() {
+        work += block.work();
+        if work >= share || i + 1 == blocks.len() {
+            parts.push(&blocks[first..=i]);
+            (first, work) = (i + 1, 0);
+        }
+    }
+    parts
+}
+
+/// Gradients of one part of the queries and one kv head.
+struct PartGrads {
+    kv: usize,
     queries: Range<usize>,
     /// `[queries, group · head_dim]`
     dq: Vec<f32>,
@@ -231,10 +311,10 @@ struct ChunkGrads {
     dkv: Vec<f32>,
 }
 
-impl ChunkGrads {
-    fn new(runs: &[Run], shape: Shape) -> ChunkGrads {
-        let queries = runs[0].tokens.start..runs[runs.len() - 1].tokens.end;
-        let mut all: Vec<_> = runs.iter().flat_map(|r| r.ancestors.iter().cloned()).chain([queries.clone()]).collect();
+impl PartGrads {
+    fn new(blocks: &[Block], kv: usize, shape: Shape) -> PartGrads {
+        let queries = blocks[0].rows.start..blocks[blocks.len() - 1].rows.end;
+        let mut all: Vec<_> = blocks.iter().flat_map(|b| b.keys.iter().cloned()).collect();
         all.sort_by_key(|r| r.start);
         let mut keys: Vec<Range<usize>> = Vec::new();
         for r in all {
@@ -245,187 +325,116 @@ impl ChunkGrads {
         }
         let covered: usize = keys.iter().map(|k| k.len()).sum();
         let dq = vec![0.0; queries.len() * shape.group() * shape.head_dim];
-        ChunkGrads { queries, dq, keys, dkv: vec![0.0; covered * 2 * shape.head_dim] }
+        PartGrads { kv, queries, dq, keys, dkv: vec![0.0; covered * 2 * shape.head_dim] }
     }
 
     /// Row of `dkv` that belongs to key `t`.
     fn row(&self, t: usize) -> usize {
         self.keys.iter().take_while(|k| k.start <= t).map(|k| k.end.min(t) - k.start).sum()
     }
+
+    /// Adds what belongs to the rows of `qkv` that begin with `first`.
+    fn add_to(&self, rows: &mut [f32], first: usize, shape: Shape) {
+        let (d, stride, width) = (shape.head_dim, shape.qkv_dim(), shape.group() * shape.head_dim);
+        let all = first..first + rows.len() / stride;
+        let common = |r: &Range<usize>| r.start.max(all.start)..r.end.min(all.end);
+        for t in common(&self.queries) {
+            let dq = &self.dq[(t - self.queries.start) * width..][..width];
+            rows[(t - first) * stride + self.kv * width..][..width].copy_from_slice(dq);
+        }
+        for own in self.keys.iter().map(common).filter(|own| !own.is_empty()) {
+            let dkv = self.dkv[self.row(own.start) * 2 * d..].chunks_exact(2 * d);
+            for (row, dkv) in rows[(own.start - first) * stride..].chunks_exact_mut(stride).zip(dkv).take(own.len()) {
+                let (dk, dv) = dkv.split_at(d);
+                residual::forward(&mut row[(shape.heads + self.kv) * d..][..d], dk);
+                residual::forward(&mut row[(shape.heads + shape.kv_heads + self.kv) * d..][..d], dv);
+            }
+        }
+    }
 }
 
-fn backward_chunk(
-    d_out: &[f32],
-    qkv: &[f32],
-    out: &[f32],
-    softmax: &[f32],
-    shape: Shape,
-    runs: &[Run],
-    kv: usize,
-) -> ChunkGrads {
-    let (d, stride, q_dim) = (shape.head_dim, shape.qkv_dim(), shape.q_dim());
-    let width = shape.group() * d;
-    let mut g = ChunkGrads::new(runs, shape);
-    let (mut p, mut ds) = (Vec::new(), Vec::new());
-    for block in runs.iter().flat_map(Run::blocks) {
-        let rows = block.rows.len();
-        p.resize(rows * block.total, 0.0);
-        ds.resize(rows * block.total, 0.0);
-        for h in kv * shape.group()..(kv + 1) * shape.group() {
-            let q = Mat::rows(&qkv[block.rows.start * stride + h * d..], stride);
-            let (o_at, o_end) = (block.rows.start * q_dim + h * d, (block.rows.end - 1) * q_dim + (h + 1) * d);
-            let (d_o, o) = (&d_out[o_at..o_end], &out[o_at..o_end]);
-            block.scores(&mut p, q, &qkv[(shape.heads + kv) * d..], stride, d, shape.scale());
-            let v_at = (shape.heads + shape.kv_heads + kv) * d;
-            block.scores(&mut ds, Mat::rows(d_o, q_dim), &qkv[v_at..], stride, d, 1.0);
-            simd(
-                #[inline(always)]
-                || {
-                    for (i, (p, ds)) in
-                        p.chunks_exact_mut(block.total).zip(ds.chunks_exact_mut(block.total)).enumerate()
-                    {
-                        let seen = block.visible(i);
-                        p[seen..].fill(0.0);
-                        ds[seen..].fill(0.0);
-                        let row = (block.rows.start + i) * shape.heads + h;
-                        let (max, inv) = (softmax[row * 2], softmax[row * 2 + 1]);
-                        let delta: f32 =
-                            d_o[i * q_dim..][..d].iter().zip(&o[i * q_dim..][..d]).map(|(a, b)| a * b).sum();
-                        for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
-                            *p = exp(*p - max) * inv;
-                            *ds = *p * (*ds - delta);
-                        }
+/// Stacked rows of one block, and its scores against one tile.
+#[derive(Default)]
+struct Scratch {
+    q: Vec<f32>,
+    d_out: Vec<f32>,
+    dq: Vec<f32>,
+    /// Of each row: the softmax's maximum, the inverse of its sum, and δ.
+    stats: Vec<[f32; 3]>,
+    p: Vec<f32>,
+    ds: Vec<f32>,
+}
+
+impl Scratch {
+    fn begin(&mut self, saved: Saved<'_>, block: &Block, kv: usize) {
+        let Saved { d_out, qkv, out, softmax, shape } = saved;
+        let (d, q_dim, first, rows) = (shape.head_dim, shape.q_dim(), block.rows.start, block.rows.len());
+        stack(&qkv[first * shape.qkv_dim()..], shape.qkv_dim(), shape, kv, rows, &mut self.q);
+        stack(&d_out[first * q_dim..], q_dim, shape, kv, rows, &mut self.d_out);
+        self.dq.clear();
+        self.dq.resize(self.q.len(), 0.0);
+        self.stats.clear();
+        for (n, d_o) in self.d_out.chunks_exact(d).enumerate() {
+            let (t, h) = (first + n % rows, kv * shape.group() + n / rows);
+            let delta = d_o.iter().zip(&out[t * q_dim + h * d..]).map(|(a, b)| a * b).sum();
+            let at = (t * shape.heads + h) * 2;
+            self.stats.push([softmax[at], softmax[at + 1], delta]);
+        }
+    }
+
+    /// P and dS of a tile of `n` keys, from its scores and dO Vᵀ. Query `i` sees the first `visible(i)` keys or all.
+    fn scores(&mut self, rows: usize, n: usize, visible: impl Fn(usize) -> usize) {
+        let rows = self.p.chunks_exact_mut(n).zip(self.ds.chunks_exact_mut(n)).zip(&self.stats).zip((0..rows).cycle());
+        simd(
+            #[inline(always)]
+            || {
+                for (((p, ds), [max, inv, delta]), i) in rows {
+                    let seen = visible(i).min(n);
+                    p[seen..].fill(0.0);
+                    ds[seen..].fill(0.0);
+                    for (p, ds) in p[..seen].iter_mut().zip(&mut ds[..seen]) {
+                        *p = exp(*p - max) * inv;
+                        *ds = *p * (*ds - delta);
                     }
-                },
-            );
-            let dq_at = (block.rows.start - g.queries.start) * width + (h - kv * shape.group()) * d;
-            let mut at = 0;
-            for (n, keys) in block.keys.iter().enumerate() {
-                let k = Mat::rows(&qkv[keys.start * stride + (shape.heads + kv) * d..], stride);
-                let ds_n = Mat::rows(&ds[at..], block.total);
-                gemm((rows, d, keys.len()), &mut g.dq[dq_at..], width, n > 0, shape.scale(), ds_n, k);
-                let row = g.row(keys.start) * 2 * d;
-                let shape_kv = (keys.len(), d, rows);
-                let ds_t = Mat::transposed(&ds[at..], block.total);
-                gemm(shape_kv, &mut g.dkv[row..], 2 * d, true, shape.scale(), ds_t, q);
-                let p_t = Mat::transposed(&p[at..], block.total);
-                gemm(shape_kv, &mut g.dkv[row + d..], 2 * d, true, 1.0, p_t, Mat::rows(d_o, q_dim));
-                at += keys.len();
-            }
+                }
+            },
+        )
+    }
+}
+
+fn backward_part(saved: Saved<'_>, blocks: &[Block], kv: usize, s: &mut Scratch) -> PartGrads {
+    let Saved { qkv, shape, .. } = saved;
+    let (d, scale) = (shape.head_dim, shape.scale());
+    let mut g = PartGrads::new(blocks, kv, shape);
+    for block in blocks {
+        s.begin(saved, block, kv);
+        let (rows, stacked) = (block.rows.len(), s.stats.len());
+        for (at, range) in block.tiles() {
+            let (tile, n) = (Tile::of_rows(qkv, shape, kv, &range), range.len());
+            s.p.resize(stacked * n, 0.0);
+            s.ds.resize(stacked * n, 0.0);
+            let (q, d_out) = (Mat::rows(&s.q, d), Mat::rows(&s.d_out, d));
+            let values = Mat::transposed(tile.values.data, tile.values.row_stride);
+            gemm((stacked, n, d), &mut s.p, n, false, scale, q, tile.keys);
+            gemm((stacked, n, d), &mut s.ds, n, false, 1.0, d_out, values);
+            s.scores(rows, n, |i| block.visible(i).saturating_sub(at));
+            let (q, d_out) = (Mat::rows(&s.q, d), Mat::rows(&s.d_out, d));
+            let keys = Mat::rows(tile.keys.data, tile.keys.col_stride);
+            gemm((stacked, d, n), &mut s.dq, d, true, scale, Mat::rows(&s.ds, n), keys);
+            let row = g.row(range.start) * 2 * d;
+            gemm((n, d, stacked), &mut g.dkv[row..], 2 * d, true, scale, Mat::transposed(&s.ds, n), q);
+            gemm((n, d, stacked), &mut g.dkv[row + d..], 2 * d, true, 1.0, Mat::transposed(&s.p, n), d_out);
+        }
+        let (width, first) = (shape.group() * d, block.rows.start - g.queries.start);
+        for (n, dq) in s.dq.chunks_exact(d).enumerate() {
+            g.dq[(first + n % rows) * width + n / rows * d..][..d].copy_from_slice(dq);
         }
     }
     g
 }
 
-/// One query against a paged cache (decoding): `q` `[group, head_dim]` are the query heads of one kv head, `pages` yields
-/// (keys, values) of consecutive pages: keys `[head_dim, PAGE]` (so that scores vectorise over tokens), values
-/// `[PAGE, head_dim]`. `len` keys are visible. `out` `[group, head_dim]`; `scores` is scratch.
-pub fn decode<'a, const PAGE: usize>(
-    q: &[f32],
-    head_dim: usize,
-    len: usize,
-    pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
-    scores: &mut Vec<f32>,
-    out: &mut [f32],
-) {
-    let padded = len.next_multiple_of(PAGE);
-    scores.resize(2 * padded, 0.0);
-    simd(
-        #[inline(always)]
-        || {
-            // Two heads share what is loaded, and keep two sums going.
-            for (q, out) in q.chunks(2 * head_dim).zip(out.chunks_mut(2 * head_dim)) {
-                let (pages, scores) = (pages.clone(), &mut scores[..padded * (q.len() / head_dim)]);
-                if q.len() == head_dim {
-                    decode_heads::<1, PAGE>(q, head_dim, len, pages, scores, out);
-                } else {
-                    decode_heads::<2, PAGE>(q, head_dim, len, pages, scores, out);
-                }
-            }
-        },
-    )
-}
-
 #[inline(always)]
-fn decode_heads<'a, const HEADS: usize, const PAGE: usize>(
-    q: &[f32],
-    head_dim: usize,
-    len: usize,
-    pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
-    scores: &mut [f32],
-    out: &mut [f32],
-) {
-    let scale = 1.0 / (head_dim as f32).sqrt();
-    let padded = scores.len() / HEADS;
-    let seen = pages.take(padded / PAGE);
-    let mut ahead = seen.clone().skip(1).map(|(keys, _)| keys).chain(seen.clone().take(1).map(|(_, values)| values));
-    for (page, (keys, _)) in seen.clone().enumerate() {
-        let ahead = ahead.next().unwrap_or_default();
-        let mut sum = [[0.0f32; PAGE]; HEADS];
-        for (j, k) in keys.as_chunks::<PAGE>().0.iter().enumerate() {
-            prefetch(ahead.get(j * PAGE..(j + 1) * PAGE).unwrap_or_default());
-            for h in 0..HEADS {
-                let q = q[h * head_dim + j] * scale;
-                for i in 0..PAGE {
-                    sum[h][i] = k[i].mul_add(q, sum[h][i]);
-                }
-            }
-        }
-        for h in 0..HEADS {
-            scores[h * padded + page * PAGE..][..PAGE].copy_from_slice(&sum[h]);
-        }
-    }
-    for scores in scores.chunks_exact_mut(padded) {
-        let scores = &mut scores[..len];
-        let max = max(scores);
-        let inv = 1.0 / exp_sum(scores, max);
-        scores.iter_mut().for_each(|p| *p *= inv);
-    }
-    if head_dim.is_multiple_of(32) {
-        weigh::<HEADS, PAGE, 32>(scores, head_dim, len, seen, out);
-    } else {
-        weigh::<HEADS, PAGE, 2>(scores, head_dim, len, seen, out);
-    }
-}
-
-/// `out = probs · values`, page by page, `WIDTH` columns at a time: they stay in registers over a page's keys.
-#[inline(always)]
-fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize>(
-    probs: &[f32],
-    head_dim: usize,
-    len: usize,
-    pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
-    out: &mut [f32],
-) {
-    let padded = probs.len() / HEADS;
-    out.fill(0.0);
-    let mut ahead = pages.clone().skip(1).map(|(_, values)| values);
-    for (page, (_, values)) in pages.enumerate() {
-        let (first, ahead) = (page * PAGE, ahead.next().unwrap_or_default());
-        for column in (0..head_dim).step_by(WIDTH) {
-            let mut sum = [[0.0f32; WIDTH]; HEADS];
-            for h in 0..HEADS {
-                sum[h].copy_from_slice(&out[h * head_dim + column..][..WIDTH]);
-            }
-            for (i, v) in values.chunks_exact(head_dim).take(len - first).enumerate() {
-                let (v, at) = (&v[column..column + WIDTH], i * head_dim + column);
-                prefetch(ahead.get(at..at + WIDTH).unwrap_or_default());
-                for h in 0..HEADS {
-                    let p = probs[h * padded + first + i];
-                    for c in 0..WIDTH {
-                        sum[h][c] = v[c].mul_add(p, sum[h][c]);
-                    }
-                }
-            }
-            for h in 0..HEADS {
-                out[h * head_dim + column..][..WIDTH].copy_from_slice(&sum[h]);
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn max(x: &[f32]) -> f32 {
+pub(super) fn max(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; 16];
     let chunks = x.chunks_exact(16);
     let tail = chunks.remainder().iter().fold(f32::NEG_INFINITY, |a, b| a.max(*b));
@@ -439,7 +448,7 @@ fn max(x: &[f32]) -> f32 {
 
 /// Replaces x by exp(x − max) and returns the sum.
 #[inline(always)]
-fn exp_sum(x: &mut [f32], max: f32) -> f32 {
+pub(super) fn exp_sum(x: &mut [f32], max: f32) -> f32 {
     let mut lanes = [0.0f32; 16];
     let mut chunks = x.chunks_exact_mut(16);
     for c in &mut chunks {

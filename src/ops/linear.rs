@@ -4,6 +4,7 @@
 
 use crate::device::cpu::{Mat, exact_products, gemm, prefetch, simd};
 use pulp::{Simd, WithSimd};
+use rayon::prelude::*;
 
 /// A weight matrix as the forward pass reads it.
 #[derive(Clone, Copy)]
@@ -11,58 +12,87 @@ pub struct Weight<'a> {
     data: &'a [f32],
     in_features: usize,
     panels: bool,
+    spread: bool,
 }
 
 /// Output features of a panel: a cache line.
 const PANEL: usize = 16;
 /// Rows of a tile: with `PANEL` columns, as many sums as AVX2 has registers for.
 const TILE: usize = 6;
+/// Rows of a tile where a panel is one vector wide: fewer sums would wait for each other.
+const TALL: usize = 2 * TILE;
 /// Rows that are taken through all panels together: they stay in the second-level cache.
 const ROWS: usize = 16 * TILE;
+/// Tasks for each thread of a product that is spread.
+const SHARES: usize = 2;
 
 impl<'a> Weight<'a> {
     /// W as it is stored, `[out, in]`.
     pub fn new(data: &'a [f32], in_features: usize) -> Weight<'a> {
-        Weight { data, in_features, panels: false }
+        Weight { data, in_features, panels: false, spread: false }
     }
 
     /// W as [`to_panels`] leaves it: a product of few rows spends much of its time bringing W into such an order.
     pub fn panels(data: &'a [f32], in_features: usize) -> Weight<'a> {
-        Weight { data, in_features, panels: true }
+        Weight { data, in_features, panels: true, spread: false }
+    }
+
+    /// Splits products with panels over all cores by output features: for few rows and a W that no cache holds. Changes no result.
+    pub fn spread(self, spread: bool) -> Weight<'a> {
+        Weight { spread, ..self }
     }
 
     fn product(&self, x: &[f32], accumulate: bool, y: &mut [f32]) {
-        let Weight { data, in_features, panels } = *self;
+        let Weight { data, in_features, panels, spread } = *self;
         let (rows, out) = (x.len() / in_features, data.len() / in_features);
         if !panels {
             let (w, x) = (Mat::transposed(data, in_features), Mat::rows(x, in_features));
             return gemm((rows, out, in_features), y, out, accumulate, 1.0, x, w);
         }
-        let tiled = if exact_products() { 0 } else { out / PANEL * PANEL };
-        let (w, rest) = data.split_at(tiled * in_features);
-        for (x, y) in x.chunks(ROWS * in_features).zip(y.chunks_mut(ROWS * out)) {
-            pulp::Arch::new().dispatch(Tiles { x, w, in_features, accumulate, y, stride: out });
+        let mut y: Vec<&mut [f32]> = y.chunks_exact_mut(out).collect();
+        if !spread {
+            return panel_product(x, data, in_features, accumulate, &mut y);
         }
-        for (i, panel) in rest.chunks(PANEL * in_features).enumerate() {
-            let (width, y) = (panel.len() / in_features, &mut y[tiled + i * PANEL..]);
-            let (x, w) = (Mat::rows(x, in_features), Mat::rows(panel, width));
-            gemm((rows, width, in_features), y, out, accumulate, 1.0, x, w);
+        let share = out.div_ceil(SHARES * rayon::current_num_threads()).next_multiple_of(PANEL);
+        let mut columns = Vec::new();
+        for w in data.chunks(share * in_features) {
+            let split = y.into_iter().map(|y| y.split_at_mut(w.len() / in_features));
+            let (own, rest): (Vec<&mut [f32]>, Vec<&mut [f32]>) = split.unzip();
+            y = rest;
+            columns.push((w, own));
         }
+        columns.into_par_iter().for_each(|(w, mut y)| panel_product(x, w, in_features, accumulate, &mut y));
     }
 }
 
-/// The product with whole panels; the rows of `y` are `stride` apart. While a panel is used, the next one is fetched: with few rows,
+/// `y = x Wᵀ`, or `y += x Wᵀ`, with W in panels; `y` row by row.
+fn panel_product(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, y: &mut [&mut [f32]]) {
+    let out = w.len() / in_features;
+    let tiled = if exact_products() { 0 } else { out / PANEL * PANEL };
+    let (w, rest) = w.split_at(tiled * in_features);
+    for (x, y) in x.chunks(ROWS * in_features).zip(y.chunks_mut(ROWS)) {
+        pulp::Arch::new().dispatch(Tiles { x, w, in_features, accumulate, y });
+    }
+    for (i, panel) in rest.chunks(PANEL * in_features).enumerate() {
+        let (width, at) = (panel.len() / in_features, tiled + i * PANEL);
+        let mut part: Vec<f32> = y.iter().flat_map(|y| &y[at..at + width]).copied().collect();
+        let (x, w) = (Mat::rows(x, in_features), Mat::rows(panel, width));
+        gemm((y.len(), width, in_features), &mut part, width, accumulate, 1.0, x, w);
+        y.iter_mut().zip(part.chunks_exact(width)).for_each(|(y, part)| y[at..at + width].copy_from_slice(part));
+    }
+}
+
+/// The product with whole panels; `y` row by row. While a panel is used, the next one is fetched: with few rows,
 /// W comes from memory about as slowly as it is multiplied.
-struct Tiles<'a> {
+struct Tiles<'a, 'b> {
     x: &'a [f32],
     w: &'a [f32],
     in_features: usize,
     accumulate: bool,
-    y: &'a mut [f32],
-    stride: usize,
+    y: &'a mut [&'b mut [f32]],
 }
 
-impl WithSimd for Tiles<'_> {
+impl WithSimd for Tiles<'_, '_> {
     type Output = ();
 
     #[inline(always)]
@@ -76,42 +106,48 @@ impl WithSimd for Tiles<'_> {
     }
 }
 
-impl Tiles<'_> {
+impl Tiles<'_, '_> {
     /// With panels `V` vectors wide.
     #[inline(always)]
     fn run<S: Simd, const V: usize>(self, simd: S) {
-        let Tiles { x, w, in_features, accumulate, y, stride } = self;
+        let Tiles { x, w, in_features, accumulate, y } = self;
         let share = in_features.div_ceil((x.len() / in_features).div_ceil(TILE)) * PANEL;
         let panels = w.chunks_exact(PANEL * in_features);
         let mut ahead = panels.clone().skip(1);
         for (i, panel) in panels.enumerate() {
             let mut ahead = ahead.next().unwrap_or_default().chunks(share);
             let panel = S::as_simd_f32s(panel).0.as_chunks().0;
-            for (x, y) in x.chunks(TILE * in_features).zip(y.chunks_mut(TILE * stride)) {
+            let tall = if V == 1 { y.len() / TALL * TALL } else { 0 };
+            let (x_tall, x) = x.split_at(tall * in_features);
+            let (y_tall, y) = y.split_at_mut(tall);
+            for (x, y) in x_tall.chunks(TALL * in_features).zip(y_tall.chunks_mut(TALL)) {
+                ahead.by_ref().take(TALL / TILE).for_each(prefetch);
+                tile::<S, V, TALL>(simd, x, panel, accumulate, y, i * PANEL);
+            }
+            for (x, y) in x.chunks(TILE * in_features).zip(y.chunks_mut(TILE)) {
                 prefetch(ahead.next().unwrap_or_default());
-                let y = &mut y[i * PANEL..];
-                match x.len() / in_features {
-                    1 => tile::<S, V, 1>(simd, x, panel, accumulate, y, stride),
-                    2 => tile::<S, V, 2>(simd, x, panel, accumulate, y, stride),
-                    3 => tile::<S, V, 3>(simd, x, panel, accumulate, y, stride),
-                    4 => tile::<S, V, 4>(simd, x, panel, accumulate, y, stride),
-                    5 => tile::<S, V, 5>(simd, x, panel, accumulate, y, stride),
-                    _ => tile::<S, V, TILE>(simd, x, panel, accumulate, y, stride),
+                match y.len() {
+                    1 => tile::<S, V, 1>(simd, x, panel, accumulate, y, i * PANEL),
+                    2 => tile::<S, V, 2>(simd, x, panel, accumulate, y, i * PANEL),
+                    3 => tile::<S, V, 3>(simd, x, panel, accumulate, y, i * PANEL),
+                    4 => tile::<S, V, 4>(simd, x, panel, accumulate, y, i * PANEL),
+                    5 => tile::<S, V, 5>(simd, x, panel, accumulate, y, i * PANEL),
+                    _ => tile::<S, V, TILE>(simd, x, panel, accumulate, y, i * PANEL),
                 }
             }
         }
     }
 }
 
-/// `y` `[R, PANEL]`, rows `stride` apart, from `x` `[R, in]` and `panel` `[in, PANEL]`.
+/// The columns of `y` `[R, out]` from `first` on, from `x` `[R, in]` and `panel` `[in, PANEL]`.
 #[inline(always)]
 fn tile<S: Simd, const V: usize, const R: usize>(
     simd: S,
     x: &[f32],
     panel: &[[S::f32s; V]],
     accumulate: bool,
-    y: &mut [f32],
-    stride: usize,
+    y: &mut [&mut [f32]],
+    first: usize,
 ) {
     let rows: [&[f32]; R] = std::array::from_fn(|r| &x[r * panel.len()..][..panel.len()]);
     let mut sum = [[simd.splat_f32s(0.0); V]; R];
@@ -123,8 +159,8 @@ fn tile<S: Simd, const V: usize, const R: usize>(
             }
         }
     }
-    for (r, sum) in sum.iter().enumerate() {
-        for (y, sum) in S::as_mut_simd_f32s(&mut y[r * stride..][..PANEL]).0.iter_mut().zip(sum) {
+    for (y, sum) in y.iter_mut().zip(&sum) {
+        for (y, sum) in S::as_mut_simd_f32s(&mut y[first..first + PANEL]).0.iter_mut().zip(sum) {
             *y = if accumulate { simd.add_f32s(*y, *sum) } else { *sum };
         }
     }

@@ -20,7 +20,7 @@ pub fn compute(model: &Model, inputs: &Inputs, raw: &Value, tensors: &mut Tensor
     let mut cache = KvCache::new(model);
     let slot = cache.alloc();
     let hidden = model.extend(&mut cache, &[(slot, &g.prompts[g.sampling_prompt])]);
-    let logits = model.next_logits(&cache, &hidden);
+    let logits = model.next_logits(&cache, &hidden, false);
     let vocab = logits.len();
     let (mut probs, mut cases) = (Vec::new(), Vec::new());
     for (case, raw) in g.sampling_cases.iter().zip(raw["sampling_cases"].as_array().into_iter().flatten()) {
@@ -70,7 +70,7 @@ fn decode(model: &Model, prompts: &[Vec<u32>], penalty: f32) -> Decoded {
         let feeds: Vec<_> = slots.iter().zip(&sequences).zip(&fed).map(|((s, q), f)| (*s, &q[*f..])).collect();
         let hidden = model.extend(&mut cache, &feeds);
         fed = sequences.iter().map(Vec::len).collect();
-        let mut logits = model.next_logits(&cache, &hidden);
+        let mut logits = model.next_logits(&cache, &hidden, false);
         for (sequence, row) in sequences.iter_mut().zip(logits.chunks_exact_mut(model.config.vocab_size)) {
             sampling::penalise(row, sequence, penalty);
             let (best, runner_up) = top_two(row);

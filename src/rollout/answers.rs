@@ -1,6 +1,6 @@
 //! Several answers to each of many prompts: one turn each, no environment.
 
-use super::{RolloutError, Settings};
+use super::{PrefixCache, RolloutError, Settings};
 use crate::agent::Prompter;
 use crate::model::{Draw, Policy, Slot};
 use crate::ops::philox;
@@ -26,10 +26,7 @@ struct Writer {
     answer: Answer,
 }
 
-/// Samples `count` answers to each prompt, which share the prompt's keys and values; ordered by prompt.
-///
-/// At most `settings.max_live` answers (of one prompt at least) are written at once. Random numbers are a function of (seed,
-/// stream, place of the answer, token index). A prompt must leave room for `settings.max_turn_tokens` in the model's context.
+/// As [`answers_on`], with an empty cache.
 pub fn answers(
     policy: &dyn Policy,
     prompter: &Prompter,
@@ -38,21 +35,36 @@ pub fn answers(
     settings: &Settings,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<Vec<Answer>>, RolloutError> {
+    let mut cache = PrefixCache::new(policy, settings.max_live * policy.config().max_position_embeddings)?;
+    answers_on(&mut cache, prompter, prompts, count, settings, interrupted)
+}
+
+/// Samples `count` answers to each prompt, which share the prompt's keys and values; ordered by prompt. What prompts have in common
+/// with each other, or with a sequence that the cache keeps, is not read again.
+///
+/// At most `settings.max_live` answers (of one prompt at least) are written at once. Random numbers are a function of (seed,
+/// stream, place of the answer, token index). A prompt must leave room for `settings.max_turn_tokens` in the model's context.
+pub fn answers_on(
+    cache: &mut PrefixCache<'_>,
+    prompter: &Prompter,
+    prompts: &[Vec<u32>],
+    count: usize,
+    settings: &Settings,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Vec<Vec<Answer>>, RolloutError> {
     let mut done: Vec<Vec<Answer>> = vec![vec![Answer::default(); count]; prompts.len()];
-    let mut first = 0;
+    let (mut first, mut read) = (0, Vec::new());
     for prompts in prompts.chunks((settings.max_live / count).max(1)) {
-        let mut cache = policy.decoder()?;
-        let roots: Vec<Slot> = prompts.iter().map(|_| cache.alloc()).collect();
-        let feeds: Vec<(Slot, &[u32])> = roots.iter().zip(prompts).map(|(slot, p)| (*slot, &p[..])).collect();
-        cache.extend(&feeds)?;
+        let roots = cache.read(&prompts.iter().map(|prompt| &prompt[..]).collect::<Vec<_>>())?;
         let mut writers = Vec::with_capacity(prompts.len() * count);
         for (i, prompt) in prompts.iter().enumerate() {
             for k in 0..count {
                 let (slot, index) = (cache.fork(roots[i])?, (first + i) * count + k);
                 writers.push(Writer { slot, context: prompt.clone(), index, answer: Answer::default() });
             }
-            cache.free(roots[i]);
+            cache.keep(roots[i]);
         }
+        read.extend(roots);
         while !writers.is_empty() {
             if interrupted() {
                 return Err(RolloutError::Interrupted);
@@ -75,6 +87,7 @@ pub fn answers(
         }
         first += prompts.len();
     }
+    cache.forget(&read);
     Ok(done)
 }
 

@@ -8,9 +8,11 @@
 
 mod answers;
 mod live;
+mod prefix_cache;
 mod statistics;
 mod stepper;
-pub use answers::{Answer, answers};
+pub use answers::{Answer, answers, answers_on};
+pub use prefix_cache::PrefixCache;
 pub use statistics::{Behaviour, Counts, Statistics};
 
 use crate::agent::{Episode, Finish, PromptError, Prompter};
@@ -18,7 +20,7 @@ use crate::config::Config;
 use crate::device;
 use crate::env::{EnvError, Environment, Task};
 use crate::model::tokenizer::TokenizerError;
-use crate::model::{Decoder, Draw, Policy, Slot};
+use crate::model::{Draw, Policy, Slot};
 use crate::ops::sampling::SamplingParams;
 use live::{Arrival, Live};
 use rayon::prelude::*;
@@ -120,7 +122,7 @@ struct Group {
 impl Group {
     /// Lets a member in, or gives back its failed episode: a group is one instance, so a member that began elsewhere
     /// cannot be compared with the others.
-    fn admit(&mut self, cache: &mut dyn Decoder, entrant: Live) -> Result<Live, Box<Episode>> {
+    fn admit(&mut self, cache: &mut PrefixCache<'_>, entrant: Live) -> Result<Live, Box<Episode>> {
         if self.prompt.is_empty() {
             self.prompt.clone_from(&entrant.episode.tokens);
             self.slot = Some(cache.alloc());
@@ -133,7 +135,7 @@ impl Group {
     }
 
     /// One member fewer will need the prompt.
-    fn release(&mut self, cache: &mut dyn Decoder) {
+    fn release(&mut self, cache: &mut PrefixCache<'_>) {
         self.expected -= 1;
         if self.expected == 0
             && let Some(slot) = self.slot.take()
@@ -143,9 +145,7 @@ impl Group {
     }
 }
 
-/// Plays `group_size` episodes of each task to their end; the result is ordered by task, then member.
-///
-/// `interrupted` is asked once a tick.
+/// As [`rollout_on`], with a cache that keeps nothing.
 pub fn rollout(
     policy: &dyn Policy,
     prompter: &Prompter,
@@ -155,7 +155,23 @@ pub fn rollout(
     settings: &Settings,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<Episode>, RolloutError> {
-    let context = policy.config().max_position_embeddings;
+    rollout_on(&mut PrefixCache::new(policy, 0)?, prompter, open, tasks, group_size, settings, interrupted)
+}
+
+/// Plays `group_size` episodes of each task to their end; the result is ordered by task, then member. Their sequences are left to the
+/// cache.
+///
+/// `interrupted` is asked once a tick.
+pub fn rollout_on(
+    cache: &mut PrefixCache<'_>,
+    prompter: &Prompter,
+    open: Open<'_>,
+    tasks: &[Task],
+    group_size: usize,
+    settings: &Settings,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Vec<Episode>, RolloutError> {
+    let context = cache.config().max_position_embeddings;
     let limit = match settings.max_episode_tokens {
         n if n > 0 && n < context => {
             Limit { tokens: n, name: "limit rollout.max_episode_tokens", finish: Finish::TokenLimit }
@@ -165,7 +181,6 @@ pub fn rollout(
     let table = Table { prompter, settings, limit };
     let total = tasks.len() * group_size;
     let (mut waiting, mut live) = (0..total, Vec::<Live>::new());
-    let mut cache = policy.decoder()?;
     let mut groups: Vec<Group> = tasks.iter().map(|_| Group { expected: group_size, ..Group::default() }).collect();
     let mut done: Vec<Option<Episode>> = vec![None; total];
 
@@ -194,7 +209,7 @@ pub fn rollout(
                     arriving.insert(index, arrival);
                 }
                 Err(failed) => {
-                    groups[index / group_size].release(&mut *cache);
+                    groups[index / group_size].release(cache);
                     done[index] = Some(*failed);
                 }
             }
@@ -216,10 +231,10 @@ pub fn rollout(
             begun.into_par_iter().map(|(arrival, answer)| (arrival.index, arrival.enter(&table, answer))).collect();
         for (index, entered) in entered {
             let group = &mut groups[index / group_size];
-            match entered?.and_then(|entrant| group.admit(&mut *cache, entrant)) {
+            match entered?.and_then(|entrant| group.admit(cache, entrant)) {
                 Ok(entrant) => live.push(entrant),
                 Err(failed) => {
-                    group.release(&mut *cache);
+                    group.release(cache);
                     done[index] = Some(*failed);
                 }
             }
@@ -227,7 +242,7 @@ pub fn rollout(
 
         let (mut playing, sitting): (Vec<Live>, Vec<Live>) = live.into_iter().partition(|l| !l.waits() && !l.over);
         if !playing.is_empty() {
-            let slots = extend(&mut *cache, &mut groups, &mut playing)?;
+            let slots = extend(cache, &mut groups, &mut playing)?;
             let draws: Vec<Draw> = playing.iter().zip(slots).map(|(l, slot)| l.draw(slot, settings)).collect();
             let drawn = cache.draw(&draws, &settings.sampling)?;
             playing.par_iter_mut().zip(drawn).try_for_each(|(l, drawn)| l.advance(&table, drawn))?;
@@ -237,7 +252,7 @@ pub fn rollout(
         live = on;
         for l in over {
             if let Some(slot) = l.slot {
-                cache.free(slot);
+                cache.keep(slot);
             }
             done[l.index] = Some(l.episode);
         }
@@ -260,13 +275,13 @@ struct Limit {
 }
 
 /// Feeds everything pending to the model; the slot of each live episode.
-fn extend(cache: &mut dyn Decoder, groups: &mut [Group], live: &mut [Live]) -> Result<Vec<Slot>, RolloutError> {
+fn extend(cache: &mut PrefixCache<'_>, groups: &mut [Group], live: &mut [Live]) -> Result<Vec<Slot>, RolloutError> {
     let mut prompts: Vec<usize> = live.iter().filter(|l| l.slot.is_none()).map(|l| l.episode.group).collect();
     prompts.sort_unstable();
     prompts.dedup();
     prompts.retain(|&g| !groups[g].read);
     for l in live.iter_mut().filter(|l| l.renewed) {
-        l.slot.into_iter().for_each(|slot| cache.free(slot));
+        l.slot.into_iter().for_each(|slot| cache.keep(slot));
         (l.slot, l.renewed) = (Some(cache.alloc()), false);
     }
     let mut feeds: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + live.len());

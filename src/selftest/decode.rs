@@ -4,7 +4,8 @@ use super::attention::{near, qkv};
 use super::{BF16, Probe, Size, widen};
 use crate::bench::ceilings::Work;
 use crate::device::{Result, Tensor};
-use crate::ops::attention::{self, Shape};
+use crate::ops::attention::Shape;
+use crate::ops::decode_attention;
 use crate::ops::decode_attention::cuda::{self, Cache, PAGE, Rows};
 use crate::ops::rope;
 use half::bf16;
@@ -129,7 +130,7 @@ fn want(filled: &Filled, case: &Case, (sequence, at): (u32, u32)) -> Vec<f32> {
         }
         let pages = keys.chunks(PAGE * d).zip(values.chunks(PAGE * d));
         let of = kv * group * d..(kv + 1) * group * d;
-        attention::decode::<PAGE>(&query[of.clone()], d, len, pages, &mut Vec::new(), &mut out[of]);
+        decode_attention::decode::<PAGE>(&query[of.clone()], d, len, pages, &mut Vec::new(), &mut out[of]);
     }
     out
 }

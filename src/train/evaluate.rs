@@ -2,7 +2,7 @@
 
 use super::learner::Learner;
 use super::probe::{self, probes};
-use super::{TrainError, interrupt};
+use super::{TrainError, interrupt, memory};
 use crate::agent::{Episode, Finish, Prompter, Refusal};
 use crate::config::{Config, ConfigError, GcdMode};
 use crate::env::baseline::{self, Baselines};
@@ -12,7 +12,7 @@ use crate::grpo::episode_return;
 use crate::model::Policy;
 use crate::report::results::{EvalEpisode, Evaluation, TypeRow, Unreadable};
 use crate::report::stats;
-use crate::rollout::{self, Counts, Settings, rollout};
+use crate::rollout::{self, Counts, PrefixCache, Settings, rollout};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -107,8 +107,9 @@ pub fn judgments(
     }
     let settings = Settings::evaluation(config, STREAM - 1);
     let size = [config.eval.judgments as usize, usize::from(config.gcd.mode == GcdMode::Generate)];
-    let (policy, stop) = (learner.sampler(), &interrupt::interrupted);
-    let judged = judge(config, policy, prompter, episodes, &Asked::new(), size, &settings, stop)?;
+    let stop = &interrupt::interrupted;
+    let mut cache = PrefixCache::new(learner.sampler(), memory::cached_tokens(config, &learner.model.config))?;
+    let judged = judge(config, &mut cache, prompter, episodes, &Asked::new(), size, &settings, stop)?;
     let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs));
     Ok(Some(classified.unwrap_or(judged.accuracy())))
 }

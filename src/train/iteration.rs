@@ -3,6 +3,7 @@
 use super::batch::{Batch, micro_batches};
 use super::evaluate::failures;
 use super::learner::{Learner, StepReport};
+use super::memory::cached_tokens;
 use super::probe::{self, Probed, probes};
 use super::suggest::{Renewal, renew};
 use super::{TrainError, interrupt, measure};
@@ -17,7 +18,7 @@ use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged, Suggestion};
 use crate::grpo::{LossReport, Sample, episode_return, parts, samples};
 use crate::model::{Activations, Keep, Model, Policy};
 use crate::report::stats;
-use crate::rollout::{self, Settings, rollout};
+use crate::rollout::{self, PrefixCache, Settings, rollout_on};
 use std::time::Instant;
 
 /// What an iteration did.
@@ -68,11 +69,17 @@ pub struct Gcd {
 /// Marks the random numbers of judgments off from those of rollouts.
 pub const JUDGMENTS: u32 = 1 << 31;
 
-/// Samples iteration `index`'s episodes. The training games that the cold start demonstrated are not used again.
+/// A cache for the policy as it is now, which keeps finished sequences where the policy is to judge them.
+pub fn prefix_cache<'a>(config: &Config, policy: &'a dyn Policy) -> Result<PrefixCache<'a>, TrainError> {
+    let budget = if config.gcd.mode == GcdMode::Generate { cached_tokens(config, policy.config()) } else { 0 };
+    Ok(PrefixCache::new(policy, budget)?)
+}
+
+/// Samples iteration `index`'s episodes, and leaves their sequences to the cache. The training games that the cold start demonstrated are not used again.
 pub fn sample(
     config: &Config,
     suite: &dyn Suite,
-    policy: &dyn Policy,
+    cache: &mut PrefixCache<'_>,
     prompter: &Prompter,
     index: u32,
 ) -> Result<Vec<Episode>, TrainError> {
@@ -82,7 +89,7 @@ pub fn sample(
     let open: rollout::Open<'_> = &|task| suite.open_for_training(task);
     let settings = Settings::training(config, index);
     let group_size = config.rollout.group_size as usize;
-    Ok(rollout(policy, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
+    Ok(rollout_on(cache, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
 }
 
 /// Plays and learns iteration `index`; with `suggest`, suggestions are made from its episodes, to follow these.
@@ -98,7 +105,8 @@ pub fn run(
     suggest: Option<&[Suggestion]>,
 ) -> Result<Iteration, TrainError> {
     let began = Instant::now();
-    let episodes = sample(config, suite, learner.sampler(), prompter, index)?;
+    let mut cache = prefix_cache(config, learner.sampler())?;
+    let episodes = sample(config, suite, &mut cache, prompter, index)?;
     let rollout_seconds = began.elapsed().as_secs_f64();
     // Such a model repeats one token for ever: its groups are constant, so that no gradient would ever tell.
     if episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
@@ -106,8 +114,9 @@ pub fn run(
     }
     let mut gcd = match config.needs_labels() {
         false => None,
-        true => Some(judgments(config, learner.sampler(), prompter, judge, &episodes, index)?),
+        true => Some(judgments(config, &mut cache, prompter, judge, &episodes, index)?),
     };
+    drop(cache);
     let began = Instant::now();
     let samples = samples(&episodes, config);
     if samples.is_empty() {
@@ -184,7 +193,7 @@ pub fn run(
 /// Draws labelled actions of iteration `index`, and lets the policy judge them where it does so in words.
 fn judgments(
     config: &Config,
-    policy: &dyn Policy,
+    cache: &mut PrefixCache<'_>,
     prompter: &Prompter,
     judge: Option<&Judge>,
     episodes: &[Episode],
@@ -202,7 +211,7 @@ fn judgments(
         asked = turns.into_iter().zip(&verdicts.labels).filter_map(|(at, label)| Some((at, (*label)?))).collect();
         answered = Some((Agreement::of_judge(episodes, &asked), verdicts));
     }
-    let judged = gcd::judge(config, policy, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
+    let judged = gcd::judge(config, cache, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
     let usable = episodes.iter().filter(|e| !e.finish.is_failure());
     let agreement = Agreement::of_loop(usable, &config.gcd);
     let (accuracy, probed) = (judged.accuracy(), Probed::default());

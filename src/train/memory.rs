@@ -84,12 +84,25 @@ fn activations(config: &Config, model: &Qwen2Config) -> Part {
     }
 }
 
-/// Keys and values of every layer, as if no two episodes shared a prefix; whole pages.
-fn kv_cache(config: &Config, model: &Qwen2Config) -> Part {
+/// Most episodes that are alive at once, and most tokens of a sequence.
+fn sequences(config: &Config, model: &Qwen2Config) -> (u64, usize) {
     let r = &config.rollout;
     let episodes = (u64::from(r.groups) * u64::from(r.group_size)).min(r.max_live.into());
     let context = model.max_position_embeddings;
     let tokens = if r.max_episode_tokens == 0 { context } else { context.min(r.max_episode_tokens as usize) };
+    (episodes, tokens)
+}
+
+/// Tokens within which a KV cache keeps finished sequences beside those in use.
+pub fn cached_tokens(config: &Config, model: &Qwen2Config) -> usize {
+    let (episodes, tokens) = sequences(config, model);
+    episodes as usize * tokens
+}
+
+/// Keys and values of every layer, as if no two episodes shared a prefix; whole pages. What finished episodes leave for judgments
+/// stays within this.
+fn kv_cache(config: &Config, model: &Qwen2Config) -> Part {
+    let (episodes, tokens) = sequences(config, model);
     let pages = tokens.div_ceil(PAGE) * PAGE;
     let per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim;
     Part {

@@ -1,0 +1,170 @@
+//! A decoder that remembers what it has read: prompts share their prefixes with sequences that were left in it, and with each other.
+
+use crate::device::{Error, Result};
+use crate::model::{Decoder, Draw, Policy, Qwen2Config, Slot};
+use crate::ops::sampling::{Sampled, SamplingParams};
+use std::collections::{HashMap, VecDeque};
+
+/// Sequences in use, and finished ones that later prompts may fork, for the weights as they are.
+///
+/// Finished sequences are dropped, the oldest first, when all together grow beyond the budget or the device runs out of pages.
+pub struct PrefixCache<'a> {
+    config: &'a Qwen2Config,
+    decoder: Box<dyn Decoder + 'a>,
+    /// The tokens of each sequence.
+    tokens: HashMap<Slot, Vec<u32>>,
+    /// Finished sequences, the oldest first.
+    kept: VecDeque<Slot>,
+    /// Most tokens of all sequences, as if no two shared any, while some are kept.
+    budget: usize,
+    computed: usize,
+}
+
+impl<'a> PrefixCache<'a> {
+    /// Empty. With a budget of 0 nothing is kept.
+    pub fn new(policy: &'a dyn Policy, budget: usize) -> Result<PrefixCache<'a>> {
+        let (config, decoder) = (policy.config(), policy.decoder()?);
+        Ok(PrefixCache { config, decoder, tokens: HashMap::new(), kept: VecDeque::new(), budget, computed: 0 })
+    }
+
+    pub fn config(&self) -> &Qwen2Config {
+        self.config
+    }
+
+    /// Tokens that went through the model so far.
+    pub fn computed_tokens(&self) -> usize {
+        self.computed
+    }
+
+    /// An empty sequence.
+    pub fn alloc(&mut self) -> Slot {
+        let slot = self.decoder.alloc();
+        self.tokens.insert(slot, Vec::new());
+        slot
+    }
+
+    /// A new sequence that holds what `of` holds.
+    pub fn fork(&mut self, of: Slot) -> Result<Slot> {
+        let slot = self.decoder.fork(of)?;
+        self.tokens.insert(slot, self.tokens.get(&of).cloned().unwrap_or_default());
+        Ok(slot)
+    }
+
+    /// Gives a sequence back; it must not be used again.
+    pub fn free(&mut self, slot: Slot) {
+        self.tokens.remove(&slot);
+        self.decoder.free(slot);
+    }
+
+    /// The sequence is finished: it stays as long as there is room.
+    pub fn keep(&mut self, slot: Slot) {
+        self.kept.push_back(slot);
+        self.shrink();
+    }
+
+    /// Gives kept sequences back, those that are still there.
+    pub fn forget(&mut self, slots: &[Slot]) {
+        for slot in slots {
+            if let Some(at) = self.kept.iter().position(|kept| kept == slot) {
+                self.kept.remove(at);
+                self.free(*slot);
+            }
+        }
+    }
+
+    /// Appends tokens to sequences (each at most once, none empty).
+    pub fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
+        loop {
+            match self.decoder.extend(feeds) {
+                Err(Error::OutOfPages { .. }) if self.drop_oldest() => {}
+                other => break other?,
+            }
+        }
+        for (slot, tokens) in feeds {
+            self.computed += tokens.len();
+            self.tokens.entry(*slot).or_default().extend_from_slice(tokens);
+        }
+        self.shrink();
+        Ok(())
+    }
+
+    /// The next token of each draw's sequence; appending it is the caller's.
+    pub fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+        self.decoder.draw(draws, params)
+    }
+
+    /// A sequence for each prompt. What a prompt has in common with a kept sequence, or with another prompt, is not read again.
+    pub fn read(&mut self, prompts: &[&[u32]]) -> Result<Vec<Slot>> {
+        let mut order: Vec<usize> = (0..prompts.len()).collect();
+        order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
+        // Where each prompt forks, and in which round: a prompt is forked in a round after it was read.
+        let mut plans: Vec<(usize, Source, usize)> = Vec::with_capacity(prompts.len());
+        for &i in &order {
+            let kept = self.kept.iter().map(|slot| (common(&self.tokens[slot], prompts[i]), Source::Kept(*slot), 0));
+            let read = plans
+                .iter()
+                .zip(&order)
+                .map(|((_, _, round), &other)| (common(prompts[other], prompts[i]), Source::Prompt(other), round + 1));
+            // The first of the longest: what is there already goes before what must be waited for.
+            let (shared, source, round) =
+                kept.chain(read).fold((0, Source::Nothing, 0), |best, next| if next.0 > best.0 { next } else { best });
+            plans.push((shared, source, round));
+        }
+        let mut slots: Vec<Option<Slot>> = vec![None; prompts.len()];
+        let rounds = plans.iter().map(|(_, _, round)| round + 1).max().unwrap_or(0);
+        for round in 0..rounds {
+            let mut feeds = Vec::new();
+            for ((shared, source, _), &i) in plans.iter().zip(&order).filter(|((_, _, r), _)| *r == round) {
+                let source = match source {
+                    Source::Nothing => None,
+                    // It may have been dropped since.
+                    Source::Kept(slot) => self.kept.contains(slot).then_some(*slot),
+                    Source::Prompt(other) => slots[*other],
+                };
+                let (slot, shared) = match source {
+                    Some(of) => (self.fork_at(of, *shared)?, *shared),
+                    None => (self.alloc(), 0),
+                };
+                slots[i] = Some(slot);
+                feeds.push((slot, &prompts[i][shared..]));
+            }
+            self.extend(&feeds)?;
+        }
+        Ok(slots.into_iter().flatten().collect())
+    }
+
+    /// A new sequence that holds the first `len` tokens of `of`. Something must be appended before anything is drawn from it.
+    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
+        let slot = self.decoder.fork_at(of, len)?;
+        let tokens = self.tokens.get(&of).map_or_else(Vec::new, |tokens| tokens[..len].to_vec());
+        self.tokens.insert(slot, tokens);
+        Ok(slot)
+    }
+
+    /// Drops kept sequences while there are too many tokens.
+    fn shrink(&mut self) {
+        while self.tokens.values().map(Vec::len).sum::<usize>() > self.budget && self.drop_oldest() {}
+    }
+
+    /// Whether there was one to drop.
+    fn drop_oldest(&mut self) -> bool {
+        let oldest = self.kept.pop_front();
+        oldest.into_iter().for_each(|slot| self.free(slot));
+        oldest.is_some()
+    }
+}
+
+/// What a prompt forks.
+#[derive(Clone, Copy)]
+enum Source {
+    Nothing,
+    Kept(Slot),
+    Prompt(usize),
+}
+
+/// Tokens that a prompt can take over from a sequence. Its last one it reads itself: the next token is drawn from what the model
+/// makes of that.
+fn common(sequence: &[u32], prompt: &[u32]) -> usize {
+    let same = sequence.iter().zip(prompt).take_while(|(a, b)| a == b).count();
+    same.min(prompt.len().saturating_sub(1))
+}
