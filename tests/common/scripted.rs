@@ -44,6 +44,13 @@ impl Decoder for Writer<'_> {
         Ok(slot)
     }
 
+    /// What goes on from an earlier point is another prompt: the script begins anew.
+    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
+        let slot = self.slots.fork_at(of, len)?;
+        self.written.insert(slot, 0);
+        Ok(slot)
+    }
+
     fn free(&mut self, slot: Slot) {
         self.slots.free(slot);
     }
