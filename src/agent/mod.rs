@@ -2,6 +2,7 @@
 
 mod action;
 mod episode;
+mod layout;
 mod prompter;
 mod tag;
 mod template;

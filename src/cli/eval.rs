@@ -7,7 +7,6 @@ use crate::env::{Split, Task};
 use crate::model::checkpoint;
 use crate::model::cuda::CudaModel;
 use crate::model::policy::Policy;
-use crate::model::tokenizer::Tokenizer;
 use crate::report::progress::say;
 use crate::report::results;
 use crate::rollout::RolloutError;
@@ -23,10 +22,10 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     if let Some(games) = args.games.or(args.all.then_some(0)) {
         config.eval.games = games;
     }
-    let model = checkpoint::load(&dir)?;
+    let (model, tokenizer) = checkpoint::load_with_tokenizer(&dir)?;
     let on_gpu = gpu.as_ref().map(|gpu| CudaModel::new(gpu, &model, config.rollout.max_live as usize)).transpose()?;
     let policy: &dyn Policy = on_gpu.as_ref().map_or(&model, |model| model);
-    let mut prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt)?;
+    let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
     prompter.suggest(&state::suggestions(&dir)?);
     let suite = suite(&config)?;
     let splits = match args.split {
@@ -78,7 +77,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
 
 /// The configuration to evaluate under, and the model directory.
 fn subject(args: &EvalArgs) -> Result<(Config, PathBuf)> {
-    let mut overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
+    let overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
     match (&args.run, &args.model) {
         (Some(run), _) => {
             let file = run.join("config.toml");
@@ -90,12 +89,11 @@ fn subject(args: &EvalArgs) -> Result<(Config, PathBuf)> {
             Ok((config, dir))
         }
         (None, Some(model)) => {
-            // A checkpoint of the embedded model lies in its run and is read in the run's own words.
-            let file = args.config.clone().or_else(|| own_config(model));
-            if file.is_none() {
-                overrides.insert(0, Override::flag("--model", "prompt.format", "chat"));
-            }
-            Ok((Config::load(file.as_deref(), &overrides)?, model.clone()))
+            // A checkpoint of a run is read in the run's own words.
+            let own = own_config(model);
+            let defaults = if own.is_some() { Vec::new() } else { Config::for_a_given_model() };
+            let file = args.config.as_ref().or(own.as_ref());
+            Ok((Config::load_over(&defaults, file.map(PathBuf::as_path), &overrides)?, model.clone()))
         }
         (None, None) => bail!("say what to evaluate: --run DIR or --model DIR"),
     }

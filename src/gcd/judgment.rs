@@ -5,11 +5,10 @@
 
 use super::judge::Question;
 use super::label::{Asked, Label, LabelCounts, labels, share};
-use crate::agent::{Episode, Prompter};
-use crate::config::{AdvantageScale, Baseline, Config, Format};
+use crate::agent::{Episode, PromptError, Prompter};
+use crate::config::{AdvantageScale, Baseline, Config, Format, GcdMode};
 use crate::grpo::Sample;
 use crate::model::Policy;
-use crate::model::tokenizer::TokenizerError;
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
 use crate::rollout::{Answer, RolloutError, Settings, answers};
@@ -29,7 +28,7 @@ pub fn question(format: Format) -> &'static str {
 }
 
 /// The question's tokens, from the end of the judged turn to the first token of the answer.
-pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, TokenizerError> {
+pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, PromptError> {
     prompter.ask(question(format))
 }
 
@@ -68,8 +67,12 @@ pub fn pairs(
     context: usize,
     count: usize,
     (seed, stream): (u64, u64),
-) -> Result<(Vec<Pair>, LabelCounts), TokenizerError> {
-    let question = ask(prompter, config.prompt.format)?;
+) -> Result<(Vec<Pair>, LabelCounts), PromptError> {
+    let question = match ask(prompter, config.prompt.format) {
+        // Where nobody asks, actions are only drawn.
+        Err(PromptError::Judgments(_)) if config.gcd.mode != GcdMode::Generate => Vec::new(),
+        question => question?,
+    };
     let (mut counts, mut seen) = (LabelCounts::default(), HashSet::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {

@@ -124,7 +124,8 @@ fn percent(left: &Value, right: &[Value]) -> Result<Value, Error> {
         let rest = a.checked_rem(b).ok_or_else(|| invalid("modulo by zero"))?;
         return Ok(Value::from(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }));
     }
-    let number = |value: &Value| f64::try_from(value.clone()).map_err(|_| invalid("% takes numbers, or a string first"));
+    let number =
+        |value: &Value| f64::try_from(value.clone()).map_err(|_| invalid("% takes numbers, or a string first"));
     let (a, b) = (number(left)?, number(right)?);
     Ok(Value::from(a - b * (a / b).floor()))
 }

@@ -5,8 +5,7 @@ use serde_json::{Map, Value};
 use tokenizers::AddedToken;
 
 /// The names that every tokenizer may give.
-const NAMES: [&str; 7] =
-    ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
+const NAMES: [&str; 7] = ["bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token"];
 /// What Qwen2's tokenizer class has where its files say nothing.
 const QWEN2: [(&str, &str); 3] =
     [("eos_token", "<|endoftext|>"), ("unk_token", "<|endoftext|>"), ("pad_token", "<|endoftext|>")];
@@ -30,7 +29,9 @@ pub(super) fn declared(config: &Value, map: &Value, added: &Value, qwen2: bool) 
         fields.extend(map.as_object().cloned().unwrap_or_default());
     }
     let mut tokens: Vec<(u64, AddedToken)> = match &decoder {
-        Some(of) => entries(of).filter_map(|(id, token)| Some((id.parse().ok()?, added_token(token, false)?))).collect(),
+        Some(of) => {
+            entries(of).filter_map(|(id, token)| Some((id.parse().ok()?, added_token(token, false)?))).collect()
+        }
         None => entries(added).filter_map(|(text, id)| Some((id.as_u64()?, AddedToken::from(text, false)))).collect(),
     };
     tokens.sort_by_key(|(id, _)| *id);

@@ -234,7 +234,10 @@ impl Tokenizer {
             None => template_in(&config),
         };
         if let Some(length) = template.as_ref().map(String::len).filter(|length| *length > MAX_SOURCE) {
-            return Err(corrupt(CONFIG, format!("its chat template has {length} bytes, at most {MAX_SOURCE} are taken")));
+            return Err(corrupt(
+                CONFIG,
+                format!("its chat template has {length} bytes, at most {MAX_SOURCE} are taken"),
+            ));
         }
         let chat = template.map(|source| ChatTemplate::new(source, &named));
         Ok(Tokenizer { vocabulary: Arc::new(vocabulary), chat, dir: dir.into(), files })

@@ -80,8 +80,6 @@ pub enum TrainError {
          with a lower sft.lr or optim.lr, or, if it began so, with another model"
     )]
     BrokenWeights,
-    #[error("{}: its tokenizer has {tokens} tokens, but its model only {rows}; use the tokenizer of this model", .dir.display())]
-    Vocabulary { dir: PathBuf, tokens: usize, rows: usize },
     #[error("not one episode of the iteration can be used: {0}")]
     NoEpisodes(String),
     #[error("cannot render report.html: {0}")]
