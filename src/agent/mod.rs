@@ -3,6 +3,7 @@
 mod action;
 mod command_tokens;
 mod episode;
+mod layout;
 mod prompter;
 mod tag;
 mod template;

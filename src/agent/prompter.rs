@@ -3,11 +3,12 @@
 
 use super::action::{Reader, Refusal};
 use super::episode::Turn;
+use super::layout::{Frame, Layout};
 use super::tag::Tag;
 use super::template::{Exchange, Scene, Template};
 use crate::config::{Format, History, Prompt};
 use crate::env::Observation;
-use crate::model::tokenizer::{END_OF_TEXT, Message, TURN_END, TURN_START, Tokenizer, TokenizerError};
+use crate::model::tokenizer::{END_OF_TEXT, Piece, Tokenizer, TokenizerError};
 
 const PLAIN_INSTRUCTION: &str =
     "You act in a text world. Answer each observation with one command and nothing else.\n\n";
@@ -21,10 +22,6 @@ const TAGGED_THINK_INSTRUCTION: &str = "You act in a text world. Answer each obs
      <reflection></reflection> where you mend a step that failed, <monitor></monitor> where you go on as planned; then one command \
      inside <action></action>, and nothing else.\n\n";
 
-/// Stand-ins whose places in the rendered template are looked up; any text that no template contains will do.
-const OBSERVATION: &str = "UNCOUPLE-OBSERVATION";
-const ANSWER: &str = "UNCOUPLE-ANSWER";
-
 /// Why prompts cannot be made.
 #[derive(Debug, thiserror::Error)]
 pub enum PromptError {
@@ -32,18 +29,22 @@ pub enum PromptError {
     Tokenizer(#[from] TokenizerError),
     #[error("the tokenizer has no {0} token, which prompt.format needs; use a model whose tokenizer knows ChatML")]
     NoToken(&'static str),
-    #[error("the chat template cannot be continued turn by turn ({0}); set prompt.format = \"compact\"")]
+    #[error("the chat template cannot frame a turn ({0}); set prompt.format = \"compact\"")]
+    Single(&'static str),
+    #[error(
+        "the chat template cannot be continued turn by turn ({0}); set prompt.history = \"window:3\", where every turn is a \
+         conversation of its own, or prompt.format = \"compact\""
+    )]
     Template(&'static str),
+    #[error(
+        "the chat template has no place for a question about the turn before ({0}), which judgments need; set gcd.mode = \"off\", \
+         or prompt.format = \"compact\""
+    )]
+    Judgments(&'static str),
     #[error("prompt.template = {name:?} is neither built in ({built_in}) nor a file that can be read: {source}")]
     NoTemplate { name: String, built_in: String, source: std::io::Error },
     #[error("prompt.template: {0:#}")]
     Words(#[from] minijinja::Error),
-}
-
-/// The fixed text around what the agent is told.
-struct Frame {
-    before: String,
-    after: String,
 }
 
 /// Lays out observations for the model and reads its commands.
@@ -54,10 +55,7 @@ pub struct Prompter {
     template: Template,
     history: History,
     instruction: &'static str,
-    /// Around what opens a sequence, and around what goes on with one (which follows the end token of a turn).
-    first: Frame,
-    next: Frame,
-    end: u32,
+    layout: Layout,
     end_of_text: Option<u32>,
     /// What stands before the first observation.
     suggestions: Vec<String>,
@@ -75,8 +73,6 @@ pub struct Action {
 
 impl Prompter {
     pub fn new(tokenizer: Tokenizer, config: &Prompt) -> Result<Prompter, PromptError> {
-        let end = tokenizer.id(TURN_END).ok_or(PromptError::NoToken(TURN_END))?;
-        tokenizer.id(TURN_START).ok_or(PromptError::NoToken(TURN_START))?;
         let instruction = match (config.format, config.tags) {
             (Format::Compact, _) => "",
             (Format::Chat, false) => PLAIN_INSTRUCTION,
@@ -84,7 +80,12 @@ impl Prompter {
             (Format::Think, false) => THINK_INSTRUCTION,
             (Format::Think, true) => TAGGED_THINK_INSTRUCTION,
         };
-        let (first, next) = if config.format == Format::Compact { (compact(), compact()) } else { chat(&tokenizer)? };
+        let layout = match config.format {
+            Format::Compact => Layout::compact(&tokenizer)?,
+            Format::Chat | Format::Think => {
+                Layout::chat(&tokenizer, &sample_answers(config), config.history == History::Full)?
+            }
+        };
         Ok(Prompter {
             end_of_text: tokenizer.id(END_OF_TEXT),
             tokenizer,
@@ -93,9 +94,7 @@ impl Prompter {
             template: Template::load(&config.template)?,
             history: config.history,
             instruction,
-            first,
-            next,
-            end,
+            layout,
             suggestions: Vec::new(),
         })
     }
@@ -149,17 +148,20 @@ impl Prompter {
             observation: &observation.text,
             admissible: if self.admissible { &observation.admissible } else { &[] },
         })?;
-        Ok(self.encode(if opening { &self.first } else { &self.next }, &text)?)
+        if opening { self.encode(&self.layout.first, &text) } else { self.go_on(&text, PromptError::Template) }
     }
 
     /// Tokens from the end of a turn (its end token not included) to the answer to `text`, which is no observation.
-    pub fn ask(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode(&self.next, text)
+    ///
+    /// # Errors
+    /// [`PromptError::Judgments`], for every text, where the chat template has no place for a question about a turn.
+    pub fn ask(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+        self.go_on(text, PromptError::Judgments)
     }
 
     /// Tokens up to the answer to `text`, which is all that is said.
-    pub fn ask_alone(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.encode(&self.first, &format!("{}{text}", self.instruction))
+    pub fn ask_alone(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+        self.encode(&self.layout.first, &format!("{}{text}", self.instruction))
     }
 
     /// Turns as a history tells them.
@@ -170,12 +172,12 @@ impl Prompter {
 
     /// The token that ends a turn.
     pub fn end(&self) -> u32 {
-        self.end
+        self.layout.end
     }
 
     /// Whether the turn ends with this token: the end token itself, or the end of the whole text.
     pub fn ends_turn(&self, token: u32) -> bool {
-        token == self.end || Some(token) == self.end_of_text
+        token == self.end() || Some(token) == self.end_of_text
     }
 
     /// Reads the tokens of a finished turn, its end token not included.
@@ -204,20 +206,29 @@ impl Prompter {
     /// The tokens in which a command is taught: a whole turn, its end token included. `tag` is what it begins with where
     /// `prompt.tags` is on.
     pub fn teach(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
-        self.say(&turn_text(self.reader.format, self.reader.tags.then_some(tag), command))
+        let (before, after) = turn_frame(self.reader.format, self.reader.tags.then_some(tag));
+        self.turn(&[Piece::Frame(&before), Piece::Text(command), Piece::Frame(&after)])
     }
 
     /// The tokens of a whole turn that is not a command: its text as it is, and the end token.
     pub fn say(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let mut tokens = self.tokenizer.encode(text)?;
-        tokens.push(self.end);
+        self.turn(&[Piece::Text(text)])
+    }
+
+    fn turn(&self, pieces: &[Piece<'_>]) -> Result<Vec<u32>, TokenizerError> {
+        let mut tokens = self.tokenizer.encode_pieces(pieces)?;
+        tokens.push(self.end());
         Ok(tokens)
     }
 
-    fn encode(&self, frame: &Frame, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        // What an environment says must not open or close turns.
-        let text = text.replace("<|", "< |");
-        self.tokenizer.encode(&format!("{}{text}{}", frame.before, frame.after))
+    fn go_on(&self, words: &str, refusal: fn(&'static str) -> PromptError) -> Result<Vec<u32>, PromptError> {
+        self.encode(self.layout.next.as_ref().map_err(|reason| refusal(reason))?, words)
+    }
+
+    /// What an environment says must not open or close turns: of the words only the instruction may hold control tokens, such as
+    /// the tags of thoughts.
+    fn encode(&self, frame: &Frame, words: &str) -> Result<Vec<u32>, PromptError> {
+        frame.encode(&self.tokenizer, words, self.instruction.trim())
     }
 }
 
@@ -228,34 +239,23 @@ pub fn lead(sentences: &[String]) -> String {
 
 /// The text of a turn that gives a command.
 pub fn turn_text(format: Format, tag: Option<Tag>, command: &str) -> String {
+    let (before, after) = turn_frame(format, tag);
+    format!("{before}{command}{after}")
+}
+
+/// What stands before and after the command of a turn.
+fn turn_frame(format: Format, tag: Option<Tag>) -> (String, &'static str) {
     match (format, tag.map(Tag::name)) {
-        (Format::Compact | Format::Chat, None) => command.into(),
-        (Format::Compact | Format::Chat, Some(tag)) => format!("<{tag}> {command}"),
-        (Format::Think, None) => format!("<think></think><action>{command}</action>"),
-        (Format::Think, Some(tag)) => format!("<{tag}></{tag}><action>{command}</action>"),
+        (Format::Compact | Format::Chat, None) => (String::new(), ""),
+        (Format::Compact | Format::Chat, Some(tag)) => (format!("<{tag}> "), ""),
+        (Format::Think, None) => ("<think></think><action>".into(), "</action>"),
+        (Format::Think, Some(tag)) => (format!("<{tag}></{tag}><action>"), "</action>"),
     }
 }
 
-fn compact() -> Frame {
-    Frame { before: String::new(), after: TURN_START.into() }
-}
-
-/// The frames of a chat template, found by rendering it on stand-ins.
-fn chat(tokenizer: &Tokenizer) -> Result<(Frame, Frame), PromptError> {
-    let user = || Message::new("user", OBSERVATION);
-    let opening = tokenizer.render(&[user()], true)?;
-    let talk = [user(), Message::new("assistant", ANSWER), Message::new("user", OBSERVATION)];
-    let whole = tokenizer.render(&talk, true)?;
-    let rest = whole
-        .strip_prefix(&opening)
-        .and_then(|w| w.strip_prefix(ANSWER))
-        .ok_or(PromptError::Template("it writes the history differently once there is an answer"))?;
-    let rest =
-        rest.strip_prefix(TURN_END).ok_or(PromptError::Template("it does not close an answer with <|im_end|>"))?;
-    let frame = |text: &str| {
-        let (before, after) = text.split_once(OBSERVATION)?;
-        Some(Frame { before: before.into(), after: after.into() })
-    };
-    let lost = || PromptError::Template("it leaves out what the user says");
-    Ok((frame(&opening).ok_or_else(lost)?, frame(rest).ok_or_else(lost)?))
+/// Answers as the agent may give them: with an empty thought, and with one.
+fn sample_answers(config: &Prompt) -> Vec<String> {
+    let answer = turn_text(config.format, config.tags.then_some(Tag::Planning), "go north");
+    let thoughtful = answer.replacen("></", ">It is\nnorth.</", 1);
+    vec![answer, thoughtful]
 }

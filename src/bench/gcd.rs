@@ -11,7 +11,7 @@ use crate::files::FileError;
 use crate::gcd::{self, Asked, Judged, Pair};
 use crate::grpo::{Sample, samples};
 use crate::model::checkpoint::{self, CheckpointError};
-use crate::model::tokenizer::{Tokenizer, TokenizerError};
+use crate::model::tokenizer::TokenizerError;
 use crate::rollout::{PrefixCache, RolloutError, Settings, answers};
 use crate::train::batch::Batch;
 use crate::train::iteration::{JUDGMENTS, beside, prefix_cache, sample};
@@ -97,8 +97,9 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
     let suite = suite(&config)?;
     let folder = train(config.clone(), &*suite, Existing::Overwrite)?.folder;
     let (_, dir) = RunFolder::finished_checkpoints(&folder)?.pop().ok_or(GcdBenchError::NoCheckpoint)?;
-    let prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt).map_err(TrainError::from)?;
-    let mut learner = Learner::new(checkpoint::load(&dir)?, config.model.recompute);
+    let (model, tokenizer) = checkpoint::load_with_tokenizer(&dir)?;
+    let prompter = Prompter::new(tokenizer, &config.prompt).map_err(TrainError::from)?;
+    let mut learner = Learner::new(model, config.model.recompute);
     let size =
         |[pairs, judgments]: [u32; 2]| Size { pairs, judgments, shared: Cost::default(), unshared: Cost::default() };
     let sizes = [FIXED, [config.gcd.pairs, config.gcd.judgments]].map(size).to_vec();

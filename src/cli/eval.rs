@@ -9,7 +9,6 @@ use crate::gcd::judgment::verdict_rate;
 use crate::model::checkpoint;
 use crate::model::cuda::CudaModel;
 use crate::model::policy::Policy;
-use crate::model::tokenizer::Tokenizer;
 use crate::report::progress::say;
 use crate::report::results;
 use crate::report::trajectories::Trajectories;
@@ -33,10 +32,10 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     if let Some(games) = args.games.or(args.all.then_some(0)) {
         config.eval.games = games;
     }
-    let model = checkpoint::load(&dir)?;
+    let (model, tokenizer) = checkpoint::load_with_tokenizer(&dir)?;
     let on_gpu = gpu.as_ref().map(|gpu| CudaModel::new(gpu, &model, config.rollout.max_live as usize)).transpose()?;
     let policy: &dyn Policy = on_gpu.as_ref().map_or(&model, |model| model);
-    let mut prompter = Prompter::new(Tokenizer::load(&dir)?, &config.prompt)?;
+    let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
     prompter.suggest(&state::suggestions(&dir)?);
     let suite = suite(&config)?;
     let splits = match args.split {
@@ -125,7 +124,7 @@ struct Subject {
 }
 
 fn subject(args: &EvalArgs) -> Result<Subject> {
-    let mut overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
+    let overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
     match (&args.run, &args.model) {
         (Some(run), _) => {
             let file = run.join("config.toml");
@@ -137,13 +136,11 @@ fn subject(args: &EvalArgs) -> Result<Subject> {
             Ok(Subject { config, dir, home: (run.join(EVALUATIONS), format!("step-{step}")) })
         }
         (None, Some(model)) => {
-            // A checkpoint of the embedded model lies in its run and is read in the run's own words.
+            // A checkpoint of a run is read in the run's own words.
             let own = own_run(model);
+            let defaults = if own.is_some() { Vec::new() } else { Config::for_a_given_model() };
             let file = args.config.clone().or_else(|| own.as_ref().map(|(run, _)| run.join("config.toml")));
-            if file.is_none() {
-                overrides.insert(0, Override::flag("--model", "prompt.format", "chat"));
-            }
-            let config = Config::load(file.as_deref(), &overrides)?;
+            let config = Config::load_over(&defaults, file.as_deref(), &overrides)?;
             let alone = || (PathBuf::from(&config.run.dir), format!("eval-{}", config.env.suite));
             let home = own.map_or_else(alone, |(run, step)| (run.join(EVALUATIONS), step));
             Ok(Subject { config, dir: model.clone(), home })

@@ -10,6 +10,7 @@ use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::{TrainError, interrupt, suite, train_on};
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
+use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
@@ -53,19 +54,20 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Defaults, file, `--set`, flags. A resumed run goes on with its own configuration; what it computes cannot change.
+/// Defaults, those of a given model, file, `--set`, flags. A resumed run goes on with its own configuration; what it computes cannot change.
 fn configuration(args: &TrainArgs) -> Result<Config> {
     let mut overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
-    // A model directory speaks its own chat template, unless --set says otherwise.
-    if args.model.is_some() {
-        overrides.insert(0, Override::flag("--model", "prompt.format", "chat"));
-    }
     for (flag, key, value) in
         [("--model", "model.path", &args.model), ("--name", "run.name", &args.name), ("--dir", "run.dir", &args.dir)]
     {
         overrides.extend(value.iter().map(|v| Override::flag(flag, key, v.clone())));
     }
-    let config = Config::load(args.config.as_deref(), &overrides)?;
+    let load = |file: Option<&Path>| -> Result<Config> {
+        let config = Config::load(file, &overrides)?;
+        let embedded = config.model.path.is_empty();
+        Ok(if embedded { config } else { Config::load_over(&Config::for_a_given_model(), file, &overrides)? })
+    };
+    let config = load(args.config.as_deref())?;
     if !args.resume {
         return Ok(config);
     }
@@ -75,7 +77,7 @@ fn configuration(args: &TrainArgs) -> Result<Config> {
         return Ok(config);
     }
     let before = Config::load(Some(&saved), &[])?;
-    let mut config = Config::load(Some(args.config.as_deref().unwrap_or(&saved)), &overrides)?;
+    let mut config = load(Some(args.config.as_deref().unwrap_or(&saved)))?;
     if config.env.hash.is_empty() {
         config.env.hash.clone_from(&before.env.hash);
     }

@@ -1,4 +1,4 @@
-//! From text to [`Config`]: defaults ← TOML file ← overrides, in that order; and back to text.
+//! From text to [`Config`]: defaults ← defaults for a given model ← TOML file ← overrides, in that order; and back to text.
 
 use super::Config;
 use serde::Deserialize;
@@ -65,7 +65,19 @@ impl Override {
 impl Config {
     /// Defaults, then the file, then the overrides in their order; the result is validated.
     pub fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Config, ConfigError> {
+        Config::load_over(&[], file, overrides)
+    }
+
+    /// The same over other `defaults`, e.g. [`Config::for_a_given_model`], which the file and the overrides go before.
+    pub fn load_over(
+        defaults: &[Override],
+        file: Option<&Path>,
+        overrides: &[Override],
+    ) -> Result<Config, ConfigError> {
         let mut merge = Merge::new();
+        for o in defaults {
+            merge.value(&o.key, &o.value, None, &|_| o.origin.clone())?;
+        }
         if let Some(file) = file {
             let text =
                 std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.into(), source })?;
@@ -77,6 +89,12 @@ impl Config {
         let config = merge.config;
         config.validate()?;
         Ok(config)
+    }
+
+    /// What a model that the user gives needs otherwise than the embedded one: defaults for [`Config::load_over`].
+    pub fn for_a_given_model() -> Vec<Override> {
+        // A model directory speaks its own chat template.
+        vec![Override::flag("the defaults of a given model", "prompt.format", "chat")]
     }
 
     /// The resolved configuration as TOML: loading it gives the same configuration.

@@ -5,10 +5,9 @@
 
 use super::judge::Question;
 use super::label::{Asked, Label, LabelCounts, labels, share};
-use crate::agent::{Episode, Prompter};
-use crate::config::{AdvantageScale, Baseline, Config, Format};
+use crate::agent::{Episode, PromptError, Prompter};
+use crate::config::{AdvantageScale, Baseline, Config, Format, GcdMode};
 use crate::grpo::Sample;
-use crate::model::tokenizer::TokenizerError;
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
 use crate::rollout::{Answer, PrefixCache, RolloutError, Settings, answers_on};
@@ -37,7 +36,7 @@ pub fn opening(format: Format) -> &'static str {
 }
 
 /// The question's tokens, from the end of the judged turn to the first sampled token of the answer.
-pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, TokenizerError> {
+pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, PromptError> {
     let mut tokens = prompter.ask(question(format))?;
     tokens.extend(prompter.tokenizer().encode(opening(format))?);
     Ok(tokens)
@@ -85,8 +84,12 @@ pub fn pairs(
     context: usize,
     count: usize,
     (seed, stream): (u64, u64),
-) -> Result<(Vec<Pair>, LabelCounts), TokenizerError> {
-    let question = ask(prompter, config.prompt.format)?;
+) -> Result<(Vec<Pair>, LabelCounts), PromptError> {
+    let question = match ask(prompter, config.prompt.format) {
+        // Where nobody asks, actions are only drawn.
+        Err(PromptError::Judgments(_)) if config.gcd.mode != GcdMode::Generate => Vec::new(),
+        question => question?,
+    };
     let (mut counts, mut seen) = (LabelCounts::default(), HashSet::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {

@@ -1,8 +1,10 @@
 //! Hugging Face model directories: config.json and safetensors (single or sharded; bf16, f16 or f32), in and out.
 
 use super::config::{ConfigError, TokenIds};
+use super::input::{self, guarded};
 use super::params::{Entry, Layout};
 use super::recipe::Recipe;
+use super::tokenizer::{Tokenizer, TokenizerError};
 use super::{Model, Params, Qwen2Config};
 use crate::files::{self, FileError};
 use half::{bf16, f16};
@@ -24,6 +26,11 @@ const EMBEDDING: &str = "model.embed_tokens.weight";
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 const RECIPE: &str = "recipe.json";
+const ADAPTER: &str = "adapter_config.json";
+/// Largest JSON file beside the weights, in bytes.
+const MAX_JSON: u64 = 1 << 28;
+/// Most values that a recipe may make: nothing but its own word stands for them.
+const MAX_RECIPE: usize = 1 << 28;
 
 /// Why a model directory could not be read or written.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +39,19 @@ pub enum CheckpointError {
     NoFolder(PathBuf),
     #[error("{dir} holds no weights: expected {SINGLE}, {INDEX} or {RECIPE}")]
     NoWeights { dir: PathBuf },
+    #[error(
+        "{dir} holds a LoRA adapter ({ADAPTER}), which is not applied; merge it into its base model with peft in Python \
+         (AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)), or, if the weights beside it \
+         hold it already, remove {ADAPTER}"
+    )]
+    Adapter { dir: PathBuf },
+    #[error(
+        "{file} is a pickle, which is a program and is not run; convert it with transformers in Python: \
+         AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)"
+    )]
+    Pickle { file: PathBuf },
+    #[error(transparent)]
+    Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
     Config(#[from] ConfigError),
     #[error("cannot read {file}: {source}")]
@@ -42,13 +62,23 @@ pub enum CheckpointError {
     BadShard { file: PathBuf, tensor: String, shard: String },
     #[error("tensor `{tensor}` is missing from {file}; the checkpoint does not fit its config.json")]
     Missing { file: PathBuf, tensor: String },
-    #[error("unexpected tensor `{tensor}` in {file}; the checkpoint does not fit its config.json")]
+    #[error(
+        "unexpected tensor `{tensor}` in {file}, which a Qwen2 model has no use for; leave it out: with transformers in Python, \
+         AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)"
+    )]
     Unexpected { file: PathBuf, tensor: String },
+    #[error(
+        "{file} has no `{HEAD}`, but config.json does not tie it to the embedding; if the model was saved tied, set \
+         tie_word_embeddings to true"
+    )]
+    NoHead { file: PathBuf },
+    #[error("the recipe {file} makes {values} values; at most {MAX_RECIPE} are made from a recipe")]
+    LargeRecipe { file: PathBuf, values: usize },
     #[error("tensor `{tensor}` is in {first} and again in {second}; remove one")]
     Twice { tensor: String, first: PathBuf, second: PathBuf },
     #[error("tensor `{tensor}` in {file} has shape {found:?}, but config.json needs {expected:?}")]
     Shape { file: PathBuf, tensor: String, expected: Vec<usize>, found: Vec<usize> },
-    #[error("tensor `{tensor}` in {file} is {found}; only F32, F16 and BF16 can be read")]
+    #[error("tensor `{tensor}` in {file} is {found}; only F64, F32, F16 and BF16 can be read")]
     Dtype { file: PathBuf, tensor: String, found: String },
     #[error(
         "{file} has a `{HEAD}` that differs from `{EMBEDDING}`, but config.json ties them; set tie_word_embeddings to false"
@@ -80,6 +110,9 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     if !dir.is_dir() {
         return Err(CheckpointError::NoFolder(dir.into()));
     }
+    if dir.join(ADAPTER).exists() {
+        return Err(CheckpointError::Adapter { dir: dir.into() });
+    }
     let config = Qwen2Config::read(dir)?;
     let layout = Arc::new(Layout::new(&config));
     let [single, index, recipe] = [SINGLE, INDEX, RECIPE].map(|name| dir.join(name));
@@ -92,10 +125,21 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     } else if recipe.exists() {
         from_recipe(layout, &recipe)?
     } else {
-        return Err(CheckpointError::NoWeights { dir: dir.into() });
+        let pickles = ["pytorch_model.bin", "pytorch_model.bin.index.json"].map(|name| dir.join(name));
+        return Err(match pickles.into_iter().find(|file| file.exists()) {
+            Some(file) => CheckpointError::Pickle { file },
+            None => CheckpointError::NoWeights { dir: dir.into() },
+        });
     };
     all_finite(dir, &params)?;
     Ok(Model::new(config, params))
+}
+
+/// Loads the model in `dir` and the tokenizer beside it, all of whose ids the model's embedding must have.
+pub fn load_with_tokenizer(dir: &Path) -> Result<(Model, Tokenizer), CheckpointError> {
+    let (model, tokenizer) = (load(dir)?, Tokenizer::load(dir)?);
+    tokenizer.check_fits(&model.config)?;
+    Ok((model, tokenizer))
 }
 
 /// Reads one safetensors file that holds exactly the tensors of `layout`.
@@ -112,16 +156,20 @@ struct Shard {
 impl Shard {
     fn open(file: PathBuf) -> Result<Shard, CheckpointError> {
         let read = |source| CheckpointError::Read { file: file.clone(), source };
+        input::check_regular(&file).map_err(read)?;
         let handle = File::open(&file).map_err(read)?;
         // SAFETY: the map is only read, and only while loading. Should another process cut the file short meanwhile, the
         // process gets SIGBUS, as with every memory-mapped loader; there is no way to exclude it.
         let map = unsafe { Mmap::map(&handle) }.map_err(read)?;
+        input::check_fetched(&map).map_err(read)?;
         Ok(Shard { file, map })
     }
 
     fn tensors(&self) -> Result<SafeTensors<'_>, CheckpointError> {
-        SafeTensors::deserialize(&self.map)
-            .map_err(|e| CheckpointError::Corrupt { file: self.file.clone(), reason: e.to_string() })
+        let parsed = guarded(|| SafeTensors::deserialize(&self.map).map_err(|e| e.to_string()));
+        parsed
+            .and_then(|tensors| tensors)
+            .map_err(|reason| CheckpointError::Corrupt { file: self.file.clone(), reason })
     }
 }
 
@@ -155,7 +203,11 @@ fn open_shards(dir: &Path, file: &Path) -> Result<Vec<Shard>, CheckpointError> {
 fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Params, CheckpointError> {
     let mut found: HashMap<String, (&Path, TensorView)> = HashMap::new();
     for shard in shards {
-        for (tensor, view) in shard.tensors()?.tensors() {
+        for (stored, view) in shard.tensors()?.tensors() {
+            if is_buffer(&stored) || view.shape().contains(&0) {
+                continue;
+            }
+            let tensor = layout_name(&layout, stored);
             if let Some((first, _)) = found.get(&tensor) {
                 let (first, second) = (first.to_path_buf(), shard.file.clone());
                 return Err(CheckpointError::Twice { tensor, first, second });
@@ -166,9 +218,10 @@ fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Pa
 
     // All shapes first: a config.json with absurd sizes is refused before memory is asked for them.
     for entry in &layout.entries {
-        let (file, view) = found
-            .get(&entry.name)
-            .ok_or_else(|| CheckpointError::Missing { file: whole.into(), tensor: entry.name.clone() })?;
+        let (file, view) = found.get(&entry.name).ok_or_else(|| match &entry.name[..] {
+            HEAD => CheckpointError::NoHead { file: whole.into() },
+            name => CheckpointError::Missing { file: whole.into(), tensor: name.into() },
+        })?;
         check_shape(file, entry, view.shape())?;
     }
     let mut params = Params::zeros(layout.clone());
@@ -183,13 +236,36 @@ fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Pa
         check_shape(file, &Entry { name: HEAD.into(), ..embedding.clone() }, view.shape())?;
         let mut head = vec![0.0; embedding.range.len()];
         convert(file, HEAD, &view, &mut head)?;
-        if head != params.flat[embedding.range.clone()] {
+        let narrow = narrowing(view.dtype());
+        let same = |(head, value): (&f32, &f32)| *head == *value || *head == narrow(*value);
+        if !head.iter().zip(&params.flat[embedding.range.clone()]).all(same) {
             return Err(CheckpointError::NotTied { file: file.into() });
         }
     }
     match found.into_iter().min_by(|a, b| a.0.cmp(&b.0)) {
         Some((tensor, (file, _))) => Err(CheckpointError::Unexpected { file: file.into(), tensor }),
         None => Ok(params),
+    }
+}
+
+/// Tables that older exporters stored and that follow from the configuration; transformers passes them over, too.
+fn is_buffer(name: &str) -> bool {
+    name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".masked_bias") || name.ends_with(".attn.bias")
+}
+
+/// The layout's name of a stored tensor: torch.compile puts a prefix before it, and a model saved without its head lacks one.
+fn layout_name(layout: &Layout, stored: String) -> String {
+    let name = stored.strip_prefix("_orig_mod.").unwrap_or(&stored);
+    let known = |name: &str| name == HEAD || layout.entries.iter().any(|e| e.name == name);
+    [name.to_string(), format!("model.{name}")].into_iter().find(|name| known(name)).unwrap_or(stored)
+}
+
+/// What a value becomes when it is stored in `dtype`.
+fn narrowing(dtype: Dtype) -> fn(f32) -> f32 {
+    match dtype {
+        Dtype::BF16 => |value| bf16::from_f32(value).to_f32(),
+        Dtype::F16 => |value| f16::from_f32(value).to_f32(),
+        _ => |value| value,
     }
 }
 
@@ -215,6 +291,7 @@ fn convert(file: &Path, tensor: &str, view: &TensorView, out: &mut [f32]) -> Res
     }
     match view.dtype() {
         Dtype::F32 => widen(view.data(), out, f32::from_le_bytes),
+        Dtype::F64 => widen(view.data(), out, |b| f64::from_le_bytes(b) as f32),
         Dtype::BF16 => widen(view.data(), out, |b| bf16::from_le_bytes(b).to_f32()),
         Dtype::F16 => widen(view.data(), out, |b| f16::from_le_bytes(b).to_f32()),
         other => {
@@ -238,16 +315,24 @@ fn all_finite(dir: &Path, params: &Params) -> Result<(), CheckpointError> {
 fn from_recipe(layout: Arc<Layout>, file: &Path) -> Result<Params, CheckpointError> {
     let recipe: Recipe = read_json(file)?;
     let mut by_name: BTreeMap<_, _> = recipe.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
-    let mut params = Params::zeros(layout.clone());
+    let mut tensors = Vec::with_capacity(layout.entries.len());
     for entry in &layout.entries {
         let tensor = by_name
             .remove(entry.name.as_str())
             .ok_or_else(|| CheckpointError::Missing { file: file.into(), tensor: entry.name.clone() })?;
         check_shape(file, entry, &tensor.shape)?;
-        tensor.fill(recipe.seed, &mut params.flat[entry.range.clone()]);
+        tensors.push(tensor);
     }
     if let Some(tensor) = by_name.keys().next() {
         return Err(CheckpointError::Unexpected { file: file.into(), tensor: tensor.to_string() });
+    }
+    let values = layout.entries.iter().map(|e| e.range.len()).sum();
+    if values > MAX_RECIPE {
+        return Err(CheckpointError::LargeRecipe { file: file.into(), values });
+    }
+    let mut params = Params::zeros(layout.clone());
+    for (entry, tensor) in layout.entries.iter().zip(tensors) {
+        tensor.fill(recipe.seed, &mut params.flat[entry.range.clone()]);
     }
     let found = sha256_f32(&params);
     if found != recipe.sha256_f32 {
@@ -270,8 +355,8 @@ fn sha256_f32(params: &Params) -> String {
 }
 
 fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, CheckpointError> {
-    let text = std::fs::read_to_string(file).map_err(|source| CheckpointError::Read { file: file.into(), source })?;
-    serde_json::from_str(&text).map_err(|e| CheckpointError::Corrupt { file: file.into(), reason: e.to_string() })
+    let text = input::read(file, MAX_JSON).map_err(|source| CheckpointError::Read { file: file.into(), source })?;
+    serde_json::from_slice(&text).map_err(|e| CheckpointError::Corrupt { file: file.into(), reason: e.to_string() })
 }
 
 /// One tensor on its way to a file, narrowed when it is its turn.

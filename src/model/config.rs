@@ -1,5 +1,6 @@
 //! `config.json` of a Qwen2 model, in both spellings (flat `rope_theta`, and transformers 5's `rope_parameters`).
 
+use super::input;
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -43,6 +44,10 @@ pub enum ConfigError {
 const MAX_SIZE: usize = 1 << 24;
 /// Each layer costs a table entry even before its weights are looked for.
 const MAX_LAYERS: usize = 1 << 12;
+/// Positions times head size: the tables of the rotary embeddings are made for every position. A million positions of 128 fit.
+const MAX_ANGLES: usize = 1 << 27;
+/// Largest configuration file, in bytes.
+const MAX_FILE: u64 = 1 << 24;
 
 impl Qwen2Config {
     /// Reads `dir/config.json`.
@@ -67,6 +72,15 @@ impl Qwen2Config {
         if !head_dim.is_multiple_of(2) {
             return Err(doc.refuse("head_dim", format!("rotary embeddings need an even head size, not {head_dim}")));
         }
+        if num_attention_heads > MAX_SIZE / head_dim {
+            let mend = format!("with heads of {head_dim} at most {} are supported", MAX_SIZE / head_dim);
+            return Err(doc.refuse("num_attention_heads", mend));
+        }
+        let max_position_embeddings = doc.size("max_position_embeddings", Some(32768))?;
+        let most = MAX_ANGLES / head_dim;
+        if max_position_embeddings > most {
+            return Err(doc.refuse("max_position_embeddings", format!("at most {most} are supported; lower it")));
+        }
         Ok(Qwen2Config {
             vocab_size: doc.size("vocab_size", None)?,
             hidden_size,
@@ -75,7 +89,7 @@ impl Qwen2Config {
             num_key_value_heads,
             head_dim,
             intermediate_size: doc.size("intermediate_size", None)?,
-            max_position_embeddings: doc.size("max_position_embeddings", Some(32768))?,
+            max_position_embeddings,
             rms_norm_eps: doc.positive("rms_norm_eps", doc.get("rms_norm_eps"), 1e-6)?,
             rope_theta: doc.rope_theta()?,
             tie_word_embeddings: doc.flag("tie_word_embeddings")?,
@@ -88,7 +102,7 @@ impl Qwen2Config {
             "architectures": ["Qwen2ForCausalLM"],
             "attention_dropout": 0.0,
             "bos_token_id": ids.bos,
-            "eos_token_id": ids.eos.first(),
+            "eos_token_id": ids.eos_as_written(),
             "head_dim": self.head_dim,
             "hidden_act": "silu",
             "hidden_size": self.hidden_size,
@@ -145,6 +159,18 @@ impl TokenIds {
     pub fn to_generation_config(&self) -> Value {
         json!({ "bos_token_id": self.bos, "eos_token_id": self.eos, "pad_token_id": self.pad })
     }
+
+    /// Makes `id`, with which a turn ends, one of the tokens that end a text: what generates with the model stops there.
+    pub fn stop_at(&mut self, id: u32) {
+        if !self.eos.contains(&id) {
+            self.eos.push(id);
+        }
+    }
+
+    /// One id by itself, as `config.json` mostly has it, or the list.
+    fn eos_as_written(&self) -> Value {
+        if let [id] = self.eos[..] { json!(id) } else { json!(self.eos) }
+    }
 }
 
 /// A parsed JSON object and where it came from, so that every refusal names file and field.
@@ -155,8 +181,8 @@ struct Document {
 
 impl Document {
     fn read(file: PathBuf) -> Result<Document, ConfigError> {
-        let text = std::fs::read_to_string(&file).map_err(|source| ConfigError::Read { file: file.clone(), source })?;
-        match serde_json::from_str::<Value>(&text) {
+        let text = input::read(&file, MAX_FILE).map_err(|source| ConfigError::Read { file: file.clone(), source })?;
+        match serde_json::from_slice::<Value>(&text) {
             Ok(value @ Value::Object(_)) => Ok(Document { file, value }),
             Ok(_) => Err(ConfigError::Json { file, reason: "the top level is not an object".into() }),
             Err(e) => Err(ConfigError::Json { file, reason: e.to_string() }),
@@ -241,19 +267,41 @@ impl Document {
         Ok(())
     }
 
+    /// transformers takes the older `rope_scaling`, where it is given, for the whole of `rope_parameters`; what such a table lacks is
+    /// beside it.
     fn rope_theta(&self) -> Result<f32, ConfigError> {
         for table in ["rope_parameters", "rope_scaling"] {
-            for key in ["rope_type", "type"] {
-                let kind = self.get(table).and_then(|t| t.get(key)).filter(|v| !v.is_null());
-                if kind.is_some_and(|kind| kind != "default") {
-                    let mend = "scaled rotary embeddings are not supported; only \"default\" is";
-                    return Err(self.refuse(&format!("{table}.{key}"), mend.into()));
-                }
+            self.check_rope(table)?;
+        }
+        let given = |table: &&str| self.get(table).and_then(Value::as_object).is_some_and(|fields| !fields.is_empty());
+        if let Some(table) = ["rope_scaling", "rope_parameters"].into_iter().find(given) {
+            let theta = self.get(table).and_then(|t| t.get("rope_theta")).filter(|theta| !theta.is_null());
+            if theta.is_some() {
+                return self.positive(&format!("{table}.rope_theta"), theta, 0.0);
             }
         }
-        match self.get("rope_parameters").and_then(|t| t.get("rope_theta")) {
-            Some(theta) => self.positive("rope_parameters.rope_theta", Some(theta), 0.0),
-            None => self.positive("rope_theta", self.get("rope_theta"), 10_000.0),
+        self.positive("rope_theta", self.get("rope_theta"), 10_000.0)
+    }
+
+    /// Refuses all that is not the plain rotary embedding of every element.
+    fn check_rope(&self, table: &str) -> Result<(), ConfigError> {
+        let Some(value) = self.get(table) else { return Ok(()) };
+        let Some(fields) = value.as_object() else {
+            return Err(self.refuse(table, "it must be an object".into()));
+        };
+        let plain = "scaled rotary embeddings are not supported; only \"default\" is";
+        for (key, value) in fields.iter().filter(|(_, value)| !value.is_null()) {
+            let mend = match &key[..] {
+                "rope_type" | "type" if value == "default" => continue,
+                "rope_type" | "type" => plain,
+                "rope_theta" => continue,
+                "partial_rotary_factor" if value.as_f64() == Some(1.0) => continue,
+                // Without a type, and for text alone, they change nothing.
+                "factor" | "original_max_position_embeddings" | "mrope_section" => continue,
+                _ => "this rotary embedding is not supported; remove the field if it changes nothing",
+            };
+            return Err(self.refuse(&format!("{table}.{key}"), mend.into()));
         }
+        Ok(())
     }
 }

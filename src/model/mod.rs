@@ -1,5 +1,7 @@
 //! Qwen2: configuration, weights, forward, backward, KV cache, checkpoints in the Hugging Face layout.
 
+mod chat_syntax;
+mod chat_template;
 pub mod checkpoint;
 pub mod config;
 pub mod cuda;
@@ -8,6 +10,7 @@ pub mod cuda_sink;
 mod cuda_step;
 mod decode;
 mod init;
+mod input;
 pub mod kv_cache;
 pub mod pages;
 pub mod params;
@@ -15,6 +18,7 @@ pub mod policy;
 pub mod qwen2;
 pub(crate) mod recipe;
 pub mod sink;
+mod special_tokens;
 pub mod tokenizer;
 
 pub use config::{Qwen2Config, TokenIds};

@@ -1,9 +1,15 @@
 //! The tokenizer and chat template of a model directory.
 
-use minijinja::{Environment, ErrorKind, Value, context};
+use super::Qwen2Config;
+use super::chat_template::{ChatTemplate, MAX_SOURCE};
+use super::input::{self, guarded};
+use super::special_tokens::{Declared, declared};
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::HashSet;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use tokenizers::decoders::byte_level::ByteLevel;
 use tokenizers::models::bpe::{BPE, BpeTrainer};
 use tokenizers::normalizers::unicode::NFC;
@@ -18,8 +24,11 @@ const CONFIG: &str = "tokenizer_config.json";
 const TEMPLATE: &str = "chat_template.jinja";
 
 /// Every file of a directory that belongs to its tokenizer, as transformers 4 and 5 name them.
-const FILES: [&str; 7] =
-    [TOKENIZER, CONFIG, TEMPLATE, "special_tokens_map.json", "added_tokens.json", "vocab.json", "merges.txt"];
+const FILES: [&str; 7] = [TOKENIZER, CONFIG, TEMPLATE, MAP, ADDED, "vocab.json", "merges.txt"];
+const MAP: &str = "special_tokens_map.json";
+const ADDED: &str = "added_tokens.json";
+/// Largest of these files, in bytes; a template has its own bound.
+const MAX_FILE: u64 = 1 << 28;
 
 /// Ends a document; also the pad token.
 pub const END_OF_TEXT: &str = "<|endoftext|>";
@@ -42,6 +51,11 @@ const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['
 pub enum TokenizerError {
     #[error("cannot read {file}: {source}")]
     Read { file: PathBuf, source: std::io::Error },
+    #[error(
+        "{dir} has no {TOKENIZER}; write one with transformers in Python: \
+         AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
+    )]
+    Missing { dir: PathBuf },
     #[error("{file} is empty; copy it again from the model it belongs to")]
     Empty { file: PathBuf },
     #[error("{file} is not a usable tokenizer file: {reason}")]
@@ -50,6 +64,12 @@ pub enum TokenizerError {
     NoTemplate(PathBuf),
     #[error("the chat template of {dir} refused the conversation: {reason}")]
     Template { dir: PathBuf, reason: String },
+    #[error(
+        "the tokenizer of {dir} gives {token:?} the id {id}, but the model's embedding has {rows} rows (ids 0 to {}); use the \
+         tokenizer that belongs to the model, or enlarge the model with transformers' resize_token_embeddings",
+        rows - 1
+    )]
+    Rows { dir: PathBuf, token: String, id: u32, rows: usize },
     #[error("cannot {what}: {reason}")]
     Text { what: &'static str, reason: String },
     #[error("cannot train a tokenizer of {vocab_size} tokens: {reason}")]
@@ -70,26 +90,123 @@ impl Message {
     }
 }
 
+/// A stretch of a prompt.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// Words of a template: control tokens written out in them are these tokens.
+    Frame(&'a str),
+    /// Words of others: text, whatever it spells.
+    Text(&'a str),
+}
+
 /// A byte-level BPE with its chat template.
 #[derive(Clone)]
 pub struct Tokenizer {
-    inner: tokenizers::Tokenizer,
-    template: Option<String>,
-    bos: Option<String>,
-    eos: Option<String>,
+    vocabulary: Arc<Vocabulary>,
+    chat: Option<ChatTemplate>,
     dir: PathBuf,
     files: Vec<(String, Vec<u8>)>,
 }
 
+struct Vocabulary {
+    inner: tokenizers::Tokenizer,
+    /// The same, but for this one control tokens are text like any other.
+    plain: tokenizers::Tokenizer,
+    /// Ids of the control tokens: the added ones with something to see in them. Runs of white space are added tokens of some
+    /// tokenizers, and harmless.
+    control: HashSet<u32>,
+}
+
+impl Vocabulary {
+    fn new(json: &[u8], added: &[AddedToken]) -> Result<Vocabulary, String> {
+        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| e.to_string())?;
+        if inner.get_vocab_size(true) == 0 {
+            return Err("its vocabulary is empty".into());
+        }
+        // A trainer's sequences are neither cut nor padded behind its back.
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| e.to_string())?;
+        inner.add_tokens(added);
+        let known = inner.get_added_tokens_decoder();
+        let visible = known.iter().filter(|(_, token)| !token.content.trim().is_empty());
+        let (control, tokens): (HashSet<u32>, Vec<AddedToken>) =
+            visible.map(|(id, token)| (*id, token.clone().special(true))).unzip();
+        let mut plain = inner.clone();
+        plain.add_special_tokens(&tokens);
+        plain.set_encode_special_tokens(true);
+        Ok(Vocabulary { inner, plain, control })
+    }
+
+    /// Ids of text without a control token in it, also where the vocabulary itself has one that the text spells.
+    fn encode_text(&self, text: &str) -> Result<Vec<u32>, tokenizers::Error> {
+        let ids = self.plain.encode_fast(text, false)?.get_ids().to_vec();
+        if !ids.iter().any(|id| self.control.contains(id)) {
+            return Ok(ids);
+        }
+        let mut apart = Vec::new();
+        for c in text.chars() {
+            let ids = self.plain.encode_fast(c.to_string(), false)?.get_ids().to_vec();
+            apart.extend(ids.into_iter().filter(|id| !self.control.contains(id)));
+        }
+        Ok(apart)
+    }
+
+    fn encode_pieces(&self, pieces: &[Piece<'_>]) -> Result<Vec<u32>, tokenizers::Error> {
+        let whole: String = pieces.iter().map(|(Piece::Frame(text) | Piece::Text(text))| *text).collect();
+        let ids = self.inner.encode_fast(whole, false)?.get_ids().to_vec();
+        let frames = pieces.iter().filter_map(|piece| match piece {
+            Piece::Frame(text) => Some(*text),
+            Piece::Text(_) => None,
+        });
+        let mut meant = Vec::new();
+        for frame in frames {
+            meant.extend_from_slice(self.inner.encode_fast(frame, false)?.get_ids());
+        }
+        let is_control = |id: &&u32| self.control.contains(*id);
+        if ids.iter().filter(is_control).eq(meant.iter().filter(is_control)) {
+            return Ok(ids);
+        }
+        self.encode_apart(pieces)
+    }
+
+    /// Encodes the text between the frames' control tokens by itself.
+    fn encode_apart(&self, pieces: &[Piece<'_>]) -> Result<Vec<u32>, tokenizers::Error> {
+        let (mut ids, mut text) = (Vec::new(), String::new());
+        for piece in pieces {
+            let frame = match piece {
+                Piece::Text(words) => {
+                    text.push_str(words);
+                    continue;
+                }
+                Piece::Frame(frame) => *frame,
+            };
+            let encoded = self.inner.encode(frame, false)?;
+            let mut done = 0;
+            let spans = encoded.get_ids().iter().zip(encoded.get_offsets());
+            for (id, (from, to)) in spans.filter(|(id, _)| self.control.contains(id)) {
+                text.push_str(&frame[done..*from]);
+                ids.extend(self.encode_text(&std::mem::take(&mut text))?);
+                ids.push(*id);
+                done = *to;
+            }
+            text.push_str(&frame[done..]);
+        }
+        ids.extend(self.encode_text(&text)?);
+        Ok(ids)
+    }
+}
+
 impl Tokenizer {
-    /// Loads `dir/tokenizer.json`, and the chat template from `chat_template.jinja` or `tokenizer_config.json`.
+    /// Loads `dir/tokenizer.json` with the tokens that the files beside it declare, and the chat template from
+    /// `chat_template.jinja` or `tokenizer_config.json`.
     pub fn load(dir: &Path) -> Result<Tokenizer, TokenizerError> {
         let mut files = Vec::new();
         for name in FILES {
             let file = dir.join(name);
-            match std::fs::read(&file) {
+            match input::read(&file, if name == TEMPLATE { MAX_SOURCE as u64 } else { MAX_FILE }) {
                 Ok(content) => files.push((name.to_string(), content)),
-                Err(e) if e.kind() == std::io::ErrorKind::NotFound && name != TOKENIZER => {}
+                Err(e) if e.kind() == ErrorKind::NotFound && name != TOKENIZER => {}
+                Err(e) if e.kind() == ErrorKind::NotFound => return Err(TokenizerError::Missing { dir: dir.into() }),
                 Err(source) => return Err(TokenizerError::Read { file, source }),
             }
         }
@@ -99,37 +216,31 @@ impl Tokenizer {
     /// The tokenizer in `files`; `dir` is where they came from, for errors.
     fn from_files(dir: &Path, files: Vec<(String, Vec<u8>)>) -> Result<Tokenizer, TokenizerError> {
         let content = |name: &str| files.iter().find(|(n, _)| n == name).map(|(_, c)| c.as_slice());
-        let corrupt = |name: &str| {
-            let file = dir.join(name);
-            move |reason: String| TokenizerError::Corrupt { file, reason }
+        let corrupt = |name: &str, reason: String| TokenizerError::Corrupt { file: dir.join(name), reason };
+        let object = |name: &str| match content(name) {
+            None => Ok(Value::Null),
+            Some(bytes) => serde_json::from_slice::<Value>(bytes).map_err(|e| corrupt(name, e.to_string())),
         };
-
+        let config = object(CONFIG)?;
+        let Declared { named, added } = declared(&config, &object(MAP)?, &object(ADDED)?, is_qwen2(dir, &config));
         let json = content(TOKENIZER).unwrap_or_default();
         if json.trim_ascii().is_empty() {
             return Err(TokenizerError::Empty { file: dir.join(TOKENIZER) });
         }
-        let mut inner = tokenizers::Tokenizer::from_bytes(json).map_err(|e| corrupt(TOKENIZER)(e.to_string()))?;
-        if inner.get_vocab_size(true) == 0 {
-            return Err(corrupt(TOKENIZER)("its vocabulary is empty".into()));
-        }
-        // A trainer's sequences are neither cut nor padded behind its back.
-        inner.with_padding(None);
-        inner.with_truncation(None).map_err(|e| corrupt(TOKENIZER)(e.to_string()))?;
-
-        let config: serde_json::Value = match content(CONFIG) {
-            None => serde_json::Value::Null,
-            Some(bytes) => serde_json::from_slice(bytes).map_err(|e| corrupt(CONFIG)(e.to_string()))?,
-        };
+        let vocabulary = guarded(|| Vocabulary::new(json, &added)).and_then(|read| read);
+        let vocabulary = vocabulary.map_err(|reason| corrupt(TOKENIZER, reason))?;
         let template = match content(TEMPLATE) {
-            Some(text) => Some(String::from_utf8(text.to_vec()).map_err(|e| corrupt(TEMPLATE)(e.to_string()))?),
+            Some(text) => Some(String::from_utf8(text.to_vec()).map_err(|e| corrupt(TEMPLATE, e.to_string()))?),
             None => template_in(&config),
         };
-        let special = |field: &str| {
-            let value = &config[field];
-            value.as_str().or_else(|| value["content"].as_str()).map(String::from)
-        };
-        let (bos, eos) = (special("bos_token"), special("eos_token"));
-        Ok(Tokenizer { inner, template, bos, eos, dir: dir.into(), files })
+        if let Some(length) = template.as_ref().map(String::len).filter(|length| *length > MAX_SOURCE) {
+            return Err(corrupt(
+                CONFIG,
+                format!("its chat template has {length} bytes, at most {MAX_SOURCE} are taken"),
+            ));
+        }
+        let chat = template.map(|source| ChatTemplate::new(source, &named));
+        Ok(Tokenizer { vocabulary: Arc::new(vocabulary), chat, dir: dir.into(), files })
     }
 
     /// Trains a byte-level BPE on `texts`, with the three special tokens of ChatML as its last ids and a ChatML template.
@@ -182,24 +293,41 @@ impl Tokenizer {
 
     /// Ids of `text`. No special token is added; those written out in the text are recognised.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
-        let fail = |e: tokenizers::Error| TokenizerError::Text { what: "encode a text", reason: e.to_string() };
-        Ok(self.inner.encode_fast(text, false).map_err(fail)?.get_ids().to_vec())
+        self.encoded(|v| Ok(v.inner.encode_fast(text, false)?.get_ids().to_vec()))
+    }
+
+    /// Ids of `pieces` one after the other: those of the whole text, but that control tokens stand only where a frame has them.
+    pub fn encode_pieces(&self, pieces: &[Piece<'_>]) -> Result<Vec<u32>, TokenizerError> {
+        self.encoded(|v| v.encode_pieces(pieces))
+    }
+
+    fn encoded(
+        &self,
+        encode: impl FnOnce(&Vocabulary) -> Result<Vec<u32>, tokenizers::Error>,
+    ) -> Result<Vec<u32>, TokenizerError> {
+        let ids = guarded(|| encode(&self.vocabulary).map_err(|e| e.to_string())).and_then(|ids| ids);
+        ids.map_err(|reason| TokenizerError::Text { what: "encode a text", reason })
     }
 
     /// Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
-        let fail = |e: tokenizers::Error| TokenizerError::Text { what: "decode ids", reason: e.to_string() };
-        self.inner.decode(ids, skip_special).map_err(fail)
+        let text = guarded(|| self.vocabulary.inner.decode(ids, skip_special).map_err(|e| e.to_string()));
+        text.and_then(|text| text).map_err(|reason| TokenizerError::Text { what: "decode ids", reason })
     }
 
     /// The id of a token given by its exact text.
     pub fn id(&self, token: &str) -> Option<u32> {
-        self.inner.token_to_id(token)
+        self.vocabulary.inner.token_to_id(token)
+    }
+
+    /// Whether `id` is a control token: one that no text of others may hold.
+    pub fn is_control(&self, id: u32) -> bool {
+        self.vocabulary.control.contains(&id)
     }
 
     /// Text and id of each special token, by id.
     pub fn special_tokens(&self) -> Vec<(String, u32)> {
-        let added = self.inner.get_added_tokens_decoder();
+        let added = self.vocabulary.inner.get_added_tokens_decoder();
         let mut specials: Vec<_> =
             added.into_iter().filter(|(_, t)| t.special).map(|(id, t)| (t.content, id)).collect();
         specials.sort_by_key(|(_, id)| *id);
@@ -208,57 +336,47 @@ impl Tokenizer {
 
     /// Number of ids, special tokens included. A model's vocabulary may be larger.
     pub fn vocab_size(&self) -> usize {
-        self.inner.get_vocab_size(true)
+        self.vocabulary.inner.get_vocab_size(true)
+    }
+
+    /// Refuses a model whose embedding lacks the row of some id. The ids may have gaps, so their number says nothing.
+    pub fn check_fits(&self, model: &Qwen2Config) -> Result<(), TokenizerError> {
+        let rows = model.vocab_size;
+        match self.vocabulary.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id) {
+            Some((token, id)) if id as usize >= rows => {
+                Err(TokenizerError::Rows { dir: self.dir.clone(), token, id, rows })
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The chat template's source, when the model has one.
     pub fn template(&self) -> Option<&str> {
-        self.template.as_deref()
+        self.chat.as_ref().map(ChatTemplate::source)
     }
 
     /// The conversation as the model was taught to read it; with `add_generation_prompt` the assistant's turn is opened.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TokenizerError> {
-        let template = self.template.as_deref().ok_or_else(|| TokenizerError::NoTemplate(self.dir.clone()))?;
-        let mut jinja = Environment::new();
-        jinja.set_trim_blocks(true);
-        jinja.set_lstrip_blocks(true);
-        jinja.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
-        jinja.add_function("raise_exception", |reason: String| -> Result<Value, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, reason))
-        });
-        jinja.add_filter("tojson", to_python_json);
-        jinja
-            .render_str(
-                template,
-                context! { messages, add_generation_prompt, bos_token => self.bos, eos_token => self.eos },
-            )
-            .map_err(|e| TokenizerError::Template { dir: self.dir.clone(), reason: e.to_string() })
+        let chat = self.chat.as_ref().ok_or_else(|| TokenizerError::NoTemplate(self.dir.clone()))?;
+        let text = chat.render(messages, add_generation_prompt);
+        text.map_err(|reason| TokenizerError::Template { dir: self.dir.clone(), reason })
+    }
+}
+
+/// Whether transformers would read the folder's tokenizer with Qwen2's class: the model's type says so, or where there is no model
+/// the tokenizer's own configuration.
+fn is_qwen2(dir: &Path, config: &Value) -> bool {
+    let model = input::read(&dir.join("config.json"), MAX_FILE).ok();
+    let model = model.and_then(|bytes| serde_json::from_slice::<Value>(&bytes).ok());
+    match model.as_ref().and_then(|model| model["model_type"].as_str()) {
+        Some(kind) => kind == "qwen2",
+        None => config["tokenizer_class"].as_str().is_some_and(|class| class.starts_with("Qwen2Tokenizer")),
     }
 }
 
 /// The template in `tokenizer_config.json`: a string, or a list of named ones of which `default` counts.
-fn template_in(config: &serde_json::Value) -> Option<String> {
+fn template_in(config: &Value) -> Option<String> {
     let field = &config["chat_template"];
     let named = || field.as_array()?.iter().find(|t| t["name"] == "default")?["template"].as_str();
     field.as_str().or_else(named).map(String::from)
-}
-
-/// JSON as Python's `json.dumps` spaces it, which is what templates were written for; nothing is escaped for HTML.
-fn to_python_json(value: Value) -> Result<String, minijinja::Error> {
-    struct Spaced;
-    impl serde_json::ser::Formatter for Spaced {
-        fn begin_array_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
-            if first { Ok(()) } else { w.write_all(b", ") }
-        }
-        fn begin_object_key<W: ?Sized + std::io::Write>(&mut self, w: &mut W, first: bool) -> std::io::Result<()> {
-            if first { Ok(()) } else { w.write_all(b", ") }
-        }
-        fn begin_object_value<W: ?Sized + std::io::Write>(&mut self, w: &mut W) -> std::io::Result<()> {
-            w.write_all(b": ")
-        }
-    }
-    let fail = |e: String| minijinja::Error::new(ErrorKind::BadSerialization, e);
-    let mut out = Vec::new();
-    value.serialize(&mut serde_json::Serializer::with_formatter(&mut out, Spaced)).map_err(|e| fail(e.to_string()))?;
-    String::from_utf8(out).map_err(|e| fail(e.to_string()))
 }

@@ -8,7 +8,7 @@ use crate::ops::sampling::{self, SamplingParams};
 use serde_json::{Value, json};
 
 /// Tokens that every generation of a golden set has.
-const NEW_TOKENS: usize = 24;
+pub(super) const NEW_TOKENS: usize = 24;
 const PENALTY: f32 = 1.1;
 
 pub fn compute(model: &Model, inputs: &Inputs, raw: &Value, tensors: &mut Tensors) -> Value {

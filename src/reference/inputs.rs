@@ -1,6 +1,8 @@
 //! The inputs of a golden set: the fields of golden.json that no implementation computes.
 
 use super::ReferenceError;
+use super::generate::NEW_TOKENS;
+use crate::model::Qwen2Config;
 use serde::Deserialize;
 
 /// What `golden.json` says to compute. Every other field of the file is ignored.
@@ -134,7 +136,8 @@ pub enum Level {
 
 impl Inputs {
     /// Refuses numbers that would index outside of a table.
-    pub fn check(&self, vocab: usize) -> Result<(), ReferenceError> {
+    pub fn check(&self, model: &Qwen2Config) -> Result<(), ReferenceError> {
+        let (vocab, context) = (model.vocab_size, model.max_position_embeddings);
         let bad = |what: String| Err(ReferenceError::Inputs { what });
         let g = &self.grpo;
         let batches = [("forward", &self.forward), ("persample", &self.persample.batch)];
@@ -169,6 +172,16 @@ impl Inputs {
         }
         if g.prompts.iter().chain(&g.completions).chain(&self.generate.prompts).any(Vec::is_empty) {
             return bad("a prompt or completion is empty".into());
+        }
+        let completed = g.completions.iter().enumerate().map(|(i, c)| g.prompts[i / g.group_size].len() + c.len());
+        let generated = self.generate.prompts.iter().map(|p| p.len() + NEW_TOKENS);
+        let sequences = batches.iter().map(|(_, b)| *b).chain(&self.adamw.batches).flat_map(|b| &b.sequences);
+        let longest = sequences.map(Vec::len).chain(completed).chain(generated).max();
+        if let Some(tokens) = longest.filter(|tokens| *tokens > context) {
+            return bad(format!(
+                "a sequence takes {tokens} tokens, but the model has {context} positions (max_position_embeddings of its \
+                 config.json); shorten the sequences, or raise it if the model was trained for more"
+            ));
         }
         if self.generate.sampling_prompt >= self.generate.prompts.len() {
             return bad(format!("generate.sampling_prompt {} is no prompt", self.generate.sampling_prompt));

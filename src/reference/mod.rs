@@ -99,7 +99,7 @@ pub(crate) fn compute(set: &Path, name: &str, gpu: Option<&Gpu>) -> Result<Outpu
     let raw: Value = read_json(&file)?;
     let inputs: Inputs = serde_json::from_value(raw.clone())
         .map_err(|e| ReferenceError::Corrupt { file: file.clone(), reason: e.to_string() })?;
-    inputs.check(model.config.vocab_size)?;
+    inputs.check(&model.config)?;
     let given = Tensors::read(&golden.join("golden.safetensors"))?;
 
     // Which whole tensors to write: those the set has; all of them for a stored model of a set without outputs.

@@ -1,7 +1,8 @@
 //! The tokenizer's part of a golden set: strings and conversations to ids and back.
 
 use super::{ReferenceError, models, read_json};
-use crate::model::{Message, Tokenizer};
+use crate::model::checkpoint::CheckpointError;
+use crate::model::{Message, Qwen2Config, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -16,7 +17,12 @@ pub fn compute(set: &Path) -> Result<Value, ReferenceError> {
 
     // All models of a set share one vocabulary; the template is what differs.
     let names = models(set)?;
-    let load = |name: &str| Tokenizer::load(&set.join("models").join(name));
+    let load = |name: &str| -> Result<Tokenizer, ReferenceError> {
+        let dir = set.join("models").join(name);
+        let tokenizer = Tokenizer::load(&dir)?;
+        tokenizer.check_fits(&Qwen2Config::read(&dir).map_err(CheckpointError::from)?)?;
+        Ok(tokenizer)
+    };
     let tokenizer = load(&names[0])?;
 
     let mut strings = Vec::new();

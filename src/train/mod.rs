@@ -83,8 +83,6 @@ pub enum TrainError {
          with a lower sft.lr or optim.lr, or, if it began so, with another model"
     )]
     BrokenWeights,
-    #[error("{}: its tokenizer has {tokens} tokens, but its model only {rows}; use the tokenizer of this model", .dir.display())]
-    Vocabulary { dir: PathBuf, tokens: usize, rows: usize },
     #[error(
         "the model does not compute finite numbers (task {task}), although its weights are finite: they are too large; take an \
          earlier checkpoint, or another model"

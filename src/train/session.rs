@@ -12,12 +12,12 @@ use super::suggest::{self, Renewal};
 use super::warnings::Warnings;
 use super::{TrainError, coupling, evaluate, interrupt, manifest, measure, memory};
 use crate::agent::{Episode, Prompter};
-use crate::config::{Author, Config, LabelSource, SuggestionMode};
+use crate::config::{Author, Config, GcdMode, LabelSource, SuggestionMode};
 use crate::device::Gpu;
 use crate::env::Suite;
 use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
-use crate::gcd::judgment::verdict_rate;
+use crate::gcd::judgment::{self, verdict_rate};
 use crate::gcd::{Accuracy, Judge};
 use crate::grpo::episode_return;
 use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
@@ -98,13 +98,18 @@ fn load_base(config: &Config) -> Result<Option<Start>, TrainError> {
     if config.model.path.is_empty() {
         return Ok(None);
     }
-    let (model, tokenizer) = (checkpoint::load(dir)?, Tokenizer::load(dir)?);
-    let (tokens, rows) = (tokenizer.vocab_size(), model.config.vocab_size);
-    if tokens > rows {
-        return Err(TrainError::Vocabulary { dir: dir.into(), tokens, rows });
-    }
+    let (model, tokenizer) = checkpoint::load_with_tokenizer(dir)?;
+    check_prompts(config, &Prompter::new(tokenizer.clone(), &config.prompt)?)?;
     let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
     Ok(Some(Start::new(config, model, tokenizer, ids)))
+}
+
+/// Refuses a chat template under which the policy could not be asked to judge its turns, where it will be.
+fn check_prompts(config: &Config, prompter: &Prompter) -> Result<(), TrainError> {
+    if config.gcd.mode == GcdMode::Generate {
+        judgment::ask(prompter, config.prompt.format)?;
+    }
+    Ok(())
 }
 
 /// The embedded model: random weights, and a tokenizer made for the demonstrations.
@@ -121,7 +126,9 @@ fn embedded(config: &Config, scripts: &[Script]) -> Result<Start, TrainError> {
 fn load_checkpoint(config: &Config, dir: &Path) -> Result<Start, TrainError> {
     let (learner, state) = state::load(dir, config.model.recompute)?;
     let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
-    Ok(Start { learner, state, tokenizer: Tokenizer::load(dir)?, ids })
+    let tokenizer = Tokenizer::load(dir)?;
+    tokenizer.check_fits(&learner.model.config)?;
+    Ok(Start { learner, state, tokenizer, ids })
 }
 
 /// The frozen model of the KL term, as it was when GRPO began.
@@ -182,7 +189,7 @@ impl<'a> Session<'a> {
         };
         let to_learn = given.as_ref().map_or(0, |s| s.state.sft_steps) < config.sft.steps;
         let scripts = if to_learn || given.is_none() { cold_start::scripts(&config, suite)? } else { Vec::new() };
-        let Start { mut learner, state, tokenizer, ids } = match given {
+        let Start { mut learner, state, tokenizer, mut ids } = match given {
             Some(start) => start,
             None => embedded(&config, &scripts)?,
         };
@@ -191,6 +198,8 @@ impl<'a> Session<'a> {
         }
         gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, config.rollout.max_live as usize))?;
         let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
+        check_prompts(&config, &prompter)?;
+        ids.stop_at(prompter.end());
         let context = learner.model.config.max_position_embeddings;
         let taught = if to_learn { &scripts[..] } else { &[] };
         let demonstrations = cold_start::demonstrations(&config, &prompter, taught, context, &say)?;

@@ -1,0 +1,285 @@
+//! Chat templates: the Jinja that transformers' `apply_chat_template` runs, on minijinja.
+//!
+//! A template is a stranger's program, so its steps and its output are bounded. What minijinja spells otherwise is translated before
+//! it is parsed ([`super::chat_syntax`]).
+
+use super::chat_syntax::{PERCENT, PERCENT_EACH, translate};
+use super::input::guarded;
+use super::tokenizer::Message;
+use jiff::Zoned;
+use minijinja::value::{Kwargs, Rest, ValueKind};
+use minijinja::{AutoEscape, Environment, Error, ErrorKind, FormatStyle, State, Value, format_filter};
+use minijinja_contrib::pycompat;
+use std::io::{self, Write};
+use std::sync::Arc;
+
+/// Longest template, in bytes.
+pub const MAX_SOURCE: usize = 1 << 20;
+/// Longest rendered conversation, in bytes.
+const MAX_OUTPUT: usize = 1 << 26;
+/// Most steps of one rendering. A conversation of hundreds of messages takes some ten thousand.
+const MAX_STEPS: u64 = 10_000_000;
+/// The only template of its environment.
+const NAME: &str = "chat";
+
+/// A model's chat template with the special tokens that it may name.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    source: Arc<str>,
+    /// Or why it is no template: an error only for those who render it.
+    jinja: Result<Arc<Environment<'static>>, String>,
+    /// Name (`bos_token`) and text; absent ones are undefined.
+    tokens: Arc<[(String, String)]>,
+}
+
+impl ChatTemplate {
+    pub fn new(source: String, tokens: &[(String, String)]) -> ChatTemplate {
+        let jinja = guarded(|| environment(&source)).and_then(|parsed| parsed.map_err(|e| e.to_string()));
+        ChatTemplate { source: source.into(), jinja: jinja.map(Arc::new), tokens: tokens.into() }
+    }
+
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
+    /// The conversation as text; with `add_generation_prompt` the assistant's turn is opened.
+    pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
+        let jinja = self.jinja.as_ref().map_err(String::clone)?;
+        let known = [
+            ("messages", Value::from_serialize(messages)),
+            ("tools", Value::from(())),
+            ("documents", Value::from(())),
+            ("add_generation_prompt", Value::from(add_generation_prompt)),
+        ];
+        let tokens = self.tokens.iter().map(|(name, text)| (&name[..], Value::from(&text[..])));
+        let context = known.into_iter().chain(tokens).collect::<Value>();
+        let mut output = Bounded(Vec::new());
+        let rendered = guarded(|| jinja.get_template(NAME)?.render_captured_to(context, &mut output).map(|_| ()));
+        rendered?.map_err(|e| reason(&e))?;
+        String::from_utf8(output.0).map_err(|e| e.to_string())
+    }
+}
+
+fn reason(error: &Error) -> String {
+    match error.kind() {
+        ErrorKind::OutOfFuel => format!("it takes more than {MAX_STEPS} steps"),
+        ErrorKind::WriteFailure => format!("it writes more than {MAX_OUTPUT} bytes"),
+        _ => error.to_string(),
+    }
+}
+
+/// Takes so much and no more.
+struct Bounded(Vec<u8>);
+
+impl Write for Bounded {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.0.len() + bytes.len() > MAX_OUTPUT {
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        self.0.extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What a chat template finds in transformers. `strftime_now` tells the time at which the template was loaded, so that every prompt
+/// of a process tells the same.
+fn environment(source: &str) -> Result<Environment<'static>, Error> {
+    let mut jinja = Environment::new();
+    jinja.set_auto_escape_callback(|_| AutoEscape::None);
+    jinja.set_trim_blocks(true);
+    jinja.set_lstrip_blocks(true);
+    jinja.set_fuel(Some(MAX_STEPS));
+    minijinja_contrib::add_to_environment(&mut jinja);
+    jinja.set_unknown_method_callback(method);
+    jinja.add_function("raise_exception", |reason: String| Err::<Value, _>(invalid(reason)));
+    let now = Zoned::now();
+    jinja.add_function("strftime_now", move |format: &str| {
+        jiff::fmt::strtime::format(format, &now).map_err(|e| invalid(format!("strftime_now({format:?}): {e}")))
+    });
+    jinja.add_filter("tojson", to_json);
+    jinja.add_filter(PERCENT, |left: Value, right: Value| percent(&left, &[right]));
+    jinja.add_filter(PERCENT_EACH, |left: Value, right: Value| match right.kind() {
+        ValueKind::Seq | ValueKind::Iterable => percent(&left, &right.try_iter()?.collect::<Vec<_>>()),
+        _ => percent(&left, &[right]),
+    });
+    jinja.add_template_owned(NAME, translate(source))?;
+    Ok(jinja)
+}
+
+fn invalid(reason: impl Into<String>) -> Error {
+    Error::new(ErrorKind::InvalidOperation, reason.into())
+}
+
+/// Python's `%`: formats a string, or takes the remainder of numbers, which has the sign of the divisor.
+fn percent(left: &Value, right: &[Value]) -> Result<Value, Error> {
+    if let Some(text) = left.as_str() {
+        return format_filter(FormatStyle::Printf, text, right).map(Value::from);
+    }
+    let [right] = right else { return Err(invalid("only a string can be formatted with %")) };
+    if let (Some(a), Some(b)) = (left.as_i64(), right.as_i64()) {
+        let rest = a.checked_rem(b).ok_or_else(|| invalid("modulo by zero"))?;
+        return Ok(Value::from(if rest != 0 && (rest < 0) != (b < 0) { rest + b } else { rest }));
+    }
+    let number =
+        |value: &Value| f64::try_from(value.clone()).map_err(|_| invalid("% takes numbers, or a string first"));
+    let (a, b) = (number(left)?, number(right)?);
+    Ok(Value::from(a - b * (a / b).floor()))
+}
+
+/// Methods of Python's strings and lists, beyond those of minijinja-contrib.
+fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
+    let Some(text) = value.as_str() else { return pycompat::unknown_method_callback(state, value, name, args) };
+    match (name, args.first().and_then(Value::as_str)) {
+        ("removeprefix", Some(prefix)) => Ok(text.strip_prefix(prefix).unwrap_or(text).into()),
+        ("removesuffix", Some(suffix)) => Ok(text.strip_suffix(suffix).unwrap_or(text).into()),
+        ("partition", Some(separator)) if !separator.is_empty() => {
+            let (before, after) = text.split_once(separator).unwrap_or((text, ""));
+            let found = if text.contains(separator) { separator } else { "" };
+            Ok([before, found, after].into_iter().map(Value::from).collect())
+        }
+        ("rpartition", Some(separator)) if !separator.is_empty() => {
+            let (before, after) = text.rsplit_once(separator).unwrap_or(("", text));
+            let found = if text.contains(separator) { separator } else { "" };
+            Ok([before, found, after].into_iter().map(Value::from).collect())
+        }
+        ("rsplit", Some(separator)) if !separator.is_empty() => {
+            let most = args.get(1).and_then(Value::as_i64).filter(|n| *n >= 0);
+            let pieces = most.map_or(usize::MAX, |n| n as usize + 1);
+            let mut parts: Vec<&str> = text.rsplitn(pieces, separator).collect();
+            parts.reverse();
+            Ok(parts.into_iter().map(Value::from).collect())
+        }
+        // Empty text is in no class of characters, an empty separator splits nothing, and counting it would never end.
+        ("islower" | "isupper" | "isspace" | "isdigit" | "isnumeric" | "isalnum" | "isalpha", _) if text.is_empty() => {
+            Ok(false.into())
+        }
+        ("split" | "rsplit" | "partition" | "rpartition", Some("")) => Err(invalid("empty separator")),
+        ("count", Some("")) => Ok(Value::from(text.chars().count() + 1)),
+        // In Python their characters count, not their bytes.
+        ("find" | "rfind", Some(what)) => {
+            let at = if name == "find" { text.find(what) } else { text.rfind(what) };
+            Ok(at.map_or(Value::from(-1), |at| Value::from(text[..at].chars().count())))
+        }
+        _ => pycompat::unknown_method_callback(state, value, name, args),
+    }
+}
+
+/// `tojson(ensure_ascii=False, indent=None, separators=None, sort_keys=False)` with Python's `json.dumps`; nothing is escaped for
+/// HTML.
+fn to_json(value: Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    if value.is_undefined() {
+        return Err(invalid("tojson of an undefined value"));
+    }
+    let argument = |i: usize, name: &str| -> Result<Option<Value>, Error> {
+        let named = if kwargs.has(name) { Some(kwargs.get::<Value>(name)?) } else { None };
+        Ok(args.get(i).cloned().or(named).filter(|v| !v.is_none() && !v.is_undefined()))
+    };
+    let ascii = argument(0, "ensure_ascii")?.is_some_and(|v| v.is_true());
+    let indent = argument(1, "indent")?.map(|v| match v.as_str() {
+        Some(text) => text.to_string(),
+        None => " ".repeat(v.as_i64().unwrap_or(0).clamp(0, 64) as usize),
+    });
+    let separators = match argument(2, "separators")? {
+        Some(given) => given.try_iter()?.map(|v| v.to_string()).collect::<Vec<_>>(),
+        None => Vec::new(),
+    };
+    let sorted = argument(3, "sort_keys")?.is_some_and(|v| v.is_true());
+    kwargs.assert_all_used()?;
+    let (item, colon) = match &separators[..] {
+        [] => (if indent.is_some() { "," } else { ", " }, ": "),
+        [item, colon] => (&item[..], &colon[..]),
+        _ => return Err(invalid("tojson: separators are two texts")),
+    };
+    let value = serde_json::to_value(&value).map_err(|e| Error::new(ErrorKind::BadSerialization, e.to_string()))?;
+    let mut out = String::new();
+    Json { ascii, indent: indent.as_deref(), item, colon, sorted }.write(&value, 0, &mut out);
+    Ok(out)
+}
+
+/// The layout of `json.dumps`.
+struct Json<'a> {
+    ascii: bool,
+    indent: Option<&'a str>,
+    item: &'a str,
+    colon: &'a str,
+    sorted: bool,
+}
+
+impl Json<'_> {
+    fn write(&self, value: &serde_json::Value, depth: usize, out: &mut String) {
+        match value {
+            serde_json::Value::Array(items) => {
+                self.group("[]", items.iter(), depth, out, |item, out| self.write(item, depth + 1, out));
+            }
+            serde_json::Value::Object(map) => {
+                let mut entries: Vec<_> = map.iter().collect();
+                if self.sorted {
+                    entries.sort_by(|a, b| a.0.cmp(b.0));
+                }
+                self.group("{}", entries.into_iter(), depth, out, |(key, item), out| {
+                    self.text(key, out);
+                    out.push_str(self.colon);
+                    self.write(item, depth + 1, out);
+                });
+            }
+            serde_json::Value::String(text) => self.text(text, out),
+            serde_json::Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
+                Some(float) => out.push_str(&python_float(float)),
+                None => out.push_str(&number.to_string()),
+            },
+            other => out.push_str(&other.to_string()),
+        }
+    }
+
+    fn group<T>(
+        &self,
+        brackets: &str,
+        items: impl ExactSizeIterator<Item = T>,
+        depth: usize,
+        out: &mut String,
+        mut write: impl FnMut(T, &mut String),
+    ) {
+        let (open, close) = brackets.split_at(1);
+        out.push_str(open);
+        let empty = items.len() == 0;
+        let line = |depth: usize, out: &mut String| {
+            if let Some(indent) = self.indent.filter(|_| !empty) {
+                out.push('\n');
+                out.push_str(&indent.repeat(depth));
+            }
+        };
+        for (i, item) in items.enumerate() {
+            if i > 0 {
+                out.push_str(self.item);
+            }
+            line(depth + 1, out);
+            write(item, out);
+        }
+        line(depth, out);
+        out.push_str(close);
+    }
+
+    fn text(&self, text: &str, out: &mut String) {
+        let quoted = serde_json::Value::from(text).to_string();
+        for c in quoted.chars() {
+            if self.ascii && !(' '..='~').contains(&c) {
+                let mut units = [0; 2];
+                c.encode_utf16(&mut units).iter().for_each(|unit| out.push_str(&format!("\\u{unit:04x}")));
+            } else {
+                out.push(c);
+            }
+        }
+    }
+}
+
+/// A float as Python prints it: like Rust's shortest form, but for the exponent's sign and its two digits.
+fn python_float(value: f64) -> String {
+    let text = format!("{value:?}");
+    let Some((digits, exponent)) = text.split_once('e') else { return text };
+    let (sign, size) = exponent.strip_prefix('-').map_or(('+', exponent), |size| ('-', size));
+    format!("{digits}e{sign}{size:0>2}")
+}
