@@ -299,3 +299,22 @@ fn nobody_reading_the_output_does_not_stop_training() {
     assert!(child.wait().unwrap().success());
     assert!(dir.path().join("a/summary.json").exists());
 }
+
+#[test]
+fn a_given_model_brings_defaults_of_its_size_under_what_is_written() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/models/tiny-tied");
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("mine.toml");
+    std::fs::write(&file, "[sft]\nsteps = 7\n").unwrap();
+    let resolved = |more: &[&str]| -> serde_json::Value {
+        let args = ["train", "--dry-run", "--json", "--model", model, "--config", file.to_str().unwrap()];
+        serde_json::from_str(&stdout(&uncouple(&[&args, more].concat()))).unwrap()
+    };
+    let config = &resolved(&[])["config"];
+    assert_eq!((&config["prompt"]["format"], &config["sft"]["steps"]), (&"chat".into(), &7.into()));
+    assert_eq!(config["sft"]["lr"].as_f64().unwrap() as f32, 1e-4, "the rate of the smallest models");
+    assert_eq!(config["rollout"]["max_turn_tokens"], 48);
+    let config = &resolved(&["--set", "prompt.format=think", "--set", "sft.lr=0.5"])["config"];
+    assert_eq!((&config["prompt"]["format"], &config["rollout"]["max_turn_tokens"]), (&"think".into(), &256.into()));
+    assert_eq!(config["sft"]["lr"], 0.5);
+}

@@ -15,7 +15,7 @@ use crate::report::trajectories::Trajectories;
 use crate::rollout::RolloutError;
 use crate::train::record::evaluated;
 use crate::train::run_folder::automatic_name;
-use crate::train::{TrainError, checkpoints, evaluate, interrupt, state, suite};
+use crate::train::{TrainError, checkpoints, evaluate, interrupt, memory, state, suite};
 use anyhow::{Context, Result, bail, ensure};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
@@ -138,9 +138,13 @@ fn subject(args: &EvalArgs) -> Result<Subject> {
         (None, Some(model)) => {
             // A checkpoint of a run is read in the run's own words.
             let own = own_run(model);
-            let defaults = if own.is_some() { Vec::new() } else { Config::for_a_given_model() };
             let file = args.config.clone().or_else(|| own.as_ref().map(|(run, _)| run.join("config.toml")));
-            let config = Config::load_over(&defaults, file.as_deref(), &overrides)?;
+            let mut config = Config::load(file.as_deref(), &overrides)?;
+            if own.is_none() {
+                config.model.path = model.display().to_string();
+                let defaults = memory::defaults_of_its_model(&config)?;
+                config = Config::load_over(&defaults, file.as_deref(), &overrides)?;
+            }
             let alone = || (PathBuf::from(&config.run.dir), format!("eval-{}", config.env.suite));
             let home = own.map_or_else(alone, |(run, step)| (run.join(EVALUATIONS), step));
             Ok(Subject { config, dir: model.clone(), home })

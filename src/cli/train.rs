@@ -64,8 +64,11 @@ fn configuration(args: &TrainArgs) -> Result<Config> {
     }
     let load = |file: Option<&Path>| -> Result<Config> {
         let config = Config::load(file, &overrides)?;
-        let embedded = config.model.path.is_empty();
-        Ok(if embedded { config } else { Config::load_over(&Config::for_a_given_model(), file, &overrides)? })
+        if config.model.path.is_empty() {
+            return Ok(config);
+        }
+        let defaults = memory::defaults_of_its_model(&config)?;
+        Ok(Config::load_over(&defaults, file, &overrides)?)
     };
     let config = load(args.config.as_deref())?;
     if !args.resume {

@@ -91,12 +91,6 @@ impl Config {
         Ok(config)
     }
 
-    /// What a model that the user gives needs otherwise than the embedded one: defaults for [`Config::load_over`].
-    pub fn for_a_given_model() -> Vec<Override> {
-        // A model directory speaks its own chat template.
-        vec![Override::flag("the defaults of a given model", "prompt.format", "chat")]
-    }
-
     /// The resolved configuration as TOML: loading it gives the same configuration.
     pub fn to_toml(&self) -> String {
         // Every field is a number, a bool, a string or a unit enum; seeds beyond i64 are refused by `validate`.

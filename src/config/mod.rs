@@ -7,6 +7,7 @@ mod address;
 mod coupling;
 mod decouple;
 mod gcd;
+mod given_model;
 mod load;
 mod suggestions;
 mod validate;

@@ -1,6 +1,6 @@
 //! What a run will need in memory, from its configuration alone, and whether the machine has it. Everything is f32.
 
-use crate::config::{Config, DecoupleMethod};
+use crate::config::{Config, DecoupleMethod, Override};
 use crate::model::Qwen2Config;
 use crate::model::config::ConfigError;
 use crate::model::kv_cache::PAGE;
@@ -38,6 +38,12 @@ pub fn model_shape(config: &Config) -> Result<Qwen2Config, ConfigError> {
         rope_theta: 10_000.0,
         tie_word_embeddings: true,
     })
+}
+
+/// What the model that `config` names makes different from the embedded one's defaults, see [`Config::for_a_given_model`].
+pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ConfigError> {
+    let parameters = Layout::new(&model_shape(config)?).len as u64;
+    Ok(Config::for_a_given_model(parameters, config.prompt.format))
 }
 
 /// The largest parts of a training run's memory, at their peaks.
