@@ -83,6 +83,8 @@ fn a_missing_model_folder_is_named() {
 fn an_existing_run_name_is_refused_with_the_mend() {
     let dir = tempfile::tempdir().unwrap();
     std::fs::create_dir(dir.path().join("a")).unwrap();
+    // An empty folder would be a new run.
+    std::fs::write(dir.path().join("a/config.toml"), "").unwrap();
     let path = dir.path().to_str().unwrap();
     let error = refused(&["train", "--dir", path, "--name", "a"]);
     assert!(error.contains("--resume") && error.contains("--overwrite"), "{error}");
