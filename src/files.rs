@@ -4,6 +4,9 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
+mod read;
+pub use read::{MIB, check_regular, open, read, read_text};
+
 /// A file operation that failed: what, where, why, and for a full disk the mend.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot {action} {}: {}", .path.display(), reason(.cause))]

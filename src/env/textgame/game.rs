@@ -6,6 +6,7 @@ use std::sync::Arc;
 use super::facts::{FactId, Key};
 use super::grammar::{Expression, Grammar, Piece, Query, Symbol};
 use super::ground::Task;
+use super::limits::{Budget, MOST_GROUNDING, MOST_SPEECH};
 use super::pddl::{Domain, Problem};
 use super::speaker::Speaker;
 use super::syntax::GameError;
@@ -64,7 +65,8 @@ impl Game {
     /// Compiles a problem of `domain`, to be told with `grammar`.
     pub fn new(domain: Arc<Domain>, grammar: Arc<Grammar>, problem: &str) -> Result<Self, GameError> {
         let problem = Problem::parse(problem, &domain)?;
-        let task = Task::new(&domain, &problem);
+        let budget = Budget::new(MOST_GROUNDING);
+        let task = Task::new(&domain, &problem, &budget)?;
         let names = display_names(&task);
         let changing = task.facts.count() - task.fixed as usize;
         let mut game = Self {
@@ -78,7 +80,7 @@ impl Game {
             task,
         };
         game.watch();
-        game.spell();
+        game.spell(&budget)?;
         Ok(game)
     }
 
@@ -148,12 +150,17 @@ impl Game {
 
     /// How a ground action is spelled in `state`.
     pub fn command(&self, action: u32, state: &State) -> Result<String, String> {
+        self.spelled(action, state, &Budget::new(MOST_SPEECH))
+    }
+
+    /// [`Game::command`], as one of several that share a budget.
+    pub(super) fn spelled(&self, action: u32, state: &State, budget: &Budget) -> Result<String, String> {
         if let Some(command) = self.command_of[action as usize] {
             return Ok(self.commands[command as usize].clone());
         }
         let mut out = String::new();
         let spelling = &self.grammar.spellings[usize::from(self.task.actions[action as usize].schema)];
-        Speaker { game: self, state }.say(&spelling.template, &self.context(action), &mut out)?;
+        Speaker { game: self, state, budget }.say(&spelling.template, &self.context(action), &mut out)?;
         Ok(out)
     }
 
@@ -183,7 +190,7 @@ impl Game {
         }
     }
 
-    fn spell(&mut self) {
+    fn spell(&mut self, budget: &Budget) -> Result<(), GameError> {
         let state = self.initial();
         let fluent = |p: u16| self.domain.predicates[usize::from(p)].fluent;
         let steady: Vec<bool> =
@@ -191,14 +198,21 @@ impl Game {
         self.command_of = vec![None; self.task.actions.len()];
         let mut spelled: Vec<Option<String>> = Vec::new();
         for id in 0..self.task.actions.len() as u32 {
-            let steady = steady[usize::from(self.task.actions[id as usize].schema)];
-            spelled.push(if steady { self.command(id, &state).ok() } else { None });
+            let schema = usize::from(self.task.actions[id as usize].schema);
+            let command = steady[schema].then(|| self.spelled(id, &state, budget)).transpose();
+            spelled.push(command.map_err(|reason| GameError {
+                part: "grammar",
+                at: self.grammar.spellings[schema].at,
+                expected: format!("a template that spells action '{}'", self.domain.actions[schema].name),
+                found: format!("one that fails: {reason}"),
+            })?);
         }
         self.commands = spelled.iter().flatten().cloned().collect();
         self.commands.sort();
         self.commands.dedup();
         let index = |c: &String| self.commands.binary_search(c).ok().map(|i| i as u32);
         self.command_of = spelled.iter().map(|c| c.as_ref().and_then(index)).collect();
+        Ok(())
     }
 }
 

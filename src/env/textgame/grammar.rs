@@ -7,6 +7,7 @@
 
 use std::collections::HashMap;
 
+use super::limits::MOST_DECLARED;
 use super::pddl::{Domain, PredicateId, TypeId};
 use super::syntax::{GameError, Position};
 
@@ -72,6 +73,8 @@ pub struct Spelling {
     pub feedback: Vec<Symbol>,
     /// The action's parameters as the grammar's variables.
     pub parameters: Vec<VariableId>,
+    /// Where its block is.
+    pub at: Position,
 }
 
 #[derive(Debug, Clone)]
@@ -94,33 +97,36 @@ pub struct Grammar {
 impl Grammar {
     /// Reads a grammar for `domain`.
     pub fn parse(text: &str, domain: &Domain) -> Result<Self, GameError> {
-        let mut file = File { text, at: 0 };
+        let mut file = File { text, at: 0, passed: (0, Position { line: 1, column: 1 }) };
         let (rules, actions) = file.blocks()?;
         let mut names = HashMap::new();
         for rule in &rules {
             let next = names.len();
             names.entry(rule.name.clone()).or_insert(next);
         }
-        let mut builder = Builder { domain, names: &names, variables: Vec::new() };
+        let mut builder = Builder { domain, names: &names, variables: Vec::new(), known: HashMap::new() };
         let mut alternatives = vec![Vec::new(); names.len()];
         for rule in &rules {
             let built = rule.alternatives.iter().map(|(condition, text)| {
-                let condition = builder.query(condition, rule.at)?;
-                Ok(Alternative { condition, text: builder.symbols(text, rule.at)? })
+                let condition = builder.query(condition, rule.place())?;
+                Ok(Alternative { condition, text: builder.symbols(text, rule.place())? })
             });
             // A later block replaces a rule of the same name.
             alternatives[names[&rule.name]] = built.collect::<Result<Vec<_>, GameError>>()?;
         }
+        // A later block replaces one of the same name.
+        let blocks: HashMap<&str, &RawAction> = actions.iter().map(|block| (block.name.as_str(), block)).collect();
         let mut spellings = Vec::new();
         for action in &domain.actions {
-            let block = actions.iter().rev().find(|b| b.name == action.name).ok_or_else(|| {
+            let block = blocks.get(action.name.as_str()).ok_or_else(|| {
                 file.fail(text.len(), &format!("an 'action' block for '{}'", action.name), "none".into())
             })?;
+            let place = Place { at: block.at, rule: None };
             let typed = action.parameters.iter().zip(&action.precondition.slot_types);
-            let parameters = typed.map(|(name, kind)| builder.variable(name, *kind)).collect();
-            let template = builder.symbols(&block.template, block.at)?;
-            let feedback = builder.symbols(&block.feedback, block.at)?;
-            spellings.push(Spelling { template, feedback, parameters });
+            let parameters = typed.map(|(name, kind)| builder.variable(name, *kind, place)).collect::<Result<_, _>>()?;
+            let template = builder.symbols(&block.template, place)?;
+            let feedback = builder.symbols(&block.feedback, place)?;
+            spellings.push(Spelling { template, feedback, parameters, at: block.at });
         }
         let variables = builder.variables;
         let rule = |name: &str| names.get(name).copied();
@@ -145,11 +151,48 @@ impl Grammar {
 }
 
 /// A rule as it stands in the file.
-struct RawRule {
+struct RawRule<'a> {
     name: String,
-    at: Position,
+    /// The block that holds it, and where that begins.
+    block: &'a str,
+    start: Position,
     /// Condition and text.
     alternatives: Vec<(String, String)>,
+}
+
+impl RawRule<'_> {
+    fn place(&self) -> Place<'_> {
+        Place { at: self.start, rule: Some((self.block, &self.name)) }
+    }
+}
+
+/// Where something is, as far as it is known without searching the text: only an error needs the position.
+#[derive(Clone, Copy)]
+struct Place<'a> {
+    at: Position,
+    /// A block of rules that begins there, and the name of one.
+    rule: Option<(&'a str, &'a str)>,
+}
+
+impl Place<'_> {
+    fn position(self) -> Position {
+        let Some((block, name)) = self.rule else { return self.at };
+        let json = without_comments(block);
+        let inner = Position::of(&json, json.find(&format!("\"{name}\"")).unwrap_or(0));
+        within(self.at, inner)
+    }
+}
+
+/// A block's JSON: lines that start with # are comments; blanking them keeps the places of what follows.
+fn without_comments(block: &str) -> String {
+    let lines = block.split('\n').map(|l| if l.trim_start().starts_with('#') { "" } else { l });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+/// A position in a block that starts at `start`, as one in the file.
+fn within(start: Position, inner: Position) -> Position {
+    let column = if inner.line <= 1 { start.column + inner.column.max(1) - 1 } else { inner.column };
+    Position { line: start.line + inner.line.max(1) - 1, column }
 }
 
 struct RawAction {
@@ -163,11 +206,21 @@ struct RawAction {
 struct File<'a> {
     text: &'a str,
     at: usize,
+    /// The offset last asked for, and its position.
+    passed: (usize, Position),
 }
 
 impl<'a> File<'a> {
     fn fail(&self, at: usize, expected: &str, found: String) -> GameError {
         GameError { part: "grammar", at: Position::of(self.text, at), expected: expected.into(), found }
+    }
+
+    /// The position of an offset, which is behind the one last asked for.
+    fn position(&mut self, offset: usize) -> Position {
+        let (from, start) = self.passed;
+        let position = within(start, Position::of(&self.text[from..], offset - from));
+        self.passed = (offset, position);
+        position
     }
 
     fn skip(&mut self) {
@@ -225,7 +278,7 @@ impl<'a> File<'a> {
         Ok((&self.text[start..start + end], start))
     }
 
-    fn blocks(&mut self) -> Result<(Vec<RawRule>, Vec<RawAction>), GameError> {
+    fn blocks(&mut self) -> Result<(Vec<RawRule<'a>>, Vec<RawAction>), GameError> {
         let (mut rules, mut actions) = (Vec::new(), Vec::new());
         loop {
             self.skip();
@@ -243,9 +296,9 @@ impl<'a> File<'a> {
         }
     }
 
-    fn action(&mut self, rules: &mut Vec<RawRule>) -> Result<RawAction, GameError> {
+    fn action(&mut self, rules: &mut Vec<RawRule<'a>>) -> Result<RawAction, GameError> {
         let name = self.word("the action's name")?;
-        let at = Position::of(self.text, self.at - name.len());
+        let at = self.position(self.at - name.len());
         let (mut template, mut feedback) = (None, None);
         self.take("{")?;
         while !self.peek("}") {
@@ -277,31 +330,22 @@ impl<'a> File<'a> {
         })
     }
 
-    fn grammar(&mut self, rules: &mut Vec<RawRule>) -> Result<(), GameError> {
+    fn grammar(&mut self, rules: &mut Vec<RawRule<'a>>) -> Result<(), GameError> {
         self.take("::")?;
         let (block, start) = self.string("\"\"\"")?;
         self.take(";")?;
-        // Lines that start with # are comments; blanking them keeps the places of what follows.
-        let lines = block.split('\n').map(|l| if l.trim_start().starts_with('#') { "" } else { l });
-        let json = lines.collect::<Vec<_>>().join("\n");
-        let place = |line: usize, column: usize| {
-            let first = Position::of(self.text, start);
-            let column = if line <= 1 { first.column + column.max(1) - 1 } else { column };
-            Position { line: first.line + line.max(1) - 1, column }
-        };
+        let start = self.position(start);
+        let json = without_comments(block);
         let value: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&json).map_err(|e| GameError {
             part: "grammar",
-            at: place(e.line(), e.column()),
+            at: within(start, Position { line: e.line(), column: e.column() }),
             expected: "JSON rules".into(),
             found: e.to_string(),
         })?;
         for (name, alternatives) in value {
-            let offset = json.find(&format!("\"{name}\"")).unwrap_or(0);
-            let inner = Position::of(&json, offset);
-            let at = place(inner.line, inner.column);
             let wrong = |found: &serde_json::Value| GameError {
                 part: "grammar",
-                at,
+                at: Place { at: start, rule: Some((block, &name)) }.position(),
                 expected: format!("a list of {{\"condition\": text, \"rhs\": text}} for rule '{name}'"),
                 found: found.to_string().chars().take(40).collect(),
             };
@@ -312,7 +356,7 @@ impl<'a> File<'a> {
                 Ok((condition.to_string(), text.to_string()))
             });
             let alternatives = read.collect::<Result<Vec<_>, GameError>>()?;
-            rules.push(RawRule { name, at, alternatives });
+            rules.push(RawRule { name, block, start, alternatives });
         }
         Ok(())
     }
@@ -323,22 +367,30 @@ struct Builder<'a> {
     domain: &'a Domain,
     names: &'a HashMap<String, RuleId>,
     variables: Vec<(String, TypeId)>,
+    /// The variables of a name.
+    known: HashMap<String, Vec<VariableId>>,
 }
 
 impl Builder<'_> {
-    fn fail(&self, at: Position, expected: &str, found: &str) -> GameError {
-        GameError { part: "grammar", at, expected: expected.into(), found: format!("'{found}'") }
+    fn fail(&self, at: Place, expected: &str, found: &str) -> GameError {
+        GameError { part: "grammar", at: at.position(), expected: expected.into(), found: format!("'{found}'") }
     }
 
-    fn variable(&mut self, name: &str, kind: TypeId) -> VariableId {
-        let known = self.variables.iter().position(|(n, k)| n == name && *k == kind);
-        known.unwrap_or_else(|| {
-            self.variables.push((name.into(), kind));
-            self.variables.len() - 1
-        }) as VariableId
+    fn variable(&mut self, name: &str, kind: TypeId, at: Place) -> Result<VariableId, GameError> {
+        let of_name = self.known.get(name).map_or(&[][..], Vec::as_slice);
+        if let Some(known) = of_name.iter().find(|id| self.variables[usize::from(**id)].1 == kind) {
+            return Ok(*known);
+        }
+        if self.variables.len() == MOST_DECLARED {
+            return Err(self.fail(at, &format!("at most {MOST_DECLARED} variables"), name));
+        }
+        let id = self.variables.len() as VariableId;
+        self.variables.push((name.into(), kind));
+        self.known.entry(name.into()).or_default().push(id);
+        Ok(id)
     }
 
-    fn query(&mut self, text: &str, at: Position) -> Result<Query, GameError> {
+    fn query(&mut self, text: &str, at: Place) -> Result<Query, GameError> {
         let text = text.trim();
         if text.is_empty() {
             return Ok(Query::default());
@@ -363,7 +415,7 @@ impl Builder<'_> {
                     .domain
                     .type_named(kind)
                     .ok_or_else(|| self.fail(at, "a type of the domain in a condition", kind))?;
-                Ok(self.variable(name.trim(), id))
+                self.variable(name.trim(), id, at)
             });
             let variables = variables.collect::<Result<Vec<_>, GameError>>()?;
             let arity = self.domain.predicates[usize::from(predicate)].arity;
@@ -375,7 +427,7 @@ impl Builder<'_> {
         Ok(Query(atoms.collect::<Result<_, _>>()?))
     }
 
-    fn symbols(&mut self, text: &str, at: Position) -> Result<Vec<Symbol>, GameError> {
+    fn symbols(&mut self, text: &str, at: Place) -> Result<Vec<Symbol>, GameError> {
         let text = text.replace("\\n", "\n");
         // The original reader skips white space where a text begins.
         let mut rest = text.trim_start();
@@ -419,11 +471,11 @@ impl Builder<'_> {
         Ok(out)
     }
 
-    fn rule(&self, name: &str, at: Position) -> Result<RuleId, GameError> {
+    fn rule(&self, name: &str, at: Place) -> Result<RuleId, GameError> {
         self.names.get(name).copied().ok_or_else(|| self.fail(at, "the name of a rule between '#'", name))
     }
 
-    fn braced(&mut self, text: &str, at: Position) -> Result<(Symbol, Option<Query>), GameError> {
+    fn braced(&mut self, text: &str, at: Place) -> Result<(Symbol, Option<Query>), GameError> {
         let (symbol, query) = match text.split_once('|') {
             Some((symbol, query)) => (symbol.trim(), Some(self.query(query, at)?)),
             None => (text.trim(), None),
@@ -435,7 +487,7 @@ impl Builder<'_> {
         Ok((symbol, query))
     }
 
-    fn expression(&self, text: &str, at: Position) -> Result<Expression, GameError> {
+    fn expression(&self, text: &str, at: Place) -> Result<Expression, GameError> {
         let piece = |term: &str| {
             let term = term.trim();
             if let Some(literal) = term.strip_prefix('\'').and_then(|t| t.strip_suffix('\'')) {

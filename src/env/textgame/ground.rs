@@ -9,7 +9,9 @@ use std::borrow::Cow;
 use foldhash::HashMap;
 
 use super::facts::{EntityId, FactId, Facts, Key, MOST_ARGUMENTS};
+use super::limits::{Budget, MOST_GROUNDING, TooMuch};
 use super::pddl::{Atom, Condition, Domain, Effect, Problem, Scoped, Term, TypeId};
+use super::syntax::GameError;
 
 /// A ground condition that is not a plain conjunction.
 #[derive(Debug, Clone, PartialEq)]
@@ -162,20 +164,25 @@ type Binding = Vec<Option<EntityId>>;
 
 struct Grounder<'a> {
     domain: &'a Domain,
+    budget: &'a Budget,
     entities: Vec<(String, TypeId)>,
     by_name: HashMap<String, EntityId>,
     facts: Facts,
     fixed: FactId,
 }
 
+/// What a kept fact or filled-in action counts beside its values.
+const KEPT: usize = 16;
+
 impl Task {
-    pub fn new(domain: &Domain, problem: &Problem) -> Self {
+    /// Fills in the actions of `domain`; an error where there are more ways to do so than `budget` allows.
+    pub fn new(domain: &Domain, problem: &Problem, budget: &Budget) -> Result<Self, GameError> {
         let mut entities = problem.objects.clone();
         entities.sort();
         entities.dedup_by(|a, b| a.0 == b.0);
         let by_name = entities.iter().enumerate().map(|(i, (name, _))| (name.clone(), i as EntityId)).collect();
         let facts = Facts::new(domain.predicates.len());
-        let mut g = Grounder { domain, entities, by_name, facts, fixed: 0 };
+        let mut g = Grounder { domain, budget, entities, by_name, facts, fixed: 0 };
         let is_fluent = |p: u16| domain.predicates[usize::from(p)].fluent;
         let mut init = Vec::new();
         for fluent in [false, true] {
@@ -190,11 +197,17 @@ impl Task {
                 g.fixed = g.facts.count() as FactId;
             }
         }
-        let (actions, ways) = g.actions();
-        let goal = g.conjunctions(&problem.goal);
+        let (actions, ways) = g.actions()?;
+        let goal = g.conjunctions(&problem.goal).map_err(|TooMuch| too_much("pddl_problem", &problem.goal, "the goal"))?;
         g.facts.sort();
-        Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, ways, goal }
+        Ok(Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, ways, goal })
     }
+}
+
+/// The error of a game that is too large: `scoped` is where its budget ended.
+fn too_much(part: &'static str, scoped: &Scoped, what: &str) -> GameError {
+    let expected = format!("a game whose actions can be filled in within {MOST_GROUNDING} steps");
+    GameError { part, at: scoped.at, expected, found: format!("more of them, the last for {what}") }
 }
 
 impl Grounder<'_> {
@@ -239,7 +252,7 @@ impl Grounder<'_> {
     }
 
     /// Fills what `join.todo` and the pattern's slots leave open, in every possible way.
-    fn join(&self, join: Join, binding: &mut Binding, found: &mut Vec<Binding>) {
+    fn join(&self, join: Join, binding: &mut Binding, found: &mut Vec<Binding>) -> Result<(), TooMuch> {
         let Join { pattern, types, parameters, todo, .. } = join;
         let open = (0..pattern.positive.len()).filter(|i| todo >> i & 1 == 1);
         let cheapest = open
@@ -253,23 +266,25 @@ impl Grounder<'_> {
             })
             .min_by_key(|(_, list)| list.len());
         if let Some((i, candidates)) = cheapest {
+            self.budget.spend(candidates.len())?;
             let mut trail = Vec::new();
             for fact in candidates.iter().filter(|f| join.allows(i, **f)) {
                 if self.unify(&pattern.positive[i], *fact, types, binding, &mut trail) {
-                    self.join(Join { todo: todo & !(1 << i), ..join }, binding, found);
+                    self.join(Join { todo: todo & !(1 << i), ..join }, binding, found)?;
                 }
                 trail.drain(..).for_each(|slot| binding[usize::from(slot)] = None);
             }
-            return;
+            return Ok(());
         }
         let needed = (0..parameters as u16).chain(pattern.slots.iter().copied());
         if let Some(slot) = needed.into_iter().find(|s| binding[usize::from(*s)].is_none()) {
+            self.budget.spend(self.entities.len())?;
             for entity in self.members(types[usize::from(slot)]) {
                 binding[usize::from(slot)] = Some(entity);
-                self.join(join, binding, found);
+                self.join(join, binding, found)?;
             }
             binding[usize::from(slot)] = None;
-            return;
+            return Ok(());
         }
         let equal = |(a, b, wanted): &(Term, Term, bool)| {
             let (a, b) = (self.value(a, binding), self.value(b, binding));
@@ -277,18 +292,20 @@ impl Grounder<'_> {
         };
         let fixed_but_true = |atom: &Atom| self.find(atom, binding).is_some_and(|f| f < self.fixed);
         if pattern.equal.iter().all(equal) && !pattern.negative.iter().any(fixed_but_true) {
+            self.budget.spend(KEPT + binding.len())?;
             found.push(binding.clone());
         }
+        Ok(())
     }
 
-    fn actions(&mut self) -> (Vec<GroundAction>, Vec<Way>) {
+    fn actions(&mut self) -> Result<(Vec<GroundAction>, Vec<Way>), GameError> {
         let domain = self.domain;
-        let all: Vec<(usize, Pattern)> = domain
-            .actions
-            .iter()
-            .enumerate()
-            .flat_map(|(s, a)| patterns(&a.precondition.condition, true).into_iter().map(move |p| (s, p)))
-            .collect();
+        let mut all: Vec<(usize, Pattern)> = Vec::new();
+        for (schema, action) in domain.actions.iter().enumerate() {
+            let condition = &action.precondition.condition;
+            self.budget.spend(KEPT * condition.expanded()).map_err(|TooMuch| self.too_much(schema))?;
+            all.extend(patterns(condition, true).into_iter().map(|pattern| (schema, pattern)));
+        }
         let is_fluent = |a: &Atom| domain.predicates[usize::from(a.predicate)].fluent;
         // Patterns and the atom in them that a new fact of a predicate may match.
         let mut triggered: Vec<Vec<(usize, usize)>> = vec![Vec::new(); domain.predicates.len()];
@@ -311,18 +328,20 @@ impl Grounder<'_> {
             Join { pattern, types, parameters: action.parameters.len(), todo, newest: None }
         };
         for index in idle {
-            self.join(start(index), &mut vec![None; start(index).types.len()], &mut found);
-            self.reach(&all, index, &mut found, &mut order);
+            let mut binding = vec![None; start(index).types.len()];
+            let joined = self.join(start(index), &mut binding, &mut found);
+            joined.and_then(|()| self.reach(&all, index, &mut found, &mut order)).map_err(|TooMuch| self.too_much(all[index].0))?;
         }
         let mut next = self.fixed;
         while (next as usize) < self.facts.count() {
             for (index, i) in &triggered[usize::from(self.facts.predicate(next))] {
                 let join = start(*index);
+                self.budget.spend(1 + join.types.len()).map_err(|TooMuch| self.too_much(all[*index].0))?;
                 let mut binding = vec![None; join.types.len()];
                 if self.unify(&join.pattern.positive[*i], next, join.types, &mut binding, &mut Vec::new()) {
                     let join = Join { todo: join.todo & !(1 << i), newest: Some((next, *i)), ..join };
-                    self.join(join, &mut binding, &mut found);
-                    self.reach(&all, *index, &mut found, &mut order);
+                    let joined = self.join(join, &mut binding, &mut found);
+                    joined.and_then(|()| self.reach(&all, *index, &mut found, &mut order)).map_err(|TooMuch| self.too_much(all[*index].0))?;
                 }
             }
             next += 1;
@@ -337,25 +356,39 @@ impl Grounder<'_> {
         index: usize,
         found: &mut Vec<Binding>,
         order: &mut Vec<(usize, Binding)>,
-    ) {
+    ) -> Result<(), TooMuch> {
         let action = &self.domain.actions[all[index].0];
         for binding in found.drain(..) {
             for effect in action.effects.iter().filter(|e| e.value) {
-                for filled in self.fillings(&effect.slots, &action.precondition.slot_types, &binding).iter() {
+                for filled in self.fillings(&effect.slots, &action.precondition.slot_types, &binding)?.iter() {
                     if let Some(key) = self.key(&effect.atom, filled) {
-                        self.facts.insert(key, effect.atom.terms.len());
+                        let (_, new) = self.facts.insert(key, effect.atom.terms.len());
+                        self.budget.spend(if new { KEPT } else { 1 })?;
                     }
                 }
             }
             order.push((index, binding));
         }
+        Ok(())
     }
 
     /// The binding with `slots` filled in every possible way.
-    fn fillings<'b>(&self, slots: &[u16], types: &[TypeId], binding: &'b Binding) -> Cow<'b, [Binding]> {
+    fn fillings<'b>(
+        &self,
+        slots: &[u16],
+        types: &[TypeId],
+        binding: &'b Binding,
+    ) -> Result<Cow<'b, [Binding]>, TooMuch> {
         if slots.is_empty() {
-            return Cow::Borrowed(std::slice::from_ref(binding));
+            return Ok(Cow::Borrowed(std::slice::from_ref(binding)));
         }
+        let counts = slots.iter().map(|slot| {
+            self.budget.spend(self.entities.len())?;
+            Ok(self.members(types[usize::from(*slot)]).count())
+        });
+        // The lists on the way are made too: none is longer than the product of the counts that are not 0.
+        let most = counts.collect::<Result<Vec<_>, _>>()?.into_iter().fold(1usize, |n, m| n.saturating_mul(m.max(1)));
+        self.budget.spend(most.saturating_mul(slots.len() + binding.len()))?;
         let all: Vec<Binding> = slots.iter().fold(vec![binding.clone()], |partial, slot| {
             let fill = |b: Binding| {
                 self.members(types[usize::from(*slot)]).map(move |e| {
@@ -366,11 +399,15 @@ impl Grounder<'_> {
             };
             partial.into_iter().flat_map(fill).collect()
         });
-        Cow::Owned(all)
+        Ok(Cow::Owned(all))
     }
 
     /// Once all reachable facts are known: the actions' effects and the remaining conditions.
-    fn finish(&self, all: &[(usize, Pattern)], order: Vec<(usize, Binding)>) -> (Vec<GroundAction>, Vec<Way>) {
+    fn finish(
+        &self,
+        all: &[(usize, Pattern)],
+        order: Vec<(usize, Binding)>,
+    ) -> Result<(Vec<GroundAction>, Vec<Way>), GameError> {
         let mut actions: Vec<GroundAction> = Vec::new();
         let mut ways = Vec::new();
         let mut known: HashMap<(usize, Box<[EntityId]>), u32> = HashMap::default();
@@ -378,13 +415,19 @@ impl Grounder<'_> {
             let (schema, pattern) = &all[index];
             let action = &self.domain.actions[*schema];
             let types = &action.precondition.slot_types;
-            let Some(when) = self.conjunction(pattern, types, &binding) else { continue };
+            let too_much = |TooMuch| self.too_much(*schema);
+            let Some(when) = self.conjunction(pattern, types, &binding).map_err(too_much)? else { continue };
             let arguments: Box<[EntityId]> = binding[..action.parameters.len()].iter().flatten().copied().collect();
-            let next = actions.len() as u32;
-            let id = *known.entry((*schema, arguments.clone())).or_insert_with(|| {
-                actions.push(self.ground_action(*schema as u16, &action.effects, types, &binding, arguments));
-                next
-            });
+            let id = match known.get(&(*schema, arguments.clone())) {
+                Some(id) => *id,
+                None => {
+                    let (id, key) = (actions.len() as u32, (*schema, arguments.clone()));
+                    let made = self.ground_action(*schema as u16, &action.effects, types, &binding, arguments);
+                    actions.push(made.map_err(too_much)?);
+                    known.insert(key, id);
+                    id
+                }
+            };
             let ground = &actions[id as usize];
             // What changes nothing wherever it is possible is no action (going to where one is, say).
             let idle = ground.conditional.is_empty()
@@ -394,7 +437,13 @@ impl Grounder<'_> {
                 ways.push(Way { action: id, when });
             }
         }
-        (actions, ways)
+        Ok((actions, ways))
+    }
+
+    /// The error of a game that is too large, which was found with this action.
+    fn too_much(&self, schema: usize) -> GameError {
+        let action = &self.domain.actions[schema];
+        too_much("pddl_domain", &action.precondition, &format!("action '{}'", action.name))
     }
 
     fn ground_action(
@@ -404,12 +453,13 @@ impl Grounder<'_> {
         types: &[TypeId],
         binding: &Binding,
         arguments: Box<[EntityId]>,
-    ) -> GroundAction {
+    ) -> Result<GroundAction, TooMuch> {
         let (mut adds, mut deletes, mut conditional) = (Vec::new(), Vec::new(), Vec::new());
         for effect in effects {
-            for filled in self.fillings(&effect.slots, types, binding).iter() {
+            for filled in self.fillings(&effect.slots, types, binding)?.iter() {
+                self.budget.spend(1)?;
                 let Some(fact) = self.find(&effect.atom, filled) else { continue };
-                let tests = effect.conditions.iter().map(|c| self.test(c, types, filled)).collect();
+                let tests = effect.conditions.iter().map(|c| self.test(c, types, filled)).collect::<Result<_, _>>()?;
                 match (simplified(tests, true), effect.value) {
                     (Test::Is(false), _) => {}
                     (Test::Is(true), true) => adds.push(fact),
@@ -418,52 +468,68 @@ impl Grounder<'_> {
                 }
             }
         }
+        self.budget.spend(adds.len() * deletes.len())?;
         deletes.retain(|f| !adds.contains(f));
         let (adds, deletes, conditional) = (adds.into(), deletes.into(), conditional.into());
-        GroundAction { schema, arguments, adds, deletes, conditional }
+        Ok(GroundAction { schema, arguments, adds, deletes, conditional })
     }
 
     /// `None` when it can never hold.
-    fn conjunction(&self, pattern: &Pattern, types: &[TypeId], binding: &Binding) -> Option<Conjunction> {
+    fn conjunction(
+        &self,
+        pattern: &Pattern,
+        types: &[TypeId],
+        binding: &Binding,
+    ) -> Result<Option<Conjunction>, TooMuch> {
         let fluent = |fact: &FactId| *fact >= self.fixed;
         let mut positive = Vec::new();
         for atom in &pattern.positive {
-            positive.push(self.find(atom, binding)?);
+            match self.find(atom, binding) {
+                Some(fact) => positive.push(fact),
+                None => return Ok(None),
+            }
         }
         positive.retain(fluent);
         let negative = pattern.negative.iter().filter_map(|a| self.find(a, binding)).filter(fluent).collect();
-        let rest = pattern.rest.iter().map(|c| self.test(c, types, binding)).collect();
+        let rest = pattern.rest.iter().map(|c| self.test(c, types, binding)).collect::<Result<_, _>>()?;
         let rest = match simplified(rest, true) {
-            Test::Is(false) => return None,
+            Test::Is(false) => return Ok(None),
             Test::Is(true) => None,
             test => Some(Box::new(test)),
         };
-        Some(Conjunction { positive: positive.into(), negative, rest })
+        Ok(Some(Conjunction { positive: positive.into(), negative, rest }))
     }
 
-    fn conjunctions(&self, goal: &Scoped) -> Vec<Conjunction> {
+    fn conjunctions(&self, goal: &Scoped) -> Result<Vec<Conjunction>, TooMuch> {
         let mut all = Vec::new();
+        self.budget.spend(KEPT * goal.condition.expanded())?;
         for pattern in patterns(&goal.condition, true) {
             let mut found = Vec::new();
             let todo = (1u64 << pattern.positive.len()) - 1;
             let mut binding = vec![None; goal.slot_types.len()];
             let join = Join { pattern: &pattern, types: &goal.slot_types, parameters: 0, todo, newest: None };
-            self.join(join, &mut binding, &mut found);
-            all.extend(found.iter().filter_map(|b| self.conjunction(&pattern, &goal.slot_types, b)));
+            self.join(join, &mut binding, &mut found)?;
+            for binding in &found {
+                all.extend(self.conjunction(&pattern, &goal.slot_types, binding)?);
+            }
         }
-        all
+        Ok(all)
     }
 
-    fn test(&self, condition: &Condition, types: &[TypeId], binding: &Binding) -> Test {
-        match condition {
-            Condition::And(parts) => simplified(parts.iter().map(|p| self.test(p, types, binding)).collect(), true),
-            Condition::Or(parts) => simplified(parts.iter().map(|p| self.test(p, types, binding)).collect(), false),
-            Condition::Not(inner) => match self.test(inner, types, binding) {
+    fn test(&self, condition: &Condition, types: &[TypeId], binding: &Binding) -> Result<Test, TooMuch> {
+        self.budget.spend(1)?;
+        Ok(match condition {
+            Condition::And(parts) | Condition::Or(parts) => {
+                let parts = parts.iter().map(|p| self.test(p, types, binding)).collect::<Result<_, _>>()?;
+                simplified(parts, matches!(condition, Condition::And(_)))
+            }
+            Condition::Not(inner) => match self.test(inner, types, binding)? {
                 Test::Is(value) => Test::Is(!value),
                 test => Test::Not(Box::new(test)),
             },
             Condition::Exists(slots, body) | Condition::Forall(slots, body) => {
-                let parts = self.fillings(slots, types, binding).iter().map(|b| self.test(body, types, b)).collect();
+                let filled = self.fillings(slots, types, binding)?;
+                let parts = filled.iter().map(|b| self.test(body, types, b)).collect::<Result<_, _>>()?;
                 simplified(parts, matches!(condition, Condition::Forall(..)))
             }
             Condition::Equal(a, b) => {
@@ -475,7 +541,7 @@ impl Grounder<'_> {
                 Some(fact) if fact < self.fixed => Test::Is(true),
                 Some(fact) => Test::Fact(fact),
             },
-        }
+        })
     }
 }
 

@@ -8,6 +8,7 @@ mod facts;
 mod game;
 mod grammar;
 mod ground;
+mod limits;
 mod pddl;
 mod planner;
 mod speaker;
@@ -23,6 +24,8 @@ pub use planner::Planner;
 pub use syntax::{GameError, Position};
 
 use super::{EnvError, Environment, Observation};
+use crate::files;
+use limits::{Budget, MOST_FILE, MOST_SPEECH};
 use speaker::Speaker;
 
 /// The three texts of a game, as a `game.tw-pddl` file holds them.
@@ -37,9 +40,14 @@ impl GameFile {
     /// Reads a `game.tw-pddl` file.
     pub fn read(path: &Path) -> Result<Self, EnvError> {
         let bad = |reason: String| EnvError::BadGame { file: path.display().to_string(), reason };
-        let text = std::fs::read_to_string(path).map_err(|e| bad(format!("cannot be read: {e}")))?;
-        serde_json::from_str(&text)
+        let text = files::read(path, MOST_FILE).map_err(|e| bad(format!("cannot be read: {e}")))?;
+        Self::parse(&text)
             .map_err(|e| bad(format!("is not a game file (JSON with pddl_domain, grammar and pddl_problem): {e}")))
+    }
+
+    /// The texts in a file's content.
+    pub fn parse(content: &[u8]) -> serde_json::Result<Self> {
+        serde_json::from_slice(content)
     }
 
     /// Compiles the game. Games in a row that share a domain or a grammar share it in memory through `shared`.
@@ -128,8 +136,9 @@ impl TextGame {
         self.legal
             .extend(fixed.iter().map(|(command, action)| (*action, self.game.commands[*command as usize].clone())));
         if !spoken.is_empty() {
+            let budget = Budget::new(MOST_SPEECH);
             for action in spoken {
-                let command = self.game.command(action, &self.state).map_err(|e| self.failed(e))?;
+                let command = self.game.spelled(action, &self.state, &budget).map_err(|e| self.failed(e))?;
                 self.legal.push((action, command));
             }
             self.legal.sort_by(|a, b| a.1.cmp(&b.1));
@@ -153,9 +162,8 @@ impl Environment for TextGame {
         self.state = self.game.initial();
         self.won = false;
         let mut text = String::new();
-        let said =
-            Speaker { game: &self.game, state: &self.state }.say_rule(self.game.grammar.intro, &Vec::new(), &mut text);
-        said.map_err(|e| self.failed(e))?;
+        let speaker = Speaker { game: &self.game, state: &self.state, budget: &Budget::new(MOST_SPEECH) };
+        speaker.say_rule(self.game.grammar.intro, &Vec::new(), &mut text).map_err(|e| self.failed(e))?;
         let observation = self.observe(text, true)?;
         Ok(Observation { reward: 0.0, ..observation })
     }
@@ -163,16 +171,16 @@ impl Environment for TextGame {
     fn step(&mut self, command: &str) -> Result<Observation, EnvError> {
         let mut text = String::new();
         let action = self.action(command.trim());
-        let game = self.game.clone();
+        let (game, budget) = (self.game.clone(), Budget::new(MOST_SPEECH));
         match (action, game.grammar.unknown) {
             (Some(action), _) => {
                 game.apply(&mut self.state, action);
                 let spelling = &game.grammar.spellings[usize::from(game.task.actions[action as usize].schema)];
-                let speaker = Speaker { game: &game, state: &self.state };
+                let speaker = Speaker { game: &game, state: &self.state, budget: &budget };
                 speaker.say(&spelling.feedback, &game.context(action), &mut text).map_err(|e| self.failed(e))?;
             }
             (None, Some(rule)) => {
-                let speaker = Speaker { game: &game, state: &self.state };
+                let speaker = Speaker { game: &game, state: &self.state, budget: &budget };
                 speaker.say_rule(rule, &Vec::new(), &mut text).map_err(|e| self.failed(e))?;
             }
             (None, None) => text.push_str("Nothing happens."),

@@ -1,8 +1,10 @@
 //! The PDDL subset: typing, `and or not imply exists forall =`, `when` and `forall` effects. Costs are read and ignored.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
 
 use super::facts::MOST_ARGUMENTS;
+use super::limits::{MOST_DECLARED, MOST_OBJECTS, MOST_TYPES, MOST_VARIABLES};
 use super::syntax::{GameError, Node, Position, read};
 
 /// Index into [`Domain::types`].
@@ -41,9 +43,16 @@ const MOST_CONJUNCTIONS: usize = 4096;
 const MOST_ATOMS: usize = 60;
 
 impl Condition {
-    /// How many conjunctions the condition expands to, and the most atoms in one.
+    /// The parts that [`Task`](super::ground::Task) will expand it to.
+    pub fn expanded(&self) -> usize {
+        let (conjunctions, atoms) = self.size(true);
+        conjunctions.saturating_mul(atoms)
+    }
+
+    /// How many conjunctions the condition expands to, and the most atoms in one; an empty part counts as one of either, since
+    /// it is there while the others are expanded.
     fn size(&self, wanted: bool) -> (usize, usize) {
-        match self {
+        let (conjunctions, atoms) = match self {
             Condition::And(parts) | Condition::Or(parts) => {
                 let sizes = parts.iter().map(|p| p.size(wanted));
                 if matches!(self, Condition::And(_)) == wanted {
@@ -55,15 +64,17 @@ impl Condition {
             Condition::Not(inner) => inner.size(!wanted),
             Condition::Exists(_, body) | Condition::Forall(_, body) => body.size(wanted),
             Condition::Equal(..) | Condition::Atom(_) => (1, 1),
-        }
+        };
+        (conjunctions.max(1), atoms.max(1))
     }
 }
 
 /// One elementary effect: for every filling of `slots`, when all of `conditions` held before, `atom` becomes `value`.
 #[derive(Debug, Clone)]
 pub struct Effect {
-    pub slots: Vec<u16>,
-    pub conditions: Vec<Condition>,
+    pub slots: Arc<[u16]>,
+    /// Shared by the effects of one `when`.
+    pub conditions: Arc<[Arc<Condition>]>,
     pub atom: Atom,
     pub value: bool,
 }
@@ -74,6 +85,8 @@ pub struct Scoped {
     pub condition: Condition,
     /// Type of every slot: parameters first, then the quantified variables.
     pub slot_types: Vec<TypeId>,
+    /// Where it, or the action that has none, is written.
+    pub at: Position,
 }
 
 #[derive(Debug, Clone)]
@@ -101,12 +114,16 @@ pub struct Predicate {
 }
 
 /// The rules of a family of games.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Domain {
     pub types: Vec<Type>,
     pub predicates: Vec<Predicate>,
     pub constants: Vec<(String, TypeId)>,
     pub actions: Vec<Action>,
+    /// By type, the types that all of its kind are also of, as bits.
+    lineages: Vec<u128>,
+    /// Objects that actions name and that are no constants: each problem has to declare them.
+    wanted: Vec<(String, Position)>,
 }
 
 /// One game of a domain.
@@ -123,17 +140,16 @@ impl Domain {
         let reader = Reader { part: "pddl_domain" };
         let root = read(reader.part, text)?;
         let object = Type { name: "object".into(), parent: None };
-        let mut domain =
-            Domain { types: vec![object], predicates: Vec::new(), constants: Vec::new(), actions: Vec::new() };
+        let mut domain = Domain { types: vec![object], ..Domain::default() };
         let sections = reader.define(&root, "domain")?;
         for section in sections {
             let (head, items) = reader.headed(section)?;
             match head {
                 ":requirements" | ":functions" => {}
                 ":types" => {
-                    for (name, parent, _) in reader.typed(items)? {
-                        let parent = domain.type_or_new(&parent);
-                        let id = domain.type_or_new(&name);
+                    for (name, parent, at) in reader.typed(items)? {
+                        let parent = reader.type_or_new(&mut domain, &parent, at)?;
+                        let id = reader.type_or_new(&mut domain, &name, at)?;
                         if id != 0 {
                             domain.types[usize::from(id)].parent = Some(parent);
                         }
@@ -142,13 +158,7 @@ impl Domain {
                 ":constants" => domain.constants.extend(reader.objects(items, &domain)?),
                 ":predicates" => {
                     for item in items {
-                        let (name, args) = reader.headed(item)?;
-                        let arity = reader.typed(args)?.len();
-                        if arity > MOST_ARGUMENTS {
-                            let expected = format!("at most {MOST_ARGUMENTS} arguments of '{name}'");
-                            return Err(reader.fail(item.at(), &expected, arity.to_string()));
-                        }
-                        domain.predicates.push(Predicate { name: name.into(), arity, fluent: false });
+                        reader.declare_predicate(item, &mut domain)?;
                     }
                 }
                 ":action" => reader.action(items, section.at(), &mut domain)?,
@@ -163,21 +173,25 @@ impl Domain {
                 domain.predicates[usize::from(effect.atom.predicate)].fluent = true;
             }
         }
+        domain.lineages = (0..domain.types.len()).map(|kind| domain.lineage(kind)).collect();
+        let constants: HashSet<&str> = domain.constants.iter().map(|(name, _)| name.as_str()).collect();
+        domain.wanted.retain(|(name, _)| !constants.contains(name.as_str()));
         Ok(domain)
     }
 
     /// Whether every `kind` is also a `wanted`.
     pub fn is_a(&self, kind: TypeId, wanted: TypeId) -> bool {
-        let mut now = Some(kind);
-        // The chain of parents is at most as long as there are types, even in a text that makes a circle of them.
-        for _ in 0..=self.types.len() {
-            match now {
-                Some(t) if t == wanted => return true,
-                Some(t) => now = self.types[usize::from(t)].parent,
-                None => return false,
-            }
+        self.lineages.get(usize::from(kind)).is_some_and(|types| types >> wanted & 1 == 1)
+    }
+
+    /// The type and all above it, as bits; a text may make a circle of them.
+    fn lineage(&self, kind: usize) -> u128 {
+        let (mut types, mut now) = (0, Some(kind));
+        while let Some(t) = now.filter(|t| types >> t & 1 == 0) {
+            types |= 1 << t;
+            now = self.types[t].parent.map(usize::from);
         }
-        false
+        types
     }
 
     pub fn type_named(&self, name: &str) -> Option<TypeId> {
@@ -187,15 +201,6 @@ impl Domain {
     pub fn predicate_named(&self, name: &str) -> Option<PredicateId> {
         self.predicates.iter().position(|p| p.name == name).map(|i| i as PredicateId)
     }
-
-    /// A type that no text declares has no members: a variable of such a type can never be bound, as in the planner
-    /// that the original games are played with.
-    fn type_or_new(&mut self, name: &str) -> TypeId {
-        self.type_named(name).unwrap_or_else(|| {
-            self.types.push(Type { name: name.into(), parent: Some(0) });
-            (self.types.len() - 1) as TypeId
-        })
-    }
 }
 
 impl Problem {
@@ -204,11 +209,11 @@ impl Problem {
         let reader = Reader { part: "pddl_problem" };
         let root = read(reader.part, text)?;
         let mut objects = domain.constants.clone();
-        let mut init = Vec::new();
+        let mut init = Init::default();
         let mut goal = None;
         // The goal may name types that nothing declares; they stay local to it.
         let (types, predicates) = (domain.types.clone(), domain.predicates.clone());
-        let mut local = Domain { types, predicates, constants: Vec::new(), actions: Vec::new() };
+        let mut local = Domain { types, predicates, ..Domain::default() };
         for section in reader.define(&root, "problem")? {
             let (head, items) = reader.headed(section)?;
             match head {
@@ -216,12 +221,7 @@ impl Problem {
                 ":objects" => objects.extend(reader.objects(items, domain)?),
                 ":init" => {
                     for item in items {
-                        let (name, args) = reader.headed(item)?;
-                        if name != "=" {
-                            let predicate = reader.predicate(domain, name, args.len(), item.at())?;
-                            let words = args.iter().map(|a| Ok(reader.word(a, "an object")?.to_string()));
-                            init.push((predicate, words.collect::<Result<Vec<_>, GameError>>()?, item.at()));
-                        }
+                        reader.fact(item, domain, &mut init)?;
                     }
                 }
                 ":goal" => {
@@ -230,7 +230,8 @@ impl Problem {
                     };
                     let mut scope = Scope::default();
                     let condition = reader.whole_condition(body, &mut local, &mut scope)?;
-                    goal = Some(Scoped { condition, slot_types: scope.types });
+                    init.named.append(&mut scope.objects);
+                    goal = Some(Scoped { condition, slot_types: scope.types, at: body.at() });
                 }
                 other => {
                     let expected = ":domain, :objects, :init, :goal or :metric";
@@ -238,18 +239,40 @@ impl Problem {
                 }
             }
         }
-        if objects.len() > usize::from(u16::MAX) {
-            return Err(reader.fail(root.at(), "at most 65535 objects", objects.len().to_string()));
-        }
-        let known: HashSet<&str> = objects.iter().map(|(name, _)| name.as_str()).collect();
-        for (_, args, at) in &init {
-            if let Some(stranger) = args.iter().find(|a| !known.contains(a.as_str())) {
-                return Err(reader.fail(*at, "objects that :objects declares", format!("'{stranger}'")));
+        let goal = goal.ok_or_else(|| reader.fail(root.at(), "a (:goal …)", "none".into()))?;
+        let known = reader.distinct(&objects, domain, root.at())?;
+        for (reader, named) in [(&reader, &init.named), (&Reader { part: "pddl_domain" }, &domain.wanted)] {
+            if let Some((stranger, at)) = named.iter().find(|(name, _)| !known.contains_key(name.as_str())) {
+                return Err(reader.fail(*at, "objects that :objects or :constants declares", format!("'{stranger}'")));
             }
         }
-        let init = init.into_iter().map(|(predicate, args, _)| (predicate, args)).collect();
-        let goal = goal.ok_or_else(|| reader.fail(root.at(), "a (:goal …)", "none".into()))?;
+        let init = init.consistent(&reader, domain)?;
         Ok(Self { objects, init, goal })
+    }
+}
+
+/// What `:init` says, as it is read.
+#[derive(Default)]
+struct Init {
+    /// Fact, its truth and its place.
+    facts: Vec<(Fact, bool, Position)>,
+    /// Objects that are named.
+    named: Vec<(String, Position)>,
+}
+
+/// A predicate and the objects that it speaks of.
+type Fact = (PredicateId, Vec<String>);
+
+impl Init {
+    /// The facts that hold. What is not said does not hold, so `(not …)` adds nothing; it must not contradict.
+    fn consistent(self, reader: &Reader, domain: &Domain) -> Result<Vec<Fact>, GameError> {
+        let denied: HashSet<&Fact> = self.facts.iter().filter(|(_, holds, _)| !holds).map(|(fact, ..)| fact).collect();
+        let both = self.facts.iter().find(|(fact, holds, _)| *holds && denied.contains(fact));
+        if let Some(((predicate, args), _, at)) = both {
+            let fact = format!("({} {})", domain.predicates[usize::from(*predicate)].name, args.join(" "));
+            return Err(reader.fail(*at, "a fact to be either true or false", format!("'{fact}' and '(not {fact})'")));
+        }
+        Ok(self.facts.into_iter().filter(|(_, holds, _)| *holds).map(|(fact, ..)| fact).collect())
     }
 }
 
@@ -258,15 +281,8 @@ impl Problem {
 struct Scope {
     names: Vec<(String, u16)>,
     types: Vec<TypeId>,
-}
-
-impl Scope {
-    fn declare(&mut self, name: &str, kind: TypeId) -> u16 {
-        let slot = self.types.len() as u16;
-        self.types.push(kind);
-        self.names.push((name.into(), slot));
-        slot
-    }
+    /// Objects that are named.
+    objects: Vec<(String, Position)>,
 }
 
 struct Reader {
@@ -335,6 +351,90 @@ impl Reader {
         Ok(out)
     }
 
+    /// A type that no text declares has no members: a variable of such a type can never be bound, as in the planner
+    /// that the original games are played with.
+    fn type_or_new(&self, domain: &mut Domain, name: &str, at: Position) -> Result<TypeId, GameError> {
+        if let Some(known) = domain.type_named(name) {
+            return Ok(known);
+        }
+        if domain.types.len() == MOST_TYPES {
+            return Err(self.fail(at, &format!("at most {MOST_TYPES} types"), format!("'{name}'")));
+        }
+        domain.types.push(Type { name: name.into(), parent: Some(0) });
+        Ok((domain.types.len() - 1) as TypeId)
+    }
+
+    fn declare_predicate(&self, item: &Node, domain: &mut Domain) -> Result<(), GameError> {
+        let (name, args) = self.headed(item)?;
+        let arity = self.typed(args)?.len();
+        if arity > MOST_ARGUMENTS {
+            let expected = format!("at most {MOST_ARGUMENTS} arguments of '{name}'");
+            return Err(self.fail(item.at(), &expected, arity.to_string()));
+        }
+        if let Some(known) = domain.predicate_named(name).map(|id| domain.predicates[usize::from(id)].arity) {
+            let found = format!("{arity} here and {known} before");
+            let again = || self.fail(item.at(), &format!("one number of arguments of '{name}'"), found);
+            return if known == arity { Ok(()) } else { Err(again()) };
+        }
+        if domain.predicates.len() == MOST_DECLARED {
+            return Err(self.fail(item.at(), &format!("at most {MOST_DECLARED} predicates"), format!("'{name}'")));
+        }
+        domain.predicates.push(Predicate { name: name.into(), arity, fluent: false });
+        Ok(())
+    }
+
+    /// The type of every object by its name; an object may be declared twice, but not as two things.
+    fn distinct<'a>(
+        &self,
+        objects: &'a [(String, TypeId)],
+        domain: &Domain,
+        at: Position,
+    ) -> Result<HashMap<&'a str, TypeId>, GameError> {
+        if objects.len() > MOST_OBJECTS {
+            return Err(self.fail(at, &format!("at most {MOST_OBJECTS} objects"), objects.len().to_string()));
+        }
+        let mut known = HashMap::new();
+        for (name, kind) in objects {
+            let first = *known.entry(name.as_str()).or_insert(*kind);
+            if first != *kind {
+                let [first, second] = [first, *kind].map(|kind| &domain.types[usize::from(kind)].name);
+                let found = format!("'{name}' as {first} and as {second}");
+                return Err(self.fail(at, "one type of each object", found));
+            }
+        }
+        Ok(known)
+    }
+
+    /// One entry of `:init`: a fact, the denial of one, or a cost, which is ignored.
+    fn fact(&self, item: &Node, domain: &Domain, init: &mut Init) -> Result<(), GameError> {
+        let (name, args) = self.headed(item)?;
+        if name == "=" {
+            let costs = args.iter().filter(|arg| matches!(arg, Node::List { .. }));
+            return costs.map(|cost| self.headed(cost)).try_for_each(|cost| self.named(cost?.1, init).map(|_| ()));
+        }
+        let (holds, name, args) = match (name, args) {
+            ("not", [denied]) => {
+                let (name, args) = self.headed(denied)?;
+                (false, name, args)
+            }
+            _ => (true, name, args),
+        };
+        let predicate = self.predicate(domain, name, args.len(), item.at())?;
+        let args = self.named(args, init)?;
+        init.facts.push(((predicate, args), holds, item.at()));
+        Ok(())
+    }
+
+    /// The objects that `items` name.
+    fn named(&self, items: &[Node], init: &mut Init) -> Result<Vec<String>, GameError> {
+        let words = items.iter().map(|item| {
+            let name = self.word(item, "an object")?.to_string();
+            init.named.push((name.clone(), item.at()));
+            Ok(name)
+        });
+        words.collect()
+    }
+
     fn objects(&self, items: &[Node], domain: &Domain) -> Result<Vec<(String, TypeId)>, GameError> {
         let objects = self.typed(items)?.into_iter().map(|(name, kind, at)| match domain.type_named(&kind) {
             Some(kind) => Ok((name, kind)),
@@ -359,7 +459,7 @@ impl Reader {
         let name = self.word(name, "the action's name")?.to_string();
         let mut scope = Scope::default();
         let mut parameters = Vec::new();
-        let mut precondition = Condition::And(Vec::new());
+        let mut precondition = (Condition::And(Vec::new()), at);
         let mut effects = Vec::new();
         for pair in fields.chunks(2) {
             let key = self.word(&pair[0], ":parameters, :precondition or :effect")?;
@@ -367,28 +467,35 @@ impl Reader {
                 pair.get(1).ok_or_else(|| self.fail(pair[0].at(), &format!("a list after '{key}'"), "')'".into()))?;
             match key {
                 ":parameters" => {
-                    for (variable, kind, _) in self.typed(self.list(value, "a list of parameters")?)? {
-                        let kind = domain.type_or_new(&kind);
-                        scope.declare(&variable, kind);
-                        parameters.push(variable.trim_start_matches('?').to_string());
+                    for (name, ..) in self.typed(self.list(value, "a list of parameters")?)? {
+                        parameters.push(name.trim_start_matches('?').to_string());
                     }
+                    self.declare(value, domain, &mut scope)?;
                 }
-                ":precondition" => precondition = self.whole_condition(value, domain, &mut scope)?,
-                ":effect" => self.effect(value, domain, &mut scope, &[], &[], &mut effects)?,
+                ":precondition" => precondition = (self.whole_condition(value, domain, &mut scope)?, value.at()),
+                ":effect" => {
+                    let all = Sharing { slots: Arc::new([]), conditions: Arc::new([]) };
+                    self.effect(value, domain, &mut scope, &all, &mut effects)?;
+                },
                 other => {
                     let expected = ":parameters, :precondition or :effect";
                     return Err(self.fail(pair[0].at(), expected, format!("'{other}'")));
                 }
             }
         }
-        let precondition = Scoped { condition: precondition, slot_types: scope.types };
+        domain.wanted.append(&mut scope.objects);
+        let precondition = Scoped { condition: precondition.0, slot_types: scope.types, at: precondition.1 };
+        if domain.actions.len() == MOST_DECLARED {
+            return Err(self.fail(at, &format!("at most {MOST_DECLARED} actions"), format!("'{name}'")));
+        }
         domain.actions.push(Action { name, parameters, precondition, effects });
         Ok(())
     }
 
-    fn term(&self, node: &Node, scope: &Scope) -> Result<Term, GameError> {
+    fn term(&self, node: &Node, scope: &mut Scope) -> Result<Term, GameError> {
         let text = self.word(node, "a variable or an object")?;
         if !text.starts_with('?') {
+            scope.objects.push((text.into(), node.at()));
             return Ok(Term::Object(text.into()));
         }
         let found = scope.names.iter().rev().find(|(name, _)| name == text);
@@ -396,7 +503,7 @@ impl Reader {
         Ok(Term::Slot(*slot))
     }
 
-    fn atom(&self, node: &Node, domain: &Domain, scope: &Scope) -> Result<Atom, GameError> {
+    fn atom(&self, node: &Node, domain: &Domain, scope: &mut Scope) -> Result<Atom, GameError> {
         let (name, args) = self.headed(node)?;
         let predicate = self.predicate(domain, name, args.len(), node.at())?;
         let terms = args.iter().map(|a| self.term(a, scope)).collect::<Result<_, _>>()?;
@@ -404,8 +511,17 @@ impl Reader {
     }
 
     fn declare(&self, node: &Node, domain: &mut Domain, scope: &mut Scope) -> Result<Vec<u16>, GameError> {
-        let names = self.typed(self.list(node, "a list of variables")?)?;
-        Ok(names.iter().map(|(name, kind, _)| scope.declare(name, domain.type_or_new(kind))).collect())
+        let names = self.typed(self.list(node, "a list of variables")?)?.into_iter();
+        let slots = names.map(|(name, kind, at)| {
+            let slot = scope.types.len() as u16;
+            if scope.types.len() == MOST_VARIABLES {
+                return Err(self.fail(at, &format!("at most {MOST_VARIABLES} variables"), format!("'{name}'")));
+            }
+            scope.types.push(self.type_or_new(domain, &kind, at)?);
+            scope.names.push((name, slot));
+            Ok(slot)
+        });
+        slots.collect()
     }
 
     /// A precondition or goal: small enough to be expanded.
@@ -467,8 +583,7 @@ impl Reader {
         node: &Node,
         domain: &mut Domain,
         scope: &mut Scope,
-        slots: &[u16],
-        conditions: &[Condition],
+        within: &Sharing,
         out: &mut Vec<Effect>,
     ) -> Result<(), GameError> {
         if self.list(node, "an effect")?.is_empty() {
@@ -478,20 +593,24 @@ impl Reader {
         match (head, items) {
             ("and", parts) => {
                 for part in parts {
-                    self.effect(part, domain, scope, slots, conditions, out)?;
+                    self.effect(part, domain, scope, within, out)?;
                 }
             }
-            ("increase", _) => {}
+            ("increase", costs) => {
+                for cost in costs.iter().filter(|cost| matches!(cost, Node::List { .. })) {
+                    self.headed(cost)?.1.iter().try_for_each(|of| self.term(of, scope).map(|_| ()))?;
+                }
+            }
             ("when", [condition, then]) => {
-                let mut conditions = conditions.to_vec();
-                conditions.push(self.condition(condition, domain, scope)?);
-                self.effect(then, domain, scope, slots, &conditions, out)?;
+                let condition = Arc::new(self.condition(condition, domain, scope)?);
+                let conditions = within.conditions.iter().cloned().chain([condition]).collect();
+                self.effect(then, domain, scope, &Sharing { conditions, ..within.clone() }, out)?;
             }
             ("forall", [variables, then]) => {
                 let outer = scope.names.len();
-                let mut slots = slots.to_vec();
-                slots.extend(self.declare(variables, domain, scope)?);
-                self.effect(then, domain, scope, &slots, conditions, out)?;
+                let more = self.declare(variables, domain, scope)?;
+                let slots = within.slots.iter().copied().chain(more).collect();
+                self.effect(then, domain, scope, &Sharing { slots, ..within.clone() }, out)?;
                 scope.names.truncate(outer);
             }
             ("when" | "forall", _) => {
@@ -503,9 +622,17 @@ impl Reader {
                     _ => (true, node),
                 };
                 let atom = self.atom(atom, domain, scope)?;
-                out.push(Effect { slots: slots.to_vec(), conditions: conditions.to_vec(), atom, value });
+                let Sharing { slots, conditions } = within.clone();
+                out.push(Effect { slots, conditions, atom, value });
             }
         }
         Ok(())
     }
+}
+
+/// What the effects inside a `forall` or `when` share.
+#[derive(Clone)]
+struct Sharing {
+    slots: Arc<[u16]>,
+    conditions: Arc<[Arc<Condition>]>,
 }

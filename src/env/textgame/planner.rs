@@ -13,9 +13,11 @@ use foldhash::HashMap;
 use super::facts::FactId;
 use super::game::{Game, State};
 use super::ground::Test;
+use super::limits::MOST_PLANNING;
 
-/// States looked at before the search gives up.
+/// States looked at before the search gives up, and the bytes that they may take.
 const MOST_STATES: usize = 200_000;
+const MOST_STATE_BYTES: usize = 512 << 20;
 
 /// The distance and the next action of a shortest plan; `None`: no way, or given up.
 type Known = Option<(u32, Option<u32>)>;
@@ -73,16 +75,18 @@ pub fn shortest_plan(game: &Game, start: &State) -> Option<Vec<u32>> {
         action: u32,
         closed: bool,
     }
+    // A state is two bit sets, and the first of them once more as the key by which it is found.
+    let most_states = MOST_STATES.min(MOST_STATE_BYTES / (3 * size_of_val(start.bits())).max(1));
     let mut nodes = vec![Node { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false }];
     let mut seen: HashMap<Box<[u64]>, usize> = HashMap::default();
     seen.insert(start.bits().into(), 0);
     // Lowest estimate first, then the deepest, then the latest. A node's bound is computed when it is taken, not when it is made.
     let mut open = BinaryHeap::from([(Reverse(0u32), 0u32, 0usize)]);
     while let Some((Reverse(estimate), cost, id)) = open.pop() {
-        if nodes[id].closed || nodes[id].cost < cost || nodes.len() > MOST_STATES {
-            if nodes.len() > MOST_STATES {
-                return None;
-            }
+        if bound.work > MOST_PLANNING {
+            return None;
+        }
+        if nodes[id].closed || nodes[id].cost < cost {
             continue;
         }
         if game.won(&nodes[id].state) {
@@ -112,6 +116,9 @@ pub fn shortest_plan(game: &Game, start: &State) -> Option<Vec<u32>> {
             }
         });
         for action in next {
+            if nodes.len() > most_states {
+                return None;
+            }
             let mut state = nodes[id].state.clone();
             game.apply(&mut state, action);
             let reached = nodes.len();
@@ -216,6 +223,8 @@ struct Bound {
     needed_by: Vec<Vec<u32>>,
     made_by: Vec<Vec<u32>>,
     scratch: Scratch,
+    /// Facts and operations looked at so far.
+    work: u64,
 }
 
 #[derive(Default)]
@@ -270,7 +279,7 @@ impl Bound {
             list.iter().for_each(|f| made_by[*f as usize].push(op as u32));
         }
         let scratch = Scratch::default();
-        Self { changing, fixed: task.fixed, facts, needs, makes, price, needed_by, made_by, scratch }
+        Self { changing, fixed: task.fixed, facts, needs, makes, price, needed_by, made_by, scratch, work: 0 }
     }
 
     /// A lower bound on the steps from `state` to the goal; `None`: the goal cannot be reached.
@@ -284,6 +293,9 @@ impl Bound {
         let mut total = 0;
         loop {
             self.levels(&holding);
+            if self.work > MOST_PLANNING {
+                return None;
+            }
             match self.scratch.level[goal] {
                 FAR => return None,
                 0 => return Some(total),
@@ -296,7 +308,8 @@ impl Bound {
 
     /// For every fact the dearest chain of needs (h-max), and for every operation the need that is met last.
     fn levels(&mut self, holding: &[u32]) {
-        let Self { scratch: s, needs, makes, needed_by, .. } = self;
+        let Self { scratch: s, needs, makes, needed_by, work, .. } = self;
+        *work += (self.facts + needs.len()) as u64;
         s.level.clear();
         s.level.resize(self.facts, FAR);
         s.left.clear();
@@ -317,6 +330,7 @@ impl Bound {
                 if s.level[fact as usize] != at as u32 {
                     continue;
                 }
+                *work += needed_by[fact as usize].len() as u64;
                 for op in &needed_by[fact as usize] {
                     let op = *op as usize;
                     s.left[op] -= 1;
@@ -324,6 +338,7 @@ impl Bound {
                         continue;
                     }
                     s.supporter[op] = fact;
+                    *work += makes[op].len() as u64;
                     let reached = at as u32 + u32::from(s.cost[op]);
                     for made in &makes[op] {
                         if s.level[*made as usize] > reached {

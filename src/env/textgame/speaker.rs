@@ -3,6 +3,7 @@
 use super::facts::{EntityId, MOST_ARGUMENTS};
 use super::game::{Game, State};
 use super::grammar::{Expression, Piece, Property, Query, RuleId, Symbol, VariableId};
+use super::limits::{Budget, TooMuch};
 
 /// What variables stand for; the latest binding of a name counts.
 pub type Context = Vec<(VariableId, EntityId)>;
@@ -14,9 +15,17 @@ const DEEPEST: usize = 64;
 pub struct Speaker<'a> {
     pub game: &'a Game,
     pub state: &'a State,
+    /// What its texts, and finding what they are about, may take.
+    pub budget: &'a Budget,
 }
 
 impl Speaker<'_> {
+    fn spend(&self, work: usize) -> Result<(), String> {
+        self.budget.spend(work).map_err(|TooMuch| {
+            "the grammar has too much to say of one state: shorten its texts, or the conditions that they list by".into()
+        })
+    }
+
     /// Appends the text of `symbols` to `out`; the error says which rule could not be followed.
     pub fn say(&self, symbols: &[Symbol], context: &Context, out: &mut String) -> Result<(), String> {
         symbols.iter().try_for_each(|s| self.symbol(s, context, out, 0))
@@ -31,26 +40,29 @@ impl Speaker<'_> {
         if depth > DEEPEST {
             return Err(format!("rule '{}' of the grammar comes back to itself", grammar.rule_name(rule)));
         }
-        let fits = |q: &Query| q.0.is_empty() || self.answers(q, context, true).next_back().is_some();
-        let chosen = grammar.rules[rule].iter().find(|a| fits(&a.condition));
-        let chosen = chosen
-            .ok_or_else(|| format!("no alternative of the grammar's rule '{}' applies", grammar.rule_name(rule)))?;
-        chosen.text.iter().try_for_each(|s| self.symbol(s, context, out, depth + 1))
+        for alternative in &grammar.rules[rule] {
+            let condition = &alternative.condition;
+            if condition.0.is_empty() || !self.answers(condition, context, true)?.is_empty() {
+                return alternative.text.iter().try_for_each(|s| self.symbol(s, context, out, depth + 1));
+            }
+        }
+        Err(format!("no alternative of the grammar's rule '{}' applies", grammar.rule_name(rule)))
     }
 
     fn symbol(&self, symbol: &Symbol, context: &Context, out: &mut String, depth: usize) -> Result<(), String> {
+        self.spend(1)?;
         match symbol {
-            Symbol::Text(text) => out.push_str(text),
+            Symbol::Text(text) => self.push(text, out)?,
             Symbol::Rule(rule) => self.rule(*rule, context, out, depth)?,
             Symbol::Value(expression) => self.value(expression, context, out)?,
             Symbol::Each(inner, query) => {
-                for context in self.answers(query, context, false) {
+                for context in self.answers(query, context, false)? {
                     self.symbol(inner, &context, out, depth)?;
                 }
             }
             Symbol::List(inner, query) => {
                 let grammar = &self.game.grammar;
-                let answers = self.answers(query, context, false);
+                let answers = self.answers(query, context, false)?;
                 let count = answers.len();
                 let between = |rule: Option<RuleId>, out: &mut String| match rule {
                     Some(rule) => self.rule(rule, context, out, depth),
@@ -62,7 +74,7 @@ impl Speaker<'_> {
                 if count == 0 {
                     between(grammar.list_empty, out)?;
                 }
-                for (i, answer) in answers.enumerate() {
+                for (i, answer) in answers.into_iter().enumerate() {
                     if i > 0 && i + 1 == count {
                         between(grammar.list_last_separator, out)?;
                     } else if i > 0 {
@@ -75,13 +87,19 @@ impl Speaker<'_> {
         Ok(())
     }
 
+    fn push(&self, text: &str, out: &mut String) -> Result<(), String> {
+        self.spend(text.len())?;
+        out.push_str(text);
+        Ok(())
+    }
+
     fn value(&self, expression: &Expression, context: &Context, out: &mut String) -> Result<(), String> {
         let start = out.len();
         for alternative in &expression.0 {
             for piece in alternative {
                 match piece {
-                    Piece::Literal(text) => out.push_str(text),
-                    Piece::Property(name, property) => out.push_str(self.property(name, *property, context)?),
+                    Piece::Literal(text) => self.push(text, out)?,
+                    Piece::Property(name, property) => self.push(self.property(name, *property, context)?, out)?,
                 }
             }
             if out.len() > start {
@@ -107,16 +125,24 @@ impl Speaker<'_> {
     }
 
     /// All ways to answer a query, in the order of the facts' arguments; distinct variables stand for distinct things.
-    fn answers(&self, query: &Query, context: &Context, first: bool) -> std::vec::IntoIter<Context> {
+    fn answers(&self, query: &Query, context: &Context, first: bool) -> Result<Vec<Context>, String> {
         let mut found = Vec::new();
-        self.search(query, 0, &mut context.clone(), first, &mut found);
-        found.into_iter()
+        self.search(query, 0, &mut context.clone(), first, &mut found)?;
+        Ok(found)
     }
 
-    fn search(&self, query: &Query, depth: usize, context: &mut Context, first: bool, found: &mut Vec<Context>) {
+    fn search(
+        &self,
+        query: &Query,
+        depth: usize,
+        context: &mut Context,
+        first: bool,
+        found: &mut Vec<Context>,
+    ) -> Result<(), String> {
         let Some(atom) = query.0.get(depth) else {
+            self.spend(context.len())?;
             found.push(context.clone());
-            return;
+            return Ok(());
         };
         let lookup = |context: &Context, v: VariableId| context.iter().find(|(w, _)| *w == v).map(|(_, e)| *e);
         let mut args = [None; MOST_ARGUMENTS];
@@ -127,6 +153,7 @@ impl Speaker<'_> {
         let task = &self.game.task;
         let bound = context.len();
         for fact in task.facts.candidates(atom.predicate, known) {
+            self.spend(1)?;
             let there = if atom.deleted { self.state.deleted(*fact) } else { self.state.holds(*fact) };
             let fits = there
                 && atom.variables.iter().zip(task.facts.args(*fact)).all(|(variable, arg)| {
@@ -144,12 +171,13 @@ impl Speaker<'_> {
                     }
                 });
             if fits {
-                self.search(query, depth + 1, context, first, found);
+                self.search(query, depth + 1, context, first, found)?;
             }
             context.truncate(bound);
             if first && !found.is_empty() {
-                return;
+                break;
             }
         }
+        Ok(())
     }
 }
