@@ -123,7 +123,8 @@ impl Grammar {
             })?;
             let place = Place { at: block.at, rule: None };
             let typed = action.parameters.iter().zip(&action.precondition.slot_types);
-            let parameters = typed.map(|(name, kind)| builder.variable(name, *kind, place)).collect::<Result<_, _>>()?;
+            let parameters =
+                typed.map(|(name, kind)| builder.variable(name, *kind, place)).collect::<Result<_, _>>()?;
             let template = builder.symbols(&block.template, place)?;
             let feedback = builder.symbols(&block.feedback, place)?;
             spellings.push(Spelling { template, feedback, parameters, at: block.at });

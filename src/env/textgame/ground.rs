@@ -198,7 +198,8 @@ impl Task {
             }
         }
         let (actions, ways) = g.actions()?;
-        let goal = g.conjunctions(&problem.goal).map_err(|TooMuch| too_much("pddl_problem", &problem.goal, "the goal"))?;
+        let goal =
+            g.conjunctions(&problem.goal).map_err(|TooMuch| too_much("pddl_problem", &problem.goal, "the goal"))?;
         g.facts.sort();
         Ok(Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, ways, goal })
     }
@@ -330,7 +331,9 @@ impl Grounder<'_> {
         for index in idle {
             let mut binding = vec![None; start(index).types.len()];
             let joined = self.join(start(index), &mut binding, &mut found);
-            joined.and_then(|()| self.reach(&all, index, &mut found, &mut order)).map_err(|TooMuch| self.too_much(all[index].0))?;
+            joined
+                .and_then(|()| self.reach(&all, index, &mut found, &mut order))
+                .map_err(|TooMuch| self.too_much(all[index].0))?;
         }
         let mut next = self.fixed;
         while (next as usize) < self.facts.count() {
@@ -341,7 +344,9 @@ impl Grounder<'_> {
                 if self.unify(&join.pattern.positive[*i], next, join.types, &mut binding, &mut Vec::new()) {
                     let join = Join { todo: join.todo & !(1 << i), newest: Some((next, *i)), ..join };
                     let joined = self.join(join, &mut binding, &mut found);
-                    joined.and_then(|()| self.reach(&all, *index, &mut found, &mut order)).map_err(|TooMuch| self.too_much(all[*index].0))?;
+                    joined
+                        .and_then(|()| self.reach(&all, *index, &mut found, &mut order))
+                        .map_err(|TooMuch| self.too_much(all[*index].0))?;
                 }
             }
             next += 1;

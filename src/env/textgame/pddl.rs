@@ -56,9 +56,11 @@ impl Condition {
             Condition::And(parts) | Condition::Or(parts) => {
                 let sizes = parts.iter().map(|p| p.size(wanted));
                 if matches!(self, Condition::And(_)) == wanted {
-                    sizes.fold((1, 0), |(n, atoms), (m, more)| (n.saturating_mul(m), atoms.saturating_add(more)))
+                    sizes.fold((1usize, 0usize), |(n, atoms), (m, more)| {
+                        (n.saturating_mul(m), atoms.saturating_add(more))
+                    })
                 } else {
-                    sizes.fold((0, 0), |(n, atoms), (m, more)| (n.saturating_add(m), atoms.max(more)))
+                    sizes.fold((0usize, 0usize), |(n, atoms), (m, more)| (n.saturating_add(m), atoms.max(more)))
                 }
             }
             Condition::Not(inner) => inner.size(!wanted),
@@ -476,7 +478,7 @@ impl Reader {
                 ":effect" => {
                     let all = Sharing { slots: Arc::new([]), conditions: Arc::new([]) };
                     self.effect(value, domain, &mut scope, &all, &mut effects)?;
-                },
+                }
                 other => {
                     let expected = ":parameters, :precondition or :effect";
                     return Err(self.fail(pair[0].at(), expected, format!("'{other}'")));

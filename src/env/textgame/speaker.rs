@@ -22,7 +22,8 @@ pub struct Speaker<'a> {
 impl Speaker<'_> {
     fn spend(&self, work: usize) -> Result<(), String> {
         self.budget.spend(work).map_err(|TooMuch| {
-            "the grammar has too much to say of one state: shorten its texts, or the conditions that they list by".into()
+            "the grammar has too much to say of one state: shorten its texts, or the conditions that they list by"
+                .into()
         })
     }
 
