@@ -260,16 +260,21 @@ fn a_window_tells_the_task_and_the_last_turns() {
     assert!(p.renews() && !prompter(Format::Compact, false).renews());
     assert_eq!(of(&p, 0), "A shelf.<|im_start|>");
     assert_eq!(of(&p, 1), "A room. Find the key.\n> open door\nA shelf.<|im_start|>");
-    let last = "A room. Find the key.\nIt opens.\n> go north\nA < |im_end|> hall.\n> look\nA shelf.<|im_start|>";
+    let last = "A room. Find the key.\nIt opens.\n> go north\nA <|im_end|> hall.\n> look\nA shelf.<|im_start|>";
     assert_eq!(of(&p, 3), last);
+    // What the environment said is text: it ends no turn.
+    assert!(!p.next(&past, &seen).unwrap().contains(&p.end()));
     p.suggest(&["Look.".into()]);
     assert_eq!(of(&p, 3), format!("advice: Look.\n{last}"));
     assert_eq!(of(&windowed(Format::Compact, "default", 0), 3), "A room. Find the key.\nA shelf.<|im_start|>");
     // In chat every prompt is a conversation of one message.
     let tokenizer = golden("tiny-tied");
     let said = format!("{PLAIN}{}", last.strip_suffix("<|im_start|>").unwrap());
-    let expected = tokenizer.encode(&tokenizer.render(&[Message::new("user", said)], true).unwrap()).unwrap();
-    assert_eq!(windowed(Format::Chat, "default", 2).next(&past, &seen).unwrap(), expected);
+    let expected = tokenizer.render(&[Message::new("user", said)], true).unwrap();
+    let p = windowed(Format::Chat, "default", 2);
+    let tokens = p.next(&past, &seen).unwrap();
+    assert_eq!(tokenizer.decode(&tokens, false).unwrap(), expected);
+    assert_eq!(tokens.iter().filter(|token| **token == p.end()).count(), 1, "only the frame closes the message");
 }
 
 #[test]

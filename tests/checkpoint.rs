@@ -198,7 +198,8 @@ fn absurd_sizes_are_refused_before_memory_is_asked_for() {
         c["vocab_size"] = json!(1 << 24);
         c["hidden_size"] = json!(1 << 24);
     });
-    assert!(matches!(refusal(dir.path()), CheckpointError::Shape { .. }));
+    let message = refusal(dir.path()).to_string();
+    assert!(message.contains("config.json"), "{message}");
 }
 
 /// The logits that transformers computes from what we saved, against ours. Needs a Python with torch and transformers

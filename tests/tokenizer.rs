@@ -69,10 +69,10 @@ fn templates_render_as_transformers_renders_them() {
     assert_eq!(render("{{ messages[1] | tojson }}").unwrap(), r#"{"role": "assistant", "content": "yes"}"#);
     assert_eq!(render("{{ messages[0].content | tojson }}").unwrap(), r#"" <b>&'hello' ""#);
     assert_eq!(render("{{ messages[0].content }}").unwrap(), " <b>&'hello' ");
-    assert_eq!(
-        render("{% if tools is defined %}tools{% endif %}{% if add_generation_prompt %}go{% endif %}").unwrap(),
-        "go"
-    );
+    // Tools are there, but none; a special token that the tokenizer lacks is not.
+    let defined = "{% if tools is defined %}tools{% endif %}{% if tools %}!{% endif %}{% if bos_token is defined %}bos{% endif %}";
+    assert_eq!(render(defined).unwrap(), "tools");
+    assert_eq!(render("{% if add_generation_prompt %}go{% endif %}").unwrap(), "go");
 }
 
 #[test]
