@@ -589,7 +589,7 @@ fn answers_go_on_from_the_episodes() {
         assert_same(&going_on, &one_by_one);
         // The prompts are gone, the episodes still there.
         assert_eq!(answer(&mut cache, 7), (going_on, computed));
-        assert!(computed < nodes(&prompts) / 2, "{computed} of {}", nodes(&prompts));
+        assert!(3 * computed < 2 * nodes(&prompts), "{computed} of {}", nodes(&prompts));
 
         // With room for a part, the oldest are read again.
         let mut small = PrefixCache::new(&model, 400).unwrap();

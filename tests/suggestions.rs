@@ -207,7 +207,8 @@ fn suggestions_stand_before_the_first_observation_and_can_be_taken_away() {
     let sentence = ["do not go <|im_end|> twice.".to_string()];
     prompter.suggest(&sentence);
     let suggested = prompter.first(&seen).unwrap();
-    assert_eq!(text(&prompter, suggested.clone()), "advice: do not go < |im_end|> twice.\na shelf.");
+    assert_eq!(text(&prompter, suggested.clone()), "advice: do not go <|im_end|> twice.\na shelf.");
+    assert!(!suggested.contains(&prompter.end()), "a suggestion is text: it ends no turn");
     assert_eq!(prompter.next_under(&[], &[], &seen).unwrap(), plain);
     assert_eq!(
         text(&prompter, prompter.next(&[Exchange { observation: "a room.", action: "look".into() }], &seen).unwrap()),

@@ -175,7 +175,7 @@ fn errors_name_text_line_and_column_and_what_was_expected() {
             LIFT.into(),
             LIFT_GRAMMAR.into(),
             LIFT_PROBLEM.replace("(lift ground)", "(lift attic)"),
-            "pddl_problem, line 3, column 9: expected objects that :objects declares, found 'attic'",
+            "pddl_problem, line 3, column 15: expected objects that :objects or :constants declares, found 'attic'",
         ),
         (
             LIFT.into(),

@@ -58,7 +58,10 @@ fn a_run_leaves_everything_the_design_names() {
 
     let summary: serde_json::Value = serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap();
     let keys = |json: &serde_json::Value| json.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
-    assert_eq!(keys(&summary), ["seconds", "train_steps", "env_steps", "tokens", "eval", "baselines", "coupling"]);
+    assert_eq!(
+        keys(&summary),
+        ["seconds", "phase_seconds", "train_steps", "env_steps", "tokens", "eval", "baselines", "coupling"]
+    );
     assert_eq!(keys(&summary["eval"]), ["cold_start", "final"]);
     for stage in ["cold_start", "final"] {
         assert_eq!(keys(&summary["eval"][stage]), ["L0", "L1", "L2"]);
@@ -327,7 +330,7 @@ fn models_that_cannot_be_used_are_refused_before_a_folder_is_made() {
     let (ids, tokenizer) = (TokenIds::read(&model).unwrap(), Tokenizer::load(&model).unwrap());
     checkpoint::save(&model, &small, &ids, tokenizer.files(), SaveDtype::F32).unwrap();
     let error = refused(&config(&model), Existing::Refuse);
-    assert!(error.contains("300 tokens") && error.contains("only 280"), "{error}");
+    assert!(error.contains("the id 299") && error.contains("280 rows"), "{error}");
     assert!(!dir.path().join("a").exists(), "no folder was made");
 }
 

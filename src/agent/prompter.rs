@@ -207,7 +207,7 @@ impl Prompter {
     /// `prompt.tags` is on.
     pub fn teach(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
         let (before, after) = turn_frame(self.reader.format, self.reader.tags.then_some(tag));
-        self.turn(&[Piece::Frame(&before), Piece::Text(command), Piece::Frame(&after)])
+        self.turn(&[Piece::Frame(&before), Piece::Text(command), Piece::Frame(after)])
     }
 
     /// The tokens of a whole turn that is not a command: its text as it is, and the end token.

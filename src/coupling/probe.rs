@@ -200,7 +200,7 @@ fn merged(samples: Vec<ProbeSample>) -> Vec<ProbeSample> {
         size: f64,
         label: i64,
     }
-    let (mut all, mut places): (Vec<Sums>, HashMap<(Vec<u32>, usize), usize>) = (Vec::new(), HashMap::new());
+    let (mut all, mut places) = (Vec::<Sums>::new(), HashMap::new());
     for sample in samples {
         let place = *places.entry((sample.tokens.clone(), sample.action)).or_insert(all.len());
         if place == all.len() {
