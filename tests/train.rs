@@ -372,7 +372,7 @@ impl Suite for Wordy {
     }
     fn task(&self, split: Split, index: u64) -> Result<Task, EnvError> {
         let task = self.0.task(split, index)?;
-        let kind = if split == Split::Train && index % 3 == 0 { "wordy".into() } else { task.kind };
+        let kind = if split == Split::Train && index.is_multiple_of(3) { "wordy".into() } else { task.kind };
         Ok(Task { kind, ..task })
     }
     fn len(&self, split: Split) -> Option<u64> {
