@@ -273,7 +273,7 @@ mod kills {
             let stood = stands(&run);
             let (end, told) = runs.gone_on(&name);
             assert!(end == whole, "killed at {operation}: it ends otherwise");
-            assert_eq!(leftovers(&run), [PathBuf::new(); 0], "killed at {operation}");
+            assert_eq!(leftovers(&run), Vec::<PathBuf>::new(), "killed at {operation}");
             let anew = !told.contains("going on from step-");
             assert!(stood != anew, "killed at {operation}: a checkpoint stood: {stood}; {told}");
             fs::remove_dir_all(run).unwrap();
