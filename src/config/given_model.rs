@@ -18,7 +18,7 @@ impl Config {
     /// games from no success to L0 50 %. Larger models follow a power of their size.
     pub fn for_a_given_model(parameters: u64, format: Format) -> Vec<Override> {
         let turn = if format == Format::Think { 256 } else { 48 };
-        let defaults: [(&str, Value); 13] = [
+        let defaults: [(&str, Value); 15] = [
             // A model directory speaks its own chat template.
             ("prompt.format", "chat".into()),
             ("rollout.max_turn_tokens", turn.into()),
@@ -33,6 +33,8 @@ impl Config {
             ("grpo.micro_tokens", 4096.into()),
             ("model.recompute", (parameters >= RECOMPUTE).into()),
             ("eval.games", 32.into()),
+            ("eval.judgments", 128.into()),
+            ("eval.consistency_states", 16.into()),
         ];
         defaults.into_iter().map(|(key, value)| Override::flag("the defaults of a given model", key, value)).collect()
     }
