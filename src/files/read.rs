@@ -5,8 +5,10 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Bytes.
-pub const MIB: u64 = 1 << 20;
+/// Bytes of the longest file that a person writes, such as a configuration.
+pub const MOST_WRITTEN: u64 = 1 << 20;
+/// Bytes of the longest file that a program writes and that is read whole.
+pub const MOST_KEPT: u64 = 1 << 28;
 
 /// Opens a regular file to be read. A folder, a pipe or a device is refused, and no pipe is waited for.
 pub fn open(path: &Path) -> io::Result<File> {
