@@ -37,7 +37,9 @@ static PANIC: Mutex<Option<(String, String)>> = Mutex::new(None);
 fn note_panics() {
     std::panic::set_hook(Box::new(|info| {
         let at = info.location().map(|l| format!("{}:{}", l.file(), l.line())).unwrap_or_default();
-        *PANIC.lock().unwrap() = Some((at, info.payload_as_str().unwrap_or_default().to_string()));
+        let payload = info.payload();
+        let words = payload.downcast_ref::<String>().map(String::as_str).or(payload.downcast_ref::<&str>().copied());
+        *PANIC.lock().unwrap() = Some((at, words.unwrap_or_default().to_string()));
     }));
 }
 
