@@ -5,7 +5,7 @@ use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 mod read;
-pub use read::{MIB, check_regular, open, read, read_text};
+pub use read::{MOST_KEPT, MOST_WRITTEN, check_regular, open, read, read_text};
 
 /// A file operation that failed: what, where, why, and for a full disk the mend.
 #[derive(Debug, thiserror::Error)]

@@ -107,10 +107,71 @@ fn bad_data_is_named() {
     let empty = tempfile::tempdir().unwrap();
     let error = Index::read(empty.path()).unwrap_err().to_string();
     assert!(error.contains("holds no ALFWorld games") && error.contains("alfworld-download"), "{error}");
-    let broken = "train/pick_and_place_simple-Cup-None-Shelf-0/trial_0/game.tw-pddl";
-    fs::write(folder.path().join("json_2.1.1").join(broken), "{\"solvable\": tr").unwrap();
-    let error = Index::read(folder.path()).unwrap_err().to_string();
-    assert!(error.contains(broken) && error.contains("line 1 column"), "{error}");
+}
+
+/// Bad games of every kind in the data: what is said of each.
+fn spoil(root: &Path) -> [(String, &'static str); 5] {
+    let file = |trial: &str| root.join(format!("train/pick_and_place_simple-Cup-None-Shelf-0/{trial}/game.tw-pddl"));
+    let mut unknown = game(1000);
+    unknown["pddl_problem"] =
+        unknown["pddl_problem"].as_str().unwrap().replacen("(:init", "(:init (at ghost)", 1).into();
+    add(root, "train/pick_and_place_simple-Cup-None-Shelf-0/trial_u", &unknown);
+    let mut speechless = game(1001);
+    speechless["grammar"] = speechless["grammar"].as_str().unwrap().replacen("\"intro\"", "\"outro\"", 1).into();
+    add(root, "train/pick_and_place_simple-Cup-None-Shelf-0/trial_v", &speechless);
+    fs::write(file("trial_0"), "{\"solvable\": tr").unwrap();
+    fs::create_dir_all(file("trial_w")).unwrap();
+    fs::create_dir_all(file("trial_x").parent().unwrap()).unwrap();
+    std::os::unix::fs::symlink("nowhere", file("trial_x")).unwrap();
+    [
+        ("trial_0", "line 1 column"),
+        ("trial_u", "found 'ghost'"),
+        ("trial_v", "expected a rule 'intro'"),
+        ("trial_w", "not a regular file"),
+        ("trial_x", "No such file"),
+    ]
+    .map(|(trial, says)| (file(trial).display().to_string(), says))
+}
+
+#[test]
+fn bad_games_are_skipped_by_name_and_counted() {
+    let folder = data();
+    let whole = Index::read(folder.path()).unwrap();
+    let spoilt = spoil(&whole.root);
+    let index = Index::read(folder.path()).unwrap();
+    assert_eq!((whole.games.len(), index.games.len(), index.skipped.len()), (36, 35, 5));
+    assert_ne!(whole.hash, index.hash);
+    for (skipped, (file, says)) in index.skipped.iter().zip(&spoilt) {
+        assert!(skipped.file.display().to_string() == *file && skipped.reason.contains(says), "{skipped:?}: {says}");
+    }
+
+    let list = |flags: &[&str]| {
+        let flags = [&["env", "index", "--data", folder.path().to_str().unwrap()], flags].concat();
+        Command::new(env!("CARGO_BIN_EXE_uncouple")).args(flags).output().unwrap()
+    };
+    let (table, json) = (list(&[]), list(&["--json"]));
+    for output in [&table, &json] {
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains("5 of 40 games skipped"), "{said}");
+        assert!(spoilt.iter().all(|(file, says)| said.contains(file) && said.contains(says)), "{said}");
+    }
+    assert!(String::from_utf8_lossy(&table.stdout).contains(&index.hash));
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!((json["games"].as_array().unwrap().len(), json["skipped"].as_array().unwrap().len()), (35, 5));
+    assert_eq!(json["skipped"][0]["file"], spoilt[0].0);
+}
+
+#[test]
+fn no_run_begins_on_a_folder_with_a_bad_game() {
+    let (folder, runs) = (data(), tempfile::tempdir().unwrap());
+    let spoilt = spoil(&folder.path().join("json_2.1.1"));
+    let set = format!("env.data={}", folder.path().display());
+    let config = common::runs::tiny(runs.path(), "a", &["env.suite=alfworld", &set]);
+    let error = suite(&config).err().unwrap().to_string();
+    assert!(error.contains(&spoilt[0].0) && error.contains("lists all 5 bad games"), "{error}");
+    spoilt.iter().for_each(|(file, _)| fs::remove_dir_all(Path::new(file).parent().unwrap()).unwrap());
+    suite(&config).unwrap();
 }
 
 #[test]

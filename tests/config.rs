@@ -136,6 +136,51 @@ fn what_cannot_train_is_refused_by_key() {
 }
 
 #[test]
+fn every_number_has_a_range_that_the_refusal_names() {
+    for (set, says) in [
+        ("rollout.groups=4294967295", "`rollout.groups = 4294967295`: must be at least 1 and at most 65536"),
+        ("env.max_steps=4000000000", "`env.max_steps = 4000000000`: must be at least 1 and at most 100000"),
+        ("run.iterations=4000000000", "`run.iterations = 4000000000`: must be at least 0 and at most 1000000"),
+        ("grpo.micro_tokens=4294967295", "at most 16777216"),
+        ("rollout.max_live=4294967295", "at most 65536"),
+        ("model.num_hidden_layers=9223372036854775807", "at least 1 and at most 4096"),
+        ("model.hidden_size=9223372036854775807", "at least 1 and at most 16777216"),
+        ("model.vocab_size=16777217", "at most 16777216"),
+        ("gcd.judge.agree=4294967295", "at most 1000"),
+        ("optim.lr=1e30", "at least -1000000 and at most 1000000"),
+        ("rollout.invalid_reward=1e30", "at least -1000000 and at most 1000000"),
+        ("coupling.samples=4294967295", "at most 4096"),
+        ("prompt.history=\"window:99999999999\"", "at most \"window:100000\""),
+    ] {
+        let error = refused("", &[set]);
+        assert!(error.contains(says) && error.contains(set.split('=').next().unwrap()), "{set}: {error}");
+    }
+    // Values that are fine alone.
+    let both = refused("", &["rollout.groups=60000", "rollout.group_size=60000"]);
+    assert_eq!(both, "`rollout.groups = 60000`: times rollout.group_size = 60000 must be at most 1048576");
+    let large = refused("", &["model.hidden_size=8192", "model.num_hidden_layers=100"]);
+    assert!(
+        large.starts_with("`model.hidden_size = 8192`: makes a model of") && large.contains("at most 1073741824"),
+        "{large}"
+    );
+    let long = refused("", &["model.max_position_embeddings=16777216"]);
+    assert!(long.contains("must be at most 2796202 with heads of 48"), "{long}");
+}
+
+#[test]
+fn a_configuration_is_a_regular_file_of_bounded_size() {
+    for (path, says) in [("/dev/zero", "is not a regular file"), ("/", "is not a regular file")] {
+        let error = Config::load(Some(path.as_ref()), &[]).unwrap_err();
+        let source = std::error::Error::source(&error).unwrap().to_string();
+        assert!(error.to_string().contains(path) && source.contains(says), "{error}: {source}");
+    }
+    let mut file = tempfile::NamedTempFile::new().unwrap();
+    file.write_all("# a long one\n".repeat(100_000).as_bytes()).unwrap();
+    let error = Config::load(Some(file.path()), &[]).unwrap_err();
+    assert!(std::error::Error::source(&error).unwrap().to_string().contains("1300000 bytes, more than the 1048576"));
+}
+
+#[test]
 fn the_fingerprint_covers_what_must_not_change_on_resume() {
     let base = Config::default();
     let with = |set: &str| load("", &[set]).unwrap();

@@ -1,5 +1,7 @@
 //! The interpreter against recorded plays of the original engine, and its errors.
 
+#[path = "common/lift.rs"]
+mod lift;
 #[path = "common/recorded.rs"]
 mod recorded;
 
@@ -7,6 +9,7 @@ use std::collections::HashMap;
 use std::io::Read;
 use std::sync::Arc;
 
+use lift::{DOMAIN as LIFT, GRAMMAR as LIFT_GRAMMAR, PROBLEM as LIFT_PROBLEM};
 use uncouple::env::Environment;
 use uncouple::env::textgame::{Game, GameFile, Shared, TextGame};
 
@@ -75,40 +78,6 @@ fn plays_the_recorded_games_word_for_word() {
     }
     assert!(wrong.is_empty(), "{} differences in {steps} steps", wrong.len());
 }
-
-/// A lift that exercises what the household rules do not: `or`, `imply`, `forall`, `when`, constants and subtypes.
-const LIFT: &str = "(define (domain lift)
- (:types floor rider - object vip - rider)
- (:constants ground - floor)
- (:predicates (lift ?f - floor) (next ?a ?b - floor) (waits ?r - rider ?f - floor) (inside ?r - rider)
-   (served ?r - rider) (warm ?r - rider) (locked) (rung))
- (:action ride :parameters (?f - floor ?g - floor)
-  :precondition (and (lift ?f) (or (next ?f ?g) (next ?g ?f)) (imply (locked) (= ?g ground)))
-  :effect (and (not (lift ?f)) (lift ?g) (increase (total-cost) 1)))
- (:action doors :parameters ()
-  :precondition (exists (?r - rider ?f - floor) (and (lift ?f) (or (inside ?r) (waits ?r ?f))))
-  :effect (forall (?r - rider ?f - floor) (and
-    (when (and (lift ?f) (waits ?r ?f)) (and (not (waits ?r ?f)) (inside ?r)))
-    (when (and (lift ?f) (inside ?r) (= ?f ground)) (and (not (inside ?r)) (served ?r))))))
- (:action greet :parameters (?v - vip) :precondition (inside ?v) :effect (warm ?v))
- (:action ring :parameters () :precondition (forall (?r - rider) (served ?r)) :effect (rung)))";
-
-const LIFT_GRAMMAR: &str = r##"
-grammar :: """{ "intro": [{"rhs": "a lift."}], "who": [
-  {"condition": "inside(r:rider)", "rhs": "inside: [{r.indefinite + ' ' + r.name | inside(r:rider)}]."},
-  {"rhs": "inside: [{r.name | inside(r:rider)}]."}],
-  "list_empty": [{"rhs": "nobody"}], "list_separator": [{"rhs": ", "}], "list_last_separator": [{"rhs": ", and "}] }""";
-action ride { template :: "ride to {g}"; feedback :: "#who#"; }
-action doors { template :: "doors"; feedback :: "#who#"; }
-action greet { template :: "greet {v}"; feedback :: "hello, {v.name or v.id}."; }
-action ring { template :: "ring"; feedback :: "done."; }
-"##;
-
-const LIFT_PROBLEM: &str = "(define (problem p) (:domain lift)
- (:objects f_bar_1 f_bar_2 - floor ann_bar_1 - rider bob_bar_1 - vip)
- (:init (lift ground) (next ground f_bar_2) (next f_bar_2 f_bar_1)
-        (waits ann_bar_1 f_bar_2) (waits bob_bar_1 f_bar_1))
- (:goal (and (rung) (forall (?v - vip) (warm ?v)))))";
 
 fn lift(domain: &str, grammar: &str, problem: &str) -> Result<TextGame, String> {
     let file = GameFile { pddl_domain: domain.into(), grammar: grammar.into(), pddl_problem: problem.into() };
@@ -229,6 +198,151 @@ fn errors_name_text_line_and_column_and_what_was_expected() {
     }
 }
 
+/// What is refused says so, in these words.
+fn refused(domain: &str, grammar: &str, problem: &str) -> String {
+    lift(domain, grammar, problem).err().expect("should be refused")
+}
+
+#[test]
+fn what_init_denies_does_not_hold_anyway_unless_it_is_said_to_hold() {
+    let denied = LIFT_PROBLEM.replace("(:init", "(:init (not (locked)) (not (lift f_bar_1)) (not (warm bob_bar_1))");
+    let (mut plain, mut same) =
+        (lift(LIFT, LIFT_GRAMMAR, LIFT_PROBLEM).unwrap(), lift(LIFT, LIFT_GRAMMAR, &denied).unwrap());
+    assert_eq!(plain.reset().unwrap(), same.reset().unwrap());
+    for command in ["ride to f 1", "doors", "ride to f 2"] {
+        assert_eq!(plain.step(command).unwrap(), same.step(command).unwrap());
+        assert_eq!(plain.distance(), same.distance());
+    }
+    // On whichever side it is said first.
+    for contradiction in ["(:init (not (lift ground))", "(:init (rung) (not (rung))"] {
+        let error = refused(LIFT, LIFT_GRAMMAR, &LIFT_PROBLEM.replace("(:init", contradiction));
+        assert!(error.contains("pddl_problem, line 3") && error.contains("either true or false"), "{error}");
+    }
+}
+
+#[test]
+fn an_object_that_nothing_declares_is_named_wherever_it_stands() {
+    let problem = |from: &str, to: &str| (LIFT.to_string(), LIFT_PROBLEM.replace(from, to));
+    let domain = |from: &str, to: &str| (LIFT.replace(from, to), LIFT_PROBLEM.to_string());
+    for (says, (domain, problem)) in [
+        ("pddl_problem, line 3", problem("(lift ground)", "(lift ghost)")),
+        ("pddl_problem, line 3", problem("(lift ground)", "(lift ground) (not (lift ghost))")),
+        ("pddl_problem, line 3", problem("(lift ground)", "(lift ground) (= (far ghost) 3)")),
+        ("pddl_problem, line 5", problem("(rung)", "(warm ghost)")),
+        ("pddl_problem, line 5", problem("(rung)", "(not (= ghost ground))")),
+        ("pddl_domain, line 9", domain("(imply (locked)", "(imply (lift ghost)")),
+        ("pddl_domain, line 9", domain("(= ?g ground)", "(= ?g ghost)")),
+        ("pddl_domain, line 10", domain("(increase (total-cost) 1)", "(increase (total-cost) (far ghost))")),
+        ("pddl_domain, line 15", domain(":effect (warm ?v)", ":effect (and (warm ?v) (not (warm ghost)))")),
+        ("pddl_domain, line 15", domain(":effect (warm ?v)", ":effect (when (inside ghost) (warm ?v))")),
+    ] {
+        let error = refused(&domain, LIFT_GRAMMAR, &problem);
+        assert!(error.contains("objects that :objects or :constants declares, found 'ghost'"), "{error}");
+        assert!(error.starts_with(says), "{error}\n  should start with {says}");
+    }
+    // A problem may declare what the domain's actions name; the order of the domain's sections does not matter.
+    let named = LIFT.replace("(:constants ground - floor)", "");
+    refused(&named, LIFT_GRAMMAR, LIFT_PROBLEM);
+    lift(&named, LIFT_GRAMMAR, &LIFT_PROBLEM.replace("f_bar_2 - floor", "f_bar_2 ground - floor")).unwrap();
+    let late = named.replace(":effect (rung))", ":effect (rung)) (:constants ground - floor)");
+    lift(&late, LIFT_GRAMMAR, LIFT_PROBLEM).unwrap();
+}
+
+#[test]
+fn an_object_is_one_thing() {
+    let again = |what: &str| LIFT_PROBLEM.replace("ann_bar_1 - rider", &format!("ann_bar_1 - rider {what}"));
+    let mut twice = lift(LIFT, LIFT_GRAMMAR, &again("ann_bar_1 - rider ground - floor")).unwrap();
+    assert_eq!(twice.reset().unwrap(), lift(LIFT, LIFT_GRAMMAR, LIFT_PROBLEM).unwrap().reset().unwrap());
+    for (other, found) in [
+        ("ann_bar_1 - floor", "'ann_bar_1' as rider and as floor"),
+        ("ground - rider", "'ground' as floor and as rider"),
+    ] {
+        let error = refused(LIFT, LIFT_GRAMMAR, &again(other));
+        assert!(error.contains(&format!("one type of each object, found {found}")), "{error}");
+    }
+    let error = refused(&LIFT.replace("(rung))", "(rung) (lift ?a ?b))"), LIFT_GRAMMAR, LIFT_PROBLEM);
+    assert!(error.contains("one number of arguments of 'lift', found 2 here and 1 before"), "{error}");
+}
+
+#[test]
+fn a_game_that_leads_to_too_much_is_refused_before_it_does() {
+    let many: String = (0..200).map(|i| format!("o{i} ")).collect();
+    let problem = LIFT_PROBLEM.replace("(:objects", &format!("(:objects {many} - floor"));
+    let domain = |action: &str| format!("{}\n{action})", LIFT.trim_end().strip_suffix(')').unwrap());
+    let grammar = LIFT_GRAMMAR.to_string() + r#"action burst { template :: "burst"; feedback :: ""; }"#;
+    let six = "?a ?b ?c ?d ?e ?f - floor";
+    let alternatives = "(or (lift ?a) (locked)) ".repeat(40);
+    for (action, says) in [
+        (format!("(:action burst :parameters ({six}) :effect (locked))"), "more of them, the last for action 'burst'"),
+        (format!("(:action burst :parameters () :effect (forall ({six}) (lift ?a)))"), "action 'burst'"),
+        (
+            format!("(:action burst :parameters () :precondition (forall ({six}) (not (lift ?a))) :effect (locked))"),
+            "action 'burst'",
+        ),
+        (
+            format!("(:action burst :parameters () :effect (when (exists ({six}) (lift ?a)) (locked)))"),
+            "action 'burst'",
+        ),
+        (
+            format!("(:action burst :parameters (?a - floor) :precondition (and {alternatives}) :effect (locked))"),
+            "at most 4096 alternatives",
+        ),
+        (
+            format!(
+                "(:action burst :parameters (?a - floor) :precondition (and {alternatives} (or)) :effect (locked))"
+            ),
+            "at most 4096 alternatives",
+        ),
+        (
+            format!(
+                "(:action burst :parameters ({}) :effect (locked))",
+                (0..256).map(|i| format!("?v{i} ")).collect::<String>()
+            ),
+            "at most 255 variables",
+        ),
+    ] {
+        let error = refused(&domain(&action), &grammar, &problem);
+        assert!(
+            error.starts_with("pddl_domain, line 17, column") && error.contains(says),
+            "{error}\n  should say: {says}"
+        );
+    }
+    let goal = problem.replace("(rung)", &format!("(exists ({six}) (not (locked)))"));
+    let error = refused(LIFT, LIFT_GRAMMAR, &goal);
+    assert!(error.starts_with("pddl_problem, line 5") && error.contains("the last for the goal"), "{error}");
+    let types: String = (0..200).map(|i| format!("t{i} ")).collect();
+    let error = refused(&LIFT.replace("(:types", &format!("(:types {types}")), LIFT_GRAMMAR, LIFT_PROBLEM);
+    assert!(error.contains("pddl_domain, line 2, column") && error.contains("at most 128 types"), "{error}");
+}
+
+#[test]
+fn a_grammar_says_no_more_than_a_state_can_bear() {
+    // Every rule says the next one twice; every floor is listed with every other, and again.
+    let rules: String = (0..40).map(|i| format!("\"r{i}\": [{{\"rhs\": \"#r{}##r{}#\"}}], ", i + 1, i + 1)).collect();
+    let double = LIFT_GRAMMAR.replace(
+        "{ \"intro\": [{\"rhs\": \"a lift.\"}]",
+        &format!("{{ {rules} \"r40\": [{{\"rhs\": \"\"}}], \"intro\": [{{\"rhs\": \"#r0#\"}}]"),
+    );
+    let next: String = (0..200).map(|i| format!("(next o{i} ground) ")).collect();
+    let many: String = (0..200).map(|i| format!("o{i} ")).collect();
+    let crowd = LIFT_PROBLEM
+        .replace("(:objects", &format!("(:objects {many} - floor"))
+        .replace("(:init", &format!("(:init {next}"));
+    let pairs = (0..5).map(|i| format!("next(a{i}:floor, g:floor)")).collect::<Vec<_>>().join(" & ");
+    let list = LIFT_GRAMMAR.replace("a lift.", &format!("{{a0 | {pairs}}}"));
+    for (grammar, problem) in [(double, LIFT_PROBLEM), (list, &crowd)] {
+        let error = lift(LIFT, &grammar, problem).unwrap().reset().unwrap_err().to_string();
+        assert!(error.contains("the grammar has too much to say of one state"), "{error}");
+    }
+}
+
+#[test]
+fn a_command_that_cannot_be_spelled_is_found_before_the_game_begins() {
+    let error = refused(LIFT, &LIFT_GRAMMAR.replace("greet {v}", "greet {w}"), LIFT_PROBLEM);
+    let says = "grammar, line 8, column 8: expected a template that spells action 'greet', found one that fails: the grammar speaks of 'w'";
+    assert!(error.starts_with(says), "{error}");
+}
+
 #[test]
 fn a_grammar_that_circles_fails_with_the_rules_name() {
     let grammar =
@@ -244,4 +358,9 @@ fn a_missing_or_broken_game_file_is_named() {
     assert!(GameFile::read(&path).unwrap_err().to_string().contains("game.tw-pddl: cannot be read"));
     std::fs::write(&path, "{\"pddl_domain\": 3").unwrap();
     assert!(GameFile::read(&path).unwrap_err().to_string().contains("is not a game file"));
+    std::fs::write(&path, " ".repeat((4 << 20) + 1)).unwrap();
+    assert!(GameFile::read(&path).unwrap_err().to_string().contains("cannot be read: it has 4194305 bytes"));
+    for no_file in [folder.path(), "/dev/zero".as_ref()] {
+        assert!(GameFile::read(no_file).unwrap_err().to_string().contains("it is not a regular file"));
+    }
 }

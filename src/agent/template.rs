@@ -1,8 +1,11 @@
 //! The words around an observation: templates in Jinja's language, built in or the user's own.
 
 use super::prompter::PromptError;
-use minijinja::{AutoEscape, Environment, UndefinedBehavior};
+use crate::files;
+use crate::model::jinja::{self, MAX_SOURCE};
+use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};
 use serde::Serialize;
+use std::path::Path;
 
 /// The built-in templates by name. `default` says least; the others explain their game.
 const BUILT_IN: [(&str, &str); 3] = [
@@ -53,16 +56,16 @@ impl Template {
     pub fn load(name: &str) -> Result<Template, PromptError> {
         let text = match BUILT_IN.iter().find(|(built_in, _)| *built_in == name) {
             Some((_, text)) => text.to_string(),
-            None => std::fs::read_to_string(name).map_err(|source| PromptError::NoTemplate {
+            None => files::read_text(Path::new(name), MAX_SOURCE as u64).map_err(|source| PromptError::NoTemplate {
                 name: name.into(),
                 built_in: BUILT_IN.map(|(name, _)| name).join(", "),
                 source,
             })?,
         };
-        let mut jinja = Environment::new();
+        let mut jinja = jinja::environment();
         jinja.set_auto_escape_callback(|_| AutoEscape::None);
         jinja.set_undefined_behavior(UndefinedBehavior::Strict);
-        jinja.add_template_owned(name.to_string(), text)?;
+        jinja::add(&mut jinja, name, text)?;
         let template = Template { jinja, name: name.into() };
         let (words, commands) = (["a".to_string()], [Exchange { observation: "a", action: "b".into() }]);
         for (opening, windowed, step) in [(true, false, 0), (false, false, 1), (true, true, 0), (true, true, 1)] {
@@ -83,6 +86,6 @@ impl Template {
     }
 
     pub fn render(&self, scene: &Scene<'_>) -> Result<String, PromptError> {
-        Ok(self.jinja.get_template(&self.name)?.render(scene)?)
+        Ok(jinja::render(&self.jinja, &self.name, Value::from_serialize(scene))?)
     }
 }

@@ -5,6 +5,7 @@ use crate::agent::Prompter;
 use crate::config::{self, ActionTokens, Config, Prompt};
 use crate::coupling::{FOLDER, Grams, Group, Means, Measurement, Probe, Side, Spread, Weights, measure, write};
 use crate::device::Gpu;
+use crate::files;
 use crate::model::cuda::CudaModel;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Keep, checkpoint};
@@ -206,7 +207,7 @@ fn compare(a: &Path, b: &Path, how: &How) -> Result<ExitCode> {
     let ((_, dir_a), (_, dir_b)) = (last_checkpoint(a)?, last_checkpoint(b)?);
     let tokenizer = |dir: &Path| {
         let file = dir.join("tokenizer.json");
-        std::fs::read(&file).with_context(|| format!("cannot read {}", file.display()))
+        files::read(&file, files::MOST_KEPT).with_context(|| format!("cannot read {}", file.display()))
     };
     ensure!(
         tokenizer(&dir_a)? == tokenizer(&dir_b)?,

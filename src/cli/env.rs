@@ -3,7 +3,7 @@
 use super::output;
 use crate::config::{Config, Override};
 use crate::env::Environment;
-use crate::env::alfworld::{Index, PARTS, TYPES, data_folder};
+use crate::env::alfworld::{Index, PARTS, Skipped, TYPES, data_folder};
 use crate::env::openenv::{Bounds, Server};
 use crate::env::textgame::{GameFile, Shared, TextGame};
 use crate::report::progress::say;
@@ -116,9 +116,9 @@ fn index(data: &str, json: bool) -> Result<ExitCode> {
     let index = Index::read(&data_folder(data)?)?;
     if json {
         output::print_json(&serde_json::json!({
-            "root": index.root, "hash": index.hash, "games": index.games
+            "root": index.root, "hash": index.hash, "games": index.games, "skipped": index.skipped
         }))?;
-        return Ok(ExitCode::SUCCESS);
+        return Ok(report_skipped(&index));
     }
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header([&["task type"], &PARTS[..]].concat());
@@ -133,5 +133,22 @@ fn index(data: &str, json: bool) -> Result<ExitCode> {
     table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
     output::print(&table.to_string())?;
     output::print(&format!("{}\nsha256 {}", index.root.display(), index.hash))?;
-    Ok(ExitCode::SUCCESS)
+    Ok(report_skipped(&index))
+}
+
+/// Names the bad games; the exit code says whether there are any.
+fn report_skipped(index: &Index) -> ExitCode {
+    for Skipped { file, reason } in &index.skipped {
+        say(&format!("skipped {}: {reason}", file.display()));
+    }
+    match index.skipped.len() {
+        0 => ExitCode::SUCCESS,
+        count => {
+            let of = index.games.len() + count;
+            say(&format!(
+                "{count} of {of} games skipped: they cannot be played, and training refuses the folder until they are mended or removed"
+            ));
+            ExitCode::FAILURE
+        }
+    }
 }

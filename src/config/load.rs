@@ -1,6 +1,7 @@
 //! From text to [`Config`]: defaults ← defaults for a given model ← TOML file ← overrides, in that order; and back to text.
 
 use super::Config;
+use crate::files::{self, MOST_WRITTEN};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::path::{Path, PathBuf};
@@ -31,6 +32,9 @@ pub enum ConfigError {
     /// The value parses but makes no sense for training.
     #[error("`{key} = {value}`: {reason}")]
     Invalid { key: &'static str, value: String, reason: String },
+    /// A number outside its range.
+    #[error("`{key} = {value}`: {reason}")]
+    Range { key: String, value: String, reason: String },
 }
 
 /// One value given on the command line.
@@ -79,8 +83,8 @@ impl Config {
             merge.value(&o.key, &o.value, None, &|_| o.origin.clone())?;
         }
         if let Some(file) = file {
-            let text =
-                std::fs::read_to_string(file).map_err(|source| ConfigError::Read { file: file.into(), source })?;
+            let text = files::read_text(file, MOST_WRITTEN)
+                .map_err(|source| ConfigError::Read { file: file.into(), source })?;
             merge.file(&file.display().to_string(), &text)?;
         }
         for o in overrides {

@@ -4,6 +4,7 @@
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
 mod address;
+pub mod bounds;
 mod coupling;
 mod decouple;
 mod gcd;
@@ -195,11 +196,11 @@ impl TryFrom<String> for History {
     type Error = &'static str;
 
     fn try_from(text: String) -> Result<History, Self::Error> {
-        let window = text.strip_prefix("window:").and_then(|k| k.parse().ok());
+        let window = text.strip_prefix("window:").and_then(|k| k.parse().ok()).filter(|k| *k <= bounds::MAX_WINDOW);
         match window {
             _ if text == "full" => Ok(History::Full),
             Some(turns) => Ok(History::Window(turns)),
-            None => Err("must be \"full\", or e.g. \"window:3\""),
+            None => Err("must be \"full\", or e.g. \"window:3\", at most \"window:100000\""),
         }
     }
 }

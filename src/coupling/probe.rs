@@ -114,7 +114,7 @@ impl Probe {
 
     /// What the file holds more than once is one sample.
     pub fn read(file: PathBuf) -> Result<Probe, ProbeError> {
-        let text = match std::fs::read_to_string(&file) {
+        let text = match files::read_text(&file, files::MOST_KEPT) {
             Ok(text) => text,
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Err(ProbeError::Missing(file)),
             Err(e) => return Err(FileError::new("read", file, e).into()),

@@ -5,9 +5,10 @@
 //! `env.train_types = "all"`: then L0 and L1 hold all six types, and there is no L2.
 
 use super::panels::Panels;
-use super::textgame::{Game, GameFile, Shared, TextGame};
+use super::textgame::{Game, GameFile, MOST_FILE, Shared, TextGame};
 use super::{EnvError, Environment, Split, Suite, Task};
 use crate::config::TrainTypes;
+use crate::files;
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
@@ -41,18 +42,28 @@ pub struct IndexedGame {
     pub hash: String,
 }
 
+/// A game file that cannot be played, and why.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
+pub struct Skipped {
+    pub file: PathBuf,
+    pub reason: String,
+}
+
 /// All games of a data folder, sorted by id.
 #[derive(Debug, Clone)]
 pub struct Index {
     /// The folder that holds [`PARTS`].
     pub root: PathBuf,
     pub games: Vec<IndexedGame>,
+    /// Game files that cannot be played, sorted.
+    pub skipped: Vec<Skipped>,
     /// SHA-256 over all ids and game hashes, in hex.
     pub hash: String,
 }
 
 impl Index {
-    /// Reads every game below `data` (which holds [`PARTS`], or holds them in `json_2.1.1`).
+    /// Reads and compiles every game below `data` (which holds [`PARTS`], or holds them in `json_2.1.1`). A bad one is skipped and
+    /// listed; an error says that there are none, or that a folder cannot be listed.
     pub fn read(data: &Path) -> Result<Index, EnvError> {
         let below = data.join("json_2.1.1");
         let root = if below.is_dir() { below } else { data.to_path_buf() };
@@ -65,23 +76,42 @@ impl Index {
                 }
             }
         }
-        let games: Vec<Vec<IndexedGame>> = folders
-            .par_iter()
-            .map(|(part, kind, folder)| {
-                let trials = entries(folder)?.into_iter().filter(|trial| trial.join(GAME).is_file());
-                trials.filter_map(|trial| indexed(&root, part, kind, &trial).transpose()).collect()
-            })
-            .collect::<Result<_, EnvError>>()?;
-        let mut games = games.concat();
+        let read = |(part, kind, folder): &(&'static str, &'static str, PathBuf)| {
+            // Games of a folder in a row share their rules.
+            let mut shared = Shared::default();
+            // What is named like a game but is no file is a bad game.
+            let trials = entries(folder)?.into_iter().filter(|trial| trial.join(GAME).symlink_metadata().is_ok());
+            Ok(trials.map(|trial| indexed(&root, part, kind, &trial, &mut shared)).collect())
+        };
+        let read: Vec<Vec<Result<Option<IndexedGame>, Skipped>>> =
+            folders.par_iter().map(read).collect::<Result<_, EnvError>>()?;
+        let (mut games, mut skipped) = (Vec::new(), Vec::new());
+        for game in read.into_iter().flatten() {
+            match game {
+                Ok(game) => games.extend(game),
+                Err(bad) => skipped.push(bad),
+            }
+        }
         games.sort_by(|a, b| a.id.cmp(&b.id));
-        if games.is_empty() {
+        skipped.sort();
+        if games.is_empty() && skipped.is_empty() {
             let reason = "holds no ALFWorld games (train/TYPE-…/TRIAL/game.tw-pddl): run alfworld-download and give its \
                           folder by --data, env.data or $ALFWORLD_DATA";
             return Err(EnvError::BadGame { file: data.display().to_string(), reason: reason.into() });
         }
         let mut hash = Sha256::new();
         games.iter().for_each(|game| hash.update(format!("{} {}\n", game.id, game.hash)));
-        Ok(Index { root, games, hash: hex(hash) })
+        Ok(Index { root, games, skipped, hash: hex(hash) })
+    }
+
+    /// Refuses a data folder with bad games: a run on what is left would silently be another than on the whole.
+    pub fn complete(self) -> Result<Index, EnvError> {
+        let Some(Skipped { file, reason }) = self.skipped.first() else { return Ok(self) };
+        let mut reason = format!("{reason}; bring it back by alfworld-download, or remove its folder");
+        if self.skipped.len() > 1 {
+            reason += &format!(" (`uncouple env index` lists all {} bad games)", self.skipped.len());
+        }
+        Err(EnvError::BadGame { file: file.display().to_string(), reason })
     }
 
     fn find(&self, id: &str) -> Result<&IndexedGame, EnvError> {
@@ -121,18 +151,32 @@ fn bad(path: &Path, reason: String) -> EnvError {
 }
 
 /// The trial's place in the index; `None` where it cannot be solved.
-fn indexed(root: &Path, part: &'static str, kind: &'static str, trial: &Path) -> Result<Option<IndexedGame>, EnvError> {
+fn indexed(
+    root: &Path,
+    part: &'static str,
+    kind: &'static str,
+    trial: &Path,
+    shared: &mut Shared,
+) -> Result<Option<IndexedGame>, Skipped> {
     #[derive(serde::Deserialize)]
     struct Solvable {
         #[serde(default)]
         solvable: bool,
     }
     let file = trial.join(GAME);
-    let bytes = std::fs::read(&file).map_err(|e| bad(&file, format!("cannot be read: {e}")))?;
-    let game: Solvable = serde_json::from_slice(&bytes).map_err(|e| bad(&file, format!("is not a game file: {e}")))?;
+    let bad = |reason: String| Skipped { file: file.clone(), reason };
+    let bytes = files::read(&file, MOST_FILE).map_err(|e| bad(format!("cannot be read: {e}")))?;
+    let game: Solvable = serde_json::from_slice(&bytes).map_err(|e| bad(format!("is not a game file: {e}")))?;
+    if !game.solvable {
+        return Ok(None);
+    }
+    let texts = GameFile::parse(&bytes).map_err(|e| bad(format!("is not a game file: {e}")))?;
+    let compiled = texts.compile(shared).map_err(|e| bad(e.to_string()))?;
+    let begun = TextGame::new(GAME, Arc::new(compiled)).reset();
+    begun.map_err(|e| bad(if let EnvError::Failed { reason, .. } = e { reason } else { e.to_string() }))?;
     let id = trial.strip_prefix(root).unwrap_or(trial).to_string_lossy().into_owned();
     let hash = hex(Sha256::new_with_prefix(bytes));
-    Ok(game.solvable.then_some(IndexedGame { id, part, kind, hash }))
+    Ok(Some(IndexedGame { id, part, kind, hash }))
 }
 
 fn hex(hash: Sha256) -> String {

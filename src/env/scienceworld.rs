@@ -10,6 +10,7 @@ use super::bridge::{Bridged, Fault, Limits, Pool, Process, Worker};
 use super::panels::Panels;
 use super::{EnvError, Environment, Observation, Split, Suite, Task};
 use crate::config::{Reward, TrainTypes};
+use crate::files;
 use sha2::{Digest, Sha256};
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -195,7 +196,7 @@ impl ScienceWorld {
 }
 
 fn content_hash(jar: &Path, simplifications: &str) -> Result<String, EnvError> {
-    let bytes = std::fs::read(jar)
+    let bytes = files::read(jar, files::MOST_KEPT)
         .map_err(|e| EnvError::BadGame { file: jar.display().to_string(), reason: format!("cannot be read: {e}") })?;
     let hash = Sha256::new_with_prefix(bytes).chain_update(simplifications).finalize();
     Ok(hash.iter().map(|byte| format!("{byte:02x}")).collect())

@@ -5,8 +5,10 @@ use std::io::{self, ErrorKind, Read};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-/// Bytes.
-pub const MIB: u64 = 1 << 20;
+/// Bytes of the longest file that a person writes, such as a configuration.
+pub const MOST_WRITTEN: u64 = 1 << 20;
+/// Bytes of the longest file that a program writes and that is read whole.
+pub const MOST_KEPT: u64 = 1 << 28;
 
 /// Opens a regular file to be read. A folder, a pipe or a device is refused, and no pipe is waited for.
 pub fn open(path: &Path) -> io::Result<File> {
@@ -47,5 +49,47 @@ pub fn check_regular(path: &Path) -> io::Result<()> {
     match open(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn only_regular_files_are_read_and_no_pipe_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        let made = std::process::Command::new("mkfifo").arg(&pipe).status().unwrap();
+        assert!(made.success());
+        for path in [folder.path(), &pipe, Path::new("/dev/zero")] {
+            for refused in [read(path, 10).map(|_| ()), read_text(path, 10).map(|_| ()), check_regular(path)] {
+                assert_eq!(refused.unwrap_err().to_string(), "it is not a regular file", "{}", path.display());
+            }
+        }
+        assert!(check_regular(&folder.path().join("absent")).is_ok());
+        assert_eq!(read(&folder.path().join("absent"), 10).unwrap_err().kind(), ErrorKind::NotFound);
+    }
+
+    #[test]
+    fn a_file_is_read_whole_or_not_at_all() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, "0123456789").unwrap();
+        assert_eq!(read(&path, 10).unwrap(), b"0123456789");
+        let error = read(&path, 9).unwrap_err();
+        assert_eq!(
+            (error.kind(), error.to_string()),
+            (ErrorKind::FileTooLarge, "it has 10 bytes, more than the 9 that are read".into())
+        );
+        // Its length is told without reading it.
+        File::create(&path).unwrap().set_len(1 << 50).unwrap();
+        assert!(read(&path, MOST_KEPT).unwrap_err().to_string().contains("1125899906842624 bytes"));
+        fs::write(&path, [0xff, 0xfe]).unwrap();
+        assert_eq!(read_text(&path, 10).unwrap_err().to_string(), "it is not UTF-8 text");
+        // Files of /proc have no length until they are read.
+        assert!(read(Path::new("/proc/self/status"), 1 << 20).unwrap().len() > 10);
+        assert!(read(Path::new("/proc/self/status"), 10).unwrap_err().to_string().contains("more than the 10"));
     }
 }

@@ -5,6 +5,7 @@
 
 use super::label::Label;
 use crate::config;
+use crate::files;
 use rusqlite::{Connection, params};
 use serde::Deserialize;
 use serde_json::{Value, json};
@@ -27,6 +28,8 @@ pub enum JudgeError {
     BadKey(String),
     #[error("{}: cannot keep the judge's votes: {source}; choose another gcd.judge.cache", .file.display())]
     Votes { file: PathBuf, source: rusqlite::Error },
+    #[error("{}: cannot keep the judge's votes: {source}; choose another gcd.judge.cache", .file.display())]
+    Cache { file: PathBuf, source: std::io::Error },
 }
 
 const INSTRUCTION: &str = "You judge one action of an agent in a text world. Good: it brings the goal of the task nearer, or \
@@ -129,6 +132,7 @@ impl Judge {
             return Err(JudgeError::BadKey(config.key_env.clone()));
         }
         let file = PathBuf::from(&config.cache);
+        files::check_regular(&file).map_err(|source| JudgeError::Cache { file: file.clone(), source })?;
         let votes = open_votes(&file).map_err(|source| JudgeError::Votes { file: file.clone(), source })?;
         let agent = ureq::Agent::config_builder()
             .timeout_global(Some(Duration::from_secs_f32(config.timeout)))

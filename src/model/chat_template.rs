@@ -1,24 +1,17 @@
 //! Chat templates: the Jinja that transformers' `apply_chat_template` runs, on minijinja.
 //!
-//! A template is a stranger's program, so its steps and its output are bounded. What minijinja spells otherwise is translated before
-//! it is parsed ([`super::chat_syntax`]).
+//! What minijinja spells otherwise is translated before it is parsed ([`super::chat_syntax`]); [`super::jinja`] bounds what it does.
 
 use super::chat_syntax::{PERCENT, PERCENT_EACH, translate};
 use super::input::guarded;
+use super::jinja::{self, MAX_OUTPUT, MAX_STEPS};
 use super::tokenizer::Message;
 use jiff::Zoned;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, FormatStyle, State, Value, format_filter};
 use minijinja_contrib::pycompat;
-use std::io::{self, Write};
 use std::sync::Arc;
 
-/// Longest template, in bytes.
-pub const MAX_SOURCE: usize = 1 << 20;
-/// Longest rendered conversation, in bytes.
-const MAX_OUTPUT: usize = 1 << 26;
-/// Most steps of one rendering. A conversation of hundreds of messages takes some ten thousand.
-const MAX_STEPS: u64 = 10_000_000;
 /// The only template of its environment.
 const NAME: &str = "chat";
 
@@ -44,7 +37,7 @@ impl ChatTemplate {
 
     /// The conversation as text; with `add_generation_prompt` the assistant's turn is opened.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, String> {
-        let jinja = self.jinja.as_ref().map_err(String::clone)?;
+        let environment = self.jinja.as_ref().map_err(String::clone)?;
         let known = [
             ("messages", Value::from_serialize(messages)),
             ("tools", Value::from(())),
@@ -53,10 +46,7 @@ impl ChatTemplate {
         ];
         let tokens = self.tokens.iter().map(|(name, text)| (&name[..], Value::from(&text[..])));
         let context = known.into_iter().chain(tokens).collect::<Value>();
-        let mut output = Bounded(Vec::new());
-        let rendered = guarded(|| jinja.get_template(NAME)?.render_captured_to(context, &mut output).map(|_| ()));
-        rendered?.map_err(|e| reason(&e))?;
-        String::from_utf8(output.0).map_err(|e| e.to_string())
+        jinja::render(environment, NAME, context).map_err(|e| reason(&e))
     }
 }
 
@@ -68,31 +58,13 @@ fn reason(error: &Error) -> String {
     }
 }
 
-/// Takes so much and no more.
-struct Bounded(Vec<u8>);
-
-impl Write for Bounded {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if self.0.len() + bytes.len() > MAX_OUTPUT {
-            return Err(io::ErrorKind::FileTooLarge.into());
-        }
-        self.0.extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 /// What a chat template finds in transformers. `strftime_now` tells the time at which the template was loaded, so that every prompt
 /// of a process tells the same.
 fn environment(source: &str) -> Result<Environment<'static>, Error> {
-    let mut jinja = Environment::new();
+    let mut jinja = jinja::environment();
     jinja.set_auto_escape_callback(|_| AutoEscape::None);
     jinja.set_trim_blocks(true);
     jinja.set_lstrip_blocks(true);
-    jinja.set_fuel(Some(MAX_STEPS));
     minijinja_contrib::add_to_environment(&mut jinja);
     jinja.set_unknown_method_callback(method);
     jinja.add_function("raise_exception", |reason: String| Err::<Value, _>(invalid(reason)));

@@ -15,7 +15,6 @@ use serde::Deserialize;
 use sha2::{Digest, Sha256};
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -156,8 +155,7 @@ struct Shard {
 impl Shard {
     fn open(file: PathBuf) -> Result<Shard, CheckpointError> {
         let read = |source| CheckpointError::Read { file: file.clone(), source };
-        input::check_regular(&file).map_err(read)?;
-        let handle = File::open(&file).map_err(read)?;
+        let handle = files::open(&file).map_err(read)?;
         // SAFETY: the map is only read, and only while loading. Should another process cut the file short meanwhile, the
         // process gets SIGBUS, as with every memory-mapped loader; there is no way to exclude it.
         let map = unsafe { Mmap::map(&handle) }.map_err(read)?;

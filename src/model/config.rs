@@ -1,6 +1,7 @@
 //! `config.json` of a Qwen2 model, in both spellings (flat `rope_theta`, and transformers 5's `rope_parameters`).
 
 use super::input;
+use crate::config::bounds::{MAX_ANGLES, MAX_LAYERS, MAX_SIZE};
 use serde_json::{Value, json};
 use std::path::{Path, PathBuf};
 
@@ -40,12 +41,6 @@ pub enum ConfigError {
     Field { file: PathBuf, field: String, found: String, mend: String },
 }
 
-/// Larger than any size a real model has, small enough that no product of two overflows.
-const MAX_SIZE: usize = 1 << 24;
-/// Each layer costs a table entry even before its weights are looked for.
-const MAX_LAYERS: usize = 1 << 12;
-/// Positions times head size: the tables of the rotary embeddings are made for every position. A million positions of 128 fit.
-const MAX_ANGLES: usize = 1 << 27;
 /// Largest configuration file, in bytes.
 const MAX_FILE: u64 = 1 << 24;
 

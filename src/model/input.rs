@@ -1,8 +1,8 @@
 //! What protects from the files of a stranger's model folder: only regular files of bounded size are read, and a parser that panics
 //! is an error.
 
+use crate::files;
 use std::cell::Cell;
-use std::fs;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
@@ -10,12 +10,6 @@ use std::sync::Once;
 
 /// How a file begins that Git LFS left in the place of the real one.
 const POINTER: &[u8] = b"version https://git-lfs";
-
-/// Refuses what is not a regular file: reading a pipe or a device may never end.
-pub fn check_regular(file: &Path) -> io::Result<fs::Metadata> {
-    let about = fs::metadata(file)?;
-    if about.is_file() { Ok(about) } else { Err(io::Error::other("it is not a regular file")) }
-}
 
 /// Refuses what stands in the place of a file that was not fetched.
 pub fn check_fetched(content: &[u8]) -> io::Result<()> {
@@ -27,11 +21,7 @@ pub fn check_fetched(content: &[u8]) -> io::Result<()> {
 
 /// The content of a regular file of at most `most` bytes.
 pub fn read(file: &Path, most: u64) -> io::Result<Vec<u8>> {
-    let length = check_regular(file)?.len();
-    if length > most {
-        return Err(io::Error::other(format!("it has {length} bytes, and at most {most} are expected")));
-    }
-    let content = fs::read(file)?;
+    let content = files::read(file, most)?;
     check_fetched(&content)?;
     Ok(content)
 }

@@ -11,6 +11,7 @@ mod cuda_step;
 mod decode;
 mod init;
 mod input;
+pub(crate) mod jinja;
 pub mod kv_cache;
 pub mod pages;
 pub mod params;

@@ -1,8 +1,9 @@
 //! The tokenizer and chat template of a model directory.
 
 use super::Qwen2Config;
-use super::chat_template::{ChatTemplate, MAX_SOURCE};
+use super::chat_template::ChatTemplate;
 use super::input::{self, guarded};
+use super::jinja::MAX_SOURCE;
 use super::special_tokens::{Declared, declared};
 use serde::Serialize;
 use serde_json::Value;

@@ -20,6 +20,7 @@ pub use check::{Report, check};
 pub use compare::Row;
 
 use crate::device::Gpu;
+use crate::files;
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::tokenizer::TokenizerError;
 use crate::model::{Model, Params};
@@ -169,7 +170,8 @@ fn zeros_like(model: &Model) -> Params {
 }
 
 fn read_json(file: &Path) -> Result<Value, ReferenceError> {
-    let text = std::fs::read_to_string(file).map_err(|source| ReferenceError::Read { file: file.into(), source })?;
+    let text = files::read_text(file, files::MOST_KEPT)
+        .map_err(|source| ReferenceError::Read { file: file.into(), source })?;
     serde_json::from_str(&text).map_err(|e| ReferenceError::Corrupt { file: file.into(), reason: e.to_string() })
 }
 

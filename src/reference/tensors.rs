@@ -1,10 +1,14 @@
 //! Named tensors of a golden set, in f32, f64 or i64.
 
 use super::ReferenceError;
+use crate::files;
 use safetensors::tensor::{Dtype, SafeTensors, View};
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::path::Path;
+
+/// Gradients of a model with billions of parameters would be more.
+const MOST_BYTES: u64 = 16 << 30;
 
 /// The values of one tensor, in the type it is stored in.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +58,8 @@ impl Tensors {
     }
 
     pub fn read(file: &Path) -> Result<Tensors, ReferenceError> {
-        let bytes = std::fs::read(file).map_err(|source| ReferenceError::Read { file: file.into(), source })?;
+        let bytes =
+            files::read(file, MOST_BYTES).map_err(|source| ReferenceError::Read { file: file.into(), source })?;
         let corrupt = |reason: String| ReferenceError::Corrupt { file: file.into(), reason };
         let all = SafeTensors::deserialize(&bytes).map_err(|e| corrupt(e.to_string()))?;
         let mut tensors = Tensors::default();

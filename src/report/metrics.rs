@@ -115,7 +115,7 @@ pub fn phase_seconds(records: &[Record]) -> BTreeMap<String, f64> {
 /// so is what follows a broken line.
 pub fn read(run: &Path) -> Result<Vec<Record>, FileError> {
     let path = run.join(FILE);
-    let text = match std::fs::read(&path) {
+    let text = match files::read(&path, files::MOST_KEPT) {
         Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
         Err(e) if e.kind() == ErrorKind::NotFound => String::new(),
         Err(e) => return Err(FileError::new("read", path, e)),

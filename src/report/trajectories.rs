@@ -6,7 +6,7 @@
 //!
 //! The layout of the tables has a number, `pragma user_version`, which `meta` repeats in words.
 
-use crate::files::FileError;
+use crate::files::{self, FileError};
 use rusqlite::{Connection, ErrorCode, TransactionBehavior, params};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -73,6 +73,7 @@ const SCHEMA: &str = "
 
 /// Why a database cannot be opened.
 enum Unopened {
+    File(io::Error),
     Sqlite(rusqlite::Error),
     /// It has another layout.
     Version(i64),
@@ -90,6 +91,7 @@ impl Trajectories {
     pub fn open(run: &Path, next: &[(&str, u64)]) -> Result<Trajectories, FileError> {
         let path = run.join(FILE);
         let open = || -> Result<Connection, Unopened> {
+            files::check_regular(&path).map_err(Unopened::File)?;
             let mut db = Connection::open(&path)?;
             db.busy_timeout(Duration::from_secs(2))?;
             prepare(&mut db)?;
@@ -107,6 +109,7 @@ impl Trajectories {
         };
         let db = open().map_err(|e| match e {
             Unopened::Sqlite(e) => error("open", &path, e),
+            Unopened::File(e) => FileError::new("open", &path, e),
             Unopened::Version(found) => FileError::new("open", &path, io::Error::other(other_version(found))),
         })?;
         Ok(Trajectories { path, db })

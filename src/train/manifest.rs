@@ -4,12 +4,12 @@
 //! Of the training state its wall time does not count: what two runs computed is the same if their manifests are.
 
 use super::state::STATE;
-use crate::files::FileError;
+use crate::files::{self, FileError};
 use rayon::prelude::*;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::{self, BufReader, ErrorKind};
 use std::path::{Path, PathBuf};
 
@@ -63,7 +63,7 @@ pub fn write(dir: &Path, step: u64) -> Result<(), FileError> {
 /// `false` where there is no manifest, as in checkpoints of earlier versions. Other files may lie beside them.
 pub fn check(dir: &Path, step: u64, read: fn(&str) -> bool) -> Result<bool, Damage> {
     let file = dir.join(FILE);
-    let text = match fs::read(&file) {
+    let text = match files::read(&file, files::MOST_KEPT) {
         Err(e) if e.kind() == ErrorKind::NotFound => return Ok(false),
         text => text.map_err(|e| FileError::new("read", file, e))?,
     };
@@ -94,8 +94,8 @@ pub fn check(dir: &Path, step: u64, read: fn(&str) -> bool) -> Result<bool, Dama
 fn describe(path: &Path) -> io::Result<Entry> {
     let mut hash = Sha256::new();
     let bytes = match path.ends_with(STATE) {
-        true => io::copy(&mut &timeless(&fs::read(path)?)[..], &mut hash)?,
-        false => io::copy(&mut BufReader::with_capacity(1 << 20, File::open(path)?), &mut hash)?,
+        true => io::copy(&mut &timeless(&files::read(path, files::MOST_KEPT)?)[..], &mut hash)?,
+        false => io::copy(&mut BufReader::with_capacity(1 << 20, files::open(path)?), &mut hash)?,
     };
     let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
     Ok(Entry { bytes, sha256 })

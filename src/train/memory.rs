@@ -52,7 +52,7 @@ pub fn plan(config: &Config, model: &Qwen2Config) -> Vec<Part> {
     let weights = |name, copies: u64| Part {
         name,
         formula: format!("{copies} x {params} parameters"),
-        bytes: 4 * copies * params,
+        bytes: params.saturating_mul(4 * copies),
         lower: None,
     };
     let gradients = if config.decouple.method == DecoupleMethod::Pcgrad { 2 } else { 1 };
@@ -81,7 +81,7 @@ fn activations(config: &Config, model: &Qwen2Config) -> Part {
     Part {
         name: "activations",
         formula: format!("{tokens} tokens of a micro-batch x {per_token}"),
-        bytes: 4 * u64::from(tokens) * per_token as u64,
+        bytes: (per_token as u64).saturating_mul(4 * u64::from(tokens)),
         lower: Some(if config.model.recompute {
             "grpo.micro_tokens"
         } else {
@@ -114,7 +114,7 @@ fn kv_cache(config: &Config, model: &Qwen2Config) -> Part {
     Part {
         name: "KV cache",
         formula: format!("{episodes} episodes x {pages} tokens x {per_token}, at most: shared prefixes are kept once"),
-        bytes: 4 * episodes * (pages * per_token) as u64,
+        bytes: ((pages * per_token) as u64).saturating_mul(4 * episodes),
         lower: Some("rollout.max_live or rollout.max_episode_tokens"),
     }
 }
@@ -132,7 +132,7 @@ pub struct Fit {
 
 /// Holds `plan` against `available` bytes.
 pub fn fit(plan: &[Part], available: Option<u64>) -> Fit {
-    let needed: u64 = plan.iter().map(|part| part.bytes).sum();
+    let needed = plan.iter().fold(0, |sum: u64, part| sum.saturating_add(part.bytes));
     let short = available.and_then(|available| needed.checked_sub(available)).filter(|short| *short > 0);
     Fit { needed, available, advice: short.map(|short| advice(plan, short)) }
 }
@@ -141,7 +141,7 @@ pub fn fit(plan: &[Part], available: Option<u64>) -> Fit {
 fn advice(plan: &[Part], short: u64) -> String {
     let mut parts: Vec<(&str, &Part)> = plan.iter().filter_map(|part| Some((part.lower?, part))).collect();
     parts.sort_by_key(|(_, part)| std::cmp::Reverse(part.bytes));
-    let lowered: u64 = parts.iter().map(|(_, part)| part.bytes).sum();
+    let lowered = parts.iter().fold(0, |sum: u64, (_, part)| sum.saturating_add(part.bytes));
     match parts.first() {
         Some((key, part)) if part.bytes > short => {
             let share = 100.0 * (part.bytes - short) as f64 / part.bytes as f64;

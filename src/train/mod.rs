@@ -130,7 +130,7 @@ pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suit
     let suite: Box<dyn Suite> = match env.suite.as_str() {
         "household" => Box::new(Household::new(seed)),
         "alfworld" => {
-            let index = alfworld::Index::read(&alfworld::data_folder(&env.data)?)?;
+            let index = alfworld::Index::read(&alfworld::data_folder(&env.data)?)?.complete()?;
             Box::new(Alfworld::new(index, env.train_types, seed))
         }
         "worker" => Box::new(WorkerSuite::open(&env.command, limits, seed)?),

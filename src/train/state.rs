@@ -4,7 +4,7 @@ use super::TrainError;
 use super::critic::Critic;
 use super::learner::Learner;
 use super::suggest::Renewal;
-use crate::files::FileError;
+use crate::files::{self, FileError};
 use crate::gcd::theory::Measured;
 use crate::model::TokenIds;
 use crate::model::checkpoint::{self, SaveDtype};
@@ -114,7 +114,7 @@ pub fn suggestions(dir: &Path) -> Result<Vec<String>, TrainError> {
 
 fn read(dir: &Path) -> Result<State, TrainError> {
     let file = dir.join(STATE);
-    let text = std::fs::read(&file).map_err(|e| FileError::new("read", &file, e))?;
+    let text = files::read(&file, files::MOST_KEPT).map_err(|e| FileError::new("read", &file, e))?;
     serde_json::from_slice(&text).map_err(|e| unreadable(&file, e))
 }
 

@@ -19,13 +19,14 @@ use std::sync::Arc;
 
 pub use game::{Game, State};
 pub use grammar::Grammar;
+pub use limits::MOST_FILE;
 pub use pddl::Domain;
 pub use planner::Planner;
 pub use syntax::{GameError, Position};
 
 use super::{EnvError, Environment, Observation};
 use crate::files;
-use limits::{Budget, MOST_FILE, MOST_SPEECH};
+use limits::{Budget, MOST_SPEECH};
 use speaker::Speaker;
 
 /// The three texts of a game, as a `game.tw-pddl` file holds them.
