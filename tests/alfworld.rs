@@ -103,7 +103,6 @@ fn splits_and_guard_follow_the_types_trained_on() {
 
 #[test]
 fn bad_data_is_named() {
-    let folder = data();
     let empty = tempfile::tempdir().unwrap();
     let error = Index::read(empty.path()).unwrap_err().to_string();
     assert!(error.contains("holds no ALFWorld games") && error.contains("alfworld-download"), "{error}");

@@ -141,7 +141,16 @@ fn a_dry_run_prints_a_config_file_and_a_memory_plan_and_writes_nothing() {
     assert_eq!(json["fit"]["needed"].as_u64(), Some(needed));
 
     // A plan that no machine has memory for says which key to lower.
-    let text = stdout(&uncouple(&["train", "--dry-run", "--dir", path, "--set", "grpo.micro_tokens=1000000000"]));
+    let text = stdout(&uncouple(&[
+        "train",
+        "--dry-run",
+        "--dir",
+        path,
+        "--set",
+        "grpo.micro_tokens=16777216",
+        "--set",
+        "model.num_hidden_layers=64",
+    ]));
     assert!(text.contains("does not fit") && text.contains("lower grpo.micro_tokens"), "{text}");
 }
 

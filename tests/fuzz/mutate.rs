@@ -268,7 +268,7 @@ fn structure(random: &mut Random, from: &Value, words: &[&str]) -> Value {
         let mut all = Vec::new();
         places(&out, String::new(), &mut all);
         let at = random.of(&all).clone();
-        let other = out.pointer(random.of(&all)).cloned().unwrap_or_default();
+        let other = out.pointer(random.of::<String>(&all)).cloned().unwrap_or_default();
         let replacement = match (random.below(10), out.pointer(&at)) {
             (0..=3, Some(Value::String(s))) => json!(text(random, s, words)),
             (0..=3, Some(Value::Number(n))) => {
