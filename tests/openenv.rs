@@ -490,13 +490,15 @@ fn splits_without_end_cost_nothing_and_are_not_evaluated_whole() {
         assert_eq!((played.len(Split::L0), played.len(Split::L1)), (Some(count), Some(0)));
         assert_eq!(played.task(Split::L0, 7).unwrap().id, "val/7");
         assert!(played.task(Split::Train, 7).is_ok());
-        let config = |games: &str| {
-            let set = ["env.suite=openenv".to_string(), format!("env.url={url}"), format!("eval.games={games}")];
+        let config = |games: u32| {
+            let set = ["env.suite=openenv".to_string(), format!("env.url={url}")];
             let set: Vec<_> = set.iter().map(|text| uncouple::config::Override::parse(text).unwrap()).collect();
-            uncouple::config::Config::load(None, &set).unwrap()
+            let mut config = uncouple::config::Config::load(None, &set).unwrap();
+            config.eval.games = games;
+            config
         };
-        assert!(suite(&config("2")).is_ok());
-        for games in ["0", "4000000000"] {
+        assert!(suite(&config(2)).is_ok());
+        for games in [0, 4_000_000_000] {
             let error = suite(&config(games)).err().expect("is refused").to_string();
             assert!(error.contains("eval.games") && error.contains("say how many to evaluate on"), "{error}");
         }

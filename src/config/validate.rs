@@ -44,7 +44,11 @@ impl Config {
         let scored = self.env.reward == Reward::Success || self.env.suite == "scienceworld";
         let own = format!("is ScienceWorld's: env.suite = {:?} has rewards of its own, leave it out", self.env.suite);
         need(scored, "env.reward", "\"score\"", &own)?;
-        for (key, seconds) in [("env.timeout", self.env.timeout), ("env.start_timeout", self.env.start_timeout)] {
+        for (key, seconds) in [
+            ("env.timeout", self.env.timeout),
+            ("env.start_timeout", self.env.start_timeout),
+            ("gcd.judge.timeout", self.gcd.judge.timeout),
+        ] {
             positive(key, seconds)?;
             need(seconds <= 86400.0, key, seconds, "must be at most a day, 86400 s")?;
         }
@@ -217,8 +221,6 @@ impl Config {
         let threads = "must be at most 256: each request at once has a thread and a connection";
         need(j.concurrency <= 256, "gcd.judge.concurrency", j.concurrency, threads)?;
         need(j.retries <= 100, "gcd.judge.retries", j.retries, "must be at most 100 (4 are usual)")?;
-        positive("gcd.judge.timeout", j.timeout)?;
-        need(j.timeout <= 86400.0, "gcd.judge.timeout", j.timeout, "must be at most a day, 86400 s")?;
         need(!j.cache.is_empty(), "gcd.judge.cache", "\"\"", "must name a file, e.g. \"judge.sqlite\"")
     }
 
