@@ -1,7 +1,7 @@
 //! Changed files of every format that comes from outside: no reader panics, hangs or takes memory without end.
 //!
-//! The inputs are the same in every run. `UNCOUPLE_FUZZ=1000000 cargo test --release --test fuzz -- --nocapture` reads ten times as
-//! many, and `UNCOUPLE_FUZZ_TARGET=game` those of one format.
+//! The inputs are the same in every run. `UNCOUPLE_FUZZ=1000000 cargo test --release --test fuzz -- --nocapture` reads a million of
+//! them, and `UNCOUPLE_FUZZ_TARGET=game` those of one format.
 
 mod known;
 #[path = "../common/lift.rs"]
@@ -25,6 +25,8 @@ use uncouple::env::household::Household;
 use uncouple::train::run_folder::Existing;
 
 /// Inputs of a usual run.
+const USUAL: u64 = 40_000;
+/// What the numbers of inputs of all targets add up to.
 const INPUTS: u64 = 100_000;
 /// A hang: on a busy machine a usual run may stand still for long.
 const HANG: Duration = Duration::from_secs(60);
@@ -108,7 +110,7 @@ fn no_input_makes_a_reader_panic_hang_or_take_memory_without_end() {
         for (i, known) in known.iter().filter(|known| known.target == target.name).enumerate() {
             outcome.read(target, &known.input, &format!("known input {i}"), &bases, &file);
         }
-        for index in 0..target.inputs * asked.unwrap_or(INPUTS) / INPUTS {
+        for index in 0..target.inputs * asked.unwrap_or(USUAL) / INPUTS {
             let input = (target.make)(&mut Random::new(target.name, index), &bases);
             outcome.read(target, &input, &format!("input {index}"), &bases, &file);
         }
