@@ -58,10 +58,15 @@ pub fn compute(
     let mut cases = Map::new();
     let mut whole = zeros_like(&learner.model);
     for (name, raw) in &inputs.cases {
-        let case: Case = serde_json::from_value(raw.clone()).map_err(|e| ReferenceError::Corrupt {
+        let corrupt = |reason: String| ReferenceError::Corrupt {
             file: golden.join("golden.json"),
-            reason: format!("grpo case `{name}`: {e}"),
-        })?;
+            reason: format!("grpo case `{name}`: {reason}"),
+        };
+        let case: Case = serde_json::from_value(raw.clone()).map_err(|e| corrupt(e.to_string()))?;
+        // The ratio is clipped to 1 - lo .. 1 + hi.
+        if !(case.lo >= 0.0 && case.hi >= 0.0) {
+            return Err(corrupt(format!("lo = {} and hi = {} must not be negative", case.lo, case.hi)));
+        }
         let (result, grads) = run_case(learner, inputs, &case, fed, &given, width)?;
         let shape = [grads.layout.entries.len(), sketch::COLUMNS];
         tensors.insert_f64(format!("grpo.{name}.sketch"), &shape, sketch::of(&grads));

@@ -111,7 +111,7 @@ pub const TARGETS: [Target; 24] = [
     target(
         "probe",
         6000,
-        |r, b| mutate::json(r, &b.of_run("coupling/probe.json"), WORDS),
+        |r, _| mutate::json(r, PROBE, WORDS),
         |i, b| _ = Probe::read(b.put("run", "probe.json", i).join("probe.json")),
     ),
     target("session", 6000, message_text, session),
@@ -143,6 +143,11 @@ const MESSAGES: [&str; 3] = [
 ];
 const SCHEMA: &[u8] = br#"{"action":{"properties":{"command":{"type":"string"},"x":{"anyOf":[{"type":"string"}]}},"required":["command"]},
 "observation":{"properties":{"text":{"type":"string"},"won":{"type":"boolean"}}}}"#;
+
+const PROBE: &[u8] = br#"{"iteration":3,"samples":[
+{"tokens":[5,6,7,8,9],"action":3,"command":{"text":"open door","tokens":{"start":3,"end":4}},"advantage":0.5,"label":1,"count":2},
+{"tokens":[5,6,7,10,9],"action":3,"command":{"text":"look","tokens":{"start":3,"end":4}},"advantage":-0.5,"label":-1,"count":1},
+{"tokens":[5,6,8,9],"action":2,"advantage":0.25,"label":0},{"tokens":[5,6,7,8,9],"action":3,"advantage":-1.5,"label":0}]}"#;
 
 /// The real inputs, and a folder to put changed ones into.
 pub struct Bases {
