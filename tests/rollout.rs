@@ -30,7 +30,12 @@ struct Scripted {
 impl Environment for Scripted {
     fn reset(&mut self) -> Result<Observation, EnvError> {
         self.steps = 0;
-        Ok(Observation { text: format!("This is {}.", self.name), valid: true, ..Observation::default() })
+        Ok(Observation {
+            text: format!("This is {}.", self.name),
+            valid: true,
+            admissible: vec!["begin".into()],
+            ..Observation::default()
+        })
     }
 
     fn step(&mut self, command: &str) -> Result<Observation, EnvError> {
@@ -41,6 +46,7 @@ impl Environment for Scripted {
             return Err(EnvError::Failed { name: "scripted".into(), reason: "it broke".into() });
         }
         Ok(Observation {
+            admissible: vec![format!("look {}", self.steps), "go".into()],
             text: if self.kind == "talk" { "and on ".repeat(40) } else { format!("Step {}.", self.steps) },
             done: over && (self.kind == "win" || self.kind == "lose"),
             won: over && self.kind == "win",
@@ -218,7 +224,7 @@ fn a_windowed_episode_is_trained_on_the_prompts_it_was_played_under() {
         let mut end = 0;
         for (i, (turn, sequence)) in a.turns.iter().zip(a.sequences()).enumerate() {
             let seen = Observation { text: turn.observation.clone(), ..Observation::default() };
-            assert_eq!(a.state(turn), prompter.next(&past[..i], &seen).unwrap());
+            assert_eq!(a.state(turn), prompter.next(&past[..i], &seen).unwrap().now);
             assert_eq!((sequence.start, turn.start), (end, end));
             assert!(a.acted(turn).starts_with(a.state(turn)) && turn.tokens.end <= sequence.end);
             assert!(i == 0 || prompter.tokenizer().decode(a.state(turn), true).unwrap().contains("This is"));
@@ -248,6 +254,35 @@ fn a_windowed_episode_is_trained_on_the_prompts_it_was_played_under() {
         }
     }
     assert!(compared > 60);
+}
+
+#[test]
+fn admissible_commands_are_read_at_their_turn_only() {
+    let texts: Vec<String> =
+        (0..40).map(|i| format!("This is win-{i}. Step {i}. Commands: look, go, begin.")).collect();
+    let prompt = Prompt { admissible: true, ..Prompt::default() };
+    let prompter = Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &prompt).unwrap();
+    let model = model(&prompter, 2.5);
+    let tasks: Vec<Task> = ["win", "lose", "go"].iter().map(|k| task(k, 0)).collect();
+    let play =
+        |max_live| rollout(&model, &prompter, &open, &tasks, 3, &Settings { max_live, ..settings() }, NEVER).unwrap();
+    let mut told = 0;
+    for (a, b) in play(9).iter().zip(play(2)) {
+        assert_eq!((&a.tokens, &a.turns, &a.finish), (&b.tokens, &b.turns, &b.finish), "independent of the batch");
+        let past = prompter.past(&a.turns);
+        let mut talk = Vec::new();
+        for (i, (turn, sequence)) in a.turns.iter().zip(a.sequences()).enumerate() {
+            let silent = Observation { text: turn.observation.clone(), ..Observation::default() };
+            let state = prompter.tokenizer().decode(a.state(turn), true).unwrap();
+            assert_eq!(state.matches("Commands: ").count(), 1, "{state}");
+            assert!(a.state(turn).starts_with(&talk), "the talk so far, without lists");
+            // An observation ends where its list would begin, or the agent.
+            talk.extend(prompter.next(&past[..i], &silent).unwrap().now);
+            talk.extend(&a.tokens[turn.tokens.start..sequence.end]);
+            told += i;
+        }
+    }
+    assert!(told > 10);
 }
 
 #[test]
@@ -322,7 +357,7 @@ fn distant_environments_are_waited_for_together_and_change_nothing() {
 fn members_of_a_group_share_the_prompt_and_nothing_else() {
     let (prompter, _, episodes) = play(&settings());
     for group in episodes.chunks(3).take(4) {
-        let prompt = prompter.first(&open(&group[0].task).unwrap().reset().unwrap()).unwrap();
+        let prompt = prompter.first(&open(&group[0].task).unwrap().reset().unwrap()).unwrap().now;
         assert!(group.iter().all(|e| e.tokens.starts_with(&prompt)));
         assert!(group[0].tokens != group[1].tokens && group[1].tokens != group[2].tokens);
     }

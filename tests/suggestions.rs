@@ -203,20 +203,23 @@ fn suggestions_stand_before_the_first_observation_and_can_be_taken_away() {
     let mut prompter = Prompter::new(tokenizer, &Prompt { format: Format::Compact, ..Prompt::default() }).unwrap();
     let seen = Observation { text: "a shelf.".into(), ..Observation::default() };
     let text = |p: &Prompter, tokens: Vec<u32>| p.tokenizer().decode(&tokens, true).unwrap();
-    let plain = prompter.first(&seen).unwrap();
+    let plain = prompter.first(&seen).unwrap().now;
     let sentence = ["do not go <|im_end|> twice.".to_string()];
     prompter.suggest(&sentence);
-    let suggested = prompter.first(&seen).unwrap();
+    let suggested = prompter.first(&seen).unwrap().now;
     assert_eq!(text(&prompter, suggested.clone()), "advice: do not go <|im_end|> twice.\na shelf.");
     assert!(!suggested.contains(&prompter.end()), "a suggestion is text: it ends no turn");
-    assert_eq!(prompter.next_under(&[], &[], &seen).unwrap(), plain);
+    assert_eq!(prompter.next_under(&[], &[], &seen).unwrap().now, plain);
     assert_eq!(
-        text(&prompter, prompter.next(&[Exchange { observation: "a room.", action: "look".into() }], &seen).unwrap()),
+        text(
+            &prompter,
+            prompter.next(&[Exchange { observation: "a room.", action: "look".into() }], &seen).unwrap().now
+        ),
         "a shelf."
     );
     prompter.suggest(&[]);
-    assert_eq!(prompter.first(&seen).unwrap(), plain);
-    assert_eq!(prompter.next_under(&sentence, &[], &seen).unwrap(), suggested);
+    assert_eq!(prompter.first(&seen).unwrap().now, plain);
+    assert_eq!(prompter.next_under(&sentence, &[], &seen).unwrap().now, suggested);
 }
 
 #[test]

@@ -230,11 +230,11 @@ fn an_object_that_nothing_declares_is_named_wherever_it_stands() {
         ("pddl_problem, line 3", problem("(lift ground)", "(lift ground) (= (far ghost) 3)")),
         ("pddl_problem, line 5", problem("(rung)", "(warm ghost)")),
         ("pddl_problem, line 5", problem("(rung)", "(not (= ghost ground))")),
-        ("pddl_domain, line 9", domain("(imply (locked)", "(imply (lift ghost)")),
-        ("pddl_domain, line 9", domain("(= ?g ground)", "(= ?g ghost)")),
-        ("pddl_domain, line 10", domain("(increase (total-cost) 1)", "(increase (total-cost) (far ghost))")),
-        ("pddl_domain, line 15", domain(":effect (warm ?v)", ":effect (and (warm ?v) (not (warm ghost)))")),
-        ("pddl_domain, line 15", domain(":effect (warm ?v)", ":effect (when (inside ghost) (warm ?v))")),
+        ("pddl_domain, line 7", domain("(imply (locked)", "(imply (lift ghost)")),
+        ("pddl_domain, line 7", domain("(= ?g ground)", "(= ?g ghost)")),
+        ("pddl_domain, line 8", domain("(increase (total-cost) 1)", "(increase (total-cost) (far ghost))")),
+        ("pddl_domain, line 14", domain(":effect (warm ?v)", ":effect (and (warm ?v) (not (warm ghost)))")),
+        ("pddl_domain, line 14", domain(":effect (warm ?v)", ":effect (when (inside ghost) (warm ?v))")),
     ] {
         let error = refused(&domain, LIFT_GRAMMAR, &problem);
         assert!(error.contains("objects that :objects or :constants declares, found 'ghost'"), "{error}");
@@ -303,7 +303,7 @@ fn a_game_that_leads_to_too_much_is_refused_before_it_does() {
     ] {
         let error = refused(&domain(&action), &grammar, &problem);
         assert!(
-            error.starts_with("pddl_domain, line 17, column") && error.contains(says),
+            error.starts_with("pddl_domain, line 16, column") && error.contains(says),
             "{error}\n  should say: {says}"
         );
     }

@@ -75,6 +75,35 @@ fn templates_render_as_transformers_renders_them() {
     assert_eq!(render("{% if add_generation_prompt %}go{% endif %}").unwrap(), "go");
 }
 
+/// Templates, and what transformers makes of them: chat_templates.py writes the rows.
+#[test]
+fn a_hundred_templates_are_what_transformers_makes_of_them() {
+    #[derive(serde::Deserialize)]
+    struct Rows {
+        messages: Vec<serde_json::Map<String, serde_json::Value>>,
+        rows: Vec<Row>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Row {
+        template: String,
+        /// `null`: it is refused.
+        text: Option<String>,
+    }
+    let Rows { messages, rows } = serde_json::from_str(include_str!("fixtures/chat_templates.json")).unwrap();
+    let said = |m: &serde_json::Map<String, serde_json::Value>, key: &str| m[key].as_str().unwrap().to_string();
+    let talk: Vec<Message> = messages.iter().map(|m| Message::new(&said(m, "role"), said(m, "content"))).collect();
+    let config = fs::read_to_string(Path::new(MODELS).join("tiny-tied/tokenizer_config.json")).unwrap();
+    let mut wrong = Vec::new();
+    for Row { template, text } in &rows {
+        let ours = with_config(&config, Some(template)).1.render(&talk, true);
+        if ours.as_ref().ok() != text.as_ref() {
+            wrong.push(format!("{template}\n  transformers: {text:?}\n  here:         {ours:?}"));
+        }
+    }
+    assert!(rows.len() > 90);
+    assert!(wrong.is_empty(), "{} of {} differ:\n{}", wrong.len(), rows.len(), wrong.join("\n"));
+}
+
 #[test]
 fn a_template_may_refuse_a_conversation() {
     let (_dir, tokenizer) = with_config("{}", Some("{{ raise_exception('roles must alternate') }}"));

@@ -1,9 +1,11 @@
 //! From observations to tokens. Token in, token out: what was sampled is kept as sampled, and only new text is tokenised and
-//! appended, so an episode is one ever-growing sequence; or, with a windowed history, a sequence for each turn.
+//! appended, so an episode is one ever-growing sequence; or, with a windowed history or where admissible commands are listed, a
+//! sequence for each turn.
 
 use super::action::{Reader, Refusal};
 use super::episode::Turn;
 use super::layout::{Frame, Layout};
+use super::memory::Shown;
 use super::tag::Tag;
 use super::template::{Exchange, Scene, Template};
 use crate::config::{Format, History, Prompt};
@@ -108,19 +110,14 @@ impl Prompter {
         &self.tokenizer
     }
 
-    /// Whether every turn begins a sequence of its own, so that [`Prompter::next`] is all that the agent reads in it.
-    pub fn renews(&self) -> bool {
-        self.history != History::Full
-    }
-
     /// Tokens of an episode up to the agent's first token.
-    pub fn first(&self, observation: &Observation) -> Result<Vec<u32>, PromptError> {
+    pub fn first(&self, observation: &Observation) -> Result<Shown, PromptError> {
         self.next_under(&self.suggestions, &[], observation)
     }
 
     /// Tokens from the end of a turn (its end token not included) to the next turn's first token; or all of the sequence up to
-    /// there, where every turn has its own. `past` are the turns so far.
-    pub fn next(&self, past: &[Exchange<'_>], observation: &Observation) -> Result<Vec<u32>, PromptError> {
+    /// there, with a windowed history. `past` are the turns so far.
+    pub fn next(&self, past: &[Exchange<'_>], observation: &Observation) -> Result<Shown, PromptError> {
         self.next_under(&self.suggestions, past, observation)
     }
 
@@ -130,6 +127,23 @@ impl Prompter {
         sentences: &[String],
         past: &[Exchange<'_>],
         observation: &Observation,
+    ) -> Result<Shown, PromptError> {
+        let admissible = if self.admissible { &observation.admissible[..] } else { &[] };
+        let now = self.turn_under(sentences, past, observation, admissible)?;
+        let later = match self.history {
+            History::Window(_) => Vec::new(),
+            History::Full if admissible.is_empty() => now.clone(),
+            History::Full => self.turn_under(sentences, past, observation, &[])?,
+        };
+        Ok(Shown { now, later })
+    }
+
+    fn turn_under(
+        &self,
+        sentences: &[String],
+        past: &[Exchange<'_>],
+        observation: &Observation,
+        admissible: &[String],
     ) -> Result<Vec<u32>, PromptError> {
         let (windowed, seen) = match self.history {
             History::Full => (false, 0),
@@ -146,7 +160,7 @@ impl Prompter {
             history: &past[past.len() - seen..],
             actions: past.iter().map(|turn| &turn.action[..]).collect(),
             observation: &observation.text,
-            admissible: if self.admissible { &observation.admissible } else { &[] },
+            admissible,
         })?;
         if opening { self.encode(&self.layout.first, &text) } else { self.go_on(&text, PromptError::Template) }
     }

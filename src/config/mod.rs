@@ -160,7 +160,7 @@ pub enum Format {
 #[serde(deny_unknown_fields, default)]
 pub struct Prompt {
     pub format: Format,
-    /// List the admissible commands in every observation.
+    /// List the admissible commands of the current turn; those of earlier turns are not kept in what the agent reads.
     pub admissible: bool,
     /// Each turn must begin with `<planning>`, `<explore>`, `<reflection>` or `<monitor>` (RLVMR); one without is invalid.
     pub tags: bool,

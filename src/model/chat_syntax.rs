@@ -1,5 +1,5 @@
 //! The syntax that chat templates use and minijinja lacks, in minijinja's words: `{% generation %}` is a block with a scope, and
-//! Python's `%` between values a filter.
+//! Python's `%` between values a filter; what `~` joins is made a string as Python makes one.
 
 /// The filter that stands for `%` with one value on its right side.
 pub(super) const PERCENT: &str = "python_percent";
@@ -31,7 +31,7 @@ pub(super) fn translate(source: &str) -> String {
 /// Length and translation of the expression that `text` begins with.
 fn expression(text: &str) -> (usize, String) {
     match end_of(&text[2..], "}}") {
-        Some(end) => (end + 4, format!("{{{{{}}}}}", with_percent(&text[2..2 + end]))),
+        Some(end) => (end + 4, format!("{{{{{}}}}}", in_python(&text[2..2 + end]))),
         None => (text.len(), text.to_string()),
     }
 }
@@ -47,7 +47,7 @@ fn tag(text: &str) -> (usize, String) {
         }
         "generation" => (whole, format!("{{%{}%}}", body.replace("generation", "with"))),
         "endgeneration" => (whole, format!("{{%{}%}}", body.replace("endgeneration", "endwith"))),
-        _ => (whole, format!("{{%{}%}}", with_percent(body))),
+        _ => (whole, format!("{{%{}%}}", in_python(body))),
     }
 }
 
@@ -126,6 +126,35 @@ fn text_length(rest: &str, quote: char) -> usize {
         }
     }
     rest.len()
+}
+
+fn in_python(body: &str) -> String {
+    with_percent(&with_strings(body))
+}
+
+/// Writes what `~` joins as `value | string`, unless it is a number or part of a product: minijinja has words of its own for what is
+/// no string.
+fn with_strings(body: &str) -> String {
+    let words = words(body);
+    let of_product =
+        |i: Option<usize>| i.and_then(|i| words.get(i)).is_some_and(|w| ["*", "/", "//", "%", "**"].contains(&w.text));
+    let mut ends = std::collections::BTreeSet::new();
+    for (i, _) in words.iter().enumerate().filter(|(_, word)| word.text == "~" && word.kind == Kind::Operator) {
+        if let Some(first) = operand_before(&words, i).filter(|first| !of_product(first.checked_sub(1))) {
+            ends.extend((words[first].kind != Kind::Number).then_some(i));
+        }
+        if let Some(end) = operand_after(&words, i + 1).filter(|end| !of_product(Some(*end))) {
+            ends.extend((!matches!(words[i + 1].kind, Kind::Number | Kind::Operator)).then_some(end));
+        }
+    }
+    let (mut out, mut done) = (String::new(), 0);
+    for last in ends.into_iter().map(|end| &words[end - 1]) {
+        let end = last.at + last.text.len();
+        out.push_str(&body[done..end]);
+        out.push_str(" | string");
+        done = end;
+    }
+    out + &body[done..]
 }
 
 /// Writes `left % right` as `left | filter(right)` wherever the left side may be a string: a filter binds as tightly to its left.

@@ -5,11 +5,13 @@
 use super::chat_syntax::{PERCENT, PERCENT_EACH, translate};
 use super::input::guarded;
 use super::jinja::{self, MAX_OUTPUT, MAX_STEPS};
+use super::python_text;
 use super::tokenizer::Message;
 use jiff::Zoned;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, FormatStyle, State, Value, format_filter};
 use minijinja_contrib::pycompat;
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// The only template of its environment.
@@ -72,6 +74,12 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     jinja.add_function("strftime_now", move |format: &str| {
         jiff::fmt::strtime::format(format, &now).map_err(|e| invalid(format!("strftime_now({format:?}): {e}")))
     });
+    jinja.set_formatter(|out, _, value| {
+        let text = value.as_str().map_or_else(|| Cow::Owned(python_text::str(value)), Cow::Borrowed);
+        out.write_str(&text).map_err(|e| Error::new(ErrorKind::WriteFailure, e.to_string()))
+    });
+    jinja.add_filter("string", |value: &Value| python_text::str(value));
+    jinja.add_filter("join", join);
     jinja.add_filter("tojson", to_json);
     jinja.add_filter(PERCENT, |left: Value, right: Value| percent(&left, &[right]));
     jinja.add_filter(PERCENT_EACH, |left: Value, right: Value| match right.kind() {
@@ -86,10 +94,30 @@ fn invalid(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason.into())
 }
 
+/// `join(d="", attribute=None)`: the texts of the items, or of an attribute of each.
+fn join(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Error> {
+    let argument =
+        |i: usize, name: &str| args.get(i).cloned().map_or_else(|| kwargs.get::<Option<Value>>(name), |v| Ok(Some(v)));
+    let (between, attribute) = (argument(0, "d")?, argument(1, "attribute")?);
+    kwargs.assert_all_used()?;
+    let text = |item: Value| match &attribute {
+        Some(name) => item.get_item(name).map(|value| python_text::str(&value)),
+        None => Ok(python_text::str(&item)),
+    };
+    let texts = value.try_iter()?.map(text).collect::<Result<Vec<_>, Error>>()?;
+    Ok(texts.join(&between.map_or_else(String::new, |text| python_text::str(&text))))
+}
+
+/// What `%s` writes of it.
+fn formatted(value: &Value) -> Value {
+    if value.is_number() { value.clone() } else { python_text::str(value).into() }
+}
+
 /// Python's `%`: formats a string, or takes the remainder of numbers, which has the sign of the divisor.
 fn percent(left: &Value, right: &[Value]) -> Result<Value, Error> {
     if let Some(text) = left.as_str() {
-        return format_filter(FormatStyle::Printf, text, right).map(Value::from);
+        let right: Vec<Value> = right.iter().map(formatted).collect();
+        return format_filter(FormatStyle::Printf, text, &right).map(Value::from);
     }
     let [right] = right else { return Err(invalid("only a string can be formatted with %")) };
     if let (Some(a), Some(b)) = (left.as_i64(), right.as_i64()) {
@@ -200,7 +228,7 @@ impl Json<'_> {
             }
             serde_json::Value::String(text) => self.text(text, out),
             serde_json::Value::Number(number) => match number.as_f64().filter(|_| number.is_f64()) {
-                Some(float) => out.push_str(&python_float(float)),
+                Some(float) => out.push_str(&python_text::float(float)),
                 None => out.push_str(&number.to_string()),
             },
             other => out.push_str(&other.to_string()),
@@ -246,12 +274,4 @@ impl Json<'_> {
             }
         }
     }
-}
-
-/// A float as Python prints it: like Rust's shortest form, but for the exponent's sign and its two digits.
-fn python_float(value: f64) -> String {
-    let text = format!("{value:?}");
-    let Some((digits, exponent)) = text.split_once('e') else { return text };
-    let (sign, size) = exponent.strip_prefix('-').map_or(('+', exponent), |size| ('-', size));
-    format!("{digits}e{sign}{size:0>2}")
 }

@@ -16,6 +16,7 @@ pub mod kv_cache;
 pub mod pages;
 pub mod params;
 pub mod policy;
+mod python_text;
 pub mod qwen2;
 pub(crate) mod recipe;
 pub mod sink;

@@ -2,7 +2,7 @@
 
 use super::stepper::{Answer, Letter, Stepper};
 use super::{Open, RolloutError, Settings, Table, too_long};
-use crate::agent::{Action, Episode, Finish, Refusal, Turn};
+use crate::agent::{Action, Episode, Finish, Memory, Next, Refusal, Turn};
 use crate::env::{EnvError, Observation, Task};
 use crate::model::{Draw, Slot};
 use crate::ops::philox;
@@ -28,8 +28,9 @@ pub(super) struct Live {
     stepper: Stepper,
     /// The turn whose answer is to come by mail.
     asked: Option<Asked>,
-    /// What the agent was last shown.
+    /// What the agent was last shown, and all that it has before it.
     shown: Observation,
+    memory: Memory,
     /// Fewest steps from here to the goal, where that is asked and known.
     distance: Option<u32>,
     /// Where the current sequence starts, and in it the current turn's tokens.
@@ -97,7 +98,8 @@ impl Arrival {
             Ok(begun) => begun,
             Err(error) => return Ok(Err(failed(episode, error)?)),
         };
-        let prompt = table.prompter.first(&shown)?;
+        let mut memory = Memory::default();
+        let (Next::More(prompt) | Next::Sequence(prompt)) = memory.show(&[], table.prompter.first(&shown)?);
         if prompt.len() >= table.limit.tokens {
             let (tokens, limit) = (prompt.len(), &table.limit);
             episode.finish = Finish::EnvFailed(too_long(&episode.task.id, tokens, limit.tokens, limit.name));
@@ -116,6 +118,7 @@ impl Arrival {
             stepper,
             asked: None,
             shown,
+            memory,
             distance,
             start: 0,
             turn,
@@ -220,22 +223,28 @@ impl Live {
         } else if self.episode.turns.len() >= table.settings.max_steps {
             self.finish(Finish::StepLimit);
         } else {
-            let next = table.prompter.next(&table.prompter.past(&self.episode.turns), &reply)?;
-            let renews = table.prompter.renews();
-            let start = if renews { self.episode.tokens.len() } else { self.start };
-            // There must be room for one sampled token at least.
-            if self.episode.tokens.len() + next.len() - start >= table.limit.tokens {
-                self.finish(table.limit.finish.clone());
-            } else {
-                if renews {
-                    self.pending.clear();
-                    (self.start, self.renewed) = (start, true);
-                }
-                self.append(&next);
-                self.turn = self.episode.tokens.len();
-                self.shown = reply;
-            }
+            self.read(table, reply)?;
         }
+        Ok(())
+    }
+
+    /// Lays out what the agent reads next, if there is room for one sampled token behind it.
+    fn read(&mut self, table: &Table<'_>, reply: Observation) -> Result<(), RolloutError> {
+        let shown = table.prompter.next(&table.prompter.past(&self.episode.turns), &reply)?;
+        let end = self.episode.tokens.len();
+        let next = self.memory.show(&self.episode.tokens[self.turn..], shown);
+        let start = if matches!(next, Next::Sequence(_)) { end } else { self.start };
+        let (Next::More(tokens) | Next::Sequence(tokens)) = &next;
+        if end + tokens.len() - start >= table.limit.tokens {
+            self.finish(table.limit.finish.clone());
+            return Ok(());
+        }
+        if start == end {
+            self.pending.clear();
+            self.renewed = true;
+        }
+        self.append(tokens);
+        (self.start, self.turn, self.shown) = (start, self.episode.tokens.len(), reply);
         Ok(())
     }
 

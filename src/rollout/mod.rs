@@ -281,8 +281,13 @@ fn extend(cache: &mut PrefixCache<'_>, groups: &mut [Group], live: &mut [Live]) 
     prompts.dedup();
     prompts.retain(|&g| !groups[g].read);
     for l in live.iter_mut().filter(|l| l.renewed) {
-        l.slot.into_iter().for_each(|slot| cache.keep(slot));
-        (l.slot, l.renewed) = (Some(cache.alloc()), false);
+        let (slot, held) = match l.slot {
+            Some(old) => cache.branch(old, &l.pending)?,
+            None => (cache.alloc(), 0),
+        };
+        l.slot.into_iter().for_each(|old| cache.keep(old));
+        l.pending.drain(..held);
+        (l.slot, l.renewed) = (Some(slot), false);
     }
     let mut feeds: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + live.len());
     feeds.extend(prompts.iter().filter_map(|&g| Some((groups[g].slot?, &groups[g].prompt[..]))));

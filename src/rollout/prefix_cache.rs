@@ -133,6 +133,13 @@ impl<'a> PrefixCache<'a> {
         Ok(slots.into_iter().flatten().collect())
     }
 
+    /// A new sequence that holds what `prompt` begins with like the sequence `of`, and how many tokens that is; the rest is for the
+    /// caller to append.
+    pub fn branch(&mut self, of: Slot, prompt: &[u32]) -> Result<(Slot, usize)> {
+        let shared = self.tokens.get(&of).map_or(0, |tokens| common(tokens, prompt));
+        Ok((self.fork_at(of, shared)?, shared))
+    }
+
     /// A new sequence that holds the first `len` tokens of `of`. Something must be appended before anything is drawn from it.
     fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
         let slot = self.decoder.fork_at(of, len)?;

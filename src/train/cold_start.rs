@@ -1,7 +1,7 @@
 //! Cold start: supervised learning on demonstrations, and on judgments of their actions for GCD, played in training games only.
 
 use super::{TrainError, interrupt, suggest};
-use crate::agent::{Exchange, Prompter, Tag, lead, turn_text};
+use crate::agent::{Exchange, Memory, Next, Prompter, Tag, lead, turn_text};
 use crate::config::{Config, Format, GcdMode};
 use crate::env::{EnvError, Observation, Split, Suite};
 use crate::gcd::{Label, judgment};
@@ -186,28 +186,31 @@ fn demonstration(
 ) -> Result<Result<Demonstration, String>, TrainError> {
     let (mut episode, mut past) = (Vec::<Lesson>::new(), Vec::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
+    let (mut memory, mut written) = (Memory::default(), Vec::new());
     let suggestions = suggested(config, index, script);
     for (turn, Turn { observation, command, slip, better, worse }) in script.turns.iter().enumerate() {
-        let shown = prompter.next_under(&suggestions, &past, observation)?;
+        let next = memory.show(&written, prompter.next_under(&suggestions, &past, observation)?);
+        if matches!(next, Next::Sequence(_)) {
+            episode.push(Lesson::default());
+        }
+        let (Next::More(shown) | Next::Sequence(shown)) = next;
         if turn == 0 && shown.len() >= context {
             return Ok(Err(too_long(&script.task, shown.len(), context, "model's context")));
         }
         past.push(Exchange { observation: &observation.text, action: command.clone() });
-        if turn == 0 || prompter.renews() {
-            episode.push(Lesson::default());
-        }
         let last = episode.len() - 1;
         let sequence = &mut episode[last];
         sequence.extend(&shown, false);
         if teaches_judgments(config) {
             let state = &sequence.tokens;
-            let written = |command: &str| prompter.teach(tag(&script.turns, turn, command), command);
-            good.push(judged(config, prompter, state, &written(better)?, better, Label::Good)?);
+            let answer = |command: &str| prompter.teach(tag(&script.turns, turn, command), command);
+            good.push(judged(config, prompter, state, &answer(better)?, better, Label::Good)?);
             if let Some(worse) = worse {
-                bad.push(judged(config, prompter, state, &written(worse)?, better, Label::Bad)?);
+                bad.push(judged(config, prompter, state, &answer(worse)?, better, Label::Bad)?);
             }
         }
-        sequence.extend(&prompter.teach(tag(&script.turns, turn, command), command)?, !slip);
+        written = prompter.teach(tag(&script.turns, turn, command), command)?;
+        sequence.extend(&written, !slip);
     }
     for sequence in &mut episode {
         sequence.tokens.truncate(context);
