@@ -263,7 +263,7 @@ fn a_window_tells_the_task_and_the_last_turns() {
     let of =
         |p: &Prompter, turns: usize| p.tokenizer().decode(&p.next(&past[..turns], &seen).unwrap().now, false).unwrap();
     let mut p = windowed(Format::Compact, "default", 2);
-    assert_eq!(p.next(&past, &seen).unwrap().later, []);
+    assert!(p.next(&past, &seen).unwrap().later.is_empty());
     let whole = prompter(Format::Compact, false).next(&past, &seen).unwrap();
     assert_eq!(whole.now, whole.later);
     assert_eq!(of(&p, 0), "A shelf.<|im_start|>");
