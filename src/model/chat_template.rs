@@ -81,6 +81,8 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     jinja.add_filter("string", |value: &Value| python_text::str(value));
     jinja.add_filter("join", join);
     jinja.add_filter("tojson", to_json);
+    jinja.add_filter("round", round);
+    jinja.add_filter("wordcount", |text: &str| text.split_whitespace().count());
     jinja.add_filter(PERCENT, |left: Value, right: Value| percent(&left, &[right]));
     jinja.add_filter(PERCENT_EACH, |left: Value, right: Value| match right.kind() {
         ValueKind::Seq | ValueKind::Iterable => percent(&left, &right.try_iter()?.collect::<Vec<_>>()),
@@ -106,6 +108,28 @@ fn join(value: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<String, Erro
     };
     let texts = value.try_iter()?.map(text).collect::<Result<Vec<_>, Error>>()?;
     Ok(texts.join(&between.map_or_else(String::new, |text| python_text::str(&text))))
+}
+
+/// `round(precision=0, method="common")`: as Python does it, halves go to the even neighbour and whole numbers stay what they are.
+fn round(number: &Value, args: Rest<Value>, kwargs: Kwargs) -> Result<Value, Error> {
+    let argument =
+        |i: usize, name: &str| args.get(i).cloned().map_or_else(|| kwargs.get::<Option<Value>>(name), |v| Ok(Some(v)));
+    let (precision, method) = (argument(0, "precision")?, argument(1, "method")?);
+    kwargs.assert_all_used()?;
+    let precision = precision.map_or(Ok(0), i32::try_from)?.clamp(-300, 300);
+    let (value, scale) = (f64::try_from(number.clone())?, 10f64.powi(precision));
+    let rounded = match method.as_ref().map_or(Some("common"), Value::as_str) {
+        Some("common") if number.is_integer() && precision >= 0 => return Ok(number.clone()),
+        // A decimal's nearest float is not always the float's nearest decimal.
+        Some("common") if precision > 0 => {
+            format!("{value:.0$}", precision as usize).parse().map_err(|_| invalid("round takes a number"))?
+        }
+        Some("common") => (value * scale).round_ties_even() / scale,
+        Some("ceil") => (value * scale).ceil() / scale,
+        Some("floor") => (value * scale).floor() / scale,
+        _ => return Err(invalid("round: the method is common, ceil or floor")),
+    };
+    Ok(rounded.into())
 }
 
 /// What `%s` writes of it.
