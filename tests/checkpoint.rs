@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use uncouple::forest::Forest;
 use uncouple::model::checkpoint::{self, CheckpointError, SaveDtype};
-use uncouple::model::config::ConfigError;
-use uncouple::model::{Activations, Keep, Message, Model, Params, Qwen2Config, TokenIds, Tokenizer};
+
+use uncouple::model::{Activations, Architecture, ConfigError, Keep, Message, Model, Params, TokenIds, Tokenizer};
 
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/models");
 
@@ -72,8 +72,8 @@ fn save_to(dir: &Path, model: &Model, dtype: SaveDtype) -> Result<(), Checkpoint
 
 #[test]
 fn both_spellings_are_read() {
-    let v4 = Qwen2Config::read(&stored("tiny-tied")).unwrap();
-    let v5 = Qwen2Config::read(&stored("tiny-untied-gqa")).unwrap();
+    let v4 = Architecture::read(&stored("tiny-tied")).unwrap();
+    let v5 = Architecture::read(&stored("tiny-untied-gqa")).unwrap();
     assert_eq!((v4.rope_theta, v4.head_dim, v4.num_key_value_heads, v4.tie_word_embeddings), (1e6, 16, 2, true));
     assert_eq!((v5.rope_theta, v5.head_dim, v5.num_key_value_heads, v5.tie_word_embeddings), (1e4, 16, 1, false));
     let ids = TokenIds::read(&stored("tiny-tied")).unwrap();
@@ -215,10 +215,10 @@ fn transformers_loads_what_we_save() {
     let dir = tempfile::tempdir().unwrap();
     let trained = Tokenizer::train(&["go to desk 1", "take the mug from the desk"], 300).unwrap();
     for (name, untied) in [("tied", false), ("untied", true)] {
-        let config = Qwen2Config {
+        let config = Architecture {
             tie_word_embeddings: !untied,
             vocab_size: 300,
-            ..Qwen2Config::read(&stored("tiny-tied")).unwrap()
+            ..Architecture::read(&stored("tiny-tied")).unwrap()
         };
         let model = Model::new(config.clone(), Params::random(&config, 3));
         let ids =
@@ -321,7 +321,7 @@ fn configurations_of_other_models_are_refused() {
     for (field, value) in cases {
         let dir = copy_of("tiny-tied");
         edit_json(&dir.path().join("config.json"), |c| c[field] = value.clone());
-        match Qwen2Config::read(dir.path()) {
+        match Architecture::read(dir.path()) {
             Err(ConfigError::Field { file, field: named, .. }) => {
                 assert!(named.starts_with(field), "{field}: {named}");
                 assert!(file.ends_with("config.json"));
@@ -333,7 +333,7 @@ fn configurations_of_other_models_are_refused() {
 
 #[test]
 fn random_weights_have_their_deviations_and_their_seed() {
-    let config = Qwen2Config::read(&stored("mini-hd64")).unwrap();
+    let config = Architecture::read(&stored("mini-hd64")).unwrap();
     let params = Params::random(&config, 7);
     let std = |name: &str| {
         let w = params.get(name).unwrap();

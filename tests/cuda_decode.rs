@@ -8,13 +8,15 @@ use uncouple::device::Error;
 use uncouple::forest::Forest;
 use uncouple::model::cuda::CudaModel;
 use uncouple::model::cuda_decode::CudaDecoder;
-use uncouple::model::{Decoder, Draw, Keep, Model, Params, Policy, Qwen2Config, Slot};
+use uncouple::model::families::QWEN2;
+use uncouple::model::{Architecture, Decoder, Draw, Keep, Model, Params, Policy, Slot};
 use uncouple::ops::sampling::SamplingParams;
 
 const HIDDEN: usize = 64;
 
 fn model() -> Model {
-    let config = Qwen2Config {
+    let config = Architecture {
+        family: &QWEN2,
         vocab_size: 96,
         hidden_size: HIDDEN,
         num_hidden_layers: 2,
@@ -25,6 +27,7 @@ fn model() -> Model {
         max_position_embeddings: 128,
         rms_norm_eps: 1e-6,
         rope_theta: 1e4,
+        rope_scaling: None,
         tie_word_embeddings: true,
     };
     let mut params = Params::random(&config, 3);
@@ -128,7 +131,7 @@ fn tokens_are_drawn_as_on_the_cpu() {
 fn graphs_decode_as_passes_do() {
     let gpu = emulated::quick_gpu();
     let mut on_cpu = model();
-    on_cpu = Model::new(Qwen2Config { max_position_embeddings: 600, ..on_cpu.config }, on_cpu.params);
+    on_cpu = Model::new(Architecture { max_position_embeddings: 600, ..on_cpu.config }, on_cpu.params);
     let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
     let (prompt, short): (Vec<u32>, [u32; 3]) = ((0..510).map(|i| i * 7 % 96).collect(), [7, 8, 9]);
     let played = |company: bool| {

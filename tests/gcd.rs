@@ -13,7 +13,8 @@ use uncouple::gcd::judgment::{Accuracy, Judged, Pair, lesson, opening, pairs, qu
 use uncouple::gcd::label::{Agreement, Asked, Label, LabelCounts, labels};
 use uncouple::gcd::theory;
 use uncouple::grpo::{Normaliser, PolicyLoss, Sample};
-use uncouple::model::{Model, Params, Qwen2Config, Tokenizer};
+use uncouple::model::families::QWEN2;
+use uncouple::model::{Architecture, Model, Params, Tokenizer};
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::report::metrics;
 use uncouple::rollout::{Answer, Settings, answers};
@@ -347,7 +348,8 @@ fn the_gradient_of_the_combined_loss_is_that_of_finite_differences() {
 #[test]
 fn answers_do_not_depend_on_how_many_are_written_at_once() {
     let prompter = prompter();
-    let config = Qwen2Config {
+    let config = Architecture {
+        family: &QWEN2,
         vocab_size: prompter.tokenizer().vocab_size(),
         hidden_size: 32,
         num_hidden_layers: 2,
@@ -358,6 +360,7 @@ fn answers_do_not_depend_on_how_many_are_written_at_once() {
         max_position_embeddings: 128,
         rms_norm_eps: 1e-6,
         rope_theta: 1e4,
+        rope_scaling: None,
         tie_word_embeddings: true,
     };
     let model = Model::new(config.clone(), Params::random(&config, 3));

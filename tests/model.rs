@@ -6,7 +6,7 @@ mod common;
 use common::{dense, random_model, tiny_config, tokens};
 use std::sync::Arc;
 use uncouple::forest::{Forest, ROOT};
-use uncouple::model::{Activations, Keep, KvCache, Model, Params, Qwen2Config};
+use uncouple::model::{Activations, Architecture, Keep, KvCache, Model, Params};
 use uncouple::ops::grouped_logprob::TokenGrad;
 
 /// Three sequences that share prefixes, one alone, one of a single token.
@@ -187,8 +187,8 @@ fn decoding_agrees_with_the_forward_pass() {
 #[test]
 fn threads_that_decode_together_change_no_bit() {
     let config =
-        Qwen2Config { hidden_size: 256, intermediate_size: 1300, num_hidden_layers: 2, ..tiny_config(true, 2) };
-    let model = random_model(Qwen2Config { max_position_embeddings: 512, ..config }, 4);
+        Architecture { hidden_size: 256, intermediate_size: 1300, num_hidden_layers: 2, ..tiny_config(true, 2) };
+    let model = random_model(Architecture { max_position_embeddings: 512, ..config }, 4);
     let all: Vec<Vec<u32>> =
         [7, 150, 1, 33].iter().map(|n| tokens(*n as u64, *n + 2, model.config.vocab_size)).collect();
     let run = |threads: usize, which: &[usize]| -> Vec<Vec<f32>> {

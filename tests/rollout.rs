@@ -14,7 +14,8 @@ use uncouple::env::{EnvError, Environment, Observation, Split, Task};
 use uncouple::forest::Forest;
 use uncouple::grpo::{self, Sample};
 use uncouple::model::cuda::CudaModel;
-use uncouple::model::{Activations, Keep, Model, Params, Policy, Qwen2Config, Tokenizer};
+use uncouple::model::families::QWEN2;
+use uncouple::model::{Activations, Architecture, Keep, Model, Params, Policy, Tokenizer};
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::rollout::{
     Answer, Counts, PrefixCache, RolloutError, Settings, Statistics, answers_on, rollout, rollout_on,
@@ -79,7 +80,8 @@ fn model(prompter: &Prompter, bias: f32) -> Model {
 
 /// With so many heads, and kv heads, of such a width.
 fn sized(prompter: &Prompter, bias: f32, [heads, kv_heads, head_dim]: [usize; 3]) -> Model {
-    let config = Qwen2Config {
+    let config = Architecture {
+        family: &QWEN2,
         vocab_size: prompter.tokenizer().vocab_size() + 5,
         hidden_size: 32,
         num_hidden_layers: 2,
@@ -90,6 +92,7 @@ fn sized(prompter: &Prompter, bias: f32, [heads, kv_heads, head_dim]: [usize; 3]
         max_position_embeddings: CONTEXT,
         rms_norm_eps: 1e-6,
         rope_theta: 1e4,
+        rope_scaling: None,
         tie_word_embeddings: false,
     };
     let width = config.hidden_size;

@@ -13,7 +13,7 @@ use uncouple::gcd::label::flaws;
 use uncouple::gcd::suggestion::{self, Candidate, Evidence, Suggestion, candidates, topics};
 use uncouple::gcd::theory::Measured;
 use uncouple::gcd::{Asked, Flaw, Label};
-use uncouple::model::{Qwen2Config, Tokenizer};
+use uncouple::model::{Architecture, Tokenizer};
 use uncouple::report::stats;
 use uncouple::rollout::{Counts, Settings, rollout};
 use uncouple::train::run_folder::Existing;
@@ -97,7 +97,8 @@ fn thoughtful() -> (Vec<Episode>, Vec<String>) {
     let prompt = Prompt { format: Format::Think, ..Prompt::default() };
     let prompter = Prompter::new(Tokenizer::load(&golden).unwrap(), &prompt).unwrap();
     let config = common::tiny_config(true, 2);
-    let config = Qwen2Config { vocab_size: prompter.tokenizer().vocab_size(), max_position_embeddings: 1024, ..config };
+    let config =
+        Architecture { vocab_size: prompter.tokenizer().vocab_size(), max_position_embeddings: 1024, ..config };
     let tokens = texts.iter().flat_map(|text| prompter.say(text).unwrap()).collect();
     let policy = Scripted { model: common::random_model(config, 1), tokens };
     let heard = Arc::new(Mutex::new(Vec::new()));

@@ -1,8 +1,9 @@
 //! The models of `bench step` and `bench decode`: Qwen2.5's shapes with random weights, and what they must compute.
 
 use super::ceilings::normal;
+use crate::model::families::QWEN2;
 use crate::model::params::Layout;
-use crate::model::{Model, Params, Qwen2Config};
+use crate::model::{Architecture, Model, Params};
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use std::sync::Arc;
 #[derive(Debug, Clone)]
 pub struct Shape {
     pub name: &'static str,
-    pub config: Qwen2Config,
+    pub config: Architecture,
 }
 
 /// Layers, hidden, heads, kv heads, width of a head, ffn: those of benches/peers/gpu_peers.py.
@@ -30,7 +31,8 @@ impl Shape {
     pub fn new(name: &'static str, sizes: [usize; 6], vocab_size: usize, context: usize) -> Shape {
         let [num_hidden_layers, hidden_size, num_attention_heads, num_key_value_heads, head_dim, intermediate_size] =
             sizes;
-        let config = Qwen2Config {
+        let config = Architecture {
+            family: &QWEN2,
             vocab_size,
             hidden_size,
             num_hidden_layers,
@@ -41,6 +43,7 @@ impl Shape {
             max_position_embeddings: context,
             rms_norm_eps: 1e-6,
             rope_theta: 1e6,
+            rope_scaling: None,
             tie_word_embeddings: true,
         };
         Shape { name, config }

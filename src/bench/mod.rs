@@ -17,7 +17,8 @@ use crate::config::{Config, Grpo, Optim};
 use crate::device::Result;
 use crate::device::cpu::{self, Mat};
 use crate::grpo::{Normaliser, Sample};
-use crate::model::{Draw, Model, Params, Policy, Qwen2Config};
+use crate::model::families::QWEN2;
+use crate::model::{Architecture, Draw, Model, Params, Policy};
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
 use crate::ops::sampling::SamplingParams;
@@ -70,8 +71,9 @@ pub struct Peer {
 }
 
 /// The peers' model: hidden 256, 4 layers, 4 heads on 2 kv heads, ffn 704, vocabulary 2048, tied.
-pub fn shape() -> Qwen2Config {
-    Qwen2Config {
+pub fn shape() -> Architecture {
+    Architecture {
+        family: &QWEN2,
         vocab_size: 2048,
         hidden_size: 256,
         num_hidden_layers: 4,
@@ -82,6 +84,7 @@ pub fn shape() -> Qwen2Config {
         max_position_embeddings: 1024,
         rms_norm_eps: 1e-6,
         rope_theta: 1e6,
+        rope_scaling: None,
         tie_word_embeddings: true,
     }
 }

@@ -16,7 +16,7 @@
 use crate::forest::{Forest, ROOT};
 use crate::model::params::Layout;
 use crate::model::sink::Sink;
-use crate::model::{Activations, Keep, Model, Qwen2Config};
+use crate::model::{Activations, Architecture, Keep, Model};
 use crate::ops::gradient_cosine::{self as op, HeadRows, InputGrads, Part, Way};
 use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
 use crate::ops::linear::WeightGrad;
@@ -144,7 +144,7 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Batch<'a> {
-    pub fn new(config: &Qwen2Config, samples: &'a [StateAction]) -> Result<Batch<'a>, SampleError> {
+    pub fn new(config: &Architecture, samples: &'a [StateAction]) -> Result<Batch<'a>, SampleError> {
         check(config, samples)?;
         let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
         let forest = Forest::unshared(&tokens);
@@ -217,7 +217,7 @@ impl<'a> Batch<'a> {
     }
 }
 
-fn check(config: &Qwen2Config, samples: &[StateAction]) -> Result<(), SampleError> {
+fn check(config: &Architecture, samples: &[StateAction]) -> Result<(), SampleError> {
     let (context, vocab) = (config.max_position_embeddings, config.vocab_size);
     for (i, s) in samples.iter().enumerate() {
         if s.tokens.len() > context {

@@ -1,11 +1,11 @@
 //! Hugging Face model directories: config.json and safetensors (single or sharded; bf16, f16 or f32), in and out.
 
-use super::config::{ConfigError, TokenIds};
+use super::document::ConfigError;
 use super::input::{self, guarded};
 use super::params::{Entry, Layout};
 use super::recipe::Recipe;
 use super::tokenizer::{Tokenizer, TokenizerError};
-use super::{Model, Params, Qwen2Config};
+use super::{Architecture, Model, Params, TokenIds};
 use crate::files::{self, FileError};
 use half::{bf16, f16};
 use memmap2::Mmap;
@@ -112,7 +112,7 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     if dir.join(ADAPTER).exists() {
         return Err(CheckpointError::Adapter { dir: dir.into() });
     }
-    let config = Qwen2Config::read(dir)?;
+    let config = Architecture::read(dir)?;
     let layout = Arc::new(Layout::new(&config));
     let [single, index, recipe] = [SINGLE, INDEX, RECIPE].map(|name| dir.join(name));
     let params = if single.exists() {

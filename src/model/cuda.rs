@@ -1,25 +1,25 @@
-//! The Qwen2 forward and backward pass on a GPU: weights and activations in bf16, sums in f32, gradients of weights in f32.
+//! The forward and backward pass on a GPU: weights and activations in bf16, sums in f32, gradients of weights in f32.
 //!
 //! The same formulas in the same order as [`super::qwen2`]. A residual connection is added by the norm that follows it, and the
 //! gradient of the residual stream lives in one buffer that every layer adds to.
 
 use super::cuda_sink::{Accumulate, CudaSink, spans};
 use super::params::{LayerLayout, Layout};
-use super::{Keep, Model, Qwen2Config};
+use super::{Architecture, Keep, Model};
 use crate::device::{Gpu, Part, Result, Slice, Tensor};
 use crate::forest::Forest;
 use crate::ops::attention;
 use crate::ops::attention::cuda::{Backward, Visibility};
 use crate::ops::embedding::{self, cuda::Tokens};
 use crate::ops::linear::{self, cuda::WeightGrad};
-use crate::ops::{rmsnorm, rope, swiglu};
+use crate::ops::{qk_norm, rmsnorm, rope, swiglu};
 use half::bf16;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A Qwen2 model in device memory.
+/// A model in device memory.
 pub struct CudaModel {
-    pub config: Qwen2Config,
+    pub config: Architecture,
     pub layout: Arc<Layout>,
     /// Flat, as [`super::Params`]: the copy that the optimiser rounds from its master weights.
     pub weights: Tensor<bf16>,
@@ -61,6 +61,8 @@ pub struct CudaActivations {
 pub(super) struct LayerActs {
     norm1: Tensor<bf16>,
     rstd1: Tensor<f32>,
+    /// Queries and keys before their norm, where there is one and a backward pass reads them.
+    raw: Option<Tensor<bf16>>,
     pub qkv: Tensor<bf16>,
     pub attn: Tensor<bf16>,
     softmax: Tensor<f32>,
@@ -144,7 +146,7 @@ impl CudaModel {
             keep,
             inputs: (0..if keep == Keep::Nothing { 1 } else { layers + 1 }).map(|_| wide()).collect::<Result<_>>()?,
             layers: (0..if keep == Keep::All { layers } else { 1 })
-                .map(|_| self.layer_acts(n))
+                .map(|_| self.layer_acts(n, keep))
                 .collect::<Result<_>>()?,
             rstd: gpu.uninit(n)?,
             delta: wide()?,
@@ -182,8 +184,11 @@ impl CudaModel {
         attend: Attend<'_>,
     ) -> Result<()> {
         let (gpu, c, shape, layer) = (&self.gpu, &self.config, self.shape(), &self.layout.layers[l]);
-        let (hidden, bias) = (c.hidden_size, self.weight(&layer.qkv_bias));
-        linear::cuda::forward(gpu, &a.norm1, &self.weight(&layer.qkv), Some(&*bias), hidden, &a.qkv)?;
+        let (hidden, bias) = (c.hidden_size, layer.qkv_bias.as_ref().map(|range| self.weight(range)));
+        linear::cuda::forward(gpu, &a.norm1, &self.weight(&layer.qkv), bias.as_deref(), hidden, &a.qkv)?;
+        if let Some(range) = &layer.qk_norm {
+            qk_norm::cuda::forward(gpu, &a.qkv, shape, &self.weight(range), c.rms_norm_eps, a.raw.as_deref())?;
+        }
         attend(l, a)?;
         linear::cuda::forward(gpu, &a.attn, &self.weight(&layer.o), None, shape.q_dim(), delta)?;
         let w = self.weight(&layer.post_norm);
@@ -272,9 +277,18 @@ impl CudaModel {
         attention::cuda::backward(gpu, pass, shape, &forest.visibility)?;
         self.rotate(&g.qkv, forest, true)?;
         let qkv_dim = shape.qkv_dim();
+        if let (Some(range), Some(raw)) = (&layer.qk_norm, &a.raw) {
+            let (w, raw_dim) = (self.weight(range), (shape.heads + shape.kv_heads) * shape.head_dim);
+            for (span, rows) in spans(sink) {
+                let (d, raw) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(raw, &wide(&rows, raw_dim)));
+                let eps = self.config.rms_norm_eps;
+                sink.vector(range, span, &mut |dw| qk_norm::cuda::backward(gpu, &d, shape, &raw, &w, eps, dw))?;
+            }
+        }
         for (span, rows) in spans(sink) {
+            let Some(range) = &layer.qkv_bias else { break };
             let (d, ones) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(&forest.ones, &(0..rows.len())));
-            sink.vector(&layer.qkv_bias, span, &mut |db| linear::cuda::backward_bias(gpu, &d, &ones, db))?;
+            sink.vector(range, span, &mut |db| linear::cuda::backward_bias(gpu, &d, &ones, db))?;
         }
         linear::cuda::backward_input(gpu, &g.qkv, &self.weight(&layer.qkv), hidden, &g.norm)?;
         sink.matrix(&layer.qkv, WeightGrad { dy: &g.qkv, out: qkv_dim, x: &a.norm1, in_features: hidden })?;
@@ -300,12 +314,16 @@ impl CudaModel {
         Ok(())
     }
 
-    fn layer_acts(&self, n: usize) -> Result<LayerActs> {
+    fn layer_acts(&self, n: usize, keep: Keep) -> Result<LayerActs> {
         let (gpu, c, shape) = (&self.gpu, &self.config, self.shape());
         let wide = |width: usize| gpu.uninit::<bf16>(n * width);
         Ok(LayerActs {
             norm1: wide(c.hidden_size)?,
             rstd1: gpu.uninit(n)?,
+            raw: match c.family.qk_norm && keep != Keep::Nothing {
+                true => Some(wide((shape.heads + shape.kv_heads) * shape.head_dim)?),
+                false => None,
+            },
             qkv: wide(shape.qkv_dim())?,
             attn: wide(shape.q_dim())?,
             softmax: gpu.uninit(2 * n * shape.heads)?,

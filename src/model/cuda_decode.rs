@@ -5,7 +5,7 @@ use super::cuda::{CudaActivations, CudaModel};
 use super::cuda_step::Steps;
 use super::kv_cache::PAGE;
 use super::pages::Pages;
-use super::{Decoder, Draw, Keep, Policy, Qwen2Config, Slot};
+use super::{Architecture, Decoder, Draw, Keep, Policy, Slot};
 use crate::device::{Result, Slice, Tensor, expect};
 use crate::ops::decode_attention::cuda::{self as attention, Cache, Rows};
 use crate::ops::embedding::cuda::{self as embedding, Moves};
@@ -29,7 +29,7 @@ pub struct CudaDecoder<'a> {
 }
 
 impl Policy for CudaModel {
-    fn config(&self) -> &Qwen2Config {
+    fn config(&self) -> &Architecture {
         &self.config
     }
 

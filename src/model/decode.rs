@@ -145,7 +145,7 @@ impl Model {
             x.par_chunks(block * hidden).zip(position.par_chunks(block)).zip(qkv.par_chunks_mut(block * qkv_dim));
         parts.for_each_init(Scratch::default, |s, ((x, position), qkv)| {
             s.resize(position.len(), &d);
-            self.qkv_forward(weights, layer, x, position, &mut s.norm, &mut s.rstd, qkv);
+            self.qkv_forward(weights, layer, x, position, &mut s.norm, &mut s.rstd, qkv, None);
         });
         let (mut rows, mut feeds) = (&qkv[..], Vec::with_capacity(share.feeds.len()));
         for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences.iter_mut()) {

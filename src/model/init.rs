@@ -2,14 +2,14 @@
 
 use super::params::{Entry, Layout};
 use super::recipe::Stream;
-use super::{Params, Qwen2Config};
+use super::{Architecture, Params};
 use crate::ops::philox;
 use std::sync::Arc;
 
 impl Params {
     /// Fresh weights: normal with deviation √(2 / 5h) (Nguyen & Salazar 2019; 0.02 at h = 1000), divided by sqrt(2 layers) for the two matrices per layer whose outputs add
     /// up in the residual stream; norms 1, biases 0. A pure function of shape and seed.
-    pub fn random(config: &Qwen2Config, seed: u64) -> Params {
+    pub fn random(config: &Architecture, seed: u64) -> Params {
         let std = (0.4 / config.hidden_size as f32).sqrt();
         let residual_std = std / (2.0 * config.num_hidden_layers as f32).sqrt();
         let mut params = Params::zeros(Arc::new(Layout::new(config)));

@@ -1,8 +1,8 @@
-//! Every parameter of a Qwen2 model in one flat f32 buffer, so that AdamW, gradient clipping and checkpoints are one loop.
+//! Every parameter of a model in one flat f32 buffer, so that AdamW, gradient clipping and checkpoints are one loop.
 //!
 //! Storage order keeps q, k, v (weights, then biases) and gate, up adjacent: each pair or triple is one matrix product.
 
-use super::Qwen2Config;
+use super::Architecture;
 use std::ops::Range;
 
 /// One named tensor inside the flat buffer.
@@ -31,14 +31,16 @@ pub struct Layout {
     pub(crate) head: Range<usize>,
 }
 
-/// Ranges of one layer's tensors; `qkv_*` and `gate_up` are the fused views.
+/// Ranges of one layer's tensors; `qkv_*`, `qk_norm` and `gate_up` are the fused views.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct LayerLayout {
     pub input_norm: Range<usize>,
     /// `[(heads + 2 kv_heads) * head_dim, hidden]`
     pub qkv: Range<usize>,
-    /// `[(heads + 2 kv_heads) * head_dim]`
-    pub qkv_bias: Range<usize>,
+    /// `[(heads + 2 kv_heads) * head_dim]`, where the family has it
+    pub qkv_bias: Option<Range<usize>>,
+    /// `[2 * head_dim]`, where the family has it: of queries, then of keys
+    pub qk_norm: Option<Range<usize>>,
     /// `[hidden, heads * head_dim]`
     pub o: Range<usize>,
     pub post_norm: Range<usize>,
@@ -49,7 +51,7 @@ pub(crate) struct LayerLayout {
 }
 
 impl Layout {
-    pub fn new(c: &Qwen2Config) -> Layout {
+    pub fn new(c: &Architecture) -> Layout {
         let (mut entries, mut at) = (Vec::new(), 0);
         let mut add = |name: String, shape: &[usize], decay: bool| -> Range<usize> {
             let range = at..at + shape.iter().product::<usize>();
@@ -71,9 +73,15 @@ impl Layout {
                 let q_w = add(name("self_attn.q_proj.weight"), &[q, h], true);
                 add(name("self_attn.k_proj.weight"), &[kv, h], true);
                 let v_w = add(name("self_attn.v_proj.weight"), &[kv, h], true);
-                let q_b = add(name("self_attn.q_proj.bias"), &[q], false);
-                add(name("self_attn.k_proj.bias"), &[kv], false);
-                let v_b = add(name("self_attn.v_proj.bias"), &[kv], false);
+                let qkv_bias = c.family.qkv_bias.then(|| {
+                    let q_b = add(name("self_attn.q_proj.bias"), &[q], false);
+                    add(name("self_attn.k_proj.bias"), &[kv], false);
+                    q_b.start..add(name("self_attn.v_proj.bias"), &[kv], false).end
+                });
+                let qk_norm = c.family.qk_norm.then(|| {
+                    let q_norm = add(name("self_attn.q_norm.weight"), &[c.head_dim], false);
+                    q_norm.start..add(name("self_attn.k_norm.weight"), &[c.head_dim], false).end
+                });
                 let o = add(name("self_attn.o_proj.weight"), &[h, q], true);
                 let post_norm = add(name("post_attention_layernorm.weight"), &[h], false);
                 let gate = add(name("mlp.gate_proj.weight"), &[ffn, h], true);
@@ -82,7 +90,8 @@ impl Layout {
                 LayerLayout {
                     input_norm,
                     qkv: q_w.start..v_w.end,
-                    qkv_bias: q_b.start..v_b.end,
+                    qkv_bias,
+                    qk_norm,
                     o,
                     post_norm,
                     gate_up: gate.start..up.end,

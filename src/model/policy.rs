@@ -1,6 +1,6 @@
 //! A model as rollouts see it, wherever its numbers live.
 
-use super::{KvCache, Model, Qwen2Config, Slot};
+use super::{Architecture, KvCache, Model, Slot};
 use crate::device::Result;
 use crate::device::cpu::BLOCK;
 use crate::ops::sampling::{self, Sampled, SamplingParams};
@@ -9,7 +9,7 @@ use std::ops::Range;
 
 /// A model that tokens can be sampled from.
 pub trait Policy: Sync {
-    fn config(&self) -> &Qwen2Config;
+    fn config(&self) -> &Architecture;
     /// An empty cache, for the weights as they are now.
     fn decoder(&self) -> Result<Box<dyn Decoder + '_>>;
 }
@@ -41,7 +41,7 @@ pub trait Decoder {
 }
 
 impl Policy for Model {
-    fn config(&self) -> &Qwen2Config {
+    fn config(&self) -> &Architecture {
         &self.config
     }
 

@@ -1,26 +1,27 @@
-//! The Qwen2 forward and backward pass over a [`Forest`].
+//! The forward and backward pass over a [`Forest`].
 //!
-//! Per layer, with residual stream x: x ← x + Wₒ·attention(rope(W_qkv·norm(x) + b)), then x ← x + W_down·swiglu(W_gate_up·norm(x)).
+//! Per layer, with residual stream x: x ← x + Wₒ·attention(rope(W_qkv·norm(x) + b)) (or, with QK-norm, of the normed queries and
+//! keys), then x ← x + W_down·swiglu(W_gate_up·norm(x)).
 //! Everything but attention and the weight gradients works on blocks of [`BLOCK`] rows that stay in cache from the norm to the
 //! residual; blocks run in parallel.
 
 use super::params::LayerLayout;
 use super::sink::{Accumulate, Sink, by_span};
-use super::{Params, Qwen2Config};
+use super::{Architecture, Params};
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
 use crate::ops::attention::{self, Visibility};
 use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
 use crate::ops::linear::WeightGrad;
-use crate::ops::{embedding, linear, rmsnorm, rope, swiglu};
+use crate::ops::{embedding, linear, qk_norm, rmsnorm, rope, swiglu};
 use rayon::prelude::*;
 use std::ops::Range;
 use std::sync::Arc;
 
-/// A Qwen2 model in memory.
+/// A model in memory.
 #[derive(Clone)]
 pub struct Model {
-    pub config: Qwen2Config,
+    pub config: Architecture,
     pub params: Params,
     rope: Arc<rope::Tables>,
 }
@@ -64,6 +65,8 @@ impl Activations {
 struct LayerActs {
     norm1: Vec<f32>,
     rstd1: Vec<f32>,
+    /// Queries and keys before their norm, where there is one.
+    raw: Vec<f32>,
     qkv: Vec<f32>,
     attn: Vec<f32>,
     softmax: Vec<f32>,
@@ -110,11 +113,19 @@ pub(super) struct Dims {
     pub ffn: usize,
     eps: f32,
     pub attention: attention::Shape,
+    qk_norm: bool,
+}
+
+impl Dims {
+    /// Width of a row's normed queries and keys.
+    fn normed(&self) -> usize {
+        if self.qk_norm { (self.attention.heads + self.attention.kv_heads) * self.attention.head_dim } else { 0 }
+    }
 }
 
 impl Model {
-    pub fn new(config: Qwen2Config, params: Params) -> Model {
-        let rope = Arc::new(rope::Tables::new(config.rope_theta, config.head_dim, config.max_position_embeddings));
+    pub fn new(config: Architecture, params: Params) -> Model {
+        let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
         Model { config, params, rope }
     }
 
@@ -129,6 +140,7 @@ impl Model {
             hidden: c.hidden_size,
             ffn: c.intermediate_size,
             eps: c.rms_norm_eps,
+            qk_norm: c.family.qk_norm,
             attention: attention::Shape {
                 heads: c.num_attention_heads,
                 kv_heads: c.num_key_value_heads,
@@ -184,14 +196,17 @@ impl Model {
     ) {
         let (d, layer, weights) = (self.dims(), &self.params.layout.layers[l], self.weights());
         a.resize(forest.len(), &d);
+        let mut raw: Vec<Option<&mut [f32]>> = a.raw.chunks_mut(BLOCK * d.normed().max(1)).map(Some).collect();
+        raw.resize_with(forest.len().div_ceil(BLOCK), || None);
         let parts = x
             .par_chunks(BLOCK * d.hidden)
             .zip(forest.position.par_chunks(BLOCK))
             .zip(a.norm1.par_chunks_mut(BLOCK * d.hidden))
             .zip(a.rstd1.par_chunks_mut(BLOCK))
-            .zip(a.qkv.par_chunks_mut(BLOCK * d.attention.qkv_dim()));
-        parts.for_each(|((((x, position), norm), rstd), qkv)| {
-            self.qkv_forward(weights, layer, x, position, norm, rstd, qkv)
+            .zip(a.qkv.par_chunks_mut(BLOCK * d.attention.qkv_dim()))
+            .zip(raw);
+        parts.for_each(|(((((x, position), norm), rstd), qkv), raw)| {
+            self.qkv_forward(weights, layer, x, position, norm, rstd, qkv, raw)
         });
         attention::forward(&a.qkv, d.attention, visibility, &mut a.attn, &mut a.softmax);
         let parts = x
@@ -211,7 +226,7 @@ impl Model {
         });
     }
 
-    /// Norm, QKV projection and rotation of a block of rows.
+    /// Norm, QKV projection, norm of queries and keys (`raw` gets what they were) and rotation of a block of rows.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn qkv_forward(
         &self,
@@ -222,11 +237,15 @@ impl Model {
         norm: &mut [f32],
         rstd: &mut [f32],
         qkv: &mut [f32],
+        raw: Option<&mut [f32]>,
     ) {
         let d = self.dims();
         rmsnorm::forward(x, self.weight(&layer.input_norm), d.eps, norm, rstd);
-        let bias = self.weight(&layer.qkv_bias);
-        linear::forward(norm, weights.matrix(&layer.qkv, d.hidden), Some(bias), qkv);
+        let bias = layer.qkv_bias.as_ref().map(|range| self.weight(range));
+        linear::forward(norm, weights.matrix(&layer.qkv, d.hidden), bias, qkv);
+        if let Some(range) = &layer.qk_norm {
+            qk_norm::forward(qkv, d.attention, self.weight(range), d.eps, raw);
+        }
         let rotated = d.attention.heads + d.attention.kv_heads;
         rope::rotate(qkv, d.attention.qkv_dim(), rotated, position, &self.rope, false);
     }
@@ -376,24 +395,33 @@ impl Model {
             .zip(g.mid.par_chunks(BLOCK * hidden))
             .zip(g.input.par_chunks_mut(BLOCK * hidden));
         let spans = sink.spans();
-        let (dw, d_bias): (Vec<Parts>, Vec<Parts>) = parts
+        let dw: Vec<[Parts; 3]> = parts
             .enumerate()
             .map_init(Vec::new, |d_norm, (block, (((((d_qkv, position), x), rstd), d_mid), d_input))| {
                 let rotated = d.attention.heads + d.attention.kv_heads;
                 rope::rotate(d_qkv, qkv_dim, rotated, position, &self.rope, true);
-                let d_bias = by_span(spans, block * BLOCK, rstd.len(), |r| {
-                    let mut d_bias = vec![0.0; qkv_dim];
-                    linear::backward_bias(&d_qkv[r.start * qkv_dim..r.end * qkv_dim], &mut d_bias);
-                    d_bias
+                let span = |of: &mut dyn FnMut(Range<usize>) -> Vec<f32>| by_span(spans, block * BLOCK, rstd.len(), of);
+                let d_qk_norm = layer.qk_norm.as_ref().map_or_else(Parts::new, |range| {
+                    span(&mut |r| self.qk_norm_backward(range, d_qkv, &a.raw, block * BLOCK, r))
+                });
+                let d_bias = layer.qkv_bias.as_ref().map_or_else(Parts::new, |range| {
+                    span(&mut |r| {
+                        let mut d_bias = vec![0.0; range.len()];
+                        linear::backward_bias(&d_qkv[r.start * qkv_dim..r.end * qkv_dim], &mut d_bias);
+                        d_bias
+                    })
                 });
                 d_norm.resize(d_input.len(), 0.0);
                 linear::backward_input(d_qkv, self.weight(&layer.qkv), hidden, d_norm);
                 d_input.copy_from_slice(d_mid);
-                (norm_rows(spans, block, d_norm, x, w_norm, rstd, d_input), d_bias)
+                [norm_rows(spans, block, d_norm, x, w_norm, rstd, d_input), d_bias, d_qk_norm]
             })
-            .unzip();
-        hand_over(sink, &layer.input_norm, dw);
-        hand_over(sink, &layer.qkv_bias, d_bias);
+            .collect();
+        let ranges = [Some(&layer.input_norm), layer.qkv_bias.as_ref(), layer.qk_norm.as_ref()];
+        for (i, range) in ranges.into_iter().enumerate() {
+            let Some(range) = range else { continue };
+            dw.iter().flat_map(|parts| &parts[i]).for_each(|(span, d)| sink.vector(range, *span, d));
+        }
 
         let product = |dy, out, x, in_features| WeightGrad { dy, out, x, in_features };
         let mut products = [
@@ -404,6 +432,23 @@ impl Model {
         ];
         products.sort_by_key(|p| p.0.start);
         sink.matrices(&products);
+    }
+
+    /// Takes the rows `rows` of a block, which begins with row `first`, back through the norm of queries and keys; its dw.
+    fn qk_norm_backward(
+        &self,
+        range: &Range<usize>,
+        d_qkv: &mut [f32],
+        raw: &[f32],
+        first: usize,
+        rows: Range<usize>,
+    ) -> Vec<f32> {
+        let (d, mut dw) = (self.dims(), vec![0.0; range.len()]);
+        let (wide, raw_wide) = (d.attention.qkv_dim(), d.normed());
+        let raw = &raw[(first + rows.start) * raw_wide..(first + rows.end) * raw_wide];
+        let d_qkv = &mut d_qkv[rows.start * wide..rows.end * wide];
+        qk_norm::backward(d_qkv, d.attention, raw, self.weight(range), d.eps, &mut dw);
+        dw
     }
 
     fn weights(&self) -> Weights<'_> {
@@ -452,10 +497,11 @@ fn norm_backward(spans: &[usize], dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32]
 
 impl LayerActs {
     fn resize(&mut self, tokens: usize, d: &Dims) {
-        let LayerActs { norm1, rstd1, qkv, attn, softmax, mid, norm2, rstd2, gate_up, act } = self;
+        let LayerActs { norm1, rstd1, raw, qkv, attn, softmax, mid, norm2, rstd2, gate_up, act } = self;
         let sizes = [
             (norm1, d.hidden),
             (rstd1, 1),
+            (raw, d.normed()),
             (qkv, d.attention.qkv_dim()),
             (attn, d.attention.q_dim()),
             (softmax, 2 * d.attention.heads),

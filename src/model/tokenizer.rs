@@ -1,6 +1,6 @@
 //! The tokenizer and chat template of a model directory.
 
-use super::Qwen2Config;
+use super::Architecture;
 use super::chat_template::ChatTemplate;
 use super::input::{self, guarded};
 use super::jinja::MAX_SOURCE;
@@ -341,7 +341,7 @@ impl Tokenizer {
     }
 
     /// Refuses a model whose embedding lacks the row of some id. The ids may have gaps, so their number says nothing.
-    pub fn check_fits(&self, model: &Qwen2Config) -> Result<(), TokenizerError> {
+    pub fn check_fits(&self, model: &Architecture) -> Result<(), TokenizerError> {
         let rows = model.vocab_size;
         match self.vocabulary.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id) {
             Some((token, id)) if id as usize >= rows => {

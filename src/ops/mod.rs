@@ -10,6 +10,7 @@ pub mod gradient_cosine;
 pub mod grouped_logprob;
 pub mod linear;
 pub mod philox;
+pub mod qk_norm;
 pub mod residual;
 pub mod rmsnorm;
 pub mod rope;

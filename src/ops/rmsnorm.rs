@@ -128,15 +128,30 @@ pub mod cuda {
     ) -> Result<()> {
         let (op, hidden) = ("rmsnorm backward", w.len());
         let (rows, threads) = sizes(op, &[dy.len(), x.len(), dx.len()], hidden, rstd.len())?;
-        expect(op, dw.len() == hidden, || format!("dw of {} elements for w of {hidden}", dw.len()))?;
         let blocks = GRID.min(rows as usize);
         let partial = gpu.uninit::<f32>(blocks * hidden)?;
         let (grid, block) = ([blocks as u32, 1, 1], [threads, 1, 1]);
-        let [tall, wide, many] = [rows as i32, hidden as i32, blocks as i32].map(Arg::from);
+        let [tall, wide] = [rows as i32, hidden as i32].map(Arg::from);
         let args = [dy.arg(), x.arg(), w.arg(), rstd.arg(), dx.arg(), partial.arg(), tall, wide];
         gpu.launch(Launch { kernel: "rmsnorm_backward_bf16", grid, block, shared: 0, args: &args })?;
+        add_partial(gpu, op, &partial, blocks, dw)
+    }
+
+    /// Adds the sum of `partial` `[blocks, hidden]` over the blocks to `dw` `[hidden]`.
+    pub(in crate::ops) fn add_partial<T: Real>(
+        gpu: &Gpu,
+        op: &'static str,
+        partial: &Slice<f32>,
+        blocks: usize,
+        dw: &Slice<T>,
+    ) -> Result<()> {
+        let hidden = dw.len();
+        expect(op, partial.len() == blocks * hidden, || {
+            format!("dw of {hidden} elements for {blocks} sums, {} elements in all", partial.len())
+        })?;
         let kernel = format!("rmsnorm_backward_dw_{}", T::NAME);
         let (grid, block) = ([hidden.div_ceil(64) as u32, 1, 1], [8, 32, 1]);
-        gpu.launch(Launch { kernel: &kernel, grid, block, shared: 0, args: &[partial.arg(), dw.arg(), many, wide] })
+        let args = [partial.arg(), dw.arg(), Arg::from(blocks as i32), Arg::from(hidden as i32)];
+        gpu.launch(Launch { kernel: &kernel, grid, block, shared: 0, args: &args })
     }
 }

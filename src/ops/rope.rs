@@ -13,14 +13,47 @@ pub struct Tables {
     pub sin: Vec<f32>,
 }
 
+/// Llama 3.1's scaling: of what turns slowly the angles are divided by `factor`, what turns fast stays as it is, and in between the
+/// two are blended. A pair is slow when it makes less than `low_freq_factor` turns in the original context, and fast from
+/// `high_freq_factor` turns on.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Scaling {
+    pub factor: f32,
+    pub low_freq_factor: f32,
+    pub high_freq_factor: f32,
+    /// Of the model before its context was extended, in tokens.
+    pub original_max_position_embeddings: f32,
+}
+
+impl Scaling {
+    /// The scaled frequencies of plain ones.
+    pub fn apply(&self, mut frequencies: Vec<f32>) -> Vec<f32> {
+        let (low, high) = (self.low_freq_factor, self.high_freq_factor);
+        for frequency in &mut frequencies {
+            let turns = self.original_max_position_embeddings / (2.0 * std::f32::consts::PI / *frequency);
+            let kept = ((turns - low) / (high - low)).clamp(0.0, 1.0);
+            *frequency = (1.0 - kept) * *frequency / self.factor + kept * *frequency;
+        }
+        frequencies
+    }
+}
+
+/// theta^(−2j/d) of each of the d/2 pairs of a head.
+pub fn frequencies(theta: f32, head_dim: usize) -> Vec<f32> {
+    (0..head_dim / 2).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect()
+}
+
 impl Tables {
     pub fn new(theta: f32, head_dim: usize, positions: usize) -> Tables {
-        let half = head_dim / 2;
-        let inv_freq: Vec<f32> = (0..half).map(|i| 1.0 / theta.powf((2 * i) as f32 / head_dim as f32)).collect();
+        Tables::of(frequencies(theta, head_dim), positions)
+    }
+
+    /// Of the given frequencies, one for each pair of a head.
+    pub fn of(inv_freq: Vec<f32>, positions: usize) -> Tables {
         let angles = |f: fn(f64) -> f64| {
             (0..positions).flat_map(|p| inv_freq.iter().map(move |w| f((p as f32 * w) as f64) as f32)).collect()
         };
-        Tables { half, cos: angles(f64::cos), sin: angles(f64::sin), inv_freq }
+        Tables { half: inv_freq.len(), cos: angles(f64::cos), sin: angles(f64::sin), inv_freq }
     }
 }
 

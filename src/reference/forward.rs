@@ -7,7 +7,6 @@ use crate::device;
 use crate::forest::Forest;
 use crate::model::{Activations, Keep, Model, Params};
 use crate::ops::grouped_logprob::TokenGrad;
-use crate::ops::rope;
 use crate::train::learner::Learner;
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -35,7 +34,7 @@ pub fn compute(
     }
     let longest = batch.sequences.iter().map(Vec::len).max().unwrap_or(0);
     let config = &learner.model.config;
-    let tables = rope::Tables::new(config.rope_theta, config.head_dim, longest);
+    let tables = config.rope_tables(longest);
     let half = config.head_dim / 2;
     tensors.insert_f32("rope.inv_freq", &[half], tables.inv_freq);
     tensors.insert_f32("rope.cos", &[longest, half], tables.cos);

@@ -2,7 +2,7 @@
 
 use super::ReferenceError;
 use super::generate::NEW_TOKENS;
-use crate::model::Qwen2Config;
+use crate::model::Architecture;
 use serde::Deserialize;
 
 /// What `golden.json` says to compute. Every other field of the file is ignored.
@@ -136,7 +136,7 @@ pub enum Level {
 
 impl Inputs {
     /// Refuses numbers that would index outside of a table.
-    pub fn check(&self, model: &Qwen2Config) -> Result<(), ReferenceError> {
+    pub fn check(&self, model: &Architecture) -> Result<(), ReferenceError> {
         let (vocab, context) = (model.vocab_size, model.max_position_embeddings);
         let bad = |what: String| Err(ReferenceError::Inputs { what });
         let g = &self.grpo;

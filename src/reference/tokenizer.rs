@@ -2,7 +2,7 @@
 
 use super::{ReferenceError, models, read_json};
 use crate::model::checkpoint::CheckpointError;
-use crate::model::{Message, Qwen2Config, Tokenizer};
+use crate::model::{Architecture, Message, Tokenizer};
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
 
@@ -20,7 +20,7 @@ pub fn compute(set: &Path) -> Result<Value, ReferenceError> {
     let load = |name: &str| -> Result<Tokenizer, ReferenceError> {
         let dir = set.join("models").join(name);
         let tokenizer = Tokenizer::load(&dir)?;
-        tokenizer.check_fits(&Qwen2Config::read(&dir).map_err(CheckpointError::from)?)?;
+        tokenizer.check_fits(&Architecture::read(&dir).map_err(CheckpointError::from)?)?;
         Ok(tokenizer)
     };
     let tokenizer = load(&names[0])?;

@@ -1,7 +1,7 @@
 //! A decoder that remembers what it has read: prompts share their prefixes with sequences that were left in it, and with each other.
 
 use crate::device::{Error, Result};
-use crate::model::{Decoder, Draw, Policy, Qwen2Config, Slot};
+use crate::model::{Architecture, Decoder, Draw, Policy, Slot};
 use crate::ops::sampling::{Sampled, SamplingParams};
 use std::collections::{HashMap, VecDeque};
 
@@ -9,7 +9,7 @@ use std::collections::{HashMap, VecDeque};
 ///
 /// Finished sequences are dropped, the oldest first, when all together grow beyond the budget or the device runs out of pages.
 pub struct PrefixCache<'a> {
-    config: &'a Qwen2Config,
+    config: &'a Architecture,
     decoder: Box<dyn Decoder + 'a>,
     /// The tokens of each sequence.
     tokens: HashMap<Slot, Vec<u32>>,
@@ -27,7 +27,7 @@ impl<'a> PrefixCache<'a> {
         Ok(PrefixCache { config, decoder, tokens: HashMap::new(), kept: VecDeque::new(), budget, computed: 0 })
     }
 
-    pub fn config(&self) -> &Qwen2Config {
+    pub fn config(&self) -> &Architecture {
         self.config
     }
 

@@ -1,8 +1,9 @@
 //! What a run will need in memory, from its configuration alone, and whether the machine has it. Everything is f32.
 
 use crate::config::{Config, DecoupleMethod, Override};
-use crate::model::Qwen2Config;
-use crate::model::config::ConfigError;
+use crate::model::Architecture;
+use crate::model::ConfigError;
+use crate::model::families::QWEN2;
 use crate::model::kv_cache::PAGE;
 use crate::model::params::Layout;
 use serde::Serialize;
@@ -20,12 +21,13 @@ pub struct Part {
 }
 
 /// The shape of the model a configuration names: its folder's, or the embedded one's.
-pub fn model_shape(config: &Config) -> Result<Qwen2Config, ConfigError> {
+pub fn model_shape(config: &Config) -> Result<Architecture, ConfigError> {
     let m = &config.model;
     if !m.path.is_empty() {
-        return Qwen2Config::read(Path::new(&m.path));
+        return Architecture::read(Path::new(&m.path));
     }
-    Ok(Qwen2Config {
+    Ok(Architecture {
+        family: &QWEN2,
         vocab_size: m.vocab_size,
         hidden_size: m.hidden_size,
         num_hidden_layers: m.num_hidden_layers,
@@ -36,6 +38,7 @@ pub fn model_shape(config: &Config) -> Result<Qwen2Config, ConfigError> {
         max_position_embeddings: m.max_position_embeddings,
         rms_norm_eps: 1e-6,
         rope_theta: 10_000.0,
+        rope_scaling: None,
         tie_word_embeddings: true,
     })
 }
@@ -47,7 +50,7 @@ pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ConfigErr
 }
 
 /// The largest parts of a training run's memory, at their peaks.
-pub fn plan(config: &Config, model: &Qwen2Config) -> Vec<Part> {
+pub fn plan(config: &Config, model: &Architecture) -> Vec<Part> {
     let params = Layout::new(model).len as u64;
     let weights = |name, copies: u64| Part {
         name,
@@ -69,7 +72,7 @@ pub fn plan(config: &Config, model: &Qwen2Config) -> Vec<Part> {
 /// With h hidden, q and kv the widths of queries and keys, f intermediate, n heads: a token keeps in every layer norms 2h + 2,
 /// residuals 2h, q + 2kv, attention q + n, and 3f; and once the last residual, final norm and its gradient 3h, and the
 /// gradients of one layer 2h + 2q + 2kv. With recomputation the layer's share beyond its input h counts once.
-fn activations(config: &Config, model: &Qwen2Config) -> Part {
+fn activations(config: &Config, model: &Architecture) -> Part {
     let (h, f, n) = (model.hidden_size, model.intermediate_size, model.num_attention_heads);
     let (q, kv) = (n * model.head_dim, model.num_key_value_heads * model.head_dim);
     let layers = model.num_hidden_layers;
@@ -91,7 +94,7 @@ fn activations(config: &Config, model: &Qwen2Config) -> Part {
 }
 
 /// Most episodes that are alive at once, and most tokens of a sequence.
-fn sequences(config: &Config, model: &Qwen2Config) -> (u64, usize) {
+fn sequences(config: &Config, model: &Architecture) -> (u64, usize) {
     let r = &config.rollout;
     let episodes = (u64::from(r.groups) * u64::from(r.group_size)).min(r.max_live.into());
     let context = model.max_position_embeddings;
@@ -100,14 +103,14 @@ fn sequences(config: &Config, model: &Qwen2Config) -> (u64, usize) {
 }
 
 /// Tokens within which a KV cache keeps finished sequences beside those in use.
-pub fn cached_tokens(config: &Config, model: &Qwen2Config) -> usize {
+pub fn cached_tokens(config: &Config, model: &Architecture) -> usize {
     let (episodes, tokens) = sequences(config, model);
     episodes as usize * tokens
 }
 
 /// Keys and values of every layer, as if no two episodes shared a prefix; whole pages. What finished episodes leave for judgments
 /// stays within this.
-fn kv_cache(config: &Config, model: &Qwen2Config) -> Part {
+fn kv_cache(config: &Config, model: &Architecture) -> Part {
     let (episodes, tokens) = sequences(config, model);
     let pages = tokens.div_ceil(PAGE) * PAGE;
     let per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim;

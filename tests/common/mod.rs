@@ -8,13 +8,15 @@ pub mod scripted;
 
 use half::bf16;
 use std::sync::Arc;
+use uncouple::model::families::QWEN2;
 use uncouple::model::params::Layout;
-use uncouple::model::{Model, Params, Qwen2Config};
+use uncouple::model::{Architecture, Model, Params};
 use uncouple::ops::philox;
 
 /// Two layers, 4 heads of 8; vocabulary 50.
-pub fn tiny_config(tied: bool, kv_heads: usize) -> Qwen2Config {
-    Qwen2Config {
+pub fn tiny_config(tied: bool, kv_heads: usize) -> Architecture {
+    Architecture {
+        family: &QWEN2,
         vocab_size: 50,
         hidden_size: 32,
         num_hidden_layers: 2,
@@ -25,12 +27,13 @@ pub fn tiny_config(tied: bool, kv_heads: usize) -> Qwen2Config {
         max_position_embeddings: 256,
         rms_norm_eps: 1e-6,
         rope_theta: 10000.0,
+        rope_scaling: None,
         tie_word_embeddings: tied,
     }
 }
 
 /// Uniform weights: matrices in ±0.3, norms around 1, biases not 0.
-pub fn random_model(config: Qwen2Config, seed: u64) -> Model {
+pub fn random_model(config: Architecture, seed: u64) -> Model {
     let layout = Arc::new(Layout::new(&config));
     let mut params = Params::zeros(layout.clone());
     for entry in &layout.entries {
@@ -54,7 +57,8 @@ pub fn weight(token: u32, position: u32) -> f32 {
 
 /// Two layers, 2 heads of 64, 1 of keys and values; vocabulary 96. For a GPU and the CPU: both start from numbers that bf16 holds.
 pub fn narrow(tied: bool) -> Model {
-    let config = Qwen2Config {
+    let config = Architecture {
+        family: &QWEN2,
         vocab_size: 96,
         hidden_size: 64,
         num_hidden_layers: 2,
@@ -65,6 +69,7 @@ pub fn narrow(tied: bool) -> Model {
         max_position_embeddings: 256,
         rms_norm_eps: 1e-6,
         rope_theta: 1e4,
+        rope_scaling: None,
         tie_word_embeddings: tied,
     };
     let mut params = Params::random(&config, 3);

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use uncouple::device::Result;
-use uncouple::model::{Decoder, Draw, Model, Policy, Qwen2Config, Slot};
+use uncouple::model::{Architecture, Decoder, Draw, Model, Policy, Slot};
 use uncouple::ops::sampling::{Sampled, SamplingParams};
 
 /// Writes these tokens in every sequence, whatever it reads; `model` lends it its places in the cache.
@@ -15,7 +15,7 @@ pub struct Scripted {
 pub const LOGPROB: f32 = -0.1;
 
 impl Policy for Scripted {
-    fn config(&self) -> &Qwen2Config {
+    fn config(&self) -> &Architecture {
         &self.model.config
     }
 
