@@ -214,12 +214,15 @@ fn transformers_loads_what_we_save() {
     }
     let dir = tempfile::tempdir().unwrap();
     let trained = Tokenizer::train(&["go to desk 1", "take the mug from the desk"], 300).unwrap();
-    for (name, untied) in [("tied", false), ("untied", true)] {
-        let config = Architecture {
-            tie_word_embeddings: !untied,
-            vocab_size: 300,
-            ..Architecture::read(&stored("tiny-tied")).unwrap()
-        };
+    let family = |name: &str| Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/families").join(name);
+    for (name, of, untied) in [
+        ("tied", stored("tiny-tied"), false),
+        ("untied", stored("tiny-tied"), true),
+        ("qwen3", family("qwen3"), false),
+        ("llama", family("llama"), false),
+        ("llama3", family("llama3"), true),
+    ] {
+        let config = Architecture { tie_word_embeddings: !untied, vocab_size: 300, ..Architecture::read(&of).unwrap() };
         let model = Model::new(config.clone(), Params::random(&config, 3));
         let ids =
             TokenIds { bos: None, eos: vec![trained.id("<|im_end|>").unwrap()], pad: trained.id("<|endoftext|>") };
@@ -234,6 +237,7 @@ fn transformers_loads_what_we_save() {
         let theirs: Value = serde_json::from_slice(&output.stdout).unwrap();
         assert_eq!(theirs["ids"], json!(tokens), "{name}");
         assert_eq!(theirs["eos"], json!(ids.eos), "{name}");
+        assert_eq!(theirs["class"], config.family.class, "{name}");
 
         let forest = Forest::new(&[&tokens]);
         let mut acts = Activations::default();

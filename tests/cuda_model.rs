@@ -16,7 +16,8 @@ use uncouple::forest::{Forest, ROOT};
 use uncouple::grpo::{Normaliser, Sample};
 use uncouple::model::checkpoint;
 use uncouple::model::cuda::CudaModel;
-use uncouple::model::{Activations, Keep, Params};
+use uncouple::model::families::FAMILIES;
+use uncouple::model::{Activations, Keep, Model, Params};
 use uncouple::reference;
 use uncouple::train::cuda::CudaTrainer;
 use uncouple::train::learner::Learner;
@@ -44,7 +45,13 @@ const NOISE: f64 = 0.01;
 
 #[test]
 fn forward_and_backward() {
-    let (gpu, model, forest) = (emulated::quick_gpu(), common::narrow(true), forest());
+    for family in FAMILIES {
+        check_passes(common::narrow_of(family, true));
+    }
+}
+
+fn check_passes(model: Model) {
+    let (gpu, forest, family) = (emulated::quick_gpu(), forest(), model.config.family.model_type);
     let mut acts = Activations::default();
     model.forward(&forest, Keep::All, &mut acts);
     let d: Vec<bf16> = (0..acts.hidden.len()).map(|i| bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 50.0)).collect();
@@ -58,7 +65,7 @@ fn forward_and_backward() {
     for keep in [Keep::All, Keep::LayerInputs] {
         let mut acts = on_device.forward(&packed, keep).unwrap();
         let error = relative(&widen(gpu.read(&*acts.hidden).unwrap()), &hidden);
-        assert!(error < NOISE, "hidden states: {error}");
+        assert!(error < NOISE, "{family}, hidden states: {error}");
         let got = gpu.zeros::<f32>(model.params.layout.len).unwrap();
         on_device.backward(&packed, &mut acts, &gpu.tensor(&d).unwrap(), &got).unwrap();
         let got = gpu.read(&*got).unwrap();
@@ -69,7 +76,7 @@ fn forward_and_backward() {
                 continue;
             }
             let error = relative(got, want);
-            assert!(error < 2.0 * NOISE, "{}: {error}", entry.name);
+            assert!(error < 2.0 * NOISE, "{family}, {}: {error}", entry.name);
         }
         results.push(got);
     }

@@ -23,7 +23,7 @@ pub struct CouplingArgs {
     /// Run folder whose last checkpoint to measure on its own probe set
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// Hugging Face Qwen2 directory to measure on the samples of --probe
+    /// Hugging Face model directory (Qwen2, Qwen3, Llama) to measure on the samples of --probe
     #[arg(long, value_name = "DIR", conflicts_with = "run", requires = "probe", requires = "out")]
     pub model: Option<PathBuf>,
     /// Samples as a run's coupling/probe.json holds them

@@ -75,7 +75,7 @@ pub struct TrainArgs {
     /// TOML file; keys it leaves out keep their defaults
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Hugging Face Qwen2 directory to start from [config: model.path]
+    /// Hugging Face model directory (Qwen2, Qwen3, Llama) to start from [config: model.path]
     #[arg(long, value_name = "DIR")]
     pub model: Option<String>,
     /// Set one value, e.g. --set rollout.group_size=16 (repeatable; wins over --config)
@@ -109,7 +109,7 @@ pub struct EvalArgs {
     /// Run folder whose last checkpoint to evaluate
     #[arg(long, value_name = "DIR")]
     pub run: Option<PathBuf>,
-    /// Hugging Face Qwen2 directory to evaluate
+    /// Hugging Face model directory (Qwen2, Qwen3, Llama) to evaluate
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
     /// TOML file to evaluate a model under; a run has its own

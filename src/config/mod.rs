@@ -74,7 +74,7 @@ pub struct Run {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Model {
-    /// A Hugging Face Qwen2 directory; empty: the embedded small model.
+    /// A Hugging Face model directory (Qwen2, Qwen3, Llama); empty: the embedded small model.
     pub path: String,
     pub vocab_size: usize,
     pub hidden_size: usize,

@@ -34,7 +34,7 @@ const MAX_RECIPE: usize = 1 << 28;
 /// Why a model directory could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum CheckpointError {
-    #[error("there is no model folder {0}; give the path of a Hugging Face Qwen2 directory")]
+    #[error("there is no model folder {0}; give the path of a Hugging Face model directory")]
     NoFolder(PathBuf),
     #[error("{dir} holds no weights: expected {SINGLE}, {INDEX} or {RECIPE}")]
     NoWeights { dir: PathBuf },
@@ -62,7 +62,7 @@ pub enum CheckpointError {
     #[error("tensor `{tensor}` is missing from {file}; the checkpoint does not fit its config.json")]
     Missing { file: PathBuf, tensor: String },
     #[error(
-        "unexpected tensor `{tensor}` in {file}, which a Qwen2 model has no use for; leave it out: with transformers in Python, \
+        "unexpected tensor `{tensor}` in {file}, which the model of its config.json has no use for; leave it out: with transformers in Python, \
          AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)"
     )]
     Unexpected { file: PathBuf, tensor: String },

@@ -7,9 +7,10 @@ use crate::bench::ceilings::Work;
 use crate::device::{Real, Result, Slice, Tensor};
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
+use crate::ops::attention::Shape;
 use crate::ops::linear::Weight;
 use crate::ops::philox::block;
-use crate::ops::{embedding, linear, rmsnorm, rope, swiglu};
+use crate::ops::{embedding, linear, qk_norm, rmsnorm, rope, swiglu};
 use half::bf16;
 
 /// Every check there is.
@@ -23,6 +24,8 @@ pub const CHECKS: &[Check] = &[
     Check { name: "linear forward", run: linear_forward },
     Check { name: "linear backward", run: linear_backward },
     Check { name: "rope", run: rope_both_ways },
+    Check { name: "qk_norm forward", run: qk_norm_forward },
+    Check { name: "qk_norm backward", run: qk_norm_backward },
     Check { name: "attention forward", run: attention::forward },
     Check { name: "attention backward", run: attention::backward },
     Check { name: "decode_attention", run: decode::append_and_forward },
@@ -250,6 +253,44 @@ fn rope_both_ways(p: &mut Probe) -> Result<()> {
             })?;
             p.close(&format!("{rows} rows of {heads} + 2 x {kv_heads} heads of {head_dim}"), &x, &want, BF16)?;
         }
+    }
+    Ok(())
+}
+
+/// Rows, and heads of queries and keys.
+fn normed_shapes(p: &Probe) -> Vec<(usize, Shape)> {
+    let shape = |heads, kv_heads, head_dim| Shape { heads, kv_heads, head_dim };
+    let mut shapes = vec![(1, shape(1, 1, 16)), (257, shape(2, 1, 64)), (5, shape(12, 2, 128))];
+    shapes.extend((p.size == Size::Full).then(|| (4096, shape(16, 8, 128))));
+    shapes
+}
+
+fn qk_norm_forward(p: &mut Probe) -> Result<()> {
+    for (rows, shape) in normed_shapes(p) {
+        let (gpu, normed) = (p.gpu, rows * (shape.heads + shape.kv_heads) * shape.head_dim);
+        let ((x, mut want), (w, w_wide)) =
+            (randoms_bf16(1, rows * shape.qkv_dim()), randoms_bf16(2, 2 * shape.head_dim));
+        let mut want_raw = vec![0.0; normed];
+        qk_norm::forward(&mut want, shape, &w_wide, EPS, Some(&mut want_raw));
+        let (x, w, raw) = (gpu.tensor(&x)?, gpu.tensor(&w)?, gpu.uninit::<bf16>(normed)?);
+        p.time(Work::Bytes(6 * normed), || qk_norm::cuda::forward(gpu, &x, shape, &w, EPS, Some(&raw)))?;
+        p.close(&format!("{rows} rows of {shape:?}"), &x, &want, BF16)?;
+        p.equal("queries and keys as they were", &raw, &want_raw)?;
+    }
+    Ok(())
+}
+
+fn qk_norm_backward(p: &mut Probe) -> Result<()> {
+    for (rows, shape) in normed_shapes(p) {
+        let (gpu, heads, d) = (p.gpu, rows * (shape.heads + shape.kv_heads), shape.head_dim);
+        let ((dy, mut want), (raw, raw_wide)) = (randoms_bf16(1, rows * shape.qkv_dim()), randoms_bf16(2, heads * d));
+        let ((w, w_wide), mut want_dw) = (randoms_bf16(3, 2 * d), vec![0.0; 2 * d]);
+        qk_norm::backward(&mut want, shape, &raw_wide, &w_wide, EPS, &mut want_dw);
+        let (dy, raw, w) = (gpu.tensor(&dy)?, gpu.tensor(&raw)?, gpu.tensor(&w)?);
+        let dw = gpu.zeros::<f32>(2 * d)?;
+        p.time(Work::Bytes(6 * heads * d), || qk_norm::cuda::backward(gpu, &dy, shape, &raw, &w, EPS, &dw))?;
+        p.close(&format!("{rows} rows of {shape:?}"), &dy, &want, BF16)?;
+        close_sums(p, "dw", &dw, &want_dw, heads)?;
     }
     Ok(())
 }

@@ -8,7 +8,7 @@ pub mod scripted;
 
 use half::bf16;
 use std::sync::Arc;
-use uncouple::model::families::QWEN2;
+use uncouple::model::families::{Family, QWEN2};
 use uncouple::model::params::Layout;
 use uncouple::model::{Architecture, Model, Params};
 use uncouple::ops::philox;
@@ -57,8 +57,13 @@ pub fn weight(token: u32, position: u32) -> f32 {
 
 /// Two layers, 2 heads of 64, 1 of keys and values; vocabulary 96. For a GPU and the CPU: both start from numbers that bf16 holds.
 pub fn narrow(tied: bool) -> Model {
+    narrow_of(&QWEN2, tied)
+}
+
+/// The same of another family; norm weights are not 1, and those of queries and keys differ.
+pub fn narrow_of(family: &'static Family, tied: bool) -> Model {
     let config = Architecture {
-        family: &QWEN2,
+        family,
         vocab_size: 96,
         hidden_size: 64,
         num_hidden_layers: 2,
@@ -73,6 +78,9 @@ pub fn narrow(tied: bool) -> Model {
         tie_word_embeddings: tied,
     };
     let mut params = Params::random(&config, 3);
+    for entry in params.layout.clone().entries.iter().filter(|e| e.name.ends_with("k_norm.weight")) {
+        params.flat[entry.range.clone()].iter_mut().enumerate().for_each(|(i, w)| *w = 0.75 + i as f32 / 64.0);
+    }
     params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
     Model::new(config, params)
 }

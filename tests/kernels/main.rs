@@ -6,6 +6,7 @@ mod build;
 mod embedding;
 mod gradient_cosine;
 mod grouped_logprob;
+mod qk_norm;
 mod rmsnorm;
 mod rope;
 mod sampling;
