@@ -299,7 +299,7 @@ fn missing_things_are_named() {
 #[test]
 fn configurations_of_other_models_are_refused() {
     let cases = [
-        ("model_type", json!("llama")),
+        ("model_type", json!("mistral")),
         ("model_type", Value::Null),
         ("architectures", json!(["Qwen2ForSequenceClassification"])),
         ("hidden_act", json!("gelu")),
