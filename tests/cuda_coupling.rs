@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 use uncouple::coupling::gram::cosines;
 use uncouple::coupling::{CouplingError, Grams, SampleError, StateAction};
-use uncouple::model::cuda::CudaModel;
+use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::{Keep, checkpoint};
 use uncouple::train::learner::Learner;
 use uncouple::train::{TrainError, cuda_coupling};

@@ -13,7 +13,7 @@ use uncouple::config::{Config, History, Prompt};
 use uncouple::env::{EnvError, Environment, Observation, Split, Task};
 use uncouple::forest::Forest;
 use uncouple::grpo::{self, Sample};
-use uncouple::model::cuda::CudaModel;
+use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::families::QWEN2;
 use uncouple::model::{Activations, Architecture, Keep, Model, Params, Policy, Tokenizer};
 use uncouple::ops::sampling::SamplingParams;

@@ -3,7 +3,7 @@
 use super::ceilings::{Ceilings, Work};
 use super::gpu_shapes::Shape;
 use crate::device::{Gpu, Result};
-use crate::model::cuda::CudaModel;
+use crate::model::backend::cuda::CudaModel;
 use crate::model::{Decoder, Draw, Policy, Slot};
 use crate::ops::philox::{block, uniform};
 use crate::ops::sampling::SamplingParams;

@@ -6,7 +6,7 @@ use crate::config::{self, ActionTokens, Config, Prompt};
 use crate::coupling::{FOLDER, Grams, Group, Means, Measurement, Probe, Side, Spread, Weights, measure, write};
 use crate::device::Gpu;
 use crate::files;
-use crate::model::cuda::CudaModel;
+use crate::model::backend::cuda::CudaModel;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Keep, checkpoint};
 use crate::train::{self, checkpoints, cuda_coupling};

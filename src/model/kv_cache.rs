@@ -4,7 +4,7 @@
 //! copied by the first to write it.
 
 use super::Model;
-use super::qwen2::Weights;
+use super::backend::cpu::Weights;
 use crate::ops::decode_attention::Paged;
 use std::sync::Arc;
 

@@ -9,7 +9,7 @@ use crate::config::Optim;
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Part, Result, Slice, Tensor, expect};
 use crate::forest::Forest;
-use crate::model::cuda::{CudaActivations, CudaForest, CudaModel, part};
+use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel, part};
 use crate::model::{Keep, Model, Params};
 use crate::ops::adamw::{self, AdamW, cuda::Rounding, cuda::State};
 use crate::ops::grouped_logprob::cuda::{self as head, Head, Targets};

@@ -7,9 +7,9 @@ use crate::ops::linear::{self, cuda::WeightGrad};
 use half::bf16;
 use std::ops::Range;
 
-/// As [`super::sink::Sink`], of gradients in device memory.
+/// As [`super::cpu_sink::Sink`], of gradients in device memory.
 pub trait CudaSink {
-    /// As [`super::sink::Sink::spans`].
+    /// As [`super::cpu_sink::Sink::spans`].
     fn spans(&self) -> &[usize];
 
     /// Lets `add` add what the rows of `span` give to a norm weight's or bias's gradient.

@@ -1,6 +1,6 @@
 //! Where the backward pass puts the gradients of weights.
 
-use super::Params;
+use crate::model::Params;
 use crate::ops::linear::{self, WeightGrad};
 use crate::ops::{embedding, residual};
 use rayon::prelude::*;
@@ -23,7 +23,7 @@ pub trait Sink {
 }
 
 /// The ordinary gradient: everything is added up.
-pub(super) struct Accumulate<'a> {
+pub(in crate::model) struct Accumulate<'a> {
     pub grads: &'a mut Params,
     pub rows: [usize; 1],
 }

@@ -1,16 +1,18 @@
-//! The forward pass against a KV cache: prefill and decoding are the same call.
+//! The forward pass against a KV cache, on the CPU: prefill and decoding are the same call.
 //!
 //! A batch of short feeds is shared out: each thread takes some of them through the whole model, and none waits in between. Long
 //! feeds, and large models, go through the model together: all threads work on each layer in turn. A row's numbers are the same
 //! either way.
 
-use super::Model;
-use super::kv_cache::{KvCache, LayerPages, PAGE, PageShape, Sequence, Slot};
-use super::qwen2::{Dims, Weights};
+use super::Forward;
+use super::cpu::{Dims, Weights};
 use crate::device::cpu::BLOCK;
+use crate::model::kv_cache::{KvCache, LayerPages, PAGE, PageShape, Sequence, Slot};
+use crate::model::{Model, transformer};
 use crate::ops::decode_attention::Feed;
 use crate::ops::{decode_attention, embedding, linear, rmsnorm};
 use rayon::prelude::*;
+use std::convert::Infallible;
 
 /// Fewest rows worth a thread of their own.
 const MIN_ROWS: usize = 16;
@@ -58,7 +60,9 @@ impl Model {
             tasks.push((Share { shape: cache.shape(), feeds, sequences, together }, o));
         }
         let weights = cache.weights();
-        tasks.into_par_iter().with_max_len(1).for_each(|(share, out)| self.extend_share(weights, share, out));
+        tasks.into_par_iter().with_max_len(1).for_each(|(share, out)| {
+            let Ok(()) = transformer::forward(&mut DecodePass::new(self, weights, share, out));
+        });
         for ((slot, _), sequence) in feeds.iter().zip(sequences) {
             cache.put(*slot, sequence);
         }
@@ -66,7 +70,7 @@ impl Model {
     }
 
     /// The parameters with every matrix that decoding reads in panels.
-    pub(super) fn panels(&self) -> Vec<f32> {
+    pub(in crate::model) fn panels(&self) -> Vec<f32> {
         let (c, layout) = (&self.config, &self.params.layout);
         let (hidden, q_dim) = (c.hidden_size, c.num_attention_heads * c.head_dim);
         let mut flat = self.params.flat.clone();
@@ -93,61 +97,82 @@ impl Model {
     }
 
     /// Whether all threads multiply so few rows by a matrix of so many parameters together.
-    pub(super) fn shares_columns(&self, params: usize, rows: usize) -> bool {
+    pub(in crate::model) fn shares_columns(&self, params: usize, rows: usize) -> bool {
         params >= LARGE_LAYER && rows <= FEW_ROWS * rayon::current_num_threads()
     }
+}
 
-    fn extend_share(&self, weights: Weights<'_>, mut share: Share<'_>, out: &mut [f32]) {
-        let (c, layout) = (&self.config, &self.params.layout);
-        let hidden = c.hidden_size;
+/// Over tokens whose keys and values are appended to a cache.
+struct DecodePass<'a> {
+    model: &'a Model,
+    weights: Weights<'a>,
+    share: Share<'a>,
+    tokens: Vec<u32>,
+    position: Vec<u32>,
+    /// Rows that go through a layer's projections at once.
+    block: usize,
+    x: Vec<f32>,
+    qkv: Vec<f32>,
+    attn: Vec<f32>,
+    /// Gets the final-normed hidden state of each feed's last token.
+    out: &'a mut [f32],
+}
+
+impl<'a> DecodePass<'a> {
+    fn new(model: &'a Model, weights: Weights<'a>, share: Share<'a>, out: &'a mut [f32]) -> DecodePass<'a> {
+        let d = model.dims();
         let tokens: Vec<u32> = share.feeds.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
         let mut position = Vec::with_capacity(tokens.len());
         for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences.iter_mut()) {
             position.extend((sequence.len..sequence.len + tokens.len()).map(|p| p as u32));
             sequence.reserve(tokens.len(), share.shape);
         }
-        let mut x = vec![0.0; tokens.len() * hidden];
-        embedding::forward(&tokens, &self.params.flat[layout.embed.clone()], hidden, &mut x);
-        let attention = self.dims().attention;
-        let mut qkv = vec![0.0; tokens.len() * attention.qkv_dim()];
-        let mut attn = vec![0.0; tokens.len() * attention.q_dim()];
-        for l in 0..layout.layers.len() {
-            self.extend_layer(weights, l, &position, &mut share, &mut x, &mut qkv, &mut attn);
+        let (rows, threads) = (tokens.len(), rayon::current_num_threads());
+        let few = share.together && rows <= FEW_ROWS * threads;
+        DecodePass {
+            weights: Weights { spread: few, ..weights },
+            block: if few || !share.together { rows } else { rows.div_ceil(threads).min(PROJECTED) },
+            x: vec![0.0; rows * d.hidden],
+            qkv: vec![0.0; rows * d.attention.qkv_dim()],
+            attn: vec![0.0; rows * d.attention.q_dim()],
+            model,
+            share,
+            tokens,
+            position,
+            out,
         }
-        let (mut at, mut last, mut rstd) = (0, Vec::with_capacity(out.len()), vec![0.0; share.feeds.len()]);
-        for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences) {
-            sequence.len += tokens.len();
-            at += tokens.len();
-            last.extend_from_slice(&x[(at - 1) * hidden..at * hidden]);
-        }
-        rmsnorm::forward(&last, &self.params.flat[layout.norm.clone()], c.rms_norm_eps, out, &mut rstd);
+    }
+}
+
+impl Forward for DecodePass<'_> {
+    type Error = Infallible;
+
+    fn layers(&self) -> usize {
+        self.model.config.num_hidden_layers
     }
 
-    #[allow(clippy::too_many_arguments)]
-    fn extend_layer(
-        &self,
-        weights: Weights<'_>,
-        l: usize,
-        position: &[u32],
-        share: &mut Share<'_>,
-        x: &mut [f32],
-        qkv: &mut [f32],
-        attn: &mut [f32],
-    ) {
-        let (d, layer) = (self.dims(), &self.params.layout.layers[l]);
-        let (hidden, qkv_dim, q_dim) = (d.hidden, d.attention.qkv_dim(), d.attention.q_dim());
-        let (rows, threads) = (position.len(), rayon::current_num_threads());
-        let few = share.together && rows <= FEW_ROWS * threads;
-        let block = if few || !share.together { rows } else { rows.div_ceil(threads).min(PROJECTED) };
-        let weights = Weights { spread: few, ..weights };
+    fn embed(&mut self) -> Result<(), Infallible> {
+        let table = self.model.weight(&self.model.params.layout.embed);
+        embedding::forward(&self.tokens, table, self.model.config.hidden_size, &mut self.x);
+        Ok(())
+    }
 
-        let parts =
-            x.par_chunks(block * hidden).zip(position.par_chunks(block)).zip(qkv.par_chunks_mut(block * qkv_dim));
+    fn qkv(&mut self, l: usize) -> Result<(), Infallible> {
+        let (model, block, weights, d) = (self.model, self.block, self.weights, self.model.dims());
+        let layer = &model.params.layout.layers[l];
+        let rows = self.x.par_chunks(block * d.hidden).zip(self.position.par_chunks(block));
+        let parts = rows.zip(self.qkv.par_chunks_mut(block * d.attention.qkv_dim()));
         parts.for_each_init(Scratch::default, |s, ((x, position), qkv)| {
             s.resize(position.len(), &d);
-            self.qkv_forward(weights, layer, x, position, &mut s.norm, &mut s.rstd, qkv, None);
+            model.qkv_forward(weights, layer, x, position, &mut s.norm, &mut s.rstd, qkv, None);
         });
-        let (mut rows, mut feeds) = (&qkv[..], Vec::with_capacity(share.feeds.len()));
+        Ok(())
+    }
+
+    fn attend(&mut self, l: usize) -> Result<(), Infallible> {
+        let (shape, share) = (self.model.dims().attention, &mut self.share);
+        let (q_dim, qkv_dim) = (shape.q_dim(), shape.qkv_dim());
+        let (mut rows, mut feeds) = (&self.qkv[..], Vec::with_capacity(share.feeds.len()));
         for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences.iter_mut()) {
             let (own, rest) = rows.split_at(tokens.len() * qkv_dim);
             rows = rest;
@@ -158,14 +183,35 @@ impl Model {
             let cache = LayerPages { sequence, shape: share.shape, layer: l };
             feeds.push(Feed { qkv: own, past: cache.sequence.len, cache });
         }
-        decode_attention::forward::<PAGE, _>(&feeds, d.attention, share.together, attn);
-        let parts = x.par_chunks_mut(block * hidden).zip(attn.par_chunks(block * q_dim));
+        decode_attention::forward::<PAGE, _>(&feeds, shape, share.together, &mut self.attn);
+        Ok(())
+    }
+
+    fn mlp(&mut self, l: usize) -> Result<(), Infallible> {
+        let (model, block, weights, d) = (self.model, self.block, self.weights, self.model.dims());
+        let (layer, q_dim) = (&model.params.layout.layers[l], d.attention.q_dim());
+        let parts = self.x.par_chunks_mut(block * d.hidden).zip(self.attn.par_chunks(block * q_dim));
         parts.for_each_init(Scratch::default, |s, (x, attn)| {
-            s.resize(x.len() / hidden, &d);
+            s.resize(x.len() / d.hidden, &d);
             linear::forward_add(attn, weights.matrix(&layer.o, q_dim), x);
             s.mid.copy_from_slice(x);
-            self.mlp_forward(weights, layer, &s.mid, &mut s.norm, &mut s.rstd, &mut s.gate_up, &mut s.act, x);
+            model.mlp_forward(weights, layer, &s.mid, &mut s.norm, &mut s.rstd, &mut s.gate_up, &mut s.act, x);
         });
+        Ok(())
+    }
+
+    /// Of each feed's last token; the sequences hold the new tokens from now on.
+    fn norm(&mut self) -> Result<(), Infallible> {
+        let (model, hidden) = (self.model, self.model.config.hidden_size);
+        let (mut at, mut last, mut rstd) = (0, Vec::with_capacity(self.out.len()), vec![0.0; self.share.feeds.len()]);
+        for ((_, tokens), sequence) in self.share.feeds.iter().zip(self.share.sequences.iter_mut()) {
+            sequence.len += tokens.len();
+            at += tokens.len();
+            last.extend_from_slice(&self.x[(at - 1) * hidden..at * hidden]);
+        }
+        let w = model.weight(&model.params.layout.norm);
+        rmsnorm::forward(&last, w, model.config.rms_norm_eps, self.out, &mut rstd);
+        Ok(())
     }
 }
 

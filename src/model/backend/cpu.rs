@@ -1,49 +1,25 @@
-//! The forward and backward pass over a [`Forest`].
-//!
-//! Per layer, with residual stream x: x ← x + Wₒ·attention(rope(W_qkv·norm(x) + b)) (or, with QK-norm, of the normed queries and
-//! keys), then x ← x + W_down·swiglu(W_gate_up·norm(x)).
-//! Everything but attention and the weight gradients works on blocks of [`BLOCK`] rows that stay in cache from the norm to the
-//! residual; blocks run in parallel.
+//! The blocks in f32 on the CPU. Everything but attention and the weight gradients works on blocks of [`BLOCK`] rows that stay in
+//! cache from the norm to the residual; blocks run in parallel.
 
-use super::params::LayerLayout;
-use super::sink::{Accumulate, Sink, by_span};
-use super::{Architecture, Params};
+use super::cpu_sink::{Sink, by_span};
+use super::{Backward, Forward, Keep};
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
+use crate::model::Model;
+use crate::model::params::LayerLayout;
 use crate::ops::attention::{self, Visibility};
-use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
 use crate::ops::linear::WeightGrad;
 use crate::ops::{embedding, linear, qk_norm, rmsnorm, rope, swiglu};
 use rayon::prelude::*;
+use std::convert::Infallible;
 use std::ops::Range;
-use std::sync::Arc;
-
-/// A model in memory.
-#[derive(Clone)]
-pub struct Model {
-    pub config: Architecture,
-    pub params: Params,
-    rope: Arc<rope::Tables>,
-}
-
-/// Which activations the forward pass keeps.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Keep {
-    /// Everything the backward pass reads.
-    #[default]
-    All,
-    /// Only each layer's input; the backward pass computes the layer again (activation recomputation).
-    LayerInputs,
-    /// Nothing: no backward pass will follow.
-    Nothing,
-}
 
 /// What [`Model::forward`] keeps for [`Model::backward`]; its buffers are reused from step to step.
 #[derive(Default)]
 pub struct Activations {
     /// Final-normed hidden states, `[nodes, hidden]`: what the head reads.
     pub hidden: Vec<f32>,
-    keep: Keep,
+    pub(super) keep: Keep,
     visibility: Visibility,
     /// The residual stream entering each layer, and leaving the last, `[nodes, hidden]` each.
     inputs: Vec<Vec<f32>>,
@@ -88,7 +64,7 @@ struct LayerGrads {
 
 /// Where the forward pass reads its matrices: the parameters, or a buffer of the same layout that holds them in panels.
 #[derive(Clone, Copy)]
-pub(super) struct Weights<'a> {
+pub(in crate::model) struct Weights<'a> {
     pub flat: &'a [f32],
     pub panels: bool,
     /// Each product on all cores.
@@ -108,12 +84,12 @@ impl<'a> Weights<'a> {
 
 /// The sizes that recur in every function.
 #[derive(Clone, Copy)]
-pub(super) struct Dims {
+pub(in crate::model) struct Dims {
     pub hidden: usize,
     pub ffn: usize,
-    eps: f32,
+    pub eps: f32,
     pub attention: attention::Shape,
-    qk_norm: bool,
+    pub qk_norm: bool,
 }
 
 impl Dims {
@@ -123,78 +99,58 @@ impl Dims {
     }
 }
 
-impl Model {
-    pub fn new(config: Architecture, params: Params) -> Model {
-        let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
-        Model { config, params, rope }
-    }
+/// Over a packed forest.
+pub(in crate::model) struct ForwardPass<'a> {
+    model: &'a Model,
+    forest: &'a Forest,
+    acts: &'a mut Activations,
+}
 
-    /// The RoPE tables of every position of the context.
-    pub fn rope(&self) -> &rope::Tables {
-        &self.rope
-    }
-
-    pub(super) fn dims(&self) -> Dims {
-        let c = &self.config;
-        Dims {
-            hidden: c.hidden_size,
-            ffn: c.intermediate_size,
-            eps: c.rms_norm_eps,
-            qk_norm: c.family.qk_norm,
-            attention: attention::Shape {
-                heads: c.num_attention_heads,
-                kv_heads: c.num_key_value_heads,
-                head_dim: c.head_dim,
-            },
-        }
-    }
-
-    fn weight(&self, range: &std::ops::Range<usize>) -> &[f32] {
-        &self.params.flat[range.clone()]
-    }
-
-    /// Runs the decoder over the packed forest; `acts.hidden` holds the result.
-    ///
-    /// # Panics
-    /// If a position lies beyond `max_position_embeddings` or a token beyond the vocabulary: callers check their input.
-    pub fn forward(&self, forest: &Forest, keep: Keep, acts: &mut Activations) {
-        let (d, layout, layers) = (self.dims(), &self.params.layout, self.config.num_hidden_layers);
+impl<'a> ForwardPass<'a> {
+    pub fn new(model: &'a Model, forest: &'a Forest, keep: Keep, acts: &'a mut Activations) -> ForwardPass<'a> {
+        let (d, layers) = (model.dims(), model.config.num_hidden_layers);
         acts.keep = keep;
         acts.visibility = Visibility::new(&forest.reach);
         acts.inputs.resize_with(if keep == Keep::Nothing { 2 } else { layers + 1 }, Vec::new);
         acts.layers.resize_with(if keep == Keep::All { layers } else { 1 }, LayerActs::default);
         acts.inputs.iter_mut().for_each(|x| x.resize(forest.len() * d.hidden, 0.0));
-        embedding::forward(&forest.tokens, self.weight(&layout.embed), d.hidden, &mut acts.inputs[0]);
-        for l in 0..layers {
-            if keep == Keep::Nothing {
-                let (x, y) = acts.inputs.split_at_mut(1);
-                self.layer_forward(l, forest, &acts.visibility, &x[0], &mut acts.layers[0], &mut y[0]);
-                acts.inputs.swap(0, 1);
-            } else {
-                let (x, y) = acts.inputs.split_at_mut(l + 1);
-                let at = if keep == Keep::All { l } else { 0 };
-                self.layer_forward(l, forest, &acts.visibility, &x[l], &mut acts.layers[at], &mut y[0]);
-            }
-        }
         acts.hidden.resize(forest.len() * d.hidden, 0.0);
         acts.rstd.resize(forest.len(), 0.0);
-        let x = &acts.inputs[if keep == Keep::Nothing { 0 } else { layers }];
-        let (w, block) = (self.weight(&layout.norm), BLOCK * d.hidden);
-        let rows = x.par_chunks(block).zip(acts.hidden.par_chunks_mut(block)).zip(acts.rstd.par_chunks_mut(BLOCK));
-        rows.for_each(|((x, y), rstd)| rmsnorm::forward(x, w, d.eps, y, rstd));
+        ForwardPass { model, forest, acts }
+    }
+}
+
+impl Activations {
+    /// Where the residual stream that enters layer `l` is.
+    fn input(&self, l: usize) -> usize {
+        if self.keep == Keep::Nothing { l % 2 } else { l }
     }
 
-    /// One layer: `x` to `y`, keeping its activations in `a`.
-    fn layer_forward(
-        &self,
-        l: usize,
-        forest: &Forest,
-        visibility: &Visibility,
-        x: &[f32],
-        a: &mut LayerActs,
-        y: &mut [f32],
-    ) {
-        let (d, layer, weights) = (self.dims(), &self.params.layout.layers[l], self.weights());
+    /// Where the activations of layer `l` are.
+    fn layer(&self, l: usize) -> usize {
+        if self.keep == Keep::All { l } else { 0 }
+    }
+}
+
+impl Forward for ForwardPass<'_> {
+    type Error = Infallible;
+
+    fn layers(&self) -> usize {
+        self.model.config.num_hidden_layers
+    }
+
+    fn embed(&mut self) -> Result<(), Infallible> {
+        let (model, acts) = (self.model, &mut self.acts);
+        let table = model.weight(&model.params.layout.embed);
+        embedding::forward(&self.forest.tokens, table, model.config.hidden_size, &mut acts.inputs[0]);
+        Ok(())
+    }
+
+    fn qkv(&mut self, l: usize) -> Result<(), Infallible> {
+        let ForwardPass { model, forest, acts } = self;
+        let (d, layer, weights) = (model.dims(), &model.params.layout.layers[l], model.weights());
+        let (input, at) = (acts.input(l), acts.layer(l));
+        let (x, a) = (&acts.inputs[input], &mut acts.layers[at]);
         a.resize(forest.len(), &d);
         let mut raw: Vec<Option<&mut [f32]>> = a.raw.chunks_mut(BLOCK * d.normed().max(1)).map(Some).collect();
         raw.resize_with(forest.len().div_ceil(BLOCK), || None);
@@ -206,10 +162,27 @@ impl Model {
             .zip(a.qkv.par_chunks_mut(BLOCK * d.attention.qkv_dim()))
             .zip(raw);
         parts.for_each(|(((((x, position), norm), rstd), qkv), raw)| {
-            self.qkv_forward(weights, layer, x, position, norm, rstd, qkv, raw)
+            model.qkv_forward(weights, layer, x, position, norm, rstd, qkv, raw)
         });
-        attention::forward(&a.qkv, d.attention, visibility, &mut a.attn, &mut a.softmax);
-        let parts = x
+        Ok(())
+    }
+
+    fn attend(&mut self, l: usize) -> Result<(), Infallible> {
+        let at = self.acts.layer(l);
+        let Activations { layers, visibility, .. } = &mut *self.acts;
+        let a = &mut layers[at];
+        attention::forward(&a.qkv, self.model.dims().attention, visibility, &mut a.attn, &mut a.softmax);
+        Ok(())
+    }
+
+    fn mlp(&mut self, l: usize) -> Result<(), Infallible> {
+        let ForwardPass { model, acts, .. } = self;
+        let (d, layer, weights) = (model.dims(), &model.params.layout.layers[l], model.weights());
+        let (from, to, at) = (acts.input(l), acts.input(l + 1), acts.layer(l));
+        let a = &mut acts.layers[at];
+        // The output is written whole; the input is read.
+        let mut y = std::mem::take(&mut acts.inputs[to]);
+        let parts = acts.inputs[from]
             .par_chunks(BLOCK * d.hidden)
             .zip(a.attn.par_chunks(BLOCK * d.attention.q_dim()))
             .zip(a.mid.par_chunks_mut(BLOCK * d.hidden))
@@ -222,10 +195,24 @@ impl Model {
             mid.copy_from_slice(x);
             linear::forward_add(attn, weights.matrix(&layer.o, d.attention.q_dim()), mid);
             y.copy_from_slice(mid);
-            self.mlp_forward(weights, layer, mid, norm, rstd, gate_up, act, y);
+            model.mlp_forward(weights, layer, mid, norm, rstd, gate_up, act, y);
         });
+        acts.inputs[to] = y;
+        Ok(())
     }
 
+    fn norm(&mut self) -> Result<(), Infallible> {
+        let (model, input) = (self.model, self.acts.input(self.layers()));
+        let Activations { inputs, hidden, rstd, .. } = &mut *self.acts;
+        let (w, d) = (model.weight(&model.params.layout.norm), model.dims());
+        let block = BLOCK * d.hidden;
+        let rows = inputs[input].par_chunks(block).zip(hidden.par_chunks_mut(block)).zip(rstd.par_chunks_mut(BLOCK));
+        rows.for_each(|((x, y), rstd)| rmsnorm::forward(x, w, d.eps, y, rstd));
+        Ok(())
+    }
+}
+
+impl Model {
     /// Norm, QKV projection, norm of queries and keys (`raw` gets what they were) and rotation of a block of rows.
     #[allow(clippy::too_many_arguments)]
     pub(super) fn qkv_forward(
@@ -247,7 +234,7 @@ impl Model {
             qk_norm::forward(qkv, d.attention, self.weight(range), d.eps, raw);
         }
         let rotated = d.attention.heads + d.attention.kv_heads;
-        rope::rotate(qkv, d.attention.qkv_dim(), rotated, position, &self.rope, false);
+        rope::rotate(qkv, d.attention.qkv_dim(), rotated, position, self.rope(), false);
     }
 
     /// `y += mlp(norm(x))` on a block of rows.
@@ -269,95 +256,64 @@ impl Model {
         swiglu::forward(gate_up, d.ffn, act);
         linear::forward_add(act, weights.matrix(&layer.down, d.ffn), y);
     }
+}
 
-    /// Log-prob (at `temperature`) of each node in `nodes` given its parent, and the entropy (nats) of that distribution.
-    pub fn logprobs(
-        &self,
-        forest: &Forest,
-        acts: &Activations,
-        nodes: &[u32],
-        temperature: f32,
-    ) -> (Vec<f32>, Vec<f32>) {
-        grouped_logprob::forward(self.head(acts, temperature), &targets(forest, nodes))
-    }
+/// Over what a [`ForwardPass`] kept.
+pub(in crate::model) struct BackwardPass<'a> {
+    forward: ForwardPass<'a>,
+    /// The gradient of the final hidden states; then scratch, of a layer's output.
+    d_hidden: &'a mut [f32],
+    sink: &'a mut dyn Sink,
+}
 
-    /// One pass over the chunked head: for each `nodes[i]` calls `loss(i, logprob, entropy)` (serially, in a fixed order), adds
-    /// the head's gradient to `grads` and overwrites `d_hidden` `[nodes, hidden]` with the hidden states' gradient.
-    #[allow(clippy::too_many_arguments)]
-    pub fn head_backward(
-        &self,
-        forest: &Forest,
-        acts: &Activations,
-        nodes: &[u32],
-        temperature: f32,
-        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
-        d_hidden: &mut Vec<f32>,
-        grads: &mut Params,
-    ) {
-        d_hidden.clear();
-        d_hidden.resize(acts.hidden.len(), 0.0);
-        let weight = &mut grads.flat[self.params.layout.head.clone()];
-        let grads = HeadGrads { weight, hidden: d_hidden };
-        grouped_logprob::forward_backward(self.head(acts, temperature), &targets(forest, nodes), grads, loss);
-    }
-
-    fn head<'a>(&'a self, acts: &'a Activations, temperature: f32) -> Head<'a> {
-        Head {
-            weight: self.weight(&self.params.layout.head),
-            hidden: &acts.hidden,
-            width: self.config.hidden_size,
-            temperature,
-        }
-    }
-
-    /// Back-propagates `d_hidden` (used as scratch) through the decoder and adds every parameter's gradient to `grads`.
-    ///
+impl<'a> BackwardPass<'a> {
     /// # Panics
     /// If the forward pass kept nothing.
-    pub fn backward(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], grads: &mut Params) {
-        self.backward_into(forest, acts, d_hidden, &mut Accumulate { grads, rows: [forest.len()] });
-    }
-
-    /// As [`Model::backward`], handing the parameters' gradients to `sink`. The head's is none of them.
-    pub fn backward_into(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], sink: &mut dyn Sink) {
+    pub fn new(
+        model: &'a Model,
+        forest: &'a Forest,
+        acts: &'a mut Activations,
+        d_hidden: &'a mut [f32],
+        sink: &'a mut dyn Sink,
+    ) -> BackwardPass<'a> {
         assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
-        let (d, layout) = (self.dims(), self.params.layout.clone());
-        let Activations { inputs, layers, visibility, grads: g, rstd, keep, .. } = acts;
-        g.resize(forest.len(), &d);
-        let last = &inputs[self.config.num_hidden_layers];
-        g.input.fill(0.0);
-        let parts = norm_backward(sink.spans(), d_hidden, last, self.weight(&layout.norm), rstd, &mut g.input);
-        hand_over(sink, &layout.norm, parts);
-        for l in (0..self.config.num_hidden_layers).rev() {
-            let (x, rest) = inputs.split_at_mut(l + 1);
-            if *keep == Keep::LayerInputs {
-                self.layer_forward(l, forest, visibility, &x[l], &mut layers[0], &mut rest[0]);
-            }
-            let a = &mut layers[if *keep == Keep::All { l } else { 0 }];
-            self.layer_backward(&layout.layers[l], forest, visibility, &x[l], a, g, d_hidden, sink);
-        }
-        sink.embedding(&layout.embed, &forest.tokens, &g.input);
+        acts.grads.resize(forest.len(), &model.dims());
+        BackwardPass { forward: ForwardPass { model, forest, acts }, d_hidden, sink }
+    }
+}
+
+/// `acts.grads.input` is the gradient of a layer's output on entry, of its input on exit.
+impl<'a> Backward for BackwardPass<'a> {
+    type Error = Infallible;
+    type Forward = ForwardPass<'a>;
+
+    fn layers(&self) -> usize {
+        self.forward.layers()
     }
 
-    /// One layer: on entry `g.input` is the gradient of its output, on exit of its input `x`. `dy` is scratch.
-    #[allow(clippy::too_many_arguments)]
-    fn layer_backward(
-        &self,
-        layer: &LayerLayout,
-        forest: &Forest,
-        visibility: &Visibility,
-        x: &[f32],
-        a: &mut LayerActs,
-        g: &mut LayerGrads,
-        dy: &mut [f32],
-        sink: &mut dyn Sink,
-    ) {
-        let d = self.dims();
-        let (hidden, q_dim, qkv_dim) = (d.hidden, d.attention.q_dim(), d.attention.qkv_dim());
-        dy.copy_from_slice(&g.input);
+    fn recompute(&mut self) -> Option<&mut ForwardPass<'a>> {
+        (self.forward.acts.keep == Keep::LayerInputs).then_some(&mut self.forward)
+    }
 
-        // MLP, then the output projection of attention.
-        let w_norm = self.weight(&layer.post_norm);
+    fn norm_backward(&mut self) -> Result<(), Infallible> {
+        let BackwardPass { forward: ForwardPass { model, acts, .. }, d_hidden, sink } = self;
+        let Activations { inputs, rstd, grads: g, .. } = &mut **acts;
+        let range = &model.params.layout.norm;
+        g.input.fill(0.0);
+        let last = &inputs[model.config.num_hidden_layers];
+        let parts = norm_backward(sink.spans(), d_hidden, last, model.weight(range), rstd, &mut g.input);
+        hand_over(*sink, range, parts);
+        Ok(())
+    }
+
+    fn mlp_backward(&mut self, l: usize) -> Result<(), Infallible> {
+        let BackwardPass { forward: ForwardPass { model, acts, .. }, d_hidden: dy, sink } = self;
+        let at = acts.layer(l);
+        let Activations { layers, grads: g, .. } = &mut **acts;
+        let (d, layer, a) = (model.dims(), &model.params.layout.layers[l], &mut layers[at]);
+        let (hidden, q_dim) = (d.hidden, d.attention.q_dim());
+        dy.copy_from_slice(&g.input);
+        let w_norm = model.weight(&layer.post_norm);
         let parts = dy
             .par_chunks(BLOCK * hidden)
             .zip(a.mid.par_chunks(BLOCK * hidden))
@@ -371,26 +327,40 @@ impl Model {
             .map_init(Vec::new, |scratch, (block, (((((dy, mid), rstd), gate_up), d_mid), d_attn))| {
                 let rows = dy.len() / hidden;
                 scratch.resize(rows * d.ffn.max(hidden), 0.0);
-                linear::backward_input(dy, self.weight(&layer.down), d.ffn, &mut scratch[..rows * d.ffn]);
+                linear::backward_input(dy, model.weight(&layer.down), d.ffn, &mut scratch[..rows * d.ffn]);
                 swiglu::backward(&scratch[..rows * d.ffn], d.ffn, gate_up);
                 let d_norm = &mut scratch[..rows * hidden];
-                linear::backward_input(gate_up, self.weight(&layer.gate_up), hidden, d_norm);
+                linear::backward_input(gate_up, model.weight(&layer.gate_up), hidden, d_norm);
                 d_mid.copy_from_slice(dy);
                 let dw = norm_rows(spans, block, d_norm, mid, w_norm, rstd, d_mid);
-                linear::backward_input(d_mid, self.weight(&layer.o), q_dim, d_attn);
+                linear::backward_input(d_mid, model.weight(&layer.o), q_dim, d_attn);
                 dw
             })
             .collect();
-        hand_over(sink, &layer.post_norm, dw);
+        hand_over(*sink, &layer.post_norm, dw);
+        Ok(())
+    }
 
-        attention::backward(&g.attn, &a.qkv, &a.attn, &a.softmax, d.attention, visibility, &mut g.qkv);
+    fn attend_backward(&mut self, l: usize) -> Result<(), Infallible> {
+        let at = self.forward.acts.layer(l);
+        let Activations { layers, visibility, grads: g, .. } = &mut *self.forward.acts;
+        let (a, shape) = (&layers[at], self.forward.model.dims().attention);
+        attention::backward(&g.attn, &a.qkv, &a.attn, &a.softmax, shape, visibility, &mut g.qkv);
+        Ok(())
+    }
 
-        let w_norm = self.weight(&layer.input_norm);
+    fn qkv_backward(&mut self, l: usize) -> Result<(), Infallible> {
+        let BackwardPass { forward: ForwardPass { model, forest, acts }, d_hidden: dy, sink } = self;
+        let (at, input) = (acts.layer(l), acts.input(l));
+        let Activations { inputs, layers, grads: g, .. } = &mut **acts;
+        let (d, layer, a) = (model.dims(), &model.params.layout.layers[l], &layers[at]);
+        let (hidden, q_dim, qkv_dim) = (d.hidden, d.attention.q_dim(), d.attention.qkv_dim());
+        let w_norm = model.weight(&layer.input_norm);
         let parts = g
             .qkv
             .par_chunks_mut(BLOCK * qkv_dim)
             .zip(forest.position.par_chunks(BLOCK))
-            .zip(x.par_chunks(BLOCK * hidden))
+            .zip(inputs[input].par_chunks(BLOCK * hidden))
             .zip(a.rstd1.par_chunks(BLOCK))
             .zip(g.mid.par_chunks(BLOCK * hidden))
             .zip(g.input.par_chunks_mut(BLOCK * hidden));
@@ -399,10 +369,10 @@ impl Model {
             .enumerate()
             .map_init(Vec::new, |d_norm, (block, (((((d_qkv, position), x), rstd), d_mid), d_input))| {
                 let rotated = d.attention.heads + d.attention.kv_heads;
-                rope::rotate(d_qkv, qkv_dim, rotated, position, &self.rope, true);
+                rope::rotate(d_qkv, qkv_dim, rotated, position, model.rope(), true);
                 let span = |of: &mut dyn FnMut(Range<usize>) -> Vec<f32>| by_span(spans, block * BLOCK, rstd.len(), of);
                 let d_qk_norm = layer.qk_norm.as_ref().map_or_else(Parts::new, |range| {
-                    span(&mut |r| self.qk_norm_backward(range, d_qkv, &a.raw, block * BLOCK, r))
+                    span(&mut |r| model.qk_norm_backward(range, d_qkv, &a.raw, block * BLOCK, r))
                 });
                 let d_bias = layer.qkv_bias.as_ref().map_or_else(Parts::new, |range| {
                     span(&mut |r| {
@@ -412,7 +382,7 @@ impl Model {
                     })
                 });
                 d_norm.resize(d_input.len(), 0.0);
-                linear::backward_input(d_qkv, self.weight(&layer.qkv), hidden, d_norm);
+                linear::backward_input(d_qkv, model.weight(&layer.qkv), hidden, d_norm);
                 d_input.copy_from_slice(d_mid);
                 [norm_rows(spans, block, d_norm, x, w_norm, rstd, d_input), d_bias, d_qk_norm]
             })
@@ -423,6 +393,7 @@ impl Model {
             dw.iter().flat_map(|parts| &parts[i]).for_each(|(span, d)| sink.vector(range, *span, d));
         }
 
+        // All matrices of the layer together, so that no core waits between them.
         let product = |dy, out, x, in_features| WeightGrad { dy, out, x, in_features };
         let mut products = [
             (layer.qkv.clone(), product(&g.qkv, qkv_dim, &a.norm1, hidden)),
@@ -432,8 +403,17 @@ impl Model {
         ];
         products.sort_by_key(|p| p.0.start);
         sink.matrices(&products);
+        Ok(())
     }
 
+    fn embed_backward(&mut self) -> Result<(), Infallible> {
+        let ForwardPass { model, forest, acts } = &self.forward;
+        self.sink.embedding(&model.params.layout.embed, &forest.tokens, &acts.grads.input);
+        Ok(())
+    }
+}
+
+impl Model {
     /// Takes the rows `rows` of a block, which begins with row `first`, back through the norm of queries and keys; its dw.
     fn qk_norm_backward(
         &self,
@@ -450,25 +430,6 @@ impl Model {
         qk_norm::backward(d_qkv, d.attention, raw, self.weight(range), d.eps, &mut dw);
         dw
     }
-
-    fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.params.flat, panels: false, spread: false }
-    }
-
-    /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.
-    pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
-        let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
-        let mut logits = vec![0.0; hidden.len() / h * vocab];
-        let weight = self.weights().matrix(&self.params.layout.head, h);
-        let parts = hidden.par_chunks(BLOCK * h).zip(logits.par_chunks_mut(BLOCK * vocab));
-        parts.for_each(|(x, y)| linear::forward(x, weight, None, y));
-        logits
-    }
-}
-
-fn targets(forest: &Forest, nodes: &[u32]) -> Vec<Target> {
-    let target = |&n: &u32| Target { row: forest.parent[n as usize], token: forest.tokens[n as usize] };
-    nodes.iter().map(target).collect()
 }
 
 /// What a block of rows adds to a norm weight's or bias's gradient, span by span.

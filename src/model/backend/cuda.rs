@@ -1,15 +1,16 @@
-//! The forward and backward pass on a GPU: weights and activations in bf16, sums in f32, gradients of weights in f32.
+//! The blocks on a GPU: weights and activations in bf16, sums in f32, gradients of weights in f32.
 //!
-//! The same formulas in the same order as [`super::qwen2`]. A residual connection is added by the norm that follows it, and the
+//! A residual connection is added by the norm that follows it, and the
 //! gradient of the residual stream lives in one buffer that every layer adds to.
 
 use super::cuda_sink::{Accumulate, CudaSink, spans};
-use super::params::{LayerLayout, Layout};
-use super::{Architecture, Keep, Model};
-use crate::device::{Gpu, Part, Result, Slice, Tensor};
+use super::{Backward, Forward, Keep};
+use crate::device::{Error, Gpu, Part, Result, Slice, Tensor};
 use crate::forest::Forest;
+use crate::model::params::Layout;
+use crate::model::{Architecture, Model, transformer};
 use crate::ops::attention;
-use crate::ops::attention::cuda::{Backward, Visibility};
+use crate::ops::attention::cuda::{Backward as Backwards, Visibility};
 use crate::ops::embedding::{self, cuda::Tokens};
 use crate::ops::linear::{self, cuda::WeightGrad};
 use crate::ops::{qk_norm, rmsnorm, rope, swiglu};
@@ -21,7 +22,7 @@ use std::sync::Arc;
 pub struct CudaModel {
     pub config: Architecture,
     pub layout: Arc<Layout>,
-    /// Flat, as [`super::Params`]: the copy that the optimiser rounds from its master weights.
+    /// Flat, as [`crate::model::Params`]: the copy that the optimiser rounds from its master weights.
     pub weights: Tensor<bf16>,
     /// Sequences that a decoder of this model has room for, each as long as the context allows (`rollout.max_live`).
     pub(super) max_live: usize,
@@ -155,47 +156,7 @@ impl CudaModel {
 
     /// Runs the decoder over tokens of the vocabulary, whatever they attend to.
     pub(super) fn run(&self, tokens: &Slice<u32>, acts: &CudaActivations, attend: Attend<'_>) -> Result<()> {
-        let (gpu, c, layout) = (&self.gpu, &self.config, &self.layout);
-        let layers = c.num_hidden_layers;
-        embedding::cuda::gather(gpu, tokens, &self.weight(&layout.embed), c.hidden_size, &acts.inputs[0])?;
-        for (l, layer) in layout.layers.iter().enumerate() {
-            let a = acts.layer(l);
-            let w = self.weight(&layer.input_norm);
-            if l == 0 {
-                rmsnorm::cuda::forward(gpu, acts.input(0), &w, c.rms_norm_eps, &a.norm1, &a.rstd1)?;
-            } else {
-                let mid = &acts.layer(l - 1).mid;
-                let (x, eps) = (acts.input(l), c.rms_norm_eps);
-                rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, eps, x, &a.norm1, &a.rstd1)?;
-            }
-            self.layer_forward(l, acts.input(l), a, &acts.delta, attend)?;
-        }
-        let (w, mid, last) = (self.weight(&layout.norm), &acts.layer(layers - 1).mid, acts.input(layers));
-        rmsnorm::cuda::forward_add(gpu, mid, &acts.delta, &w, c.rms_norm_eps, last, &acts.hidden, &acts.rstd)
-    }
-
-    /// Layer `l` from its normed input on: `x` is its input, `delta` what it adds to `a.mid`.
-    fn layer_forward(
-        &self,
-        l: usize,
-        x: &Slice<bf16>,
-        a: &LayerActs,
-        delta: &Slice<bf16>,
-        attend: Attend<'_>,
-    ) -> Result<()> {
-        let (gpu, c, shape, layer) = (&self.gpu, &self.config, self.shape(), &self.layout.layers[l]);
-        let (hidden, bias) = (c.hidden_size, layer.qkv_bias.as_ref().map(|range| self.weight(range)));
-        linear::cuda::forward(gpu, &a.norm1, &self.weight(&layer.qkv), bias.as_deref(), hidden, &a.qkv)?;
-        if let Some(range) = &layer.qk_norm {
-            qk_norm::cuda::forward(gpu, &a.qkv, shape, &self.weight(range), c.rms_norm_eps, a.raw.as_deref())?;
-        }
-        attend(l, a)?;
-        linear::cuda::forward(gpu, &a.attn, &self.weight(&layer.o), None, shape.q_dim(), delta)?;
-        let w = self.weight(&layer.post_norm);
-        rmsnorm::cuda::forward_add(gpu, x, delta, &w, c.rms_norm_eps, &a.mid, &a.norm2, &a.rstd2)?;
-        linear::cuda::forward(gpu, &a.norm2, &self.weight(&layer.gate_up), None, hidden, &a.gate_up)?;
-        swiglu::cuda::forward(gpu, &a.gate_up, c.intermediate_size, &a.act)?;
-        linear::cuda::forward(gpu, &a.act, &self.weight(&layer.down), None, c.intermediate_size, delta)
+        transformer::forward(&mut ForwardPass { model: self, tokens, acts, attend, again: false })
     }
 
     /// Back-propagates `d_hidden` `[tokens, hidden]` through the decoder and adds every parameter's gradient to `grads`, flat as
@@ -225,74 +186,17 @@ impl CudaModel {
         sink: &mut dyn CudaSink,
     ) -> Result<()> {
         assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
-        let (gpu, c, layout, n) = (&self.gpu, &self.config, &self.layout, forest.len);
-        let layers = c.num_hidden_layers;
-        let shape = self.shape();
-        let g = LayerGrads {
+        let (gpu, c, shape, n) = (&self.gpu, &self.config, self.shape(), forest.len);
+        let grads = LayerGrads {
             act: gpu.uninit(n * c.intermediate_size)?,
             norm: gpu.uninit(n * c.hidden_size)?,
             attn: gpu.uninit(n * shape.q_dim())?,
             qkv: gpu.uninit(n * shape.qkv_dim())?,
         };
-        // Of the residual stream, from the last layer's output down to the embedding.
         let stream = gpu.zeros::<bf16>(n * c.hidden_size)?;
-        self.norm_backward(&layout.norm, d_hidden, acts.input(layers), &acts.rstd, &stream, sink)?;
-        for (l, layer) in layout.layers.iter().enumerate().rev() {
-            let (x, a) = (acts.input(l), acts.layer(l));
-            if acts.keep == Keep::LayerInputs {
-                let w = self.weight(&layer.input_norm);
-                rmsnorm::cuda::forward(gpu, x, &w, c.rms_norm_eps, &a.norm1, &a.rstd1)?;
-                self.layer_forward(l, x, a, &acts.delta, &self.attend(forest))?;
-            }
-            self.layer_backward(layer, forest, x, a, &g, &stream, sink)?;
-        }
-        sink.embedding(&layout.embed, &forest.tokens, &stream)
-    }
-
-    /// One layer: on entry `stream` is the gradient of its output, on exit of its input `x`. Overwrites `a.gate_up`.
-    #[allow(clippy::too_many_arguments)]
-    fn layer_backward(
-        &self,
-        layer: &LayerLayout,
-        forest: &CudaForest,
-        x: &Slice<bf16>,
-        a: &LayerActs,
-        g: &LayerGrads,
-        stream: &Slice<bf16>,
-        sink: &mut dyn CudaSink,
-    ) -> Result<()> {
-        let (gpu, shape) = (&self.gpu, self.shape());
-        let (hidden, ffn, q_dim) = (self.config.hidden_size, self.config.intermediate_size, shape.q_dim());
-        linear::cuda::backward_input(gpu, stream, &self.weight(&layer.down), ffn, &g.act)?;
-        sink.matrix(&layer.down, WeightGrad { dy: stream, out: hidden, x: &a.act, in_features: ffn })?;
-        swiglu::cuda::backward(gpu, &g.act, ffn, &a.gate_up)?;
-        linear::cuda::backward_input(gpu, &a.gate_up, &self.weight(&layer.gate_up), hidden, &g.norm)?;
-        let products = WeightGrad { dy: &a.gate_up, out: 2 * ffn, x: &a.norm2, in_features: hidden };
-        sink.matrix(&layer.gate_up, products)?;
-        self.norm_backward(&layer.post_norm, &g.norm, &a.mid, &a.rstd2, stream, sink)?;
-
-        linear::cuda::backward_input(gpu, stream, &self.weight(&layer.o), q_dim, &g.attn)?;
-        sink.matrix(&layer.o, WeightGrad { dy: stream, out: hidden, x: &a.attn, in_features: q_dim })?;
-        let pass = Backward { d_out: &g.attn, qkv: &a.qkv, out: &a.attn, softmax: &a.softmax, d_qkv: &g.qkv };
-        attention::cuda::backward(gpu, pass, shape, &forest.visibility)?;
-        self.rotate(&g.qkv, forest, true)?;
-        let qkv_dim = shape.qkv_dim();
-        if let (Some(range), Some(raw)) = (&layer.qk_norm, &a.raw) {
-            let (w, raw_dim) = (self.weight(range), (shape.heads + shape.kv_heads) * shape.head_dim);
-            for (span, rows) in spans(sink) {
-                let (d, raw) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(raw, &wide(&rows, raw_dim)));
-                let eps = self.config.rms_norm_eps;
-                sink.vector(range, span, &mut |dw| qk_norm::cuda::backward(gpu, &d, shape, &raw, &w, eps, dw))?;
-            }
-        }
-        for (span, rows) in spans(sink) {
-            let Some(range) = &layer.qkv_bias else { break };
-            let (d, ones) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(&forest.ones, &(0..rows.len())));
-            sink.vector(range, span, &mut |db| linear::cuda::backward_bias(gpu, &d, &ones, db))?;
-        }
-        linear::cuda::backward_input(gpu, &g.qkv, &self.weight(&layer.qkv), hidden, &g.norm)?;
-        sink.matrix(&layer.qkv, WeightGrad { dy: &g.qkv, out: qkv_dim, x: &a.norm1, in_features: hidden })?;
-        self.norm_backward(&layer.input_norm, &g.norm, x, &a.rstd1, stream, sink)
+        let attend = self.attend(forest);
+        let forward = ForwardPass { model: self, tokens: &forest.tokens.ids, acts, attend: &attend, again: true };
+        transformer::backward(&mut BackwardPass { forward, forest, d_hidden, grads, stream, sink })
     }
 
     /// Adds to `stream`; the norm's weight is at `range`.
@@ -333,6 +237,154 @@ impl CudaModel {
             gate_up: wide(2 * c.intermediate_size)?,
             act: wide(c.intermediate_size)?,
         })
+    }
+}
+
+/// Over tokens, wherever their keys and values are.
+struct ForwardPass<'a> {
+    model: &'a CudaModel,
+    tokens: &'a Slice<u32>,
+    acts: &'a CudaActivations,
+    attend: Attend<'a>,
+    /// Layers are computed again: their inputs are there.
+    again: bool,
+}
+
+impl ForwardPass<'_> {
+    /// `sum` = what layer `l` reads and adds to, normed by the weight at `range`: the residual connection is added here.
+    fn norm_of(&self, l: usize, range: &Range<usize>, y: &Slice<bf16>, rstd: &Slice<f32>) -> Result<()> {
+        let (gpu, w, eps) = (&self.model.gpu, self.model.weight(range), self.model.config.rms_norm_eps);
+        let x = self.acts.input(l);
+        if l == 0 || self.again {
+            return rmsnorm::cuda::forward(gpu, x, &w, eps, y, rstd);
+        }
+        rmsnorm::cuda::forward_add(gpu, &self.acts.layer(l - 1).mid, &self.acts.delta, &w, eps, x, y, rstd)
+    }
+}
+
+impl Forward for ForwardPass<'_> {
+    type Error = Error;
+
+    fn layers(&self) -> usize {
+        self.model.config.num_hidden_layers
+    }
+
+    fn embed(&mut self) -> Result<()> {
+        let model = self.model;
+        let table = model.weight(&model.layout.embed);
+        embedding::cuda::gather(&model.gpu, self.tokens, &table, model.config.hidden_size, self.acts.input(0))
+    }
+
+    fn qkv(&mut self, l: usize) -> Result<()> {
+        let (model, a, layer) = (self.model, self.acts.layer(l), &self.model.layout.layers[l]);
+        let (gpu, c) = (&model.gpu, &model.config);
+        self.norm_of(l, &layer.input_norm, &a.norm1, &a.rstd1)?;
+        let bias = layer.qkv_bias.as_ref().map(|range| model.weight(range));
+        linear::cuda::forward(gpu, &a.norm1, &model.weight(&layer.qkv), bias.as_deref(), c.hidden_size, &a.qkv)?;
+        if let Some(range) = &layer.qk_norm {
+            let (w, raw) = (model.weight(range), a.raw.as_deref());
+            qk_norm::cuda::forward(gpu, &a.qkv, model.shape(), &w, c.rms_norm_eps, raw)?;
+        }
+        Ok(())
+    }
+
+    /// Rotates, too: where keys go to a cache, they are rotated on their way.
+    fn attend(&mut self, l: usize) -> Result<()> {
+        (self.attend)(l, self.acts.layer(l))
+    }
+
+    /// What the MLP adds is left in `delta`, for the next norm to add.
+    fn mlp(&mut self, l: usize) -> Result<()> {
+        let (model, a, layer, delta) = (self.model, self.acts.layer(l), &self.model.layout.layers[l], &self.acts.delta);
+        let (gpu, c) = (&model.gpu, &model.config);
+        linear::cuda::forward(gpu, &a.attn, &model.weight(&layer.o), None, model.shape().q_dim(), delta)?;
+        let w = model.weight(&layer.post_norm);
+        rmsnorm::cuda::forward_add(gpu, self.acts.input(l), delta, &w, c.rms_norm_eps, &a.mid, &a.norm2, &a.rstd2)?;
+        linear::cuda::forward(gpu, &a.norm2, &model.weight(&layer.gate_up), None, c.hidden_size, &a.gate_up)?;
+        swiglu::cuda::forward(gpu, &a.gate_up, c.intermediate_size, &a.act)?;
+        linear::cuda::forward(gpu, &a.act, &model.weight(&layer.down), None, c.intermediate_size, delta)
+    }
+
+    fn norm(&mut self) -> Result<()> {
+        self.norm_of(self.layers(), &self.model.layout.norm, &self.acts.hidden, &self.acts.rstd)
+    }
+}
+
+/// Over what a [`ForwardPass`] kept. A layer's `gate_up` is overwritten.
+struct BackwardPass<'a> {
+    forward: ForwardPass<'a>,
+    forest: &'a CudaForest,
+    d_hidden: &'a Slice<bf16>,
+    grads: LayerGrads,
+    /// The gradient of the residual stream, from the last layer's output down to the embedding.
+    stream: Tensor<bf16>,
+    sink: &'a mut dyn CudaSink,
+}
+
+impl<'a> Backward for BackwardPass<'a> {
+    type Error = Error;
+    type Forward = ForwardPass<'a>;
+
+    fn layers(&self) -> usize {
+        self.forward.layers()
+    }
+
+    fn recompute(&mut self) -> Option<&mut ForwardPass<'a>> {
+        (self.forward.acts.keep == Keep::LayerInputs).then_some(&mut self.forward)
+    }
+
+    fn norm_backward(&mut self) -> Result<()> {
+        let ForwardPass { model, acts, .. } = self.forward;
+        let last = acts.input(model.config.num_hidden_layers);
+        model.norm_backward(&model.layout.norm, self.d_hidden, last, &acts.rstd, &self.stream, self.sink)
+    }
+
+    fn mlp_backward(&mut self, l: usize) -> Result<()> {
+        let BackwardPass { forward: ForwardPass { model, acts, .. }, grads: g, stream, sink, .. } = self;
+        let (gpu, a, layer, c) = (&model.gpu, acts.layer(l), &model.layout.layers[l], &model.config);
+        let (hidden, ffn, q_dim) = (c.hidden_size, c.intermediate_size, model.shape().q_dim());
+        linear::cuda::backward_input(gpu, stream, &model.weight(&layer.down), ffn, &g.act)?;
+        sink.matrix(&layer.down, WeightGrad { dy: stream, out: hidden, x: &a.act, in_features: ffn })?;
+        swiglu::cuda::backward(gpu, &g.act, ffn, &a.gate_up)?;
+        linear::cuda::backward_input(gpu, &a.gate_up, &model.weight(&layer.gate_up), hidden, &g.norm)?;
+        let products = WeightGrad { dy: &a.gate_up, out: 2 * ffn, x: &a.norm2, in_features: hidden };
+        sink.matrix(&layer.gate_up, products)?;
+        model.norm_backward(&layer.post_norm, &g.norm, &a.mid, &a.rstd2, stream, *sink)?;
+        linear::cuda::backward_input(gpu, stream, &model.weight(&layer.o), q_dim, &g.attn)?;
+        sink.matrix(&layer.o, WeightGrad { dy: stream, out: hidden, x: &a.attn, in_features: q_dim })
+    }
+
+    fn attend_backward(&mut self, l: usize) -> Result<()> {
+        let (model, a, g) = (self.forward.model, self.forward.acts.layer(l), &self.grads);
+        let pass = Backwards { d_out: &g.attn, qkv: &a.qkv, out: &a.attn, softmax: &a.softmax, d_qkv: &g.qkv };
+        attention::cuda::backward(&model.gpu, pass, model.shape(), &self.forest.visibility)?;
+        model.rotate(&g.qkv, self.forest, true)
+    }
+
+    fn qkv_backward(&mut self, l: usize) -> Result<()> {
+        let BackwardPass { forward: ForwardPass { model, acts, .. }, grads: g, stream, sink, forest, .. } = self;
+        let (gpu, a, layer, shape) = (&model.gpu, acts.layer(l), &model.layout.layers[l], model.shape());
+        let (hidden, qkv_dim, eps) = (model.config.hidden_size, shape.qkv_dim(), model.config.rms_norm_eps);
+        if let (Some(range), Some(raw)) = (&layer.qk_norm, &a.raw) {
+            let (w, raw_dim) = (model.weight(range), (shape.heads + shape.kv_heads) * shape.head_dim);
+            for (span, rows) in spans(*sink) {
+                let (d, raw) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(raw, &wide(&rows, raw_dim)));
+                sink.vector(range, span, &mut |dw| qk_norm::cuda::backward(gpu, &d, shape, &raw, &w, eps, dw))?;
+            }
+        }
+        if let Some(range) = &layer.qkv_bias {
+            for (span, rows) in spans(*sink) {
+                let (d, ones) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(&forest.ones, &(0..rows.len())));
+                sink.vector(range, span, &mut |db| linear::cuda::backward_bias(gpu, &d, &ones, db))?;
+            }
+        }
+        linear::cuda::backward_input(gpu, &g.qkv, &model.weight(&layer.qkv), hidden, &g.norm)?;
+        sink.matrix(&layer.qkv, WeightGrad { dy: &g.qkv, out: qkv_dim, x: &a.norm1, in_features: hidden })?;
+        model.norm_backward(&layer.input_norm, &g.norm, acts.input(l), &a.rstd1, stream, *sink)
+    }
+
+    fn embed_backward(&mut self) -> Result<()> {
+        self.sink.embedding(&self.forward.model.layout.embed, &self.forest.tokens, &self.stream)
     }
 }
 

@@ -1,12 +1,13 @@
 //! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens drawn from its logits. What comes back
 //! to the host is tokens and their log-probs.
 
+use super::Keep;
 use super::cuda::{CudaActivations, CudaModel};
 use super::cuda_step::Steps;
-use super::kv_cache::PAGE;
-use super::pages::Pages;
-use super::{Architecture, Decoder, Draw, Keep, Policy, Slot};
 use crate::device::{Result, Slice, Tensor, expect};
+use crate::model::kv_cache::PAGE;
+use crate::model::pages::Pages;
+use crate::model::{Architecture, Decoder, Draw, Policy, Slot};
 use crate::ops::decode_attention::cuda::{self as attention, Cache, Rows};
 use crate::ops::embedding::cuda::{self as embedding, Moves};
 use crate::ops::sampling::cuda::{self as sampling, Logits, Seen};

@@ -1,0 +1,132 @@
+//! A model in memory, in f32: forward and backward over a [`Forest`], and its head.
+
+use super::backend::Keep;
+use super::backend::cpu::{Activations, BackwardPass, Dims, ForwardPass, Weights};
+use super::backend::cpu_sink::{Accumulate, Sink};
+use super::{Architecture, Params, transformer};
+use crate::device::cpu::BLOCK;
+use crate::forest::Forest;
+use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
+use crate::ops::{attention, linear, rope};
+use rayon::prelude::*;
+use std::ops::Range;
+use std::sync::Arc;
+
+/// A model in memory.
+#[derive(Clone)]
+pub struct Model {
+    pub config: Architecture,
+    pub params: Params,
+    rope: Arc<rope::Tables>,
+}
+
+impl Model {
+    pub fn new(config: Architecture, params: Params) -> Model {
+        let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
+        Model { config, params, rope }
+    }
+
+    /// The RoPE tables of every position of the context.
+    pub fn rope(&self) -> &rope::Tables {
+        &self.rope
+    }
+
+    pub(super) fn dims(&self) -> Dims {
+        let c = &self.config;
+        Dims {
+            hidden: c.hidden_size,
+            ffn: c.intermediate_size,
+            eps: c.rms_norm_eps,
+            qk_norm: c.family.qk_norm,
+            attention: attention::Shape {
+                heads: c.num_attention_heads,
+                kv_heads: c.num_key_value_heads,
+                head_dim: c.head_dim,
+            },
+        }
+    }
+
+    pub(super) fn weight(&self, range: &Range<usize>) -> &[f32] {
+        &self.params.flat[range.clone()]
+    }
+
+    /// Runs the decoder over the packed forest; `acts.hidden` holds the result.
+    ///
+    /// # Panics
+    /// If a position lies beyond `max_position_embeddings` or a token beyond the vocabulary: callers check their input.
+    pub fn forward(&self, forest: &Forest, keep: Keep, acts: &mut Activations) {
+        let Ok(()) = transformer::forward(&mut ForwardPass::new(self, forest, keep, acts));
+    }
+
+    /// Log-prob (at `temperature`) of each node in `nodes` given its parent, and the entropy (nats) of that distribution.
+    pub fn logprobs(
+        &self,
+        forest: &Forest,
+        acts: &Activations,
+        nodes: &[u32],
+        temperature: f32,
+    ) -> (Vec<f32>, Vec<f32>) {
+        grouped_logprob::forward(self.head(acts, temperature), &targets(forest, nodes))
+    }
+
+    /// One pass over the chunked head: for each `nodes[i]` calls `loss(i, logprob, entropy)` (serially, in a fixed order), adds
+    /// the head's gradient to `grads` and overwrites `d_hidden` `[nodes, hidden]` with the hidden states' gradient.
+    #[allow(clippy::too_many_arguments)]
+    pub fn head_backward(
+        &self,
+        forest: &Forest,
+        acts: &Activations,
+        nodes: &[u32],
+        temperature: f32,
+        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+        d_hidden: &mut Vec<f32>,
+        grads: &mut Params,
+    ) {
+        d_hidden.clear();
+        d_hidden.resize(acts.hidden.len(), 0.0);
+        let weight = &mut grads.flat[self.params.layout.head.clone()];
+        let grads = HeadGrads { weight, hidden: d_hidden };
+        grouped_logprob::forward_backward(self.head(acts, temperature), &targets(forest, nodes), grads, loss);
+    }
+
+    fn head<'a>(&'a self, acts: &'a Activations, temperature: f32) -> Head<'a> {
+        Head {
+            weight: self.weight(&self.params.layout.head),
+            hidden: &acts.hidden,
+            width: self.config.hidden_size,
+            temperature,
+        }
+    }
+
+    /// Back-propagates `d_hidden` (used as scratch) through the decoder and adds every parameter's gradient to `grads`.
+    ///
+    /// # Panics
+    /// If the forward pass kept nothing.
+    pub fn backward(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], grads: &mut Params) {
+        self.backward_into(forest, acts, d_hidden, &mut Accumulate { grads, rows: [forest.len()] });
+    }
+
+    /// As [`Model::backward`], handing the parameters' gradients to `sink`. The head's is none of them.
+    pub fn backward_into(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], sink: &mut dyn Sink) {
+        let Ok(()) = transformer::backward(&mut BackwardPass::new(self, forest, acts, d_hidden, sink));
+    }
+
+    pub(super) fn weights(&self) -> Weights<'_> {
+        Weights { flat: &self.params.flat, panels: false, spread: false }
+    }
+
+    /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.
+    pub fn logits(&self, hidden: &[f32]) -> Vec<f32> {
+        let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
+        let mut logits = vec![0.0; hidden.len() / h * vocab];
+        let weight = self.weights().matrix(&self.params.layout.head, h);
+        let parts = hidden.par_chunks(BLOCK * h).zip(logits.par_chunks_mut(BLOCK * vocab));
+        parts.for_each(|(x, y)| linear::forward(x, weight, None, y));
+        logits
+    }
+}
+
+fn targets(forest: &Forest, nodes: &[u32]) -> Vec<Target> {
+    let target = |&n: &u32| Target { row: forest.parent[n as usize], token: forest.tokens[n as usize] };
+    nodes.iter().map(target).collect()
+}
