@@ -17,7 +17,7 @@ use uncouple::model::{Model, checkpoint};
 use uncouple::report::metrics::{self, Record};
 use uncouple::train::critic::Critic;
 use uncouple::train::learner::Learner;
-use uncouple::train::probe::{Probe, learn, mean_hidden};
+use uncouple::train::probe::{Probe, learn};
 use uncouple::train::run_folder::{Existing, RunFolder};
 use uncouple::train::{suite, train};
 
@@ -163,8 +163,8 @@ fn gradients_through_the_model_are_those_of_finite_differences() {
     for (mode, method) in cases {
         let (config, probes) = (config(mode, method), labelled());
         let (mut learner, head) = learner(random_model(tiny_config(true, 2), 7));
-        learn(&config, &mut learner, &probes);
-        let model = learner.model.clone();
+        learn(&config, &mut learner, &probes).unwrap();
+        let model = learner.export().unwrap().model.into_owned();
         for entry in &model.params.layout.entries {
             let direction = tokens(entry.range.start as u64 + 11, entry.range.len(), 2);
             let shifted = |step: f32| {
@@ -176,7 +176,7 @@ fn gradients_through_the_model_are_those_of_finite_differences() {
             };
             let step = 1.0f32 / 1024.0;
             let numeric = (shifted(step) - shifted(-step)) / (2.0 * f64::from(step));
-            let grads = &learner.grads().flat[entry.range.clone()];
+            let grads = &learner.grads().unwrap().flat[entry.range.clone()];
             let exact: f64 =
                 grads.iter().zip(&direction).map(|(g, &s)| f64::from(*g) * (2.0 * f64::from(s) - 1.0)).sum();
             let scale = grads.iter().map(|g| f64::from(*g).powi(2)).sum::<f64>().sqrt();
@@ -192,8 +192,8 @@ fn micro_batches_of_pairs_change_nothing() {
         let mut config = config(GcdMode::ValueHead, DecoupleMethod::Contrastive);
         config.grpo.micro_tokens = micro_tokens;
         let (mut learner, _) = learner(random_model(tiny_config(true, 2), 7));
-        let probed = learn(&config, &mut learner, &labelled());
-        (learner.grads().flat.clone(), probed.packed_tokens)
+        let probed = learn(&config, &mut learner, &labelled()).unwrap();
+        (learner.grads().unwrap().flat.clone(), probed.packed_tokens)
     };
     let ((whole, packed), (parts, apart)) = (gradient(1000), gradient(20));
     assert_close("gradient", &parts, &wide(&whole), 1e-5);
@@ -212,25 +212,26 @@ fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
     };
     let batch = [sample];
     learner.policy(&Grpo::default(), &batch, Normaliser::new(&batch, 1), 1.0, &mut |_, _| {}).unwrap();
-    let alone = learner.grads().clone();
+    let alone = learner.grads().unwrap().into_owned();
     assert!(alone.flat.iter().any(|g| *g != 0.0));
     let mut loss = f64::INFINITY;
     for _ in 0..20 {
-        let probed = learn(&config(GcdMode::Isolated, DecoupleMethod::None), &mut learner, &probes);
+        let probed = learn(&config(GcdMode::Isolated, DecoupleMethod::None), &mut learner, &probes).unwrap();
         assert_eq!(probed.packed_tokens, 0);
         let now = probed.critic.unwrap().0;
         assert!(now < loss, "{now} after {loss}");
         loss = now;
         learner.critic.as_mut().unwrap().step(&Optim::default(), 0.01);
     }
-    assert!(learner.grads().flat.iter().zip(&alone.flat).all(|(a, b)| a.to_bits() == b.to_bits()));
-    learn(&config(GcdMode::ValueHead, DecoupleMethod::None), &mut learner, &probes);
-    assert!(learner.grads().flat != alone.flat);
+    assert!(learner.grads().unwrap().flat.iter().zip(&alone.flat).all(|(a, b)| a.to_bits() == b.to_bits()));
+    learn(&config(GcdMode::ValueHead, DecoupleMethod::None), &mut learner, &probes).unwrap();
+    assert!(learner.grads().unwrap().flat != alone.flat);
     // What the head reads is what the model computes.
-    let ends: Vec<f64> = probes.iter().flat_map(|p| mean(&learner.model, p, p.action.start)).collect();
+    let ends: Vec<f64> =
+        probes.iter().flat_map(|p| mean(&learner.export().unwrap().model, p, p.action.start)).collect();
     let spans: Vec<_> =
         probes.iter().map(|p| uncouple::train::probe::Span { tokens: &p.tokens, span: p.action.clone() }).collect();
-    assert_close("mean hidden", &mean_hidden(&learner.model, &spans, 30), &ends, 1e-5);
+    assert_close("mean hidden", &learner.mean_hidden(&spans, 30).unwrap(), &ends, 1e-5);
 }
 
 // ---- PCGrad ----

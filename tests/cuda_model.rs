@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use uncouple::config::{Grpo, Optim, RatioLevel};
+use uncouple::config::{Config, DecoupleMethod, GcdMode, Grpo, Optim, RatioLevel};
 use uncouple::forest::{Forest, ROOT};
 use uncouple::grpo::{Normaliser, Sample};
 use uncouple::model::backend::cuda::CudaModel;
@@ -19,7 +19,7 @@ use uncouple::model::checkpoint;
 use uncouple::model::families::FAMILIES;
 use uncouple::model::{Activations, Keep, Model, Params};
 use uncouple::reference;
-use uncouple::train::cuda::CudaTrainer;
+use uncouple::train::engine::{CudaEngine, Scorer};
 use uncouple::train::learner::Learner;
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train_on};
@@ -120,13 +120,14 @@ fn grpo_steps() {
             assert!((a - b).abs() <= 0.02 * a && !gpu.1.skipped, "{ratio:?}, norm of step {step}: {a} and {b}");
         }
         let before = common::narrow(true).params.flat;
-        learners[1].read_back().unwrap();
-        let moved = |l: &Learner| l.model.params.flat.iter().zip(&before).map(|(a, b)| a - b).collect::<Vec<f32>>();
+        let moved = |l: &Learner| {
+            l.export().unwrap().model.params.flat.iter().zip(&before).map(|(a, b)| a - b).collect::<Vec<f32>>()
+        };
         let [cpu, gpu] = learners.each_ref().map(moved);
         let error = relative(&gpu, &cpu);
         assert!(error < 0.25, "{ratio:?}: what two steps moved differs by {error}");
-        let [a, b] = learners.each_ref().map(|l| &l.moments[0].flat);
-        assert!(relative(b, a) < 0.05, "first moments");
+        let [a, b] = learners.each_ref().map(|l| l.export().unwrap().moments[0].flat.clone());
+        assert!(relative(&b, &a) < 0.05, "first moments");
     }
 }
 
@@ -145,8 +146,7 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     samples[0].advantage.fill(f32::NAN);
     learner.policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
     assert!(learner.step(&Optim::default(), 1e-3).unwrap().skipped);
-    learner.read_back().unwrap();
-    assert_eq!(learner.model.params.flat, common::narrow(true).params.flat);
+    assert_eq!(learner.export().unwrap().model.params.flat, common::narrow(true).params.flat);
     assert_eq!(learner.steps, 1);
 }
 
@@ -174,7 +174,7 @@ fn golden(name: &str) {
 
     let forest = Forest::new(&sequences);
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
-    let mut trainer = CudaTrainer::new(&device, &model, &cpu.moments, 8).unwrap();
+    let mut trainer = CudaEngine::new(&device, &model, &cpu.export().unwrap().moments, 8).unwrap();
     trainer.forward(&forest, Keep::Nothing).unwrap();
     let mut of_node = vec![f32::NAN; forest.len()];
     let (logprobs, _) = trainer.logprobs(&forest, &nodes, 1.0).unwrap();
@@ -287,7 +287,99 @@ fn a_run_trains_on_the_device_and_its_checkpoint_is_what_it_trained() {
     let saved = outcome.folder.join("checkpoints/step-4");
     let trained = checkpoint::load(&saved).unwrap();
     assert!(trained.params.flat.iter().all(|w| w.is_finite()));
-    let refused = tiny(dir.path(), "refused", &["gcd.mode='value-head'", "model.hidden_size=64"]);
-    let error = train_on(Some(&emulated::quick_gpu()), refused, &*suite, Existing::Refuse).err().unwrap().to_string();
-    assert!(error.contains("gcd.mode") && error.contains("--device cuda"), "{error}");
+}
+
+/// Every loss that trains on the CPU trains on the device: a value head, isolated or not, contrast, projection.
+#[test]
+fn losses_of_hidden_states_have_the_gradients_of_the_cpu() {
+    use uncouple::gcd::Label;
+    use uncouple::train::critic::Critic;
+    use uncouple::train::probe::{self, Probe};
+    let probe = |first: u32, label| {
+        let tokens: Vec<u32> = (0..24).map(|i| (first + i * 7) % 96).collect();
+        Probe { tokens, action: 15..24, label }
+    };
+    let probes = [probe(1, Label::Good), probe(2, Label::Bad), probe(40, Label::Good), probe(41, Label::Bad)];
+    for (mode, method) in [
+        (GcdMode::ValueHead, DecoupleMethod::None),
+        (GcdMode::Isolated, DecoupleMethod::Contrastive),
+        (GcdMode::Isolated, DecoupleMethod::None),
+    ] {
+        let mut config = Config::default();
+        (config.gcd.mode, config.decouple.method) = (mode, method);
+        let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), true)];
+        learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+        let [cpu, gpu] = learners.each_mut().map(|learner| {
+            let mut critic = Critic::new(64);
+            let d_weight = (0..64).map(|i| ((i * 5 % 7) as f32 - 3.0) / 3.0).collect();
+            critic.accumulate(&uncouple::gcd::critic::Classified { d_weight, d_bias: 0.5, ..Default::default() });
+            critic.step(&Optim::default(), 0.1);
+            learner.critic = Some(critic);
+            let probed = probe::learn(&config, learner, &probes).unwrap();
+            (probed, learner.take_grads().unwrap().flat)
+        });
+        assert_eq!(cpu.0.packed_tokens, gpu.0.packed_tokens);
+        let losses = [cpu.0.critic.map(|c| c.0), cpu.0.contrast].into_iter().flatten();
+        for (a, b) in losses.zip([gpu.0.critic.map(|c| c.0), gpu.0.contrast].into_iter().flatten()) {
+            assert!((a - b).abs() < 0.01 * a.abs(), "{mode:?}, {method:?}: losses {a} and {b}");
+        }
+        match cpu.0.packed_tokens {
+            0 => assert!(gpu.1.iter().all(|g| *g == 0.0), "an isolated head leaves the policy alone"),
+            _ => assert!(relative(&gpu.1, &cpu.1) < 0.05, "{mode:?}, {method:?}: {}", relative(&gpu.1, &cpu.1)),
+        }
+    }
+}
+
+#[test]
+fn gradients_of_two_signs_are_projected_on_the_device() {
+    let (mut samples, grpo) = (samples(), Grpo::default());
+    samples[1].tokens = samples[0].tokens.clone();
+    samples[1].mask = samples[0].mask.clone();
+    samples[1].advantage = vec![-0.6; samples[0].tokens.len()];
+    samples[1].old_logprobs = samples[0].old_logprobs.clone();
+    let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), false)];
+    learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+    let [cpu, gpu] = learners.each_mut().map(|learner| {
+        let norm = Normaliser::new(&samples, 1);
+        learner.policy(&grpo, &samples[..1], norm, 1.0, &mut |_, _| {}).unwrap();
+        let positive = learner.take_grads().unwrap();
+        learner.policy(&grpo, &samples[1..], norm, 1.0, &mut |_, _| {}).unwrap();
+        let cosine = learner.combine(&positive).unwrap().unwrap();
+        (cosine, learner.take_grads().unwrap().flat)
+    });
+    assert!(cpu.0 < -0.9, "the same action with two fates: {}", cpu.0);
+    assert!((cpu.0 - gpu.0).abs() < 0.02, "cosines {} and {}", cpu.0, gpu.0);
+    let norm = |x: &[f32]| x.iter().map(|x| f64::from(*x).powi(2)).sum::<f64>().sqrt();
+    let apart: Vec<f32> = cpu.1.iter().zip(&gpu.1).map(|(a, b)| a - b).collect();
+    // What is left of two gradients that all but cancel is small next to either.
+    assert!(norm(&apart) < 0.05 * norm(&cpu.1).max(0.1), "{} of {}", norm(&apart), norm(&cpu.1));
+}
+
+/// The frozen reference is rounded as the policy is: before the first step there is no divergence at all.
+#[test]
+fn the_reference_is_the_policy_until_it_moves() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = [
+        "run.iterations=2",
+        "model.hidden_size=64",
+        "model.num_hidden_layers=1",
+        "model.num_attention_heads=1",
+        "model.num_key_value_heads=1",
+        "sft.steps=12",
+        "env.max_steps=2",
+        "eval.games=1",
+        "rollout.max_turn_tokens=5",
+        "rollout.groups=4",
+        "grpo.beta=0.1",
+        "optim.lr=0.01",
+        "coupling.every=0",
+    ];
+    let config = tiny(dir.path(), "reference", &set);
+    let suite = suite(&config).unwrap();
+    let outcome = train_on(Some(&emulated::quick_gpu()), config, &*suite, Existing::Refuse).unwrap();
+    let records = uncouple::report::metrics::read(&outcome.folder).unwrap();
+    let kl: Vec<f64> =
+        records.iter().filter(|r| r.phase == "grpo").filter_map(|r| r.values.get("kl")).copied().collect();
+    assert!(kl.len() == 2 && kl[0] == 0.0 && kl[1] > 0.0, "{kl:?}");
+    assert!(outcome.folder.join("reference/model.safetensors").exists());
 }

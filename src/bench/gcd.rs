@@ -110,7 +110,7 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
         if index == 1 {
             report = nothing.clone();
         }
-        let model = learner.model.clone();
+        let model = learner.export().map_err(TrainError::from)?.model.into_owned();
         let began = Instant::now();
         let mut cache = prefix_cache(&config, &model)?;
         let episodes = sample(&config, &*suite, &mut cache, &prompter, index)?;
@@ -188,7 +188,7 @@ fn judge_apart(
     let of = |pair: &Pair| std::iter::repeat_n(pair.prompt.clone(), config.gcd.judgments as usize);
     let mut prompts: Vec<Vec<u32>> = judged.pairs.iter().flat_map(of).collect();
     prompts.iter_mut().zip(0..).for_each(|(prompt, first)| prompt[0] = first);
-    answers(&learner.model, prompter, &prompts, 1, &settings, &interrupt::interrupted)?;
+    answers(learner.sampler(), prompter, &prompts, 1, &settings, &interrupt::interrupted)?;
     Ok(())
 }
 

@@ -207,7 +207,7 @@ fn generate() -> Box<dyn FnMut()> {
 
 /// `copies` continuations of `new` tokens of each prompt, with their log-probs; a prompt is computed once.
 fn decode(
-    model: &Model,
+    model: &dyn Policy,
     prompts: &[Vec<u32>],
     copies: usize,
     new: usize,
@@ -251,7 +251,7 @@ fn grpo_step() -> Box<dyn FnMut()> {
     let prompts: Vec<Vec<u32>> = (0..8).map(|i| tokens(i, 64)).collect();
     let Config { grpo, optim, .. } = Config::default();
     Box::new(move || {
-        let rows = decode(&learner.model, &prompts, 8, 64, &SamplingParams::default()).expect(ON_CPU);
+        let rows = decode(learner.sampler(), &prompts, 8, 64, &SamplingParams::default()).expect(ON_CPU);
         let reward = |tokens: &[u32]| tokens[64..].iter().filter(|t| **t % 2 == 1).count() as f64;
         let rewards: Vec<f64> = rows.iter().map(|(t, _)| reward(t)).collect();
         let advantage = advantages(&rewards, &[8; 8], Scale::Group, 1e-4);

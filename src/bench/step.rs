@@ -8,7 +8,7 @@ use crate::forest::Forest;
 use crate::model::{Keep, Params};
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::philox::block;
-use crate::train::cuda::CudaTrainer;
+use crate::train::engine::{CudaEngine, Engine, Scorer};
 use serde::Serialize;
 
 /// Timed steps; the median of each phase counts.
@@ -78,7 +78,7 @@ fn row(gpu: &Gpu, ceilings: &Ceilings, settings: &Settings, shape: &Shape, keep:
     let mut trainer = {
         let model = shape.model();
         let zeros = || Params::zeros(model.params.layout.clone());
-        CudaTrainer::new(gpu, &model, &[zeros(), zeros()], 1)?
+        CudaEngine::new(gpu, &model, &[zeros(), zeros()], 1)?
     };
     let vocab = shape.config.vocab_size as u32;
     let sequence = |s: u64| -> Vec<u32> { (0..length as u64).map(|t| block(1, s, t)[0] % vocab).collect() };

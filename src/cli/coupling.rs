@@ -9,7 +9,8 @@ use crate::files;
 use crate::model::backend::cuda::CudaModel;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{Keep, checkpoint};
-use crate::train::{self, checkpoints, cuda_coupling};
+use crate::train::engine::cuda_grams;
+use crate::train::{self, checkpoints};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
 use comfy_table::{CellAlignment, Table, presets};
@@ -132,7 +133,7 @@ impl Subject {
         let (model, samples) = (checkpoint::load(dir)?, self.probe.samples(self.tokens));
         let grams = match gpu {
             // It never decodes.
-            Some(gpu) => cuda_coupling::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, Keep::LayerInputs)?,
+            Some(gpu) => cuda_grams::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, Keep::LayerInputs)?,
             None => Grams::new(&model, &samples, Keep::LayerInputs)?,
         };
         let measurement = measure(&grams, &self.probe.traits(self.side), self.weights, seed)?;

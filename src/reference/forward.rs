@@ -33,7 +33,7 @@ pub fn compute(
         tensors.insert_f32(format!("seq{i}.entropy"), &[entropy.len()], entropy);
     }
     let longest = batch.sequences.iter().map(Vec::len).max().unwrap_or(0);
-    let config = &learner.model.config;
+    let config = learner.architecture();
     let tables = config.rope_tables(longest);
     let half = config.head_dim / 2;
     tensors.insert_f32("rope.inv_freq", &[half], tables.inv_freq);

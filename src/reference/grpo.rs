@@ -3,7 +3,7 @@
 use super::forward::l2;
 use super::inputs::{Advantages, Case, Grpo, Level, LossType, Scale};
 use super::tensors::Tensors;
-use super::{GRPO_GRADS_CASE, ReferenceError, echo, sketch, zeros_like};
+use super::{GRPO_GRADS_CASE, ReferenceError, echo, sketch};
 use crate::config::{self, Aggregation, RatioLevel};
 use crate::device;
 use crate::forest::Forest;
@@ -56,7 +56,7 @@ pub fn compute(
 
     let fed = inputs.advantages.as_ref().unwrap_or(&computed);
     let mut cases = Map::new();
-    let mut whole = zeros_like(&learner.model);
+    let mut whole = Params::zeros(learner.export()?.model.params.layout.clone());
     for (name, raw) in &inputs.cases {
         let corrupt = |reason: String| ReferenceError::Corrupt {
             file: golden.join("golden.json"),

@@ -1,7 +1,7 @@
 //! The value head in training: its weights and its optimiser state.
 
 use super::TrainError;
-use super::learner::{StepReport, update};
+use super::optimizer::{StepReport, update};
 use crate::config::Optim;
 use crate::gcd::Label;
 use crate::gcd::critic::{Classified, classify};

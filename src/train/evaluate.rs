@@ -98,7 +98,7 @@ pub fn judges(config: &Config) -> bool {
 /// once, at most `eval.judgments`. `None` without GCD. Nothing is learnt from it.
 pub fn judgments(
     config: &Config,
-    learner: &Learner,
+    learner: &mut Learner,
     prompter: &Prompter,
     episodes: &[Episode],
 ) -> Result<Option<Accuracy>, TrainError> {
@@ -108,9 +108,10 @@ pub fn judgments(
     let settings = Settings::evaluation(config, STREAM - 1);
     let size = [config.eval.judgments as usize, usize::from(config.gcd.mode == GcdMode::Generate)];
     let stop = &interrupt::interrupted;
-    let mut cache = PrefixCache::new(learner.sampler(), memory::cached_tokens(config, &learner.model.config))?;
+    let mut cache = PrefixCache::new(learner.sampler(), memory::cached_tokens(config, learner.architecture()))?;
     let judged = judge(config, &mut cache, prompter, episodes, &Asked::new(), size, &settings, stop)?;
-    let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs));
+    drop(cache);
+    let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs))?;
     Ok(Some(classified.unwrap_or(judged.accuracy())))
 }
 

@@ -1,14 +1,17 @@
 //! One GRPO iteration: sample groups, form advantages, take the optimiser steps.
 
 use super::batch::{Batch, micro_batches};
+use super::engine::Scorer;
 use super::evaluate::failures;
-use super::learner::{Learner, StepReport};
+use super::learner::Learner;
 use super::memory::cached_tokens;
+use super::optimizer::StepReport;
 use super::probe::{self, Probed, probes};
 use super::suggest::{Renewal, renew};
 use super::{TrainError, interrupt, measure};
 use crate::agent::{Episode, Prompter};
 use crate::config::{Config, DecoupleMethod, GcdMode, LabelSource};
+use crate::device;
 use crate::env::{Split, Suite};
 use crate::forest::{Forest, ROOT};
 use crate::gcd::judge::Verdicts;
@@ -16,7 +19,7 @@ use crate::gcd::judgment::questions;
 use crate::gcd::theory::Measured;
 use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged, Suggestion};
 use crate::grpo::{LossReport, Sample, episode_return, parts, samples};
-use crate::model::{Activations, Keep, Model, Policy};
+use crate::model::{Keep, Policy};
 use crate::report::stats;
 use crate::rollout::{self, PrefixCache, Settings, rollout_on};
 use std::time::Instant;
@@ -98,7 +101,7 @@ pub fn run(
     config: &Config,
     suite: &dyn Suite,
     learner: &mut Learner,
-    reference: Option<&Model>,
+    reference: Option<&mut dyn Scorer>,
     prompter: &Prompter,
     judge: Option<&Judge>,
     index: u32,
@@ -134,7 +137,7 @@ pub fn run(
     let judgments = gcd.as_ref().map_or_else(Vec::new, |gcd| gcd.judged.samples(config));
     let mut rows = beside(&episodes, samples.clone(), judgments);
     if let Some(reference) = reference {
-        add_reference(config, reference, &mut rows);
+        add_reference(config, reference, &mut rows)?;
     }
     let batch = Batch::new(config, &rows);
     let contrasts = config.decouple.method == DecoupleMethod::Contrastive;
@@ -153,7 +156,7 @@ pub fn run(
         let passes = batch.accumulate(config, learner, watch)?;
         (packed_tokens, shared_tokens) = (packed_tokens + passes.packed_tokens, shared_tokens + passes.shared_tokens);
         cosine = passes.cosine;
-        probed = probe::learn(config, learner, &probes);
+        probed = probe::learn(config, learner, &probes)?;
         let lr = learning_rate(config, index);
         if !batch.is_empty() || probed.packed_tokens > 0 {
             loss = Some(passes.report);
@@ -249,20 +252,20 @@ fn learning_rate(config: &Config, index: u32) -> f32 {
 }
 
 /// Fills in the frozen reference's log-probs.
-fn add_reference(config: &Config, reference: &Model, samples: &mut [Sample]) {
-    let mut acts = Activations::default();
+fn add_reference(config: &Config, reference: &mut dyn Scorer, samples: &mut [Sample]) -> device::Result<()> {
     for batch in micro_batches(config, samples) {
         let batch = &mut samples[batch];
         let forest = Forest::new(&batch.iter().map(|s| &s.tokens[..]).collect::<Vec<_>>());
-        reference.forward(&forest, Keep::Nothing, &mut acts);
+        reference.forward(&forest, Keep::Nothing)?;
         let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
-        let (scored, _) = reference.logprobs(&forest, &acts, &nodes, config.rollout.temperature);
+        let (scored, _) = reference.logprobs(&forest, &nodes, config.rollout.temperature)?;
         let mut logprob = vec![0.0; forest.len()];
         nodes.iter().zip(scored).for_each(|(&n, lp)| logprob[n as usize] = lp);
         for (sample, path) in batch.iter_mut().zip(&forest.paths) {
             sample.ref_logprobs = Some(path.iter().map(|&n| logprob[n as usize]).collect());
         }
     }
+    Ok(())
 }
 
 /// The returns of the episodes that the environment did not fail, in TRL's terms.

@@ -1,112 +1,84 @@
-//! A model with its gradient and optimiser state: the training step.
+//! The training step: losses over micro-batches, and the optimizer step that ends them.
 
 use super::TrainError;
 use super::critic::Critic;
-use super::cuda::CudaTrainer;
+use super::engine::{self, Engine, Export};
+use super::optimizer::StepReport;
 use super::probe::Span;
 use crate::config::{Grpo, Optim};
-use crate::coupling::{CouplingError, Grams, StateAction};
+use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
-use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample, pcgrad};
-use crate::model::{Activations, Keep, Model, Params, Policy};
-use crate::ops::adamw::{self, AdamW};
+use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample};
+use crate::model::{Architecture, Keep, Model, Params, Policy};
 use crate::ops::grouped_logprob::TokenGrad;
+use std::borrow::Cow;
 
 /// The policy in training. Gradients add up over micro-batches until [`Learner::step`].
 pub struct Learner {
-    /// With a GPU, a copy that [`Learner::read_back`] brings up to date.
-    pub model: Model,
-    /// First and second moments of AdamW.
-    pub moments: [Params; 2],
-    /// Optimiser steps taken.
+    engine: Box<dyn Engine>,
+    /// Optimizer steps taken.
     pub steps: u32,
-    /// The value head, where one judges; its optimiser steps are its own.
+    /// The value head, where one judges; its optimizer steps are its own.
     pub critic: Option<Critic>,
-    grads: Params,
-    acts: Activations,
-    d_hidden: Vec<f32>,
     keep: Keep,
-    gpu: Option<CudaTrainer>,
-}
-
-/// What an optimiser step did.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct StepReport {
-    /// Global gradient norm before clipping.
-    pub grad_norm: f64,
-    /// The gradient was not finite: nothing was changed.
-    pub skipped: bool,
 }
 
 impl Learner {
+    /// On the CPU, with moments that are 0.
     pub fn new(model: Model, recompute: bool) -> Learner {
         let zeros = || Params::zeros(model.params.layout.clone());
-        Learner {
-            moments: [zeros(), zeros()],
-            grads: zeros(),
-            steps: 0,
-            critic: None,
-            acts: Activations::default(),
-            d_hidden: Vec::new(),
-            keep: if recompute { Keep::LayerInputs } else { Keep::All },
-            gpu: None,
-            model,
-        }
+        let moments = [zeros(), zeros()];
+        Learner::on(Box::new(engine::CpuEngine::new(model, moments)), recompute)
+    }
+
+    /// On an engine that is there; with `recompute`, activations are computed again in the backward pass.
+    pub fn on(engine: Box<dyn Engine>, recompute: bool) -> Learner {
+        Learner { engine, steps: 0, critic: None, keep: if recompute { Keep::LayerInputs } else { Keep::All } }
     }
 
     /// Trains and samples on `gpu` from now on, at most `max_live` sequences at once.
     pub fn to_gpu(&mut self, gpu: &Gpu, max_live: usize) -> Result<()> {
-        self.gpu = Some(CudaTrainer::new(gpu, &self.model, &self.moments, max_live)?);
+        let Export { model, moments } = self.engine.export()?;
+        let engine = engine::CudaEngine::new(gpu, &model, &moments, max_live)?;
+        self.engine = Box::new(engine);
         Ok(())
+    }
+
+    pub fn architecture(&self) -> &Architecture {
+        self.engine.architecture()
     }
 
     /// What to sample from: the weights as they are now, where they are trained.
     pub fn sampler(&self) -> &dyn Policy {
-        match &self.gpu {
-            Some(gpu) => &gpu.model,
-            None => &self.model,
-        }
+        self.engine.policy()
     }
 
-    /// Brings `model` and `moments` up to date, where they are copies.
-    pub fn read_back(&mut self) -> Result<()> {
-        match &self.gpu {
-            Some(gpu) => gpu.read(&mut self.model.params, &mut self.moments),
-            None => Ok(()),
-        }
+    /// Weights and moments as a checkpoint holds them.
+    pub fn export(&self) -> Result<Export<'_>> {
+        self.engine.export()
     }
 
     /// Another objective begins: forgets the moments and the steps taken.
     pub fn restart(&mut self) -> Result<()> {
         self.steps = 0;
-        self.moments.iter_mut().for_each(|m| m.flat.fill(0.0));
-        self.gpu.as_mut().map_or(Ok(()), CudaTrainer::clear_moments)
+        self.engine.clear_moments()
     }
 
     /// The gradient accumulated since the last step.
-    pub fn grads(&self) -> &Params {
-        &self.grads
+    pub fn grads(&self) -> Result<Cow<'_, Params>> {
+        self.engine.grads()
     }
 
     /// The gradient accumulated since the last step; accumulation begins anew.
     pub fn take_grads(&mut self) -> Result<Params> {
-        let mut zeros = Params::zeros(self.grads.layout.clone());
-        match &mut self.gpu {
-            Some(gpu) => gpu.take_grads(&mut zeros)?,
-            None => std::mem::swap(&mut self.grads, &mut zeros),
-        }
-        Ok(zeros)
+        self.engine.take_grads()
     }
 
-    /// Adds the gradient of positive advantages to the accumulated one of negative advantages, see [`pcgrad::combine`].
+    /// Adds the gradient of positive advantages to the accumulated one of negative advantages, see
+    /// [`crate::grpo::pcgrad::combine`].
     pub fn combine(&mut self, positive: &Params) -> Result<Option<f64>> {
-        let Some(gpu) = &mut self.gpu else { return Ok(pcgrad::combine(&positive.flat, &mut self.grads.flat)) };
-        let mut negative = positive.clone();
-        gpu.take_grads(&mut negative)?;
-        let cosine = pcgrad::combine(&positive.flat, &mut negative.flat);
-        gpu.put_grads(&negative)?;
-        Ok(cosine)
+        self.engine.combine(positive)
     }
 
     /// Adds the gradient of the policy loss of one micro-batch; also returns the packed tokens. `watch` is told each scored
@@ -128,12 +100,12 @@ impl Learner {
             sample.loss_positions().for_each(|t| sampled[path[t] as usize] = old[t]);
         }
         let mut loss = PolicyLoss::new(config, &forest, samples, norm);
-        self.forward(&forest)?;
+        self.engine.forward(&forest, self.keep)?;
         let nodes = loss.nodes().to_vec();
         if loss.needs_logprobs() {
-            loss.set_logprobs(&self.scores(&forest, &nodes, temperature)?.0);
+            loss.set_logprobs(&self.engine.logprobs(&forest, &nodes, temperature)?.0);
         }
-        self.backward(&forest, &nodes, temperature, &mut |i, logprob, entropy| {
+        self.engine.backward(&forest, &nodes, temperature, &mut |i, logprob, entropy| {
             watch(sampled[nodes[i] as usize], logprob);
             loss.token(i, logprob, entropy)
         })?;
@@ -142,16 +114,8 @@ impl Learner {
 
     /// Log-prob and entropy of each of `nodes`.
     pub fn logprobs(&mut self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
-        self.forward(forest)?;
-        self.scores(forest, nodes, temperature)
-    }
-
-    /// Of the last forward pass.
-    fn scores(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
-        match &self.gpu {
-            Some(gpu) => gpu.logprobs(forest, nodes, temperature),
-            None => Ok(self.model.logprobs(forest, &self.acts, nodes, temperature)),
-        }
+        self.engine.forward(forest, self.keep)?;
+        self.engine.logprobs(forest, nodes, temperature)
     }
 
     /// Adds the gradient of the mean cross-entropy over the masked tokens of all sequences; returns the mean.
@@ -165,8 +129,8 @@ impl Learner {
         let total: f32 = count.iter().sum();
         let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| count[n as usize] > 0.0).collect();
         let mut sum = 0.0;
-        self.forward(&forest)?;
-        self.backward(&forest, &nodes, 1.0, &mut |i, logprob, _| {
+        self.engine.forward(&forest, self.keep)?;
+        self.engine.backward(&forest, &nodes, 1.0, &mut |i, logprob, _| {
             let weight = count[nodes[i] as usize] / total;
             sum -= f64::from(weight) * f64::from(logprob);
             TokenGrad { logprob: -weight, entropy: 0.0 }
@@ -174,102 +138,54 @@ impl Learner {
         Ok(sum)
     }
 
+    /// The mean hidden state of each span, `[spans, hidden]`, about `micro_tokens` tokens at a time.
+    pub fn mean_hidden(&mut self, spans: &[Span<'_>], micro_tokens: usize) -> Result<Vec<f32>> {
+        let width = self.architecture().hidden_size;
+        let mut means = Vec::with_capacity(spans.len() * width);
+        for spans in Span::batches(spans, micro_tokens) {
+            let forest = Span::forest(spans);
+            self.engine.forward(&forest, Keep::Nothing)?;
+            let hidden = self.engine.hidden()?;
+            for (span, path) in spans.iter().zip(&forest.paths) {
+                let mut mean = vec![0.0; width];
+                for &node in &path[span.span.clone()] {
+                    let row = &hidden[node as usize * width..][..width];
+                    mean.iter_mut().zip(row).for_each(|(sum, h)| *sum += h / span.span.len() as f32);
+                }
+                means.extend(mean);
+            }
+        }
+        Ok(means)
+    }
+
     /// Adds the gradient of a loss whose gradient by each span's mean hidden state is `d_mean` `[spans, hidden]`; returns the
     /// packed tokens. Spans are taken about `micro_tokens` tokens at a time.
-    pub fn backward_spans(&mut self, spans: &[Span<'_>], micro_tokens: usize, d_mean: &[f32]) -> usize {
-        let Learner { model, grads, acts, d_hidden, keep, .. } = self;
-        let width = model.config.hidden_size;
+    pub fn backward_spans(&mut self, spans: &[Span<'_>], micro_tokens: usize, d_mean: &[f32]) -> Result<usize> {
+        let width = self.architecture().hidden_size;
         let (mut packed, mut d_mean) = (0, d_mean.chunks_exact(width));
         for spans in Span::batches(spans, micro_tokens) {
             let forest = Span::forest(spans);
-            model.forward(&forest, *keep, acts);
-            d_hidden.clear();
-            d_hidden.resize(acts.hidden.len(), 0.0);
+            self.engine.forward(&forest, self.keep)?;
+            let mut d_hidden = vec![0.0; forest.len() * width];
             for ((span, path), d) in spans.iter().zip(&forest.paths).zip(&mut d_mean) {
                 for &node in &path[span.span.clone()] {
                     let row = &mut d_hidden[node as usize * width..][..width];
                     row.iter_mut().zip(d).for_each(|(sum, d)| *sum += d / span.span.len() as f32);
                 }
             }
-            model.backward(&forest, acts, d_hidden, grads);
+            self.engine.backward_hidden(&forest, &d_hidden)?;
             packed += forest.len();
         }
-        packed
-    }
-
-    fn backward(
-        &mut self,
-        forest: &Forest,
-        nodes: &[u32],
-        temperature: f32,
-        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
-    ) -> Result<()> {
-        let Learner { model, grads, acts, d_hidden, gpu, .. } = self;
-        if let Some(gpu) = gpu {
-            return gpu.backward(forest, nodes, temperature, loss);
-        }
-        model.head_backward(forest, acts, nodes, temperature, loss, d_hidden, grads);
-        model.backward(forest, acts, d_hidden, grads);
-        Ok(())
-    }
-
-    fn forward(&mut self, forest: &Forest) -> Result<()> {
-        match &mut self.gpu {
-            Some(gpu) => gpu.forward(forest, self.keep),
-            None => {
-                self.model.forward(forest, self.keep, &mut self.acts);
-                Ok(())
-            }
-        }
+        Ok(packed)
     }
 
     /// Inner products of the samples' gradients, by the weights as they are now.
     pub fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
-        match &self.gpu {
-            Some(gpu) => gpu.grams(samples),
-            None => Ok(Grams::new(&self.model, samples, Keep::LayerInputs).map_err(CouplingError::from)?),
-        }
+        self.engine.grams(samples)
     }
 
     /// Clips, updates the parameters and clears the gradient. A gradient that is not finite changes nothing.
     pub fn step(&mut self, optim: &Optim, lr: f32) -> Result<StepReport> {
-        let Learner { model, moments, steps, grads, gpu, .. } = self;
-        match gpu {
-            Some(gpu) => gpu.step(optim, lr, steps),
-            None => Ok(update(optim, lr, steps, &mut model.params, grads, moments)),
-        }
+        self.engine.step(optim, lr, &mut self.steps)
     }
-}
-
-/// A step of AdamW, which counts it in `steps`: clips, updates the parameters and clears the gradient. A gradient that is not
-/// finite changes nothing.
-pub(super) fn update(
-    optim: &Optim,
-    lr: f32,
-    steps: &mut u32,
-    params: &mut Params,
-    grads: &mut Params,
-    [m, v]: &mut [Params; 2],
-) -> StepReport {
-    let grad_norm = adamw::grad_norm(&grads.flat);
-    let skipped = !grad_norm.is_finite();
-    if !skipped {
-        *steps += 1;
-        let update = AdamW {
-            lr,
-            beta1: optim.beta1,
-            beta2: optim.beta2,
-            eps: optim.eps,
-            weight_decay: optim.weight_decay,
-            grad_scale: adamw::clip_scale(grad_norm, optim.clip),
-            step: *steps,
-        };
-        for entry in &params.layout.clone().entries {
-            let at = entry.range.clone();
-            let (g, m, v) = (&grads.flat[at.clone()], &mut m.flat[at.clone()], &mut v.flat[at.clone()]);
-            adamw::step(&update, entry.decay, &mut params.flat[at], g, m, v);
-        }
-    }
-    grads.flat.fill(0.0);
-    StepReport { grad_norm, skipped }
 }

@@ -7,9 +7,9 @@
 use super::learner::Learner;
 use crate::agent::Episode;
 use crate::config::{Config, DecoupleMethod, GcdMode};
+use crate::device::Result;
 use crate::forest::Forest;
 use crate::gcd::{Accuracy, Label, Pair, contrast};
-use crate::model::{Activations, Keep, Model};
 use std::ops::Range;
 
 /// A labelled action in its state.
@@ -73,25 +73,6 @@ impl Span<'_> {
     }
 }
 
-/// The mean hidden state of each span, `[spans, hidden]`, about `micro_tokens` tokens at a time.
-pub fn mean_hidden(model: &Model, spans: &[Span<'_>], micro_tokens: usize) -> Vec<f32> {
-    let (width, mut acts) = (model.config.hidden_size, Activations::default());
-    let mut means = Vec::with_capacity(spans.len() * width);
-    for spans in Span::batches(spans, micro_tokens) {
-        let forest = Span::forest(spans);
-        model.forward(&forest, Keep::Nothing, &mut acts);
-        for (span, path) in spans.iter().zip(&forest.paths) {
-            let mut mean = vec![0.0; width];
-            for &node in &path[span.span.clone()] {
-                let row = &acts.hidden[node as usize * width..][..width];
-                mean.iter_mut().zip(row).for_each(|(sum, h)| *sum += h / span.span.len() as f32);
-            }
-            means.extend(mean);
-        }
-    }
-    means
-}
-
 /// What the losses of an epoch came to.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Probed {
@@ -104,38 +85,40 @@ pub struct Probed {
 }
 
 /// Adds the gradients of the configured losses of `probes`: to the value head, and to the policy unless it is isolated.
-pub fn learn(config: &Config, learner: &mut Learner, probes: &[Probe]) -> Probed {
+pub fn learn(config: &Config, learner: &mut Learner, probes: &[Probe]) -> Result<Probed> {
     let mut probed = Probed::default();
     if probes.is_empty() {
-        return probed;
+        return Ok(probed);
     }
     let micro_tokens = config.grpo.micro_tokens as usize;
     let labels: Vec<Label> = probes.iter().map(|p| p.label).collect();
+    let ends: Vec<Span<'_>> = probes.iter().map(Probe::end).collect();
+    let hidden = if learner.critic.is_some() { learner.mean_hidden(&ends, micro_tokens)? } else { Vec::new() };
     if let Some(critic) = &mut learner.critic {
-        let ends: Vec<Span<'_>> = probes.iter().map(Probe::end).collect();
-        let hidden = mean_hidden(&learner.model, &ends, micro_tokens);
         let classified = critic.classify(&hidden, &labels, config.gcd.lambda);
         critic.accumulate(&classified);
         if config.gcd.mode == GcdMode::ValueHead {
-            probed.packed_tokens += learner.backward_spans(&ends, micro_tokens, &classified.d_hidden);
+            probed.packed_tokens += learner.backward_spans(&ends, micro_tokens, &classified.d_hidden)?;
         }
         probed.critic = Some((classified.loss, classified.accuracy));
     }
     if config.decouple.method == DecoupleMethod::Contrastive {
         let actions: Vec<Span<'_>> = probes.iter().map(Probe::whole).collect();
-        let embeddings = mean_hidden(&learner.model, &actions, micro_tokens);
+        let embeddings = learner.mean_hidden(&actions, micro_tokens)?;
         let (loss, gradient) = contrast::contrast(&embeddings, &labels, &config.decouple);
-        probed.packed_tokens += learner.backward_spans(&actions, micro_tokens, &gradient);
+        probed.packed_tokens += learner.backward_spans(&actions, micro_tokens, &gradient)?;
         probed.contrast = Some(loss);
     }
-    probed
+    Ok(probed)
 }
 
-/// How well the value head classifies the actions of `probes`; nothing is learnt.
-pub fn accuracy(config: &Config, learner: &Learner, probes: &[Probe]) -> Option<Accuracy> {
-    let critic = learner.critic.as_ref()?;
+/// How well the value head, where there is one, classifies the actions of `probes`; nothing is learnt.
+pub fn accuracy(config: &Config, learner: &mut Learner, probes: &[Probe]) -> Result<Option<Accuracy>> {
+    if learner.critic.is_none() {
+        return Ok(None);
+    }
     let ends: Vec<Span<'_>> = probes.iter().map(Probe::end).collect();
-    let hidden = mean_hidden(&learner.model, &ends, config.grpo.micro_tokens as usize);
+    let hidden = learner.mean_hidden(&ends, config.grpo.micro_tokens as usize)?;
     let labels: Vec<Label> = probes.iter().map(|p| p.label).collect();
-    Some(critic.classify(&hidden, &labels, 1.0).accuracy)
+    Ok(learner.critic.as_ref().map(|critic| critic.classify(&hidden, &labels, 1.0).accuracy))
 }

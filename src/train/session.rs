@@ -2,6 +2,7 @@
 
 use super::cold_start::{self, Demonstration, Script};
 use super::critic::Critic;
+use super::engine::{self, Export, Scorer};
 use super::iteration::{self, Gcd, Iteration};
 use super::learner::Learner;
 use super::measure::Consistency;
@@ -127,7 +128,7 @@ fn load_checkpoint(config: &Config, dir: &Path) -> Result<Start, TrainError> {
     let (learner, state) = state::load(dir, config.model.recompute)?;
     let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
     let tokenizer = Tokenizer::load(dir)?;
-    tokenizer.check_fits(&learner.model.config)?;
+    tokenizer.check_fits(learner.architecture())?;
     Ok(Start { learner, state, tokenizer, ids })
 }
 
@@ -154,7 +155,9 @@ struct Session<'a> {
     ids: TokenIds,
     learner: Learner,
     /// The frozen model of the KL term, once GRPO has begun.
-    reference: Option<Model>,
+    reference: Option<Box<dyn Scorer>>,
+    /// Where it trains, if that is no CPU.
+    gpu: Option<Gpu>,
     /// Empty when the cold start is over.
     demonstrations: Vec<Demonstration>,
     state: State,
@@ -194,13 +197,13 @@ impl<'a> Session<'a> {
             None => embedded(&config, &scripts)?,
         };
         if config.gcd.mode.has_critic() && learner.critic.is_none() {
-            learner.critic = Some(Critic::new(learner.model.config.hidden_size));
+            learner.critic = Some(Critic::new(learner.architecture().hidden_size));
         }
         gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, config.rollout.max_live as usize))?;
         let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
         check_prompts(&config, &prompter)?;
         ids.stop_at(prompter.end());
-        let context = learner.model.config.max_position_embeddings;
+        let context = learner.architecture().max_position_embeddings;
         let taught = if to_learn { &scripts[..] } else { &[] };
         let demonstrations = cold_start::demonstrations(&config, &prompter, taught, context, &say)?;
         prompter.suggest(&state.last_suggestions());
@@ -217,7 +220,10 @@ impl<'a> Session<'a> {
             keep_suggestions(&folder, &state.renewals)?;
         }
         let frozen = config.grpo.beta > 0.0 && state.iterations > 0;
-        let reference = frozen.then(|| load_reference(&folder, &state)).transpose()?;
+        let reference = match frozen {
+            true => Some(engine::frozen(load_reference(&folder, &state)?, gpu)?),
+            false => None,
+        };
         let earlier = state.seconds;
         Ok(Session {
             config,
@@ -227,6 +233,7 @@ impl<'a> Session<'a> {
             ids,
             learner,
             reference,
+            gpu: gpu.cloned(),
             demonstrations,
             state,
             saved,
@@ -314,13 +321,12 @@ impl<'a> Session<'a> {
             self.learner.restart()?;
         }
         if self.config.grpo.beta > 0.0 && self.reference.is_none() {
-            self.learner.read_back()?;
-            let (model, tokenizer) = (&self.learner.model, self.prompter.tokenizer());
+            let (Export { model, .. }, tokenizer) = (self.learner.export()?, self.prompter.tokenizer());
             self.folder.write_dir::<TrainError>(REFERENCE, |dir| {
-                checkpoint::fill(dir, model, &self.ids, tokenizer.files(), SaveDtype::F32)?;
+                checkpoint::fill(dir, &model, &self.ids, tokenizer.files(), SaveDtype::F32)?;
                 Ok(manifest::write(dir, self.state.sft_steps.into())?)
             })?;
-            self.reference = Some(self.learner.model.clone());
+            self.reference = Some(engine::frozen(model.into_owned(), self.gpu.as_ref())?);
         }
         let mut progress = Progress::new("grpo", self.state.iterations.into(), iterations.into());
         while self.state.iterations < iterations {
@@ -331,7 +337,8 @@ impl<'a> Session<'a> {
             if every > 0 && index.is_multiple_of(every) && self.state.next_eval <= index {
                 self.evaluate("during GRPO", &|line| progress.note(line))?;
             }
-            let (learner, reference) = (&mut self.learner, self.reference.as_ref());
+            let learner = &mut self.learner;
+            let reference = self.reference.as_mut().map(|of| &mut **of as &mut dyn Scorer);
             let judge = self.judge.as_ref();
             self.prompter.suggest(&self.state.suggestions(index));
             let due = suggest::due(&self.config, index + 1, &self.state.renewals, &self.state.similarity);
@@ -495,10 +502,11 @@ impl<'a> Session<'a> {
 
     /// Success and behaviour on the panels, and with GCD the accuracy of judgments there.
     fn evaluate(&mut self, stage: &str, say: &dyn Fn(&str)) -> Result<(Evaluation, Option<f64>), TrainError> {
-        let (config, policy) = (&self.config, self.learner.sampler());
+        let config = &self.config;
         let games = evaluate::panel(config, self.suite, &evaluate::SPLITS)?.len();
         let clock = Clock::begin(say, stage, &format!("playing {games} games"));
-        let episodes = evaluate::evaluate(config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
+        let episodes =
+            evaluate::evaluate(config, self.suite, self.learner.sampler(), &self.prompter, &evaluate::SPLITS)?;
         let games = clock.seconds();
         if let Some(line) = evaluate::failures(&episodes) {
             say(&line);
@@ -513,7 +521,7 @@ impl<'a> Session<'a> {
         let mut accuracy = None;
         if evaluate::judges(config) {
             let clock = Clock::begin(say, stage, &format!("judging at most {} actions (eval.judgments)", e.judgments));
-            accuracy = evaluate::judgments(config, &self.learner, &self.prompter, &episodes)?;
+            accuracy = evaluate::judgments(config, &mut self.learner, &self.prompter, &episodes)?;
             times += &format!(", judgments {:.1} s", clock.seconds());
             record = record.with("seconds/judgments", clock.seconds());
         }
@@ -521,7 +529,9 @@ impl<'a> Session<'a> {
             let (states, samples) = (e.consistency_states, e.consistency_samples);
             let what = format!("sampling at most {states} states {samples} times (eval.consistency_states, _samples)");
             let clock = Clock::begin(say, stage, &what);
-            if let Some(Consistency { high, mean }) = measure::consistency(config, policy, &self.prompter, &episodes)? {
+            if let Some(Consistency { high, mean }) =
+                measure::consistency(config, self.learner.sampler(), &self.prompter, &episodes)?
+            {
                 record = record.with("consistency/high", high).with("consistency/mean", mean);
             }
             times += &format!(", consistency {:.1} s", clock.seconds());
@@ -579,9 +589,9 @@ impl<'a> Session<'a> {
         if self.saved.as_ref() == Some(&state) {
             return Ok(self.folder.keep_checkpoints(keep)?);
         }
-        self.learner.read_back()?;
+        let export = self.learner.export()?;
         let critic = self.learner.critic.iter().flat_map(|critic| &critic.params().flat);
-        if !self.learner.model.params.flat.iter().chain(critic).all(|p| p.is_finite()) {
+        if !export.model.params.flat.iter().chain(critic).all(|p| p.is_finite()) {
             return Err(TrainError::BrokenWeights);
         }
         self.state.seconds = self.seconds();
@@ -590,7 +600,7 @@ impl<'a> Session<'a> {
         self.trajectories.sync()?;
         let tokenizer = self.prompter.tokenizer();
         self.folder.write_checkpoint(self.state.step(), keep, |dir| {
-            state::save(dir, &self.learner, &self.state, &self.ids, tokenizer)
+            state::save(dir, &export, self.learner.critic.as_ref(), &self.state, &self.ids, tokenizer)
         })?;
         self.saved = Some(state);
         Ok(())

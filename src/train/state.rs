@@ -2,6 +2,7 @@
 
 use super::TrainError;
 use super::critic::Critic;
+use super::engine::{CpuEngine, Export};
 use super::learner::Learner;
 use super::suggest::Renewal;
 use crate::files::{self, FileError};
@@ -78,16 +79,17 @@ impl State {
 /// Fills the folder of a checkpoint: a model directory that transformers loads as it is, and what resuming needs.
 pub fn save(
     dir: &Path,
-    learner: &Learner,
+    export: &Export<'_>,
+    critic: Option<&Critic>,
     state: &State,
     ids: &TokenIds,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
-    checkpoint::fill(dir, &learner.model, ids, tokenizer.files(), SaveDtype::F32)?;
-    for (name, moment) in MOMENTS.iter().zip(&learner.moments) {
+    checkpoint::fill(dir, &export.model, ids, tokenizer.files(), SaveDtype::F32)?;
+    for (name, moment) in MOMENTS.iter().zip(&*export.moments) {
         checkpoint::save_params(&dir.join(name), moment, SaveDtype::F32)?;
     }
-    if let Some(critic) = &learner.critic {
+    if let Some(critic) = critic {
         critic.save(dir)?;
     }
     let text = serde_json::to_vec_pretty(state).map_err(|e| unreadable(&dir.join(STATE), e))?;
@@ -98,12 +100,11 @@ pub fn save(
 /// Reads a checkpoint folder back.
 pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, State), TrainError> {
     let state = read(dir)?;
-    let mut learner = Learner::new(checkpoint::load(dir)?, recompute);
-    for (name, moment) in MOMENTS.iter().zip(&mut learner.moments) {
-        *moment = checkpoint::load_params(&dir.join(name), &moment.layout)?;
-    }
-    learner.steps = state.optimizer_steps;
-    learner.critic = Critic::load(dir, learner.model.config.hidden_size, state.critic_steps)?;
+    let model = checkpoint::load(dir)?;
+    let [m, v] = MOMENTS.map(|name| checkpoint::load_params(&dir.join(name), &model.params.layout));
+    let critic = Critic::load(dir, model.config.hidden_size, state.critic_steps)?;
+    let mut learner = Learner::on(Box::new(CpuEngine::new(model, [m?, v?])), recompute);
+    (learner.steps, learner.critic) = (state.optimizer_steps, critic);
     Ok((learner, state))
 }
 

@@ -1,7 +1,6 @@
 //! The inner products of per-sample gradients, measured on a GPU: the passes and the products of the layers' matrices there; those
 //! of norm weights and biases, of the embedding's rows and of the head on the host, from what the passes leave.
 
-use super::TrainError;
 use crate::coupling::CouplingError;
 use crate::coupling::gram::{Batch, Grams, Pass, StateAction};
 use crate::device::{Gpu, Result, Slice, Tensor};
@@ -14,6 +13,7 @@ use crate::ops::gradient_cosine::cuda::Samples;
 use crate::ops::gradient_cosine::{InputGrads, Way};
 use crate::ops::grouped_logprob::cuda::{self as head, Head, Targets};
 use crate::ops::linear::cuda::WeightGrad;
+use crate::train::TrainError;
 use half::bf16;
 use std::collections::BTreeMap;
 use std::ops::Range;

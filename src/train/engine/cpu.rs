@@ -1,0 +1,126 @@
+//! The engine on the CPU, in f32.
+
+use super::{Engine, Export, Scorer};
+use crate::config::Optim;
+use crate::coupling::{CouplingError, Grams, StateAction};
+use crate::device::Result;
+use crate::forest::Forest;
+use crate::grpo::pcgrad;
+use crate::model::{Activations, Architecture, Keep, Model, Params, Policy};
+use crate::ops::grouped_logprob::TokenGrad;
+use crate::train::TrainError;
+use crate::train::optimizer::{StepReport, update};
+use std::borrow::Cow;
+
+/// A model and its last forward pass.
+pub struct CpuScorer {
+    model: Model,
+    acts: Activations,
+}
+
+impl CpuScorer {
+    pub fn new(model: Model) -> CpuScorer {
+        CpuScorer { model, acts: Activations::default() }
+    }
+}
+
+impl Scorer for CpuScorer {
+    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+        self.model.forward(forest, keep, &mut self.acts);
+        Ok(())
+    }
+
+    fn logprobs(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+        Ok(self.model.logprobs(forest, &self.acts, nodes, temperature))
+    }
+}
+
+/// A model in training.
+pub struct CpuEngine {
+    scorer: CpuScorer,
+    moments: [Params; 2],
+    grads: Params,
+    d_hidden: Vec<f32>,
+}
+
+impl CpuEngine {
+    pub fn new(model: Model, moments: [Params; 2]) -> CpuEngine {
+        let grads = Params::zeros(model.params.layout.clone());
+        CpuEngine { scorer: CpuScorer::new(model), moments, grads, d_hidden: Vec::new() }
+    }
+}
+
+impl Scorer for CpuEngine {
+    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+        self.scorer.forward(forest, keep)
+    }
+
+    fn logprobs(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+        self.scorer.logprobs(forest, nodes, temperature)
+    }
+}
+
+impl Engine for CpuEngine {
+    fn architecture(&self) -> &Architecture {
+        &self.scorer.model.config
+    }
+
+    fn policy(&self) -> &dyn Policy {
+        &self.scorer.model
+    }
+
+    fn hidden(&self) -> Result<Cow<'_, [f32]>> {
+        Ok(Cow::Borrowed(&self.scorer.acts.hidden))
+    }
+
+    fn backward(
+        &mut self,
+        forest: &Forest,
+        nodes: &[u32],
+        temperature: f32,
+        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+    ) -> Result<()> {
+        let CpuEngine { scorer: CpuScorer { model, acts }, grads, d_hidden, .. } = self;
+        model.head_backward(forest, acts, nodes, temperature, loss, d_hidden, grads);
+        model.backward(forest, acts, d_hidden, grads);
+        Ok(())
+    }
+
+    fn backward_hidden(&mut self, forest: &Forest, d: &[f32]) -> Result<()> {
+        let CpuEngine { scorer: CpuScorer { model, acts }, grads, d_hidden, .. } = self;
+        d_hidden.clear();
+        d_hidden.extend_from_slice(d);
+        model.backward(forest, acts, d_hidden, grads);
+        Ok(())
+    }
+
+    fn step(&mut self, optim: &Optim, lr: f32, steps: &mut u32) -> Result<StepReport> {
+        Ok(update(optim, lr, steps, &mut self.scorer.model.params, &mut self.grads, &mut self.moments))
+    }
+
+    fn grads(&self) -> Result<Cow<'_, Params>> {
+        Ok(Cow::Borrowed(&self.grads))
+    }
+
+    fn take_grads(&mut self) -> Result<Params> {
+        let zeros = Params::zeros(self.grads.layout.clone());
+        Ok(std::mem::replace(&mut self.grads, zeros))
+    }
+
+    fn combine(&mut self, positive: &Params) -> Result<Option<f64>> {
+        Ok(pcgrad::combine(&positive.flat, &mut self.grads.flat))
+    }
+
+    fn clear_moments(&mut self) -> Result<()> {
+        self.moments.iter_mut().for_each(|m| m.flat.fill(0.0));
+        Ok(())
+    }
+
+    fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
+        Ok(Grams::new(&self.scorer.model, samples, Keep::LayerInputs).map_err(CouplingError::from)?)
+    }
+
+    fn export(&self) -> Result<Export<'_>> {
+        Ok(Export { model: Cow::Borrowed(&self.scorer.model), moments: Cow::Borrowed(&self.moments) })
+    }
+}

@@ -1,0 +1,256 @@
+//! The engine on a GPU: the model in bf16; master weights, moments and gradients in f32.
+//!
+//! The loss itself stays on the host: log-probs come to it, and its gradient by them goes back, a few numbers for each scored
+//! token. So every loss there is trains on either device.
+
+use super::{Engine, Export, Scorer, cuda_grams};
+use crate::config::Optim;
+use crate::coupling::{Grams, StateAction};
+use crate::device::{Gpu, Part, Result, Slice, Tensor, expect};
+use crate::forest::Forest;
+use crate::grpo::pcgrad;
+use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel, part};
+use crate::model::{Architecture, Keep, Model, Params, Policy};
+use crate::ops::adamw::{self, AdamW, cuda::Rounding, cuda::State};
+use crate::ops::grouped_logprob::cuda::{self as head, Head, Targets};
+use crate::ops::grouped_logprob::{Target, TokenGrad};
+use crate::train::TrainError;
+use crate::train::optimizer::StepReport;
+use half::bf16;
+use std::borrow::Cow;
+use std::ops::Range;
+
+/// A model on a GPU and its last forward pass.
+pub struct CudaScorer {
+    pub model: CudaModel,
+    gpu: Gpu,
+    pass: Option<(CudaForest, CudaActivations)>,
+}
+
+impl CudaScorer {
+    /// Brings `model` to the device, to sample at most `max_live` sequences at once.
+    pub fn new(gpu: &Gpu, model: &Model, max_live: usize) -> Result<CudaScorer> {
+        Ok(CudaScorer { model: CudaModel::new(gpu, model, max_live)?, gpu: gpu.clone(), pass: None })
+    }
+
+    fn acts(&self) -> &CudaActivations {
+        &self.pass.as_ref().expect(NO_PASS).1
+    }
+
+    fn head<'a>(&self, weight: &'a Part<'_, bf16>, acts: &'a CudaActivations, temperature: f32) -> Head<'a> {
+        Head { weight, hidden: &acts.hidden, width: self.model.config.hidden_size, temperature }
+    }
+
+    fn targets(&self, forest: &Forest, nodes: &[u32]) -> Result<Targets> {
+        let target = |&n: &u32| Target { row: forest.parent[n as usize], token: forest.tokens[n as usize] };
+        Targets::new(&self.gpu, &nodes.iter().map(target).collect::<Vec<_>>(), forest.len())
+    }
+
+    fn head_weight(&self) -> Part<'_, bf16> {
+        part(&self.model.weights, &self.model.layout.head)
+    }
+}
+
+impl Scorer for CudaScorer {
+    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+        // What the last pass kept is given back first.
+        self.pass = None;
+        let packed = self.model.forest(forest)?;
+        let acts = self.model.forward(&packed, keep)?;
+        self.pass = Some((packed, acts));
+        Ok(())
+    }
+
+    fn logprobs(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+        let (targets, weight) = (self.targets(forest, nodes)?, self.head_weight());
+        head::forward(&self.gpu, self.head(&weight, self.acts(), temperature), &targets)?.read(&self.gpu, &targets)
+    }
+}
+
+/// A model in training on a GPU.
+pub struct CudaEngine {
+    scorer: CudaScorer,
+    gpu: Gpu,
+    /// What a host copy of the model has beside its weights.
+    shape: Model,
+    master: Tensor<f32>,
+    moments: [Tensor<f32>; 2],
+    grads: Tensor<f32>,
+    /// The gradient's norm, and the factor that clips it.
+    norm: Tensor<f32>,
+    /// Neighbouring tensors that decay alike, as one.
+    spans: Vec<(Range<usize>, bool)>,
+}
+
+impl CudaEngine {
+    /// Brings `model` and the optimizer's moments to the device, to sample at most `max_live` sequences at once.
+    pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2], max_live: usize) -> Result<CudaEngine> {
+        let layout = &model.params.layout;
+        let mut spans: Vec<(Range<usize>, bool)> = Vec::new();
+        for entry in &layout.entries {
+            let wide = entry.range.len();
+            expect("adamw", wide.is_multiple_of(8), || {
+                format!("{} has {wide} elements, no multiple of 8", entry.name)
+            })?;
+            match spans.last_mut() {
+                Some((last, decay)) if *decay == entry.decay && last.end == entry.range.start => {
+                    last.end = entry.range.end;
+                }
+                _ => spans.push((entry.range.clone(), entry.decay)),
+            }
+        }
+        let [m, v] = moments;
+        Ok(CudaEngine {
+            scorer: CudaScorer::new(gpu, model, max_live)?,
+            shape: model.without_weights(),
+            master: gpu.tensor(&model.params.flat)?,
+            moments: [gpu.tensor(&m.flat)?, gpu.tensor(&v.flat)?],
+            grads: gpu.zeros(layout.len)?,
+            norm: gpu.uninit(2)?,
+            spans,
+            gpu: gpu.clone(),
+        })
+    }
+
+    /// The head's part of [`Engine::backward`]: the gradient of the final hidden states.
+    pub fn head_backward(
+        &mut self,
+        forest: &Forest,
+        nodes: &[u32],
+        temperature: f32,
+        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+    ) -> Result<Tensor<bf16>> {
+        let (gpu, scorer) = (&self.gpu, &self.scorer);
+        let (targets, weight, acts) = (scorer.targets(forest, nodes)?, scorer.head_weight(), scorer.acts());
+        let head = scorer.head(&weight, acts, temperature);
+        let scores = head::forward(gpu, head, &targets)?;
+        let (logprob, entropy) = scores.read(gpu, &targets)?;
+        let by_node: Vec<TokenGrad> = (0..nodes.len()).map(|i| loss(i, logprob[i], entropy[i])).collect();
+        let ordered = |of: fn(&TokenGrad) -> f32| targets.order.iter().map(|&i| of(&by_node[i])).collect::<Vec<f32>>();
+        let (d_logprob, d_entropy) = (gpu.tensor(&ordered(|g| g.logprob))?, gpu.tensor(&ordered(|g| g.entropy))?);
+        let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
+        let d_weight = part(&self.grads, &self.layout().head);
+        head::backward(gpu, head, &targets, &scores, (&d_logprob, &d_entropy), &d_weight, &d_hidden)?;
+        Ok(d_hidden)
+    }
+
+    /// The decoder's part of [`Engine::backward`].
+    pub fn decoder_backward(&mut self, d_hidden: &Slice<bf16>) -> Result<()> {
+        let (packed, mut acts) = self.scorer.pass.take().expect(NO_PASS);
+        self.scorer.model.backward(&packed, &mut acts, d_hidden, &self.grads)
+    }
+
+    fn layout(&self) -> &crate::model::params::Layout {
+        &self.scorer.model.layout
+    }
+
+    fn params(&self, flat: Vec<f32>) -> Params {
+        Params { layout: self.scorer.model.layout.clone(), flat }
+    }
+}
+
+impl Scorer for CudaEngine {
+    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+        self.scorer.forward(forest, keep)
+    }
+
+    fn logprobs(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
+        self.scorer.logprobs(forest, nodes, temperature)
+    }
+}
+
+impl Engine for CudaEngine {
+    fn architecture(&self) -> &Architecture {
+        &self.scorer.model.config
+    }
+
+    fn policy(&self) -> &dyn Policy {
+        &self.scorer.model
+    }
+
+    fn hidden(&self) -> Result<Cow<'_, [f32]>> {
+        let hidden = self.gpu.read(&*self.scorer.acts().hidden)?;
+        Ok(Cow::Owned(hidden.into_iter().map(f32::from).collect()))
+    }
+
+    fn backward(
+        &mut self,
+        forest: &Forest,
+        nodes: &[u32],
+        temperature: f32,
+        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+    ) -> Result<()> {
+        let d_hidden = self.head_backward(forest, nodes, temperature, loss)?;
+        self.decoder_backward(&d_hidden)
+    }
+
+    fn backward_hidden(&mut self, _forest: &Forest, d_hidden: &[f32]) -> Result<()> {
+        let narrow: Vec<bf16> = d_hidden.iter().map(|d| bf16::from_f32(*d)).collect();
+        let d_hidden = self.gpu.tensor(&narrow)?;
+        self.decoder_backward(&d_hidden)
+    }
+
+    fn step(&mut self, optim: &Optim, lr: f32, steps: &mut u32) -> Result<StepReport> {
+        let gpu = &self.gpu;
+        adamw::cuda::grad_norm(gpu, &self.grads, optim.clip, &self.norm)?;
+        let grad_norm = f64::from(gpu.read(&*self.norm)?[0]);
+        let skipped = !grad_norm.is_finite();
+        if !skipped {
+            *steps += 1;
+            let update = AdamW {
+                lr,
+                beta1: optim.beta1,
+                beta2: optim.beta2,
+                eps: optim.eps,
+                weight_decay: optim.weight_decay,
+                // The factor is on the device.
+                grad_scale: 1.0,
+                step: *steps,
+            };
+            let scale = part(&self.norm, &(1..2));
+            for (at, decay) in &self.spans {
+                let [p, m, v, g] =
+                    [&self.master, &self.moments[0], &self.moments[1], &self.grads].map(|of| part(of, at));
+                let copy = part(&self.scorer.model.weights, at);
+                let state = State { p: &p, m: &m, v: &v, copy: &copy };
+                adamw::cuda::step(gpu, &update, *decay, &state, &g, &scale, Rounding::Nearest)?;
+            }
+        }
+        gpu.zero(&*self.grads)?;
+        Ok(StepReport { grad_norm, skipped })
+    }
+
+    fn grads(&self) -> Result<Cow<'_, Params>> {
+        Ok(Cow::Owned(self.params(self.gpu.read(&*self.grads)?)))
+    }
+
+    fn take_grads(&mut self) -> Result<Params> {
+        let grads = self.params(self.gpu.read(&*self.grads)?);
+        self.gpu.zero(&*self.grads)?;
+        Ok(grads)
+    }
+
+    fn combine(&mut self, positive: &Params) -> Result<Option<f64>> {
+        let mut negative = self.gpu.read(&*self.grads)?;
+        let cosine = pcgrad::combine(&positive.flat, &mut negative);
+        self.gpu.write(&*self.grads, &negative)?;
+        Ok(cosine)
+    }
+
+    fn clear_moments(&mut self) -> Result<()> {
+        self.moments.iter().try_for_each(|m| self.gpu.zero(&**m))
+    }
+
+    fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
+        cuda_grams::grams(&self.gpu, &self.scorer.model, samples, Keep::LayerInputs)
+    }
+
+    fn export(&self) -> Result<Export<'_>> {
+        let [m, v] = &self.moments;
+        let moments = [self.params(self.gpu.read(&**m)?), self.params(self.gpu.read(&**v)?)];
+        let model = self.shape.with_weights(self.params(self.gpu.read(&*self.master)?));
+        Ok(Export { model: Cow::Owned(model), moments: Cow::Owned(moments) })
+    }
+}
+
+const NO_PASS: &str = "a forward pass comes first";

@@ -1,0 +1,100 @@
+//! A model in training, wherever its numbers live: what the rest of the trainer knows of devices.
+
+mod cpu;
+pub mod cuda;
+pub mod cuda_grams;
+
+pub use cpu::{CpuEngine, CpuScorer};
+pub use cuda::{CudaEngine, CudaScorer};
+
+use super::TrainError;
+use super::optimizer::StepReport;
+use crate::config::Optim;
+use crate::coupling::{Grams, StateAction};
+use crate::device::{Gpu, Result};
+use crate::forest::Forest;
+use crate::model::{Architecture, Keep, Model, Params, Policy};
+use crate::ops::grouped_logprob::TokenGrad;
+use std::borrow::Cow;
+
+/// Scores tokens. The frozen reference of the KL term needs no more.
+pub trait Scorer {
+    /// Runs the decoder over `forest`, for the calls that follow.
+    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()>;
+
+    /// Log-prob (at `temperature`) of each of `nodes` given its parent, and the entropy (nats) of that distribution.
+    ///
+    /// # Panics
+    /// Without a forward pass over `forest`.
+    fn logprobs(&self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)>;
+}
+
+/// The policy in training: weights, the gradient accumulated since the last optimizer step, and the optimizer's moments.
+///
+/// A backward pass needs a forward pass over the same forest that kept something, and uses it up.
+pub trait Engine: Scorer {
+    fn architecture(&self) -> &Architecture;
+
+    /// What to sample from: the weights as they are now.
+    fn policy(&self) -> &dyn Policy;
+
+    /// Final hidden states of the last forward pass, `[tokens, hidden]`.
+    fn hidden(&self) -> Result<Cow<'_, [f32]>>;
+
+    /// Calls `loss(i, logprob, entropy)` for each of `nodes`, in a fixed order, and adds the gradient of what it says.
+    fn backward(
+        &mut self,
+        forest: &Forest,
+        nodes: &[u32],
+        temperature: f32,
+        loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+    ) -> Result<()>;
+
+    /// Adds the gradient of a loss whose gradient by the final hidden states is `d_hidden` `[tokens, hidden]`.
+    fn backward_hidden(&mut self, forest: &Forest, d_hidden: &[f32]) -> Result<()>;
+
+    /// A step of AdamW, which counts it in `steps`: clips, updates the weights and clears the gradient. A gradient that is not finite
+    /// changes nothing.
+    fn step(&mut self, optim: &Optim, lr: f32, steps: &mut u32) -> Result<StepReport>;
+
+    /// The gradient accumulated since the last step.
+    fn grads(&self) -> Result<Cow<'_, Params>>;
+
+    /// The same; accumulation begins anew.
+    fn take_grads(&mut self) -> Result<Params>;
+
+    /// Adds the gradient of positive advantages to the accumulated one of negative advantages, see
+    /// [`crate::grpo::pcgrad::combine`].
+    fn combine(&mut self, positive: &Params) -> Result<Option<f64>>;
+
+    /// Forgets the moments.
+    fn clear_moments(&mut self) -> Result<()>;
+
+    /// Inner products of the samples' gradients, by the weights as they are now.
+    fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError>;
+
+    /// Weights and moments as a checkpoint holds them.
+    fn export(&self) -> Result<Export<'_>>;
+}
+
+/// Weights, and AdamW's first and second moments, in f32.
+pub struct Export<'a> {
+    pub model: Cow<'a, Model>,
+    pub moments: Cow<'a, [Params; 2]>,
+}
+
+/// An engine where `gpu` says; on a GPU at most `max_live` sequences are sampled at once.
+pub fn open(model: Model, moments: [Params; 2], gpu: Option<&Gpu>, max_live: usize) -> Result<Box<dyn Engine>> {
+    Ok(match gpu {
+        Some(gpu) => Box::new(CudaEngine::new(gpu, &model, &moments, max_live)?),
+        None => Box::new(CpuEngine::new(model, moments)),
+    })
+}
+
+/// A model that is never trained, where `gpu` says.
+pub fn frozen(model: Model, gpu: Option<&Gpu>) -> Result<Box<dyn Scorer>> {
+    Ok(match gpu {
+        Some(gpu) => Box::new(CudaScorer::new(gpu, &model, 0)?),
+        None => Box::new(CpuScorer::new(model)),
+    })
+}
