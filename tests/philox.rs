@@ -41,3 +41,28 @@ fn seed_stream_and_index_all_matter() {
         assert!(blocks[i + 1..].iter().all(|b| a != b));
     }
 }
+
+#[test]
+fn no_two_uses_draw_the_same_numbers() {
+    use uncouple::ops::philox::Stream;
+    let counted =
+        [Stream::Rollout, Stream::Judgments, Stream::Resampling, Stream::Sentences, Stream::ColdStart, Stream::Theory];
+    let single = [
+        Stream::Evaluation,
+        Stream::EvaluationJudgments,
+        Stream::Consistency,
+        Stream::Slips,
+        Stream::OffPlan,
+        Stream::MadeUpSuggestions,
+        Stream::Permutations,
+    ];
+    // From the first to more than a configuration may ask for.
+    let counts = || (0..2000).chain([999_999, 1_000_000, 100_000_000]);
+    let all = counted.iter().flat_map(|of| counts().map(of)).chain(single);
+    let numbers: Vec<u32> = all.map(Stream::number).collect();
+    let distinct: std::collections::HashSet<u32> = numbers.iter().copied().collect();
+    assert_eq!(numbers.len(), distinct.len());
+    // Parts of one are not parts of another.
+    assert_ne!(Stream::Evaluation.part(1), Stream::Evaluation.part(2));
+    assert_eq!(Stream::Slips.part(u64::MAX) >> 32, u64::from(Stream::Slips.number()));
+}

@@ -16,6 +16,7 @@ use uncouple::grpo::{self, Sample};
 use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::families::QWEN2;
 use uncouple::model::{Activations, Architecture, Keep, Model, Params, Policy, Tokenizer};
+use uncouple::ops::philox::Stream;
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::rollout::{
     Answer, Counts, PrefixCache, RolloutError, Settings, Statistics, answers_on, rollout, rollout_on,
@@ -137,7 +138,7 @@ fn settings() -> Settings {
         max_episode_tokens: 0,
         max_live: 8,
         seed: 1,
-        stream: 0,
+        stream: Stream::Rollout(0),
         distances: false,
     }
 }
@@ -299,7 +300,7 @@ fn an_episode_does_not_depend_on_its_batch() {
             assert_eq!(a.turns, b.turns);
         }
     }
-    let (_, _, again) = play(&Settings { stream: 1, ..settings() });
+    let (_, _, again) = play(&Settings { stream: Stream::Rollout(1), ..settings() });
     assert!(wide.iter().zip(&again).any(|(a, b)| a.tokens != b.tokens), "another stream, other random numbers");
 }
 
@@ -549,9 +550,10 @@ fn settings_follow_the_configuration() {
     config.rollout.temperature = 0.9;
     config.rollout.top_k = 7;
     config.eval.temperature = 0.3;
-    let (train, eval) = (Settings::training(&config, 5), Settings::evaluation(&config, 6));
-    assert_eq!((train.sampling.temperature, train.sampling.top_k, train.stream), (0.9, 7, 5));
-    assert_eq!((eval.sampling.temperature, eval.sampling.top_k, eval.stream), (0.3, 0, 6));
+    let (train, eval) =
+        (Settings::training(&config, Stream::Rollout(5)), Settings::evaluation(&config, Stream::Evaluation));
+    assert_eq!((train.sampling.temperature, train.sampling.top_k, train.stream), (0.9, 7, Stream::Rollout(5)));
+    assert_eq!((eval.sampling.temperature, eval.sampling.top_k, eval.stream), (0.3, 0, Stream::Evaluation));
     assert_eq!(train.max_turn_tokens, eval.max_turn_tokens);
 }
 
@@ -610,7 +612,7 @@ fn answers_go_on_from_the_episodes() {
         assert!(prompts.len() > 20);
         let nodes = |sequences: &[Vec<u32>]| Forest::new(sequences).len();
         let answer = |cache: &mut PrefixCache<'_>, max_live: usize| {
-            let settings = Settings { max_live, stream: 9, ..settings() };
+            let settings = Settings { max_live, stream: Stream::Rollout(9), ..settings() };
             let before = cache.computed_tokens();
             let answers = answers_on(cache, &prompter, &prompts, 2, &settings, NEVER).unwrap();
             let computed = cache.computed_tokens() - before - written(&answers);
@@ -653,7 +655,7 @@ fn a_gpu_keeps_what_it_has_pages_for() {
         let episodes = rollout_on(&mut cache, &prompter, &open, &tasks, 2, &playing, NEVER).unwrap();
         let prompts = asked(&prompter, &episodes)[..4].to_vec();
         let before = cache.computed_tokens();
-        let answering = Settings { max_live: 2, stream: 9, ..settings() };
+        let answering = Settings { max_live: 2, stream: Stream::Rollout(9), ..settings() };
         let answers = answers_on(&mut cache, &prompter, &prompts, 2, &answering, NEVER).unwrap();
         let computed = cache.computed_tokens() - before - written(&answers);
         (episodes.iter().map(|e| e.tokens.clone()).collect::<Vec<_>>(), prompts, computed, left(&episodes))

@@ -12,9 +12,10 @@ use crate::gcd::{self, Asked, Judged, Pair};
 use crate::grpo::{Sample, samples};
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::tokenizer::TokenizerError;
+use crate::ops::philox::Stream;
 use crate::rollout::{PrefixCache, RolloutError, Settings, answers};
 use crate::train::batch::Batch;
-use crate::train::iteration::{JUDGMENTS, beside, prefix_cache, sample};
+use crate::train::iteration::{beside, prefix_cache, sample};
 use crate::train::learner::Learner;
 use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::{TrainError, interrupt, suite, train};
@@ -169,7 +170,7 @@ fn judge(
     episodes: &[Episode],
     index: u32,
 ) -> Result<Judged, RolloutError> {
-    let settings = Settings::training(config, JUDGMENTS | index);
+    let settings = Settings::training(config, Stream::Judgments(index));
     let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
     let stop = &interrupt::interrupted;
     gcd::judge(config, cache, prompter, episodes, &Asked::new(), size, &settings, stop)
@@ -184,7 +185,7 @@ fn judge_apart(
     index: u32,
 ) -> Result<(), RolloutError> {
     let max_turn_tokens = config.gcd.max_tokens as usize;
-    let settings = Settings { max_turn_tokens, ..Settings::training(config, JUDGMENTS | index) };
+    let settings = Settings { max_turn_tokens, ..Settings::training(config, Stream::Judgments(index)) };
     let of = |pair: &Pair| std::iter::repeat_n(pair.prompt.clone(), config.gcd.judgments as usize);
     let mut prompts: Vec<Vec<u32>> = judged.pairs.iter().flat_map(of).collect();
     prompts.iter_mut().zip(0..).for_each(|(prompt, first)| prompt[0] = first);

@@ -5,7 +5,7 @@
 //! keeps its labels: there is nothing to draw.
 
 use super::strata::Traits;
-use crate::ops::philox;
+use crate::ops::philox::{self, Stream};
 use std::collections::BTreeMap;
 
 /// Permutations of the test.
@@ -37,7 +37,7 @@ pub(super) fn test(cosine: &[f64], traits: &[Traits], seed: u64) -> Test {
     for permutation in 0..PERMUTATIONS {
         for places in &states {
             for at in (1..places.len()).rev() {
-                let word = philox::block(seed, u64::from(permutation), places[at] as u64)[0];
+                let word = philox::block(seed, Stream::Permutations.part(permutation.into()), places[at] as u64)[0];
                 positive.swap(places[at], places[word as usize % (at + 1)]);
             }
         }

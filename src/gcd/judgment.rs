@@ -177,7 +177,7 @@ pub fn judge(
 ) -> Result<Judged, RolloutError> {
     let settings = Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..settings.clone() };
     let context = cache.config().max_position_embeddings;
-    let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
+    let key = (settings.seed, settings.stream.part(u32::MAX.into()));
     let (pairs, counts) = pairs(episodes, asked, prompter, config, context, pair_count, key)?;
     if judgments == 0 {
         return Ok(Judged { counts, pairs, judgments: Vec::new() });

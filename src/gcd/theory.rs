@@ -3,7 +3,7 @@
 //! A member of a group takes the flawed action with probability q, which costs it risk r of its success:
 //! E[A of the flawed action, where it is taken] = q r (q - 1), without scaling by a standard deviation.
 
-use crate::ops::philox;
+use crate::ops::philox::{self, Stream};
 use crate::report::results::{ClusterMean, Flawed, FlawedFit};
 use crate::report::stats::Clusters;
 use serde::{Deserialize, Serialize};
@@ -39,7 +39,7 @@ pub fn curve(r: f64, steps: u32, seed: u64) -> Vec<Point> {
         let q = f64::from(step) / f64::from(steps);
         let (mut sum, mut squares) = (0.0, 0.0);
         for group in 0..GROUPS {
-            let a = advantage(q, r, seed, u64::from(step) << 32 | group);
+            let a = advantage(q, r, seed, Stream::Theory(step).part(group));
             (sum, squares) = (sum + a, squares + a * a);
         }
         let (n, mean) = (GROUPS as f64, sum / GROUPS as f64);

@@ -25,6 +25,69 @@ pub fn block(seed: u64, stream: u64, index: u64) -> [u32; 4] {
     philox4x32([i0, i1, s0, s1], halves(seed))
 }
 
+/// What a run's random numbers are drawn for: no two uses share one. (A model's first weights are drawn by the hash of their names.)
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stream {
+    /// Tokens sampled in a training iteration.
+    Rollout(u32),
+    /// Actions drawn to be judged in an iteration, and the tokens of their judgments.
+    Judgments(u32),
+    /// Actions sampled again for the suggestions made after so many iterations.
+    Resampling(u32),
+    /// The same suggestions, where the policy writes them.
+    Sentences(u32),
+    /// Every evaluation: the same games meet the same numbers, whenever they are played.
+    Evaluation,
+    EvaluationJudgments,
+    Consistency,
+    /// What a demonstration does instead of its plan.
+    Slips,
+    /// Commands off the plan, to be judged bad.
+    OffPlan,
+    /// Suggestions made up for the cold start.
+    MadeUpSuggestions,
+    /// The demonstrations of a step of the cold start.
+    ColdStart(u32),
+    /// A permutation test of coupling.
+    Permutations,
+    /// A step of the theory's simulation.
+    Theory(u32),
+}
+
+impl Stream {
+    /// Largest count of iterations or steps.
+    const MAX: u32 = (1 << 27) - 1;
+
+    /// A number of its own; the upper half of [`Stream::part`].
+    ///
+    /// # Panics
+    /// If a count is above [`Stream::MAX`], which configurations cannot ask for.
+    pub fn number(self) -> u32 {
+        let (kind, count) = match self {
+            Stream::Rollout(iteration) => (0, iteration),
+            Stream::Judgments(iteration) => (1, iteration),
+            Stream::Resampling(iterations) => (2, iterations),
+            Stream::Sentences(iterations) => (3, iterations),
+            Stream::Evaluation => (4, 0),
+            Stream::EvaluationJudgments => (5, 0),
+            Stream::Consistency => (6, 0),
+            Stream::Slips => (7, 0),
+            Stream::OffPlan => (8, 0),
+            Stream::MadeUpSuggestions => (9, 0),
+            Stream::ColdStart(step) => (10, step),
+            Stream::Permutations => (11, 0),
+            Stream::Theory(step) => (12, step),
+        };
+        assert!(count <= Stream::MAX, "{self:?}: at most {}", Stream::MAX);
+        kind << 27 | count
+    }
+
+    /// The stream of one of its parts, an episode for instance; of the part only 32 bits count.
+    pub fn part(self, part: u64) -> u64 {
+        u64::from(self.number()) << 32 | part & u64::from(u32::MAX)
+    }
+}
+
 /// A uniform number in the open interval (0, 1) from one word: the centre of one of 2^23 cells, exact in f32.
 pub fn uniform(word: u32) -> f32 {
     ((word >> 9) as f32 + 0.5) * (1.0 / (1 << 23) as f32)

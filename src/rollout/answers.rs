@@ -94,7 +94,7 @@ pub fn answers_on(
 impl Writer {
     /// What the next token is drawn by.
     fn draw(&self, settings: &Settings) -> Draw<'_> {
-        let stream = u64::from(settings.stream) << 32 | self.index as u64;
+        let stream = settings.stream.part(self.index as u64);
         let block = philox::block(settings.seed, stream, self.answer.tokens.len() as u64);
         Draw { slot: self.slot, seen: &self.context, uniform: philox::uniform(block[0]) }
     }

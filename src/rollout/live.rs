@@ -136,7 +136,7 @@ impl Live {
     /// What the next token is drawn by.
     pub fn draw(&self, slot: Slot, settings: &Settings) -> Draw<'_> {
         let tokens = &self.episode.tokens;
-        let stream = u64::from(settings.stream) << 32 | self.index as u64;
+        let stream = settings.stream.part(self.index as u64);
         let uniform = philox::uniform(philox::block(settings.seed, stream, tokens.len() as u64)[0]);
         Draw { slot, seen: &tokens[self.start..], uniform }
     }

@@ -21,6 +21,7 @@ use crate::device;
 use crate::env::{EnvError, Environment, Task};
 use crate::model::tokenizer::TokenizerError;
 use crate::model::{Draw, Policy, Slot};
+use crate::ops::philox::Stream;
 use crate::ops::sampling::SamplingParams;
 use live::{Arrival, Live};
 use rayon::prelude::*;
@@ -71,15 +72,15 @@ pub struct Settings {
     /// Most episodes alive at once.
     pub max_live: usize,
     pub seed: u64,
-    /// Tells rollouts under one seed apart, e.g. the iteration.
-    pub stream: u32,
+    /// What the tokens are sampled for: tells rollouts under one seed apart.
+    pub stream: Stream,
     /// Ask environments how far the goal is, for [`crate::agent::Turn::nearer`].
     pub distances: bool,
 }
 
 impl Settings {
     /// The settings of training's rollouts.
-    pub fn training(config: &Config, stream: u32) -> Settings {
+    pub fn training(config: &Config, stream: Stream) -> Settings {
         let r = &config.rollout;
         let sampling = SamplingParams {
             temperature: r.temperature,
@@ -101,7 +102,7 @@ impl Settings {
     }
 
     /// The same limits at evaluation's temperature, without truncation or penalty.
-    pub fn evaluation(config: &Config, stream: u32) -> Settings {
+    pub fn evaluation(config: &Config, stream: Stream) -> Settings {
         let sampling = SamplingParams { temperature: config.eval.temperature, ..SamplingParams::default() };
         Settings { sampling, ..Settings::training(config, stream) }
     }

@@ -5,7 +5,7 @@ use crate::agent::{Exchange, Memory, Next, Prompter, Tag, lead, turn_text};
 use crate::config::{Config, Format, GcdMode};
 use crate::env::{EnvError, Observation, Split, Suite};
 use crate::gcd::{Label, judgment};
-use crate::ops::philox;
+use crate::ops::philox::{self, Stream};
 use crate::rollout::{RolloutError, too_long};
 use rayon::prelude::*;
 
@@ -81,8 +81,7 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
 /// demonstrator does next teaches how to recover; without slips a learner's first mistake leads where nothing was ever taught
 /// (Laskey et al. 2017, noise injection).
 fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
-    let [chance, kind, choice, _] =
-        philox::block(config.run.seed, u64::from(SLIP_STREAM) << 32 | index, turns.len() as u64);
+    let [chance, kind, choice, _] = philox::block(config.run.seed, Stream::Slips.part(index), turns.len() as u64);
     if philox::uniform(chance) >= config.sft.slip {
         None
     } else {
@@ -92,8 +91,7 @@ fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) 
 
 /// Any command that would do something, where nothing is taught: then a script only shows a new tokenizer the words of the game.
 fn wander(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
-    let [kind, choice, ..] =
-        philox::block(config.run.seed, u64::from(OFF_PLAN_STREAM) << 32 | index, turns.len() as u64);
+    let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turns.len() as u64);
     let commands = if config.sft.steps == 0 { &observation.admissible[..] } else { &[] };
     another(turns, commands, [kind, choice]).filter(|_| !commands.is_empty())
 }
@@ -119,8 +117,7 @@ fn off_plan(
     observation: &Observation,
     plans: &[Option<&String>],
 ) -> Option<String> {
-    let [kind, choice, ..] =
-        philox::block(config.run.seed, u64::from(OFF_PLAN_STREAM) << 32 | index, turns.len() as u64);
+    let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turns.len() as u64);
     another(turns, &observation.admissible, [kind, choice]).filter(|command| !plans.contains(&Some(command)))
 }
 
@@ -256,8 +253,7 @@ impl Lesson {
 /// The demonstrations of step `step`, each with its `gcd.cold_start` judgments, good and bad by turns: drawn with replacement,
 /// a function of the seed and the step alone.
 pub fn batch<'a>(config: &Config, all: &'a [Demonstration], step: u32) -> Vec<(&'a [u32], &'a [bool])> {
-    let draw =
-        |index: u64| philox::block(config.run.seed, u64::from(STREAM) << 32 | u64::from(step), index)[0] as usize;
+    let draw = |index: u64| philox::block(config.run.seed, Stream::ColdStart(step).part(0), index)[0] as usize;
     let judgments = if teaches_judgments(config) { config.gcd.cold_start } else { 0 };
     let mut batch = Vec::new();
     for i in 0..config.sft.batch {
@@ -271,11 +267,6 @@ pub fn batch<'a>(config: &Config, all: &'a [Demonstration], step: u32) -> Vec<(&
     }
     batch
 }
-
-/// Philox streams of the slips, of the commands off the plan, and of the batches.
-const SLIP_STREAM: u32 = 0x511;
-const OFF_PLAN_STREAM: u32 = 0x0ff;
-const STREAM: u32 = 0x5f7;
 
 /// Learning rate of step `step`: linear warm-up over a twentieth of the steps, then linear decay to a tenth.
 pub fn learning_rate(config: &Config, step: u32) -> f32 {

@@ -10,6 +10,7 @@ use crate::env::{Split, Suite, Task};
 use crate::gcd::{Accuracy, Asked, judge};
 use crate::grpo::episode_return;
 use crate::model::Policy;
+use crate::ops::philox::Stream;
 use crate::report::results::{EvalEpisode, Evaluation, TypeRow, Unreadable};
 use crate::report::stats;
 use crate::rollout::{self, Counts, PrefixCache, Settings, rollout};
@@ -19,9 +20,6 @@ use std::collections::BTreeMap;
 
 /// The panels' splits.
 pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
-
-/// Rollout stream of every evaluation: the same panels meet the same random numbers, whenever they are played.
-const STREAM: u32 = u32::MAX;
 
 /// Most games of a panel.
 const MOST_GAMES: u64 = 1_000_000;
@@ -81,7 +79,7 @@ pub fn evaluate(
 ) -> Result<Vec<Episode>, TrainError> {
     let tasks = panel(config, suite, splits)?;
     let open: rollout::Open<'_> = &|task| suite.open(task);
-    let settings = Settings::evaluation(config, STREAM);
+    let settings = Settings::evaluation(config, Stream::Evaluation);
     let episodes = rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?;
     match episodes.iter().find(|e| e.logprobs.iter().any(|lp| !lp.is_finite())) {
         Some(broken) => Err(TrainError::BrokenModel { task: broken.task.id.clone() }),
@@ -105,7 +103,7 @@ pub fn judgments(
     if !judges(config) {
         return Ok(None);
     }
-    let settings = Settings::evaluation(config, STREAM - 1);
+    let settings = Settings::evaluation(config, Stream::EvaluationJudgments);
     let size = [config.eval.judgments as usize, usize::from(config.gcd.mode == GcdMode::Generate)];
     let stop = &interrupt::interrupted;
     let mut cache = PrefixCache::new(learner.sampler(), memory::cached_tokens(config, learner.architecture()))?;

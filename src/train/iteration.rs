@@ -20,6 +20,7 @@ use crate::gcd::theory::Measured;
 use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged, Suggestion};
 use crate::grpo::{LossReport, Sample, episode_return, parts, samples};
 use crate::model::{Keep, Policy};
+use crate::ops::philox::Stream;
 use crate::report::stats;
 use crate::rollout::{self, PrefixCache, Settings, rollout_on};
 use std::time::Instant;
@@ -69,9 +70,6 @@ pub struct Gcd {
     pub packed_share: f64,
 }
 
-/// Marks the random numbers of judgments off from those of rollouts.
-pub const JUDGMENTS: u32 = 1 << 31;
-
 /// A cache for the policy as it is now, which keeps finished sequences where the policy is to judge them.
 pub fn prefix_cache<'a>(config: &Config, policy: &'a dyn Policy) -> Result<PrefixCache<'a>, TrainError> {
     let budget = if config.gcd.mode == GcdMode::Generate { cached_tokens(config, policy.config()) } else { 0 };
@@ -90,7 +88,7 @@ pub fn sample(
     let tasks: Vec<_> =
         (0..u64::from(config.rollout.groups)).map(|g| suite.task(Split::Train, first + g)).collect::<Result<_, _>>()?;
     let open: rollout::Open<'_> = &|task| suite.open_for_training(task);
-    let settings = Settings::training(config, index);
+    let settings = Settings::training(config, Stream::Rollout(index));
     let group_size = config.rollout.group_size as usize;
     Ok(rollout_on(cache, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
 }
@@ -203,12 +201,12 @@ fn judgments(
     index: u32,
 ) -> Result<Gcd, TrainError> {
     let began = Instant::now();
-    let settings = Settings::training(config, JUDGMENTS | index);
+    let settings = Settings::training(config, Stream::Judgments(index));
     let each = if config.gcd.mode == GcdMode::Generate { config.gcd.judgments as usize } else { 0 };
     let size = [config.gcd.pairs as usize, each];
     let (mut asked, mut answered) = (Asked::new(), None);
     if let Some(judge) = judge.filter(|_| config.gcd.labels.contains(&LabelSource::Judge)) {
-        let key = (settings.seed, u64::from(settings.stream) << 32 | u64::from(u32::MAX));
+        let key = (settings.seed, settings.stream.part(u32::MAX.into()));
         let (turns, questions) = questions(episodes, config.gcd.judge.pairs as usize, key);
         let verdicts = judge.ask(&questions)?;
         asked = turns.into_iter().zip(&verdicts.labels).filter_map(|(at, label)| Some((at, (*label)?))).collect();

@@ -7,11 +7,8 @@ use crate::gcd::theory::Measured;
 use crate::gcd::{Asked, suggestion};
 use crate::grpo::episode_return;
 use crate::model::Policy;
-use crate::ops::philox;
+use crate::ops::philox::{self, Stream};
 use std::collections::HashMap;
-
-/// Random numbers of the states and of the answers.
-const STREAM: u32 = u32::MAX - 2;
 
 /// How often the policy does the same in the same state (`eval.consistency_samples` at training's temperature).
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -32,12 +29,14 @@ pub fn consistency(
     let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
     let mut states: Vec<(u32, (usize, usize))> = usable
         .flat_map(|(e, episode)| (0..episode.turns.len()).map(move |t| (e, t)))
-        .map(|(e, t)| (philox::block(config.run.seed, STREAM.into(), (e << 16 | t) as u64)[0], (e, t)))
+        .map(|(e, t)| {
+            (philox::block(config.run.seed, Stream::Consistency.part(u32::MAX.into()), (e << 16 | t) as u64)[0], (e, t))
+        })
         .collect();
     states.sort_unstable();
     let (most, samples) = (config.eval.consistency_states as usize, config.eval.consistency_samples);
     let states: Vec<_> = states.into_iter().take(most).map(|(_, at)| at).collect();
-    let answers = suggest::actions(config, policy, prompter, episodes, &states, samples, STREAM)?;
+    let answers = suggest::actions(config, policy, prompter, episodes, &states, samples, Stream::Consistency)?;
     let shares: Vec<f64> = answers.iter().filter(|a| !a.is_empty()).map(|a| most_frequent(a)).collect();
     let mean = |x: &dyn Fn(f64) -> f64| shares.iter().map(|s| x(*s)).sum::<f64>() / shares.len() as f64;
     let of = || Consistency { high: mean(&|s| f64::from(u8::from(s >= 0.5))), mean: mean(&|s| s) };

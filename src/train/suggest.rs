@@ -7,12 +7,9 @@ use crate::gcd::suggestion::{self, Candidate, Evidence, Topic};
 use crate::gcd::{Asked, Flaw, Judge, Suggestion};
 use crate::grpo::Sample;
 use crate::model::Policy;
-use crate::ops::philox;
+use crate::ops::philox::{self, Stream};
 use crate::rollout::{Answer, Settings, answers};
 use serde::{Deserialize, Serialize};
-
-/// Marks the random numbers of suggestions off from those of rollouts and judgments.
-const STREAM: u32 = 3 << 30;
 /// Most tokens of a suggestion that the policy writes.
 const SENTENCE: usize = 40;
 const INSTRUCTION: &str = "You advise an agent that acts in a text world. Answer with one short sentence.";
@@ -83,7 +80,8 @@ fn resample(
     done: u32,
 ) -> Result<Vec<Evidence>, TrainError> {
     let states: Vec<(usize, usize)> = candidates.iter().map(|c| c.at).collect();
-    let again = actions(config, policy, prompter, episodes, &states, config.suggestions.resamples, STREAM | done)?;
+    let again =
+        actions(config, policy, prompter, episodes, &states, config.suggestions.resamples, Stream::Resampling(done))?;
     let mut evidence: Vec<Evidence> = candidates.into_iter().map(|c| c.evidence).collect();
     for (evidence, again) in evidence.iter_mut().zip(again) {
         let same = again.iter().filter(|action| action.as_deref() == Some(&evidence.action)).count();
@@ -101,7 +99,7 @@ pub fn actions(
     episodes: &[Episode],
     states: &[(usize, usize)],
     count: u32,
-    stream: u32,
+    stream: Stream,
 ) -> Result<Vec<Vec<Option<String>>>, TrainError> {
     let settings = Settings::training(config, stream);
     let context = policy.config().max_position_embeddings;
@@ -138,7 +136,7 @@ fn write(
             let room = |prompt: &&Vec<u32>| prompt.len() + SENTENCE <= policy.config().max_position_embeddings;
             let asked: Vec<Vec<u32>> = prompts.iter().filter(room).cloned().collect();
             let settings =
-                Settings { max_turn_tokens: SENTENCE, ..Settings::training(config, STREAM | 1 << 29 | done) };
+                Settings { max_turn_tokens: SENTENCE, ..Settings::training(config, Stream::Sentences(done)) };
             let answered = answers(policy, prompter, &asked, 1, &settings, &interrupt::interrupted)?;
             let mut answered = answered.into_iter();
             let sentence = |prompt: &Vec<u32>| -> Result<Option<String>, TrainError> {
@@ -160,12 +158,12 @@ fn write(
 /// Made-up suggestions for demonstration `index` of the cold start, whose commands are `commands`; often none.
 pub fn made_up(config: &Config, index: u64, commands: &[&str]) -> Vec<String> {
     let s = &config.suggestions;
-    let [chance, count, ..] = philox::block(config.run.seed, u64::from(STREAM) << 32 | index, 0);
+    let [chance, count, ..] = philox::block(config.run.seed, Stream::MadeUpSuggestions.part(index), 0);
     if s.mode == SuggestionMode::Off || philox::uniform(chance) >= s.cold_start || commands.is_empty() {
         return Vec::new();
     }
     let sentence = |i: u32| {
-        let [verb, flaw, ..] = philox::block(config.run.seed, u64::from(STREAM) << 32 | index, 1 + u64::from(i));
+        let [verb, flaw, ..] = philox::block(config.run.seed, Stream::MadeUpSuggestions.part(index), 1 + u64::from(i));
         let verb = commands[verb as usize % commands.len()].split(' ').next().unwrap_or_default();
         suggestion::template(verb, Flaw::ALL[flaw as usize % Flaw::ALL.len()])
     };
