@@ -15,8 +15,8 @@ use uncouple::env::textgame::{GameFile, Shared, TextGame};
 use uncouple::env::{Environment, Observation, Split, Suite};
 use uncouple::model::checkpoint;
 use uncouple::model::tokenizer::{Message, Tokenizer};
-use uncouple::report::{metrics, trajectories::Trajectories};
 use uncouple::ops::philox::Stream;
+use uncouple::report::{metrics, trajectories::Trajectories};
 use uncouple::rollout::{Settings, rollout};
 use uncouple::train::{checkpoints, memory, state};
 
@@ -331,7 +331,15 @@ fn act(folder: &Path, format: Format) {
     let Ok(prompter) = Prompter::new(tokenizer, &config.prompt) else { return };
     let suite = Household::new(0);
     let task = suite.task(Split::L0, 0).unwrap();
-    _ = rollout(&model, &prompter, &|task| suite.open(task), &[task], 1, &Settings::evaluation(&config, Stream::Evaluation), &|| false);
+    _ = rollout(
+        &model,
+        &prompter,
+        &|task| suite.open(task),
+        &[task],
+        1,
+        &Settings::evaluation(&config, Stream::Evaluation),
+        &|| false,
+    );
 }
 
 fn chat_template(input: &[u8], bases: &Bases) {

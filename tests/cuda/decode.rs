@@ -1,0 +1,178 @@
+//! Decoding on the emulated device: in pieces and forks what the forward pass computes at once.
+
+use crate::emulated;
+
+use half::bf16;
+use uncouple::device::Error;
+use uncouple::forest::Forest;
+use uncouple::model::backend::cuda::CudaModel;
+use uncouple::model::backend::cuda_decode::CudaDecoder;
+use uncouple::model::families::QWEN2;
+use uncouple::model::{Architecture, Decoder, Draw, Keep, Model, Params, Policy, Slot};
+use uncouple::ops::sampling::SamplingParams;
+
+const HIDDEN: usize = 64;
+
+fn model() -> Model {
+    let config = Architecture {
+        family: &QWEN2,
+        vocab_size: 96,
+        hidden_size: HIDDEN,
+        num_hidden_layers: 2,
+        num_attention_heads: 2,
+        num_key_value_heads: 1,
+        head_dim: 64,
+        intermediate_size: 72,
+        max_position_embeddings: 128,
+        rms_norm_eps: 1e-6,
+        rope_theta: 1e4,
+        rope_scaling: None,
+        tie_word_embeddings: true,
+    };
+    let mut params = Params::random(&config, 3);
+    params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+    Model::new(config, params)
+}
+
+/// The final hidden state of the last token of each sequence, by the training forward pass on the same device.
+fn at_once(model: &CudaModel, gpu: &uncouple::device::Gpu, sequences: &[&[u32]]) -> Vec<f32> {
+    let forest = Forest::new(sequences);
+    let acts = model.forward(&model.forest(&forest).unwrap(), Keep::Nothing).unwrap();
+    let hidden = gpu.read(&acts.hidden).unwrap();
+    let last = forest.paths.iter().map(|path| path[path.len() - 1] as usize);
+    last.flat_map(|row| hidden[row * HIDDEN..(row + 1) * HIDDEN].iter().map(|x| x.to_f32())).collect()
+}
+
+/// ‖got − want‖ ≤ 1 % of ‖want‖, the noise of bf16 (see tests/cuda/model.rs).
+fn assert_near(what: &str, got: &[f32], want: &[f32]) {
+    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
+    let error = norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied());
+    assert!(got.len() == want.len() && error < 0.01, "{what}: {error}");
+}
+
+#[test]
+fn pieces_and_forks_are_the_whole() {
+    let gpu = emulated::quick_gpu();
+    let model = CudaModel::new(&gpu, &model(), 128).unwrap();
+    let prompt: Vec<u32> = (0..45).map(|i| i * 7 % 96).collect();
+    let mut decoder = CudaDecoder::new(&model, 8).unwrap();
+    let one = decoder.alloc();
+    decoder.extend(&[(one, &prompt)]).unwrap();
+    let states = |decoder: &CudaDecoder, slots: &[Slot]| -> Vec<f32> {
+        gpu.read(&decoder.hidden(slots).unwrap()).unwrap().iter().map(|x| x.to_f32()).collect()
+    };
+    assert_near("prefill", &states(&decoder, &[one]), &at_once(&model, &gpu, &[&prompt]));
+
+    // Both go on from a page that they share, at different speeds, beside a sequence of their own.
+    let (two, three) = (decoder.fork(one).unwrap(), decoder.alloc());
+    assert_eq!(states(&decoder, &[two]), states(&decoder, &[one]), "a fork goes on from the same state");
+    let (mut first, mut second, mut third) = (prompt.clone(), prompt.clone(), vec![5]);
+    decoder.extend(&[(three, &[5])]).unwrap();
+    for step in 0..4u32 {
+        let (token, pair, other) = ([10 + step], [60 + step, 70 + step], [step]);
+        decoder.extend(&[(one, &token), (two, &pair), (three, &other)]).unwrap();
+        first.extend(token);
+        second.extend(pair);
+        third.extend(other);
+    }
+    let want = at_once(&model, &gpu, &[&first, &second, &third]);
+    let got = states(&decoder, &[one, two, three]);
+    for (i, (got, want)) in got.chunks(HIDDEN).zip(want.chunks(HIDDEN)).enumerate() {
+        assert_near(&format!("sequence {i}"), got, want);
+    }
+
+    // A fork in the middle of a page goes on otherwise, and the sequence that it came from as before.
+    let middle = decoder.fork_at(one, 40).unwrap();
+    decoder.extend(&[(middle, &[50, 51]), (one, &[7])]).unwrap();
+    first.push(7);
+    let (forked, got) = ([&prompt[..40], &[50, 51]].concat(), states(&decoder, &[middle, one]));
+    assert_near("forked in the middle", &got, &at_once(&model, &gpu, &[&forked, &first]));
+    decoder.free(middle);
+    first.pop();
+
+    // Pages that were given back serve again.
+    decoder.free(one);
+    decoder.free(two);
+    let again = decoder.alloc();
+    decoder.extend(&[(again, &first[..33])]).unwrap();
+    decoder.extend(&[(again, &first[33..])]).unwrap();
+    assert_near("again", &states(&decoder, &[again]), &want[..HIDDEN]);
+}
+
+#[test]
+fn tokens_are_drawn_as_on_the_cpu() {
+    let gpu = emulated::quick_gpu();
+    let on_cpu = model();
+    let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
+    let params = SamplingParams { temperature: 0.7, top_k: 20, repetition_penalty: 1.2, ..SamplingParams::default() };
+    // More draws than one batch of logits holds, of slots in any order, some of them often.
+    let seen = [3, 4, 3];
+    let drawn = |decoder: &mut dyn Decoder| {
+        let slots = [decoder.alloc(), decoder.alloc(), decoder.alloc()];
+        let feeds: [(Slot, &[u32]); 3] = [(slots[0], &[1, 2, 3]), (slots[1], &[9; 40]), (slots[2], &[77])];
+        decoder.extend(&feeds).unwrap();
+        let draw = |i: usize| Draw { slot: slots[i * 2 % 3], seen: &seen, uniform: (i as f32 + 0.5) / 260.0 };
+        decoder.draw(&(0..260).map(draw).collect::<Vec<_>>(), &params).unwrap()
+    };
+    let (got, want) = (drawn(&mut CudaDecoder::new(&model, 4).unwrap()), drawn(&mut *on_cpu.decoder().unwrap()));
+    assert_eq!(got.len(), want.len());
+    // States differ by the noise of bf16, so a few numbers fall on the other side of a boundary between two tokens.
+    let other = got.iter().zip(&want).filter(|(g, w)| g.token != w.token).count();
+    assert!(other <= 13, "{other} of 260 tokens differ");
+    for (g, w) in got.iter().zip(&want).filter(|(g, w)| g.token == w.token) {
+        assert!((g.logprob - w.logprob).abs() < 0.02, "{g:?} and {w:?}");
+    }
+}
+
+/// Steps that are replayed from graphs, and the same tokens in passes of their own, which a second sequence of two tokens makes
+/// them: to the bit, over the end of a split, where the graph is noted anew.
+#[test]
+fn graphs_decode_as_passes_do() {
+    let gpu = emulated::quick_gpu();
+    let mut on_cpu = model();
+    on_cpu = Model::new(Architecture { max_position_embeddings: 600, ..on_cpu.config }, on_cpu.params);
+    let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
+    let (prompt, short): (Vec<u32>, [u32; 3]) = ((0..510).map(|i| i * 7 % 96).collect(), [7, 8, 9]);
+    let played = |company: bool| {
+        let mut decoder = CudaDecoder::new(&model, 24).unwrap();
+        let (one, two, other) = (decoder.alloc(), decoder.alloc(), decoder.alloc());
+        decoder.extend(&[(one, &prompt), (two, &short)]).unwrap();
+        let three = decoder.fork(one).unwrap();
+        let slots = [one, two, three];
+        let mut drawn = Vec::new();
+        for step in 0..4 {
+            let draw = |slot: &Slot| Draw { slot: *slot, seen: &[], uniform: 0.2 + 0.2 * step as f32 };
+            let sampled = decoder.draw(&slots.each_ref().map(draw), &SamplingParams::default()).unwrap();
+            let tokens: Vec<[u32; 1]> = sampled.iter().map(|s| [s.token]).collect();
+            drawn.extend(sampled);
+            // The last step is one sequence's alone.
+            let playing = if step < 3 { 3 } else { 1 };
+            let mut feeds: Vec<(Slot, &[u32])> =
+                slots.into_iter().zip(tokens.iter().map(|t| &t[..])).take(playing).collect();
+            if company {
+                feeds.push((other, &[1, 2]));
+            }
+            decoder.extend(&feeds).unwrap();
+        }
+        (drawn, gpu.read(&decoder.hidden(&slots).unwrap()).unwrap(), decoder.graphs())
+    };
+    let ((by_graph, states, graphs), (by_pass, states_by_pass, none)) = (played(false), played(true));
+    assert_eq!((graphs, none), (2, 0), "of four sequences and of one");
+    assert_eq!((by_graph, states), (by_pass, states_by_pass));
+}
+
+#[test]
+fn limits_are_named() {
+    let gpu = emulated::quick_gpu();
+    let model = CudaModel::new(&gpu, &model(), 128).unwrap();
+    let mut decoder = CudaDecoder::new(&model, 2).unwrap();
+    let slot = decoder.alloc();
+    let error = decoder.extend(&[(slot, &[1; 65])]).unwrap_err();
+    assert!(error.to_string().contains("rollout.max_live"), "{error}");
+    // What is refused changes nothing: another is still empty, and there is room for what fits.
+    let other = decoder.alloc();
+    assert!(decoder.extend(&[(other, &[1; 10]), (slot, &[1; 60])]).is_err());
+    decoder.extend(&[(other, &[1; 32]), (slot, &[1; 32])]).unwrap();
+    assert!(matches!(decoder.extend(&[(slot, &[1; 129])]), Err(Error::Shape { .. })));
+    assert!(matches!(decoder.extend(&[(slot, &[96])]), Err(Error::Shape { .. })), "not in the vocabulary");
+}

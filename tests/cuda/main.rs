@@ -1,0 +1,12 @@
+//! The CUDA code on the emulated device against the CPU.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/emulated.rs"]
+mod emulated;
+
+mod coupling;
+mod decode;
+mod device;
+mod model;
+mod ops;

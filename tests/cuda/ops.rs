@@ -1,0 +1,178 @@
+//! The checks of `uncouple selftest`, on the emulated device; and the ops' refusals.
+
+use crate::emulated;
+
+use emulated::{gpu, gpu_without, quick_gpu};
+use half::bf16;
+use uncouple::bench::ceilings::Ceilings;
+use uncouple::bench::gpu_shapes::Shape;
+use uncouple::bench::kernels::{self, Shapes};
+use uncouple::bench::{decode, step};
+use uncouple::device::{Error, Gpu, Result, Tensor};
+use uncouple::ops::adamw::{self, AdamW};
+use uncouple::ops::advantage::Scale;
+use uncouple::ops::sampling::{self, SamplingParams};
+use uncouple::ops::{advantage, attention, decode_attention, embedding, linear, rmsnorm, rope, swiglu};
+use uncouple::selftest::{CHECKS, Size};
+
+/// Times and shares mean nothing here.
+const CEILINGS: Ceilings = Ceilings { copy_gbps: 1.0, matmul_tflops: 1.0 };
+
+#[test]
+fn every_check_of_the_selftest_passes() {
+    for check in CHECKS {
+        let gpu = gpu();
+        let outcome = check.run(&gpu, Size::Small, &CEILINGS).unwrap_or_else(|e| panic!("{}: {e}", check.name));
+        println!("{:22} {:.3} of 1: {}", outcome.name, outcome.error, outcome.worst);
+        assert!(outcome.share > 0.0 && outcome.seconds > 0.0, "{} is not timed", check.name);
+        assert!(outcome.passed(), "{}: {} ({})", outcome.name, outcome.worst, outcome.error);
+    }
+}
+
+/// Whatever kernel an op has: without it, some check of that op fails.
+#[test]
+fn every_kernel_is_checked() {
+    let stem = |name: &str| name.split(['_', ' ']).next().unwrap_or_default().to_string();
+    let mut tried = 0;
+    for kernel in kernel_emulator::kernels() {
+        let mut checks = CHECKS.iter().filter(|c| stem(c.name) == stem(kernel)).peekable();
+        if checks.peek().is_none() {
+            continue;
+        }
+        tried += 1;
+        let found =
+            checks.any(|c| !c.run(&gpu_without(kernel), Size::Small, &CEILINGS).is_ok_and(|outcome| outcome.passed()));
+        assert!(found, "no check misses {kernel}");
+    }
+    assert!(tried > 15, "{tried} kernels");
+}
+
+#[test]
+fn sizes_that_do_not_fit_are_refused_by_name() {
+    let gpu = &gpu();
+    let b = |n: usize| -> Tensor<bf16> { gpu.zeros(n).unwrap() };
+    let f = |n: usize| -> Tensor<f32> { gpu.zeros(n).unwrap() };
+    let step = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.9, eps: 1e-8, weight_decay: 0.0, grad_scale: 1.0, step: 1 };
+    let state = |n: usize| (f(n), f(8), f(8), b(8));
+    let (p, m, v, copy) = state(16);
+    let bad_state = adamw::cuda::State { p: &p, m: &m, v: &v, copy: &copy };
+    let tokens = embedding::cuda::Tokens::new(gpu, &[1, 2], 4).unwrap();
+    let tables = rope::cuda::Tables::new(gpu, &rope::Tables::new(1e4, 16, 8)).unwrap();
+    let position = gpu.zeros::<u32>(2).unwrap();
+    let (plain, logits) = (SamplingParams::default(), sampling::cuda::Logits::new(gpu, 1, 6).unwrap());
+    let penalty = SamplingParams { repetition_penalty: 1.1, ..plain };
+    let token = gpu.zeros::<u32>(1).unwrap();
+    let nearest = adamw::cuda::Rounding::Nearest;
+    let narrow = attention::Shape { heads: 1, kv_heads: 1, head_dim: 32 };
+    let cache = decode_attention::cuda::Cache::new(gpu, attention::Shape { head_dim: 64, ..narrow }, 1, 1).unwrap();
+    let row = decode_attention::cuda::Rows::new(gpu, &cache, &[(0, 3)], &[&[0]]).unwrap();
+    let refused: [(&str, Result<()>); 23] = [
+        ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(24), &b(12), 1e-6, &b(24), &f(2))),
+        ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(16), &b(8), 1e-6, &b(24), &f(2))),
+        ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(8200), &b(8200), 1e-6, &b(8200), &f(1))),
+        ("rmsnorm", rmsnorm::cuda::backward(gpu, &b(16), &b(16), &b(8), &f(2), &b(16), &f(16))),
+        ("swiglu forward", swiglu::cuda::forward(gpu, &b(24), 12, &b(12))),
+        ("swiglu backward", swiglu::cuda::backward(gpu, &b(8), 8, &b(24))),
+        ("rope", rope::cuda::rotate(gpu, &b(32), 16, 2, &position, &tables, false)),
+        ("rope", rope::cuda::Tables::new(gpu, &rope::Tables::new(1e4, 8, 8)).map(|_| ())),
+        ("embedding", embedding::cuda::forward(gpu, &tokens, &b(40), 8, &b(16))),
+        ("embedding", embedding::cuda::Tokens::new(gpu, &[1, 4], 4).map(|_| ())),
+        ("embedding", embedding::cuda::Moves::new(gpu, &[(0, 2)], [1, 2]).map(|_| ())),
+        ("adamw", adamw::cuda::step(gpu, &step, true, &bad_state, &b(8), &f(1), nearest)),
+        ("gradient norm", adamw::cuda::grad_norm(gpu, &b(12), 1.0, &f(2))),
+        ("linear", linear::cuda::forward(gpu, &b(16), &b(24), Some(&*b(2)), 8, &b(6))),
+        ("linear", linear::cuda::backward_input(gpu, &b(6), &b(24), 8, &b(24))),
+        ("decode attention", decode_attention::cuda::Cache::new(gpu, narrow, 1, 1).map(|_| ())),
+        ("decode attention", decode_attention::cuda::Rows::new(gpu, &cache, &[(0, 32)], &[&[0]]).map(|_| ())),
+        ("decode attention", decode_attention::cuda::append(gpu, &b(192), &row, &tables, &cache, 0)),
+        ("advantages", advantage::cuda::advantages(gpu, &f(4), &position, Scale::Group, 1e-4, &f(5))),
+        ("logits", logits.compute(gpu, &b(8), &b(40), 8)),
+        ("sampling", sampling::cuda::sample(gpu, &logits, None, &plain, &f(2), &token, &f(1))),
+        ("sampling", sampling::cuda::sample(gpu, &logits, None, &penalty, &f(1), &token, &f(1))),
+        ("sampling", sampling::cuda::Seen::new(gpu, &[&[1, 6]], 6).map(|_| ())),
+    ];
+    for (i, (op, result)) in refused.into_iter().enumerate() {
+        match result {
+            Err(Error::Shape { op: named, sizes }) => {
+                assert!(named.starts_with(op) && sizes.chars().any(|c| c.is_ascii_digit()), "{named}: {sizes}");
+            }
+            other => panic!("{op} ({i}): {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn nothing_to_do_is_done() {
+    let gpu: Gpu = gpu();
+    let (none, w) = (gpu.zeros::<bf16>(0).unwrap(), gpu.zeros::<bf16>(8).unwrap());
+    let rstd = gpu.zeros::<f32>(0).unwrap();
+    rmsnorm::cuda::forward(&gpu, &none, &w, 1e-6, &none, &rstd).unwrap();
+    swiglu::cuda::forward(&gpu, &none, 8, &none).unwrap();
+    linear::cuda::forward(&gpu, &none, &w, None, 8, &none).unwrap();
+}
+
+/// The benchmark's every call, on shapes that an emulator gets through; its times mean nothing here.
+#[test]
+fn the_benchmark_of_kernels_runs() {
+    let (rows, hidden, ffn, vocab, params, scored) = (2, 128, 8, 130, 64, 3);
+    let (widths, copied, square) = (&[8][..], 256, 16);
+    let (attended, lengths, head_dims, decoded) = (128, &[64][..], &[64][..], (2, 33));
+    let compared = (3, 72);
+    let shapes = Shapes {
+        rows,
+        hidden,
+        ffn,
+        vocab,
+        params,
+        scored,
+        widths,
+        attended,
+        lengths,
+        head_dims,
+        decoded,
+        compared,
+        copied,
+        square,
+        sets: 2,
+    };
+    let report = kernels::run(&quick_gpu(), shapes).unwrap();
+    assert!(report.rows.iter().all(|r| r.seconds > 0.0 && r.share > 0.0 && (r.gbps.is_some() != r.tflops.is_some())));
+    let of = |op: &str| report.rows.iter().filter(|r| r.name.starts_with(op)).count();
+    let ops = [
+        "rmsnorm",
+        "swiglu",
+        "embedding",
+        "rope",
+        "attention",
+        "decode_attention",
+        "adamw",
+        "grouped_logprob",
+        "gradient_cosine",
+    ];
+    assert_eq!(ops.map(of), [3, 2, 1, 1, 4, 1, 2, 2, 2]);
+}
+
+#[test]
+fn the_benchmarks_of_training_and_decoding_run() {
+    let shape = Shape::new("tiny", [1, 64, 1, 1, 64, 32], 40, 64);
+    let settings = step::Settings { shapes: vec![shape.clone()], batch: 2, length: 4 };
+    let report = step::run(&quick_gpu(), CEILINGS, &settings).unwrap();
+    assert_eq!(report.rows.iter().map(|r| r.recompute).collect::<Vec<_>>(), [false, true]);
+    for row in &report.rows {
+        assert_eq!(row.name, "step tiny 2x4");
+        let phases = [row.forward, row.head, row.backward, row.optimiser];
+        assert!(phases.iter().all(|t| *t > 0.0) && row.mfu > 0.0 && row.tokens_per_second > 0.0);
+        assert!((row.seconds - phases.iter().sum::<f64>()).abs() < 1e-9);
+        // Thrice: 25088 weights and 8 tokens, and 4 flops for each of 64 columns and 20 pairs.
+        assert!((row.mfu * row.seconds * 1e12 - 3.0 * (2.0 * 25088.0 * 8.0 + 4.0 * 64.0 * 20.0)).abs() < 1.0);
+    }
+    let settings = decode::Settings { shape, batches: vec![1, 3], prompt: 5, new: 3 };
+    let report = decode::run(&quick_gpu(), CEILINGS, &settings).unwrap();
+    let names: Vec<&str> = report.rows.iter().map(|r| &r.name[..]).collect();
+    assert_eq!(names, ["decode tiny 1x5+3", "decode tiny 3x5+3"]);
+    for (row, batch) in report.rows.iter().zip([1.0, 3.0]) {
+        assert!(row.prefill > 0.0 && row.step > 0.0 && row.seconds > row.prefill);
+        // The weights, and 64 columns of keys and of values for each token of the contexts.
+        assert!((row.share * row.step * 1e9 - 2.0 * (25088.0 + batch * 6.0 * 128.0)).abs() < 1.0);
+    }
+}

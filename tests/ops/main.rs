@@ -1,0 +1,18 @@
+//! Every op on the CPU against f64, with its gradient.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod adamw;
+mod advantage;
+mod attention;
+mod embedding;
+mod grouped_logprob;
+mod linear;
+mod philox;
+mod qk_norm;
+mod residual;
+mod rmsnorm;
+mod rope;
+mod sampling;
+mod swiglu;

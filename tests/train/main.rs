@@ -1,0 +1,21 @@
+//! The trainer: configuration, prompts, rollouts, losses, GCD, runs, commands.
+
+#[path = "../common/mod.rs"]
+mod common;
+#[path = "../common/emulated.rs"]
+mod emulated;
+
+mod ablation;
+mod agent;
+mod cli;
+mod config;
+mod coupling;
+mod gcd;
+mod gcd_judge;
+mod grpo;
+mod layers;
+mod report;
+mod rollout;
+mod run_folder;
+mod runs;
+mod suggestions;
