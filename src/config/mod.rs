@@ -20,6 +20,7 @@ pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
 pub use suggestions::{Author, SuggestionMode, Suggestions};
 
+use crate::ops::advantage::Scale;
 use serde::{Deserialize, Serialize};
 
 /// The whole configuration of a run.
@@ -256,18 +257,6 @@ pub struct Rollout {
     pub invalid_reward: f32,
 }
 
-/// How the advantage of a group is scaled.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum AdvantageScale {
-    /// By the group's standard deviation (Bessel-corrected).
-    Group,
-    /// By the standard deviation of the whole batch.
-    Batch,
-    /// Not at all (Dr. GRPO).
-    None,
-}
-
 /// How token losses become one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
@@ -306,7 +295,7 @@ pub enum StepAdvantage {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grpo {
-    pub advantage: AdvantageScale,
+    pub advantage: Scale,
     pub advantage_eps: f32,
     pub step_advantage: StepAdvantage,
     /// Weight of the step advantage.
@@ -451,7 +440,7 @@ impl Default for Rollout {
 impl Default for Grpo {
     fn default() -> Self {
         Grpo {
-            advantage: AdvantageScale::None,
+            advantage: Scale::None,
             advantage_eps: 1e-4,
             step_advantage: StepAdvantage::None,
             step_weight: 1.0,

@@ -6,9 +6,9 @@
 use super::judge::Question;
 use super::label::{Asked, Label, LabelCounts, labels, share};
 use crate::agent::{Episode, PromptError, Prompter};
-use crate::config::{AdvantageScale, Baseline, Config, Format, GcdMode};
+use crate::config::{Baseline, Config, Format, GcdMode};
 use crate::grpo::Sample;
-use crate::ops::advantage::{Scale, advantages};
+use crate::ops::advantage::advantages;
 use crate::ops::philox;
 use crate::rollout::{Answer, PrefixCache, RolloutError, Settings, answers_on};
 use std::collections::HashSet;
@@ -245,12 +245,7 @@ impl Judged {
             Baseline::Pair => self.judgments.iter().map(Vec::len).collect(),
             Baseline::Batch => vec![rewards.len()],
         };
-        let scale = match config.grpo.advantage {
-            AdvantageScale::Group => Scale::Group,
-            AdvantageScale::Batch => Scale::Batch,
-            AdvantageScale::None => Scale::None,
-        };
-        let advantage = advantages(&rewards, &groups, scale, config.grpo.advantage_eps.into());
+        let advantage = advantages(&rewards, &groups, config.grpo.advantage, config.grpo.advantage_eps.into());
         let answers = self.pairs.iter().zip(&self.judgments).flat_map(|(p, of)| of.iter().map(move |(a, _)| (p, a)));
         answers
             .zip(advantage)

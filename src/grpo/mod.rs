@@ -6,8 +6,8 @@ mod steps;
 pub use loss::{LossReport, Normaliser, Part, PolicyLoss, Sample};
 
 use crate::agent::Episode;
-use crate::config::{AdvantageScale, Config};
-use crate::ops::advantage::{Scale, advantages};
+use crate::config::Config;
+use crate::ops::advantage::advantages;
 
 /// Turns finished episodes into samples for the loss, in order; neighbours with the same `group` are one group.
 ///
@@ -17,11 +17,7 @@ use crate::ops::advantage::{Scale, advantages};
 /// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group, and those of a turn
 /// `grpo.step_weight` times its step advantage, where one is configured.
 pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
-    let scale = match config.grpo.advantage {
-        AdvantageScale::Group => Scale::Group,
-        AdvantageScale::Batch => Scale::Batch,
-        AdvantageScale::None => Scale::None,
-    };
+    let scale = config.grpo.advantage;
     let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
     let groups: Vec<usize> = usable.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
     let returns: Vec<f64> = usable.iter().map(|e| episode_return(e, config)).collect();

@@ -3,8 +3,11 @@
 //! Deviations have Bessel's correction. A group of one, or one whose rewards are all equal, teaches nothing: its
 //! advantages are exactly 0.
 
+use serde::{Deserialize, Serialize};
+
 /// Which standard deviation divides the centred rewards.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Scale {
     /// The group's own.
     Group,

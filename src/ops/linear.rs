@@ -278,13 +278,6 @@ pub mod cuda {
         gpu.matmul(&Matmul { m, n, k: in_features, batch: 1, alpha: 1.0, beta: 0.0, a, b, c, bias })
     }
 
-    /// `y += x Wᵀ`.
-    pub fn forward_add(gpu: &Gpu, x: &Slice<bf16>, w: &Slice<bf16>, in_features: usize, y: &Slice<bf16>) -> Result<()> {
-        let (m, n) = sizes("linear forward", x.len(), w.len(), y.len(), in_features)?;
-        let (a, b, c) = (rows(x, in_features), transposed(w, in_features), rows(y, n));
-        gpu.matmul(&Matmul { m, n, k: in_features, batch: 1, alpha: 1.0, beta: 1.0, a, b, c, bias: None })
-    }
-
     /// `dx = dy W`.
     pub fn backward_input(
         gpu: &Gpu,

@@ -1,7 +1,7 @@
 //! GRPO: advantages, the policy's log-probs, and every case's losses, gradient and metrics.
 
 use super::forward::l2;
-use super::inputs::{Advantages, Case, Grpo, Level, LossType, Scale};
+use super::inputs::{Advantages, Case, Grpo, Level, LossType};
 use super::tensors::Tensors;
 use super::{GRPO_GRADS_CASE, ReferenceError, echo, sketch};
 use crate::config::{self, Aggregation, RatioLevel};
@@ -9,7 +9,7 @@ use crate::device;
 use crate::forest::Forest;
 use crate::grpo::{LossReport, Normaliser, Sample};
 use crate::model::Params;
-use crate::ops::advantage::{self, advantages};
+use crate::ops::advantage::{Scale, advantages};
 use crate::train::learner::Learner;
 use serde_json::{Map, Value, json};
 use std::path::Path;
@@ -122,11 +122,7 @@ fn group_advantages(inputs: &Grpo) -> Advantages {
     let scaled = |scale| -> Vec<f32> {
         advantages(&inputs.rewards, &groups, scale, inputs.advantage_eps).into_iter().map(|a| a as f32).collect()
     };
-    Advantages {
-        group: scaled(advantage::Scale::Group),
-        none: scaled(advantage::Scale::None),
-        batch: scaled(advantage::Scale::Batch),
-    }
+    Advantages { group: scaled(Scale::Group), none: scaled(Scale::None), batch: scaled(Scale::Batch) }
 }
 
 /// Prompt and completion of a row, and where the completion starts.

@@ -3,6 +3,7 @@
 use super::ReferenceError;
 use super::generate::NEW_TOKENS;
 use crate::model::Architecture;
+use crate::ops::advantage::Scale;
 use serde::Deserialize;
 
 /// What `golden.json` says to compute. Every other field of the file is ignored.
@@ -117,14 +118,6 @@ pub enum LossType {
     Bnpo,
     Grpo,
     DrGrpo,
-}
-
-#[derive(Debug, Clone, Copy, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Scale {
-    Group,
-    Batch,
-    None,
 }
 
 #[derive(Debug, Clone, Copy, Deserialize)]

@@ -185,23 +185,17 @@ fn linear_forward(p: &mut Probe) -> Result<()> {
     for (rows, n_in, n_out) in products(p) {
         let (gpu, what) = (p.gpu, format!("{rows} x {n_in} to {n_out}"));
         let ((x, x_wide), (w, w_wide)) = (randoms_bf16(1, rows * n_in), randoms_bf16(2, n_out * n_in));
-        let ((b, b_wide), (y0, y0_wide)) = (randoms_bf16(3, n_out), randoms_bf16(4, rows * n_out));
+        let (b, b_wide) = randoms_bf16(3, n_out);
         let (x, w, b, y) = (gpu.tensor(&x)?, gpu.tensor(&w)?, gpu.tensor(&b)?, gpu.uninit::<bf16>(rows * n_out)?);
         let mut want = vec![0.0; rows * n_out];
         linear::forward(&x_wide, Weight::new(&w_wide, n_in), Some(&b_wide), &mut want);
-        linear::cuda::forward(gpu, &x, &w, Some(&*b), n_in, &y)?;
+        p.time(flops(rows, n_in, n_out), || linear::cuda::forward(gpu, &x, &w, Some(&*b), n_in, &y))?;
         close_sums(p, &format!("with a bias, {what}"), &y, &want, n_in)?;
 
         let wide = gpu.uninit::<f32>(rows * n_out)?;
         linear::forward(&x_wide, Weight::new(&w_wide, n_in), None, &mut want);
         linear::cuda::forward(gpu, &x, &w, None, n_in, &wide)?;
         close_sums(p, &format!("to f32, {what}"), &wide, &want, n_in)?;
-
-        gpu.write(&y, &y0)?;
-        want.copy_from_slice(&y0_wide);
-        linear::forward_add(&x_wide, Weight::new(&w_wide, n_in), &mut want);
-        p.time(flops(rows, n_in, n_out), || linear::cuda::forward_add(gpu, &x, &w, n_in, &y))?;
-        close_sums(p, &format!("added, {what}"), &y, &want, n_in)?;
     }
     Ok(())
 }

@@ -2,7 +2,8 @@
 
 use proptest::prelude::*;
 use std::io::Write;
-use uncouple::config::{AdvantageScale, Config, Override};
+use uncouple::config::{Config, Override};
+use uncouple::ops::advantage::Scale;
 
 fn load(text: &str, sets: &[&str]) -> Result<Config, String> {
     let mut file = tempfile::Builder::new().suffix(".toml").tempfile().unwrap();
@@ -29,7 +30,7 @@ fn overrides_win_over_the_file_and_later_over_earlier() {
     let text = "[rollout]\ngroup_size = 4\ntemperature = 1\n[grpo]\nadvantage = \"batch\"\n";
     let config = load(text, &["rollout.group_size=6", "rollout.group_size = 16", "grpo.advantage=none"]).unwrap();
     assert_eq!((config.rollout.group_size, config.rollout.temperature), (16, 1.0));
-    assert_eq!(config.grpo.advantage, AdvantageScale::None);
+    assert_eq!(config.grpo.advantage, Scale::None);
     let flags = [Override::parse("run.name=a").unwrap(), Override::flag("--name", "run.name", "b")];
     assert_eq!(Config::load(None, &flags).unwrap().run.name, "b");
 }

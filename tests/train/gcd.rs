@@ -220,7 +220,7 @@ fn judged(right: &[(Label, usize)]) -> Judged {
 #[test]
 fn rewards_become_advantages_within_a_pair() {
     let mut config = generate();
-    config.grpo.advantage = uncouple::config::AdvantageScale::None;
+    config.grpo.advantage = uncouple::ops::advantage::Scale::None;
     config.gcd.baseline = uncouple::config::Baseline::Pair;
     let judged = judged(&[(Good, 1), (Bad, 4), (Bad, 3)]);
     let samples = judged.samples(&config);
@@ -245,7 +245,7 @@ fn rewards_become_advantages_within_a_pair() {
 #[test]
 fn a_policy_that_calls_everything_bad_learns_better_only_from_the_whole_batch() {
     let mut config = generate();
-    config.grpo.advantage = uncouple::config::AdvantageScale::None;
+    config.grpo.advantage = uncouple::ops::advantage::Scale::None;
     let judged = judged(&[(Good, 0), (Bad, 4), (Good, 0), (Bad, 4)]);
     for (baseline, [good, bad]) in
         [(uncouple::config::Baseline::Pair, [0.0, 0.0]), (uncouple::config::Baseline::Batch, [-0.5, 0.5])]

@@ -4,7 +4,7 @@
 use proptest::prelude::*;
 use std::collections::HashMap;
 use uncouple::agent::{Episode, Finish, Tag, Turn};
-use uncouple::config::{AdvantageScale, Aggregation, Config, Grpo, RatioLevel, StepAdvantage};
+use uncouple::config::{Aggregation, Config, Grpo, RatioLevel, StepAdvantage};
 use uncouple::env::{Split, Task};
 use uncouple::forest::{Forest, ROOT};
 use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, episode_return, samples};
@@ -437,7 +437,7 @@ fn episode(group: usize, success: bool, valid: [bool; 2], finish: Finish) -> Epi
     }
 }
 
-fn config(advantage: AdvantageScale) -> Config {
+fn config(advantage: Scale) -> Config {
     let mut config = Config::default();
     config.grpo.advantage = advantage;
     config.rollout.invalid_reward = -0.25;
@@ -446,7 +446,7 @@ fn config(advantage: AdvantageScale) -> Config {
 
 #[test]
 fn only_sampled_tokens_carry_loss() {
-    let out = samples(&[episode(0, true, [true; 2], Finish::Won)], &config(AdvantageScale::Group));
+    let out = samples(&[episode(0, true, [true; 2], Finish::Won)], &config(Scale::Group));
     assert_eq!(out[0].mask, [false, false, true, true, false, false, true, true]);
     assert_eq!(out[0].old_logprobs.as_deref(), Some(&[0.0, 0.0, -1.0, -2.0, 0.0, 0.0, -3.0, -4.0][..]));
     // A group of one teaches nothing.
@@ -461,7 +461,7 @@ fn invalid_turns_count_in_the_return() {
         episode(1, false, [true, false], Finish::StepLimit),
         episode(1, false, [true, true], Finish::StepLimit),
     ];
-    let out = samples(&episodes, &config(AdvantageScale::None));
+    let out = samples(&episodes, &config(Scale::None));
     // Returns 0.75 and 0, then -0.25 and 0.
     for (sample, want) in out.iter().zip([0.375, -0.375, -0.125, 0.125]) {
         assert_eq!(sample.advantage, [want; 8]);
@@ -477,7 +477,7 @@ fn paid(group: usize, rewards: [f32; 2]) -> Episode {
 
 #[test]
 fn a_return_is_what_the_environment_paid() {
-    let config = config(AdvantageScale::None);
+    let config = config(Scale::None);
     for (rewards, sum) in [([0.0, 0.5], 0.5), ([0.25, 0.5], 0.75), ([-1.0, 0.5], -0.5), ([1.0, 2.0], 3.0)] {
         assert_eq!(episode_return(&paid(0, rewards), &config), sum);
     }
@@ -492,7 +492,7 @@ fn a_return_is_what_the_environment_paid() {
 
 #[test]
 fn gigpo_discounts_what_each_step_was_paid() {
-    let mut config = config(AdvantageScale::None);
+    let mut config = config(Scale::None);
     config.grpo.step_advantage = StepAdvantage::Gigpo;
     (config.grpo.step_weight, config.grpo.step_discount) = (1.0, 0.5);
     // All turns are at the same observation: returns 1.0 and 0.5, -0.5 and 1.0; their mean is 0.5.
@@ -505,7 +505,7 @@ fn a_failed_environment_leaves_the_group() {
     let failed = || episode(0, false, [true; 2], Finish::EnvFailed("gone".into()));
     let good = [episode(0, true, [true; 2], Finish::Won), episode(0, false, [true; 2], Finish::StepLimit)];
     let with = [good[0].clone(), failed(), good[1].clone(), failed()];
-    let config = config(AdvantageScale::Group);
+    let config = config(Scale::Group);
     assert_eq!(samples(&with, &config), samples(&good, &config));
     assert!(samples(&[failed()], &config).is_empty());
 }
@@ -552,7 +552,7 @@ fn of_steps(episodes: &[Episode], config: &Config) -> Vec<Vec<f32>> {
 
 #[test]
 fn gigpo_compares_turns_of_a_group_at_the_same_observation() {
-    let mut config = config(AdvantageScale::None);
+    let mut config = config(Scale::None);
     config.grpo.step_advantage = StepAdvantage::Gigpo;
     (config.grpo.step_weight, config.grpo.step_discount) = (2.0, 0.5);
     let episodes = [
@@ -618,7 +618,7 @@ fn tags_are_rewarded_for_being_what_they_say() {
     assert_eq!(rewards(&episode, 1.0), want);
     assert_eq!(rewards(&episode, 0.25)[0], Some((Planning, 0.25)), "a plan earns what the environment paid");
 
-    let mut config = config(AdvantageScale::None);
+    let mut config = config(Scale::None);
     config.grpo.step_advantage = StepAdvantage::Tags;
     // Explorers of the group: 1, 0, 0; its planners: 1, 0; the only reflection is alone.
     let first =
