@@ -93,9 +93,12 @@ pub struct TrainArgs {
     /// Replace the run of this name
     #[arg(long)]
     pub overwrite: bool,
-    /// Print the resolved configuration and the memory plan, and stop
+    /// Print the resolved configuration and the memory plan, and stop; with --device cuda, no GPU is needed for it
     #[arg(long)]
     pub dry_run: bool,
+    /// Hold the plan of --dry-run against so much memory, e.g. 80GB, instead of this machine's
+    #[arg(long, value_name = "SIZE", value_parser = output::parse_bytes, requires = "dry_run")]
+    pub memory: Option<u64>,
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,

@@ -27,6 +27,28 @@ pub fn print_json_line(value: &impl Serialize) -> Result<()> {
     write(&terminal::json(&serde_json::to_string(value)?))
 }
 
+/// Reads a size: a number, and perhaps a unit (`80GB`, `24 GiB`).
+pub fn parse_bytes(text: &str) -> Result<u64, String> {
+    let end = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = (text[..end].parse::<f64>(), text[end..].trim().to_ascii_lowercase());
+    let scale = match unit.trim_end_matches('b') {
+        "" => Some(1.0),
+        "k" => Some(1e3),
+        "m" => Some(1e6),
+        "g" => Some(1e9),
+        "t" => Some(1e12),
+        "ki" => Some(f64::powi(1024.0, 1)),
+        "mi" => Some(f64::powi(1024.0, 2)),
+        "gi" => Some(f64::powi(1024.0, 3)),
+        "ti" => Some(f64::powi(1024.0, 4)),
+        _ => None,
+    };
+    match (number, scale) {
+        (Ok(number), Some(scale)) if number > 0.0 => Ok((number * scale) as u64),
+        _ => Err("it must be a size, such as 80GB or 24GiB".into()),
+    }
+}
+
 /// A size for people, e.g. `13.9 MiB`.
 pub fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];

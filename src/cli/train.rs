@@ -1,11 +1,11 @@
 //! `uncouple train`.
 
-use super::{INTERRUPTED, TrainArgs, output};
+use super::{DeviceArg, INTERRUPTED, TrainArgs, output};
 use crate::config::{Config, Override};
 use crate::device::cpu;
 use crate::report::progress::say;
 use crate::report::results::{self, Summary};
-use crate::train::memory::{self, Fit, Part};
+use crate::train::memory::{self, Fit, Part, Place};
 use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::{TrainError, interrupt, suite, train_on};
 use anyhow::{Context, Result, ensure};
@@ -14,19 +14,11 @@ use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
-    let gpu = args.device.open().context("train --device cuda")?;
     let mut config = configuration(&args)?;
     if args.dry_run {
-        let shape = memory::model_shape(&config).context("the model cannot be used")?;
-        let plan = memory::plan(&config, &shape);
-        let fit = memory::fit(&plan, cpu::memory().map(|memory| memory.available));
-        if args.json {
-            output::print_json(&serde_json::json!({ "config": config, "memory": plan, "fit": fit }))?;
-        } else {
-            output::print(&format!("{}\n{}", config.to_toml(), plan_as_comments(&plan, &fit)))?;
-        }
-        return Ok(ExitCode::SUCCESS);
+        return dry_run(&args, &config);
     }
+    let gpu = args.device.open().context("train --device cuda")?;
     let existing = match (args.resume, args.overwrite) {
         (true, _) => Existing::Resume,
         (_, true) => Existing::Overwrite,
@@ -50,6 +42,27 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
         output::print(&results::baseline_table(&baselines))?;
         output::print(&format!("{seconds:.0} s, {env_steps} environment steps, {tokens} tokens"))?;
         output::print(&format!("everything is in {}: begin with report.html", outcome.folder.display()))?;
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Prints what a run would be, and whether it fits.
+fn dry_run(args: &TrainArgs, config: &Config) -> Result<ExitCode> {
+    let shape = memory::model_shape(config).context("the model cannot be used")?;
+    let (place, here) = match args.device {
+        DeviceArg::Cpu => (Place::Cpu, cpu::memory().map(|memory| memory.available)),
+        DeviceArg::Cuda => {
+            config.validate_for_gpu()?;
+            (Place::Gpu, None)
+        }
+    };
+    let plan = memory::plan(config, &shape, place);
+    let fit = memory::fit(&plan, args.memory.or(here));
+    if args.json {
+        output::print_json(&serde_json::json!({ "config": config, "memory": plan, "fit": fit }))?;
+    } else {
+        let of = if args.memory.is_some() { "given by --memory" } else { "available on this machine" };
+        output::print(&format!("{}\n{}", config.to_toml(), plan_as_comments(&plan, &fit, of)))?;
     }
     Ok(ExitCode::SUCCESS)
 }
@@ -95,9 +108,9 @@ fn configuration(args: &TrainArgs) -> Result<Config> {
 }
 
 /// The memory plan and whether it fits, each line a comment, so that the whole output is a configuration file.
-fn plan_as_comments(plan: &[Part], fit: &Fit) -> String {
+fn plan_as_comments(plan: &[Part], fit: &Fit, of: &str) -> String {
     let mut table = Table::new();
-    table.load_style(presets::NOTHING).set_header(["memory", "bytes", "f32 values"]);
+    table.load_style(presets::NOTHING).set_header(["memory", "bytes", "how they come about"]);
     for part in plan {
         table.add_row([part.name, &output::bytes(part.bytes), &part.formula]);
     }
@@ -105,11 +118,11 @@ fn plan_as_comments(plan: &[Part], fit: &Fit) -> String {
     if let Some(column) = table.column_mut(1) {
         column.set_cell_alignment(CellAlignment::Right);
     }
-    let available = fit.available.map(|bytes| format!("{} available on this machine", output::bytes(bytes)));
+    let available = fit.available.map(|bytes| format!("{} {of}", output::bytes(bytes)));
     let verdict = match (&available, &fit.advice) {
         (Some(available), None) => format!("fits: {available}"),
         (Some(available), Some(advice)) => format!("does not fit: {available}; {advice}"),
-        (None, _) => "how much memory this machine has is unknown".into(),
+        (None, _) => "how much memory there is is not known: say so by --memory, e.g. --memory 80GB".into(),
     };
     let lines = table.lines().map(|line| format!("#{}\n", line.trim_end()));
     lines.chain([format!("# {verdict}")]).collect()

@@ -1,11 +1,13 @@
-//! What a run will need in memory, from its configuration alone, and whether the machine has it. Everything is f32.
+//! What a run will need in memory, from its configuration alone, and whether the machine, or a GPU, has it.
 
 use crate::config::{Config, DecoupleMethod, Override};
 use crate::model::Architecture;
 use crate::model::ConfigError;
+use crate::model::backend::cuda_decode::DRAWS;
 use crate::model::families::QWEN2;
 use crate::model::kv_cache::PAGE;
 use crate::model::params::Layout;
+use crate::ops::grouped_logprob;
 use serde::Serialize;
 use std::path::Path;
 
@@ -49,42 +51,87 @@ pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ConfigErr
     Ok(Config::for_a_given_model(parameters, config.prompt.format))
 }
 
+/// Where a run's numbers live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Place {
+    /// All of them in f32.
+    Cpu,
+    /// Weights, activations, keys and values in bf16; the optimizer's numbers and sums in f32.
+    Gpu,
+}
+
+impl Place {
+    /// Bytes of a weight, activation, key or value.
+    fn width(self) -> u64 {
+        match self {
+            Place::Cpu => 4,
+            Place::Gpu => 2,
+        }
+    }
+}
+
 /// The largest parts of a training run's memory, at their peaks.
-pub fn plan(config: &Config, model: &Architecture) -> Vec<Part> {
+pub fn plan(config: &Config, model: &Architecture, place: Place) -> Vec<Part> {
     let params = Layout::new(model).len as u64;
-    let weights = |name, copies: u64| Part {
+    let weights = |name, copies: u64, width: u64| Part {
         name,
-        formula: format!("{copies} x {params} parameters"),
-        bytes: params.saturating_mul(4 * copies),
+        formula: format!("{copies} x {params} parameters of {width} bytes"),
+        bytes: params.saturating_mul(width * copies),
         lower: None,
     };
-    let gradients = if config.decouple.method == DecoupleMethod::Pcgrad { 2 } else { 1 };
-    let mut parts = vec![weights("weights", 1), weights("gradients", gradients), weights("AdamW moments", 2)];
+    // On a GPU, PCGrad's other gradient waits in the host's memory.
+    let gradients = if config.decouple.method == DecoupleMethod::Pcgrad && place == Place::Cpu { 2 } else { 1 };
+    let mut parts = vec![weights("weights", 1, place.width())];
+    parts.extend((place == Place::Gpu).then(|| weights("master weights", 1, 4)));
+    parts.extend([weights("gradients", gradients, 4), weights("AdamW moments", 2, 4)]);
     if config.grpo.beta > 0.0 {
-        parts.push(Part { lower: Some("grpo.beta"), ..weights("reference model", 1) });
+        parts.push(Part { lower: Some("grpo.beta"), ..weights("reference model", 1, place.width()) });
     }
-    parts.push(weights("decoder's packed weights", 1));
-    parts.push(activations(config, model));
-    parts.push(kv_cache(config, model));
+    match place {
+        Place::Cpu => parts.push(weights("decoder's packed weights", 1, 4)),
+        Place::Gpu => parts.push(head(config, model)),
+    }
+    parts.push(activations(config, model, place));
+    parts.push(kv_cache(config, model, place));
     parts
+}
+
+/// On a GPU: the gradient of a chunk of logits in bf16, at most [`grouped_logprob::cuda::CHUNK`] bytes, and the logits that sampling
+/// reads, f32 `[256, vocab]`.
+fn head(config: &Config, model: &Architecture) -> Part {
+    let (tokens, vocab) = (u64::from(config.grpo.micro_tokens), model.vocab_size as u64);
+    let chunk = tokens.saturating_mul(2 * vocab).min(grouped_logprob::cuda::CHUNK as u64);
+    let sampled = 4 * vocab * DRAWS as u64;
+    Part {
+        name: "logits",
+        formula: format!("a chunk of {chunk} bytes in training, {DRAWS} x {vocab} when sampling"),
+        bytes: chunk.saturating_add(sampled),
+        lower: None,
+    }
 }
 
 /// With h hidden, q and kv the widths of queries and keys, f intermediate, n heads: a token keeps in every layer norms 2h + 2,
 /// residuals 2h, q + 2kv, attention q + n, and 3f; and once the last residual, final norm and its gradient 3h, and the
-/// gradients of one layer 2h + 2q + 2kv. With recomputation the layer's share beyond its input h counts once.
-fn activations(config: &Config, model: &Architecture) -> Part {
+/// gradients of one layer 2h + 2q + 2kv (on a GPU f + 4h + q + q + 2kv). With recomputation the layer's share beyond its input h
+/// counts once. Queries and keys before a QK-norm add q + kv.
+fn activations(config: &Config, model: &Architecture, place: Place) -> Part {
     let (h, f, n) = (model.hidden_size, model.intermediate_size, model.num_attention_heads);
     let (q, kv) = (n * model.head_dim, model.num_key_value_heads * model.head_dim);
     let layers = model.num_hidden_layers;
     let kept = if config.model.recompute { 1 } else { layers };
-    let within = 3 * h + 2 + (q + 2 * kv) + (q + n) + 3 * f;
-    let once = 3 * h + (2 * h + 2 * q + 2 * kv);
+    let raw = if model.family.qk_norm { q + kv } else { 0 };
+    let within = 3 * h + 2 + (q + 2 * kv) + (q + n) + 3 * f + raw;
+    let once = match place {
+        Place::Cpu => 3 * h + (2 * h + 2 * q + 2 * kv),
+        Place::Gpu => 4 * h + (f + h + q + q + 2 * kv),
+    };
     let per_token = layers * h + kept * within + once;
     let tokens = config.grpo.micro_tokens;
     Part {
         name: "activations",
         formula: format!("{tokens} tokens of a micro-batch x {per_token}"),
-        bytes: (per_token as u64).saturating_mul(4 * u64::from(tokens)),
+        bytes: (per_token as u64).saturating_mul(place.width() * u64::from(tokens)),
         lower: Some(if config.model.recompute {
             "grpo.micro_tokens"
         } else {
@@ -110,14 +157,14 @@ pub fn cached_tokens(config: &Config, model: &Architecture) -> usize {
 
 /// Keys and values of every layer, as if no two episodes shared a prefix; whole pages. What finished episodes leave for judgments
 /// stays within this.
-fn kv_cache(config: &Config, model: &Architecture) -> Part {
+fn kv_cache(config: &Config, model: &Architecture, place: Place) -> Part {
     let (episodes, tokens) = sequences(config, model);
     let pages = tokens.div_ceil(PAGE) * PAGE;
     let per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim;
     Part {
         name: "KV cache",
         formula: format!("{episodes} episodes x {pages} tokens x {per_token}, at most: shared prefixes are kept once"),
-        bytes: ((pages * per_token) as u64).saturating_mul(4 * episodes),
+        bytes: ((pages * per_token) as u64).saturating_mul(place.width() * episodes),
         lower: Some("rollout.max_live or rollout.max_episode_tokens"),
     }
 }
@@ -161,20 +208,35 @@ fn advice(plan: &[Part], short: u64) -> String {
 mod tests {
     use super::*;
 
-    fn plan() -> Vec<Part> {
+    fn small() -> Vec<Part> {
         let part = |name, bytes, lower| Part { name, formula: String::new(), bytes, lower };
         vec![part("weights", 400, None), part("activations", 500, Some("a")), part("KV cache", 100, Some("b"))]
     }
 
     #[test]
+    fn a_gpu_holds_half_as_wide_activations_and_master_weights_beside() {
+        let config = Config::default();
+        let model = model_shape(&config).unwrap();
+        let of = |place, name: &str| {
+            plan(&config, &model, place).into_iter().find(|part| part.name == name).map(|p| p.bytes)
+        };
+        let params = Layout::new(&model).len as u64;
+        assert_eq!([of(Place::Cpu, "weights"), of(Place::Gpu, "weights")], [Some(4 * params), Some(2 * params)]);
+        assert_eq!([of(Place::Cpu, "master weights"), of(Place::Gpu, "master weights")], [None, Some(4 * params)]);
+        assert_eq!(of(Place::Gpu, "AdamW moments"), Some(8 * params));
+        assert_eq!(of(Place::Gpu, "KV cache").map(|bytes| 2 * bytes), of(Place::Cpu, "KV cache"));
+        assert_eq!(of(Place::Gpu, "decoder's packed weights"), None);
+    }
+
+    #[test]
     fn a_plan_that_fits_needs_no_advice() {
-        assert_eq!(fit(&plan(), Some(1000)), Fit { needed: 1000, available: Some(1000), advice: None });
-        assert_eq!(fit(&plan(), None).advice, None);
+        assert_eq!(fit(&small(), Some(1000)), Fit { needed: 1000, available: Some(1000), advice: None });
+        assert_eq!(fit(&small(), None).advice, None);
     }
 
     #[test]
     fn the_advice_names_the_key_of_the_largest_part_that_is_enough() {
-        let advice = |available| fit(&plan(), Some(available)).advice.unwrap();
+        let advice = |available| fit(&small(), Some(available)).advice.unwrap();
         assert_eq!(advice(900), "lower a: the activations may take at most 80 % of what they take now");
         assert_eq!(advice(450), "lower a, and b");
         assert!(advice(400).contains("smaller model"));

@@ -385,7 +385,7 @@ fn configuration(input: &[u8], bases: &Bases) {
     fs::write(&file, config.to_toml()).unwrap();
     assert_eq!(Config::load(Some(&file), &[]).unwrap(), config, "what is written loads as it was");
     if let Ok(shape) = memory::model_shape(&config) {
-        _ = memory::fit(&memory::plan(&config, &shape), Some(1 << 30));
+        _ = memory::fit(&memory::plan(&config, &shape, memory::Place::Gpu), Some(1 << 30));
     }
     _ = uncouple::gcd::Judge::open(&Judge { cache: ":memory:".into(), key_env: String::new(), ..config.gcd.judge });
 }

@@ -130,15 +130,29 @@ fn a_dry_run_prints_a_config_file_and_a_memory_plan_and_writes_nothing() {
     }
     assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1, "only the file of this test");
 
-    let json: serde_json::Value =
-        serde_json::from_str(&stdout(&uncouple(&["train", "--dry-run", "--json", "--dir", path]))).unwrap();
-    assert_eq!(json["config"]["rollout"]["group_size"], 8);
-    let plan = json["memory"].as_array().unwrap();
+    let json = |args: &[&str]| -> serde_json::Value {
+        let output = uncouple(&[&["train", "--dry-run", "--json", "--dir", path][..], args].concat());
+        serde_json::from_str(&stdout(&output)).unwrap()
+    };
+    let here = json(&[]);
+    assert_eq!(here["config"]["rollout"]["group_size"], 8);
+    // A GPU's plan needs no GPU.
+    let on = |memory| json(&["--device", "cuda", "--memory", memory]);
+    assert_eq!(on("80GB")["fit"]["available"], 80_000_000_000u64);
+    assert!(on("80GB")["fit"]["advice"].is_null() && on("1MB")["fit"]["advice"].is_string());
+    let parts = on("24GiB")["memory"].as_array().unwrap().iter().map(|p| p["name"].clone()).collect::<Vec<_>>();
+    assert!(
+        parts.contains(&"master weights".into()) && !parts.contains(&"decoder's packed weights".into()),
+        "{parts:?}"
+    );
+    let error = refused(&["train", "--dry-run", "--memory", "much"]);
+    assert!(error.contains("80GB"), "{error}");
+    let plan = here["memory"].as_array().unwrap();
     let bytes = |name: &str| plan.iter().find(|p| p["name"] == name).map(|p| p["bytes"].as_u64().unwrap());
     assert_eq!(bytes("AdamW moments"), bytes("weights").map(|w| 2 * w));
     assert_eq!(bytes("reference model"), None, "no reference without a KL term");
     let needed: u64 = plan.iter().map(|part| part["bytes"].as_u64().unwrap()).sum();
-    assert_eq!(json["fit"]["needed"].as_u64(), Some(needed));
+    assert_eq!(here["fit"]["needed"].as_u64(), Some(needed));
 
     // A plan that no machine has memory for says which key to lower.
     let text = stdout(&uncouple(&[

@@ -17,7 +17,7 @@ use half::bf16;
 /// Most tokens of one pass through the model: long prompts take several.
 const ROWS: usize = 2048;
 /// Most rows of logits at once.
-const DRAWS: usize = 256;
+pub(crate) const DRAWS: usize = 256;
 
 /// The keys and values of many sequences in device memory.
 pub struct CudaDecoder<'a> {

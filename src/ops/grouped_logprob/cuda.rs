@@ -18,7 +18,7 @@ const HOPPER_ENTRIES: usize = 256;
 const HOPPER_STAGES: u32 = 196672;
 const HOPPER_BLOCKS: usize = 132;
 /// Bytes of a chunk's logit gradients.
-const CHUNK: usize = 512 << 20;
+pub(crate) const CHUNK: usize = 512 << 20;
 
 /// The head `[vocab, width]` and what it reads, `[tokens, width]`; `width` is a multiple of 8.
 #[derive(Clone, Copy)]
