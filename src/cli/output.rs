@@ -27,6 +27,11 @@ pub fn print_json_line(value: &impl Serialize) -> Result<()> {
     write(&terminal::json(&serde_json::to_string(value)?))
 }
 
+/// A number with so many decimals; nothing was measured where it is none.
+pub fn decimals(number: f64, decimals: usize) -> String {
+    if number.is_nan() { "–".into() } else { format!("{number:.decimals$}") }
+}
+
 /// A size for people, e.g. `13.9 MiB`.
 pub fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];

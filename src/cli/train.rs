@@ -14,7 +14,6 @@ use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(args: TrainArgs) -> Result<ExitCode> {
-    let gpu = args.device.open().context("train --device cuda")?;
     let mut config = configuration(&args)?;
     if args.dry_run {
         let shape = memory::model_shape(&config).context("the model cannot be used")?;
@@ -34,6 +33,8 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     };
     interrupt::install().context("cannot listen for Ctrl-C")?;
     let suite = suite(&config)?;
+    // Last: it takes all memory of the GPU.
+    let gpu = args.device.open().context("train --device cuda")?;
     config.env.hash = suite.content_hash().unwrap_or_default();
     let outcome = match train_on(gpu.as_ref(), config, &*suite, existing) {
         Err(stopped @ TrainError::Interrupted(_)) => {

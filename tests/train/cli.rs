@@ -172,7 +172,7 @@ fn doctor_reports_every_part() {
     let checks: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     let checks = checks.as_array().unwrap();
     let names: Vec<&str> = checks.iter().map(|c| c["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["version", "processor", "simd", "memory", "disk", "gpu", "kernels", "gemm"]);
+    assert_eq!(names, ["version", "processor", "simd", "memory", "disk", "gpu", "cublaslt", "kernels", "gemm"]);
     let problem = checks.iter().any(|c| c["status"] == "problem");
     assert_eq!(output.status.code(), Some(i32::from(problem)));
     assert!(checks.iter().all(|c| c["status"] == "ok" || c["mend"].is_string()), "what is not ok has a mend");

@@ -1,0 +1,7 @@
+//! The real program with `--device cuda` against the software GPU (kernels/driver): every call of CUDA's and cuBLASLt's that it makes,
+//! from `selftest` to a training run that is killed and resumed. A build without CUDA kernels has nothing to run here, and says so.
+
+mod device;
+mod failures;
+mod selftest;
+mod training;
