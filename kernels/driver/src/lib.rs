@@ -12,8 +12,8 @@
 //! [`Settings`] says which environment variables choose the chip and inject faults. Time passes here as on any CPU, so nothing that is
 //! measured says anything about a GPU: the device's name, "Software GPU", is the sign to print no times.
 
-mod api;
-mod blas;
+pub mod api;
+pub mod blas;
 mod command;
 mod driver;
 mod event;
@@ -24,7 +24,7 @@ mod kernel;
 mod memory;
 mod settings;
 mod signal;
-mod status;
+pub mod status;
 mod stream;
 mod tensor_map;
 mod trace;

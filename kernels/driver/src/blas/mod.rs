@@ -1,10 +1,10 @@
 //! cuBLASLt: descriptors, plans that are checked, products on the CPU.
 
-mod api;
+pub mod api;
 mod plan;
 mod product;
 
-pub use plan::{Layout, Operation, Preference, status};
+pub use plan::{Heuristic, Layout, Operation, Preference, status};
 pub use product::Product;
 
 use crate::driver::{Gpu, Needs, call};
