@@ -27,6 +27,11 @@ impl Shape {
         QWEN2_5.iter().map(|(name, sizes)| Shape::new(name, *sizes, 151_936, context)).collect()
     }
 
+    /// One that a simulated device gets through.
+    pub fn tiny() -> Shape {
+        Shape::new("tiny", [1, 64, 1, 1, 64, 32], 40, 64)
+    }
+
     /// Layers, hidden, heads, kv heads, width of a head, ffn.
     pub fn new(name: &'static str, sizes: [usize; 6], vocab_size: usize, context: usize) -> Shape {
         let [num_hidden_layers, hidden_size, num_attention_heads, num_key_value_heads, head_dim, intermediate_size] =

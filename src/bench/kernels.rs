@@ -62,6 +62,25 @@ impl Shapes {
         square: 8192,
         sets: 3,
     };
+
+    /// Those that a simulated device gets through.
+    pub const SMALL: Shapes = Shapes {
+        rows: 2,
+        hidden: 128,
+        ffn: 8,
+        vocab: 130,
+        params: 64,
+        scored: 3,
+        widths: &[8],
+        attended: 128,
+        lengths: &[64],
+        head_dims: &[64],
+        decoded: (2, 33),
+        compared: (3, 72),
+        copied: 256,
+        square: 16,
+        sets: 2,
+    };
 }
 
 /// One kernel, or the few of one op.

@@ -14,9 +14,9 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         (BenchArg::Kernels | BenchArg::Step | BenchArg::Decode, DeviceArg::Cpu) => {
             bail!("bench kernels, step and decode measure a GPU: use --device cuda")
         }
-        (BenchArg::Kernels, DeviceArg::Cuda) => return run_kernels(args.json),
-        (BenchArg::Step, DeviceArg::Cuda) => return run_step(args.json),
-        (BenchArg::Decode, DeviceArg::Cuda) => return run_decode(args.json),
+        (BenchArg::Kernels, DeviceArg::Cuda) => return run_kernels(&args),
+        (BenchArg::Step, DeviceArg::Cuda) => return run_step(&args),
+        (BenchArg::Decode, DeviceArg::Cuda) => return run_decode(&args),
         (_, DeviceArg::Cuda) => bail!("this benchmark runs on the CPU: leave --device out, or measure `bench kernels`"),
         (BenchArg::Gcd, _) if args.peer => bail!("bench gcd has no peer: leave --peer out"),
         (BenchArg::Gcd, _) => return run_gcd(args.json),
@@ -105,10 +105,10 @@ fn run_gcd(json: bool) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_kernels(json: bool) -> Result<ExitCode> {
+fn run_kernels(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench kernels --device cuda")?);
-    let report = kernels::run(&gpu, Shapes::FULL).context("bench kernels")?;
-    if json {
+    let report = kernels::run(&gpu, shapes(args)).context("bench kernels")?;
+    if args.json {
         output::print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -116,15 +116,15 @@ fn run_kernels(json: bool) -> Result<ExitCode> {
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["kernel", "median ms", "rate", "% of ceiling"]);
     for row in &report.rows {
         let rate = match (row.gbps, row.tflops) {
-            (Some(gbps), _) => format!("{gbps:.0} GB/s"),
-            (_, Some(tflops)) => format!("{tflops:.0} TFLOP/s"),
+            (Some(gbps), _) => format!("{} GB/s", output::decimals(gbps, 0)),
+            (_, Some(tflops)) => format!("{} TFLOP/s", output::decimals(tflops, 0)),
             _ => String::new(),
         };
         table.add_row([
             row.name.clone(),
-            format!("{:.3}", 1e3 * row.seconds),
+            output::decimals(1e3 * row.seconds, 3),
             rate,
-            format!("{:.0}", 100.0 * row.share),
+            output::decimals(100.0 * row.share, 0),
         ]);
     }
     output::print(&table.to_string())?;
@@ -133,16 +133,18 @@ fn run_kernels(json: bool) -> Result<ExitCode> {
 
 /// What every benchmark of a GPU ends with.
 fn print_device(device: &str, c: Ceilings) -> Result<ExitCode> {
-    let measured = format!("copy {:.0} GB/s, bf16 products {:.0} TFLOP/s", c.copy_gbps, c.matmul_tflops);
+    let (copy, products) = (output::decimals(c.copy_gbps, 0), output::decimals(c.matmul_tflops, 0));
+    let measured = format!("copy {copy} GB/s, bf16 products {products} TFLOP/s");
     output::print(&format!("{device}; its ceilings as measured: {measured}"))?;
     Ok(ExitCode::SUCCESS)
 }
 
-fn run_step(json: bool) -> Result<ExitCode> {
+fn run_step(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench step --device cuda")?);
-    let ceilings = measure(&gpu).context("bench step")?;
-    let report = step::run(&gpu, ceilings, &step::Settings::full()).context("bench step")?;
-    if json {
+    let ceilings = measure(&gpu, args).context("bench step")?;
+    let settings = if args.small { step::Settings::small() } else { step::Settings::full() };
+    let report = step::run(&gpu, ceilings, &settings).context("bench step")?;
+    if args.json {
         output::print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -152,9 +154,9 @@ fn run_step(json: bool) -> Result<ExitCode> {
     for row in &report.rows {
         let mut cells = vec![row.name.clone(), row.recompute.to_string()];
         cells.extend(
-            [row.seconds, row.forward, row.head, row.backward, row.optimiser].map(|s| format!("{:.1}", 1e3 * s)),
+            [row.seconds, row.forward, row.head, row.backward, row.optimiser].map(|s| output::decimals(1e3 * s, 1)),
         );
-        cells.extend([format!("{:.0}", row.tokens_per_second), format!("{:.1}", 100.0 * row.mfu)]);
+        cells.extend([output::decimals(row.tokens_per_second, 0), output::decimals(100.0 * row.mfu, 1)]);
         table.add_row(cells);
     }
     output::print(&table.to_string())?;
@@ -162,11 +164,12 @@ fn run_step(json: bool) -> Result<ExitCode> {
     print_device(&report.device, report.ceilings)
 }
 
-fn run_decode(json: bool) -> Result<ExitCode> {
+fn run_decode(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench decode --device cuda")?);
-    let ceilings = measure(&gpu).context("bench decode")?;
-    let report = decode::run(&gpu, ceilings, &decode::Settings::full()).context("bench decode")?;
-    if json {
+    let ceilings = measure(&gpu, args).context("bench decode")?;
+    let settings = if args.small { decode::Settings::small() } else { decode::Settings::full() };
+    let report = decode::run(&gpu, ceilings, &settings).context("bench decode")?;
+    if args.json {
         output::print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
@@ -176,11 +179,11 @@ fn run_decode(json: bool) -> Result<ExitCode> {
     for row in &report.rows {
         table.add_row([
             row.name.clone(),
-            format!("{:.3}", row.seconds),
-            format!("{:.1}", 1e3 * row.prefill),
-            format!("{:.3}", 1e3 * row.step),
-            format!("{:.0}", row.tokens_per_second),
-            format!("{:.0}", 100.0 * row.share),
+            output::decimals(row.seconds, 3),
+            output::decimals(1e3 * row.prefill, 1),
+            output::decimals(1e3 * row.step, 3),
+            output::decimals(row.tokens_per_second, 0),
+            output::decimals(100.0 * row.share, 0),
         ]);
     }
     output::print(&table.to_string())?;
@@ -188,6 +191,11 @@ fn run_decode(json: bool) -> Result<ExitCode> {
 }
 
 /// As `bench kernels` measures them.
-fn measure(gpu: &Gpu) -> crate::device::Result<Ceilings> {
-    Ceilings::measure(gpu, Shapes::FULL.copied, Shapes::FULL.square)
+fn measure(gpu: &Gpu, args: &BenchArgs) -> crate::device::Result<Ceilings> {
+    let Shapes { copied, square, .. } = shapes(args);
+    Ceilings::measure(gpu, copied, square)
+}
+
+fn shapes(args: &BenchArgs) -> Shapes {
+    if args.small { Shapes::SMALL } else { Shapes::FULL }
 }

@@ -2,8 +2,8 @@
 
 use super::{DoctorArgs, output};
 use crate::device::cpu::{self, Mat};
-use crate::device::cuda;
 use crate::device::kernels::MODULES;
+use crate::device::{cublaslt_version, cuda};
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -46,7 +46,7 @@ impl Check {
 const GIB: u64 = 1 << 30;
 
 pub fn run(args: DoctorArgs) -> Result<ExitCode> {
-    let checks = [version(), processor(), simd(), memory(), disk(&args.dir), gpu(), kernels(), gemm_rate()];
+    let checks = [version(), processor(), simd(), memory(), disk(&args.dir), gpu(), cublaslt(), kernels(), gemm_rate()];
     if args.json {
         output::print_json(&checks)?;
     } else {
@@ -124,10 +124,18 @@ fn disk(dir: &Path) -> Check {
 fn gpu() -> Check {
     match cuda::describe() {
         Ok(found) => {
-            let mend = "training is on the CPU for now; `uncouple selftest --device cuda` checks the kernels";
+            let mend = "`uncouple selftest` checks every kernel on it; then train with --device cuda";
             Check::but("gpu", Status::Note, found, mend)
         }
-        Err(e) => Check::but("gpu", Status::Note, e.to_string(), "this build trains on the CPU (--device cpu)"),
+        Err(e) => Check::but("gpu", Status::Note, e.to_string(), "train on the CPU (--device cpu, the default)"),
+    }
+}
+
+/// The library of matrix products, which a GPU needs.
+fn cublaslt() -> Check {
+    match cuda::cublaslt_version() {
+        Ok(found) => Check::ok("cublaslt", format!("release {}", cublaslt_version(found))),
+        Err(e) => Check::but("cublaslt", Status::Note, e.to_string(), "only --device cuda needs it"),
     }
 }
 

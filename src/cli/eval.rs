@@ -27,12 +27,13 @@ use std::time::{Instant, SystemTime};
 const EVALUATIONS: &str = "evaluations";
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
-    let gpu = args.device.open().context("eval --device cuda")?;
     let Subject { mut config, dir, home } = subject(&args)?;
     if let Some(games) = args.games.or(args.all.then_some(0)) {
         config.eval.games = games;
     }
     let (model, tokenizer) = checkpoint::load_with_tokenizer(&dir)?;
+    // After all that may be refused: it takes all memory of the GPU.
+    let gpu = args.device.open().context("eval --device cuda")?;
     let on_gpu = gpu.as_ref().map(|gpu| CudaModel::new(gpu, &model, config.rollout.max_live as usize)).transpose()?;
     let policy: &dyn Policy = on_gpu.as_ref().map_or(&model, |model| model);
     let mut prompter = Prompter::new(tokenizer, &config.prompt)?;

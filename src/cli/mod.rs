@@ -167,6 +167,9 @@ pub struct SelftestArgs {
     /// What to check against the CPU
     #[arg(long, value_enum, default_value = "cuda")]
     pub device: DeviceArg,
+    /// Shapes that a simulated device gets through
+    #[arg(long)]
+    pub small: bool,
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
@@ -180,6 +183,9 @@ pub struct BenchArgs {
     /// Where: kernels, step and decode need cuda, the others are measured on the CPU
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceArg,
+    /// With --device cuda: shapes that a simulated device gets through
+    #[arg(long)]
+    pub small: bool,
     /// Measure the PyTorch peer in the same run
     #[arg(long)]
     pub peer: bool,

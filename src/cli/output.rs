@@ -49,6 +49,11 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// A number with so many decimals; nothing was measured where it is none.
+pub fn decimals(number: f64, decimals: usize) -> String {
+    if number.is_nan() { "–".into() } else { format!("{number:.decimals$}") }
+}
+
 /// A size for people, e.g. `13.9 MiB`.
 pub fn bytes(count: u64) -> String {
     let units = ["B", "KiB", "MiB", "GiB", "TiB"];

@@ -18,7 +18,6 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     if args.dry_run {
         return dry_run(&args, &config);
     }
-    let gpu = args.device.open().context("train --device cuda")?;
     let existing = match (args.resume, args.overwrite) {
         (true, _) => Existing::Resume,
         (_, true) => Existing::Overwrite,
@@ -26,6 +25,8 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
     };
     interrupt::install().context("cannot listen for Ctrl-C")?;
     let suite = suite(&config)?;
+    // Last: it takes all memory of the GPU.
+    let gpu = args.device.open().context("train --device cuda")?;
     config.env.hash = suite.content_hash().unwrap_or_default();
     let outcome = match train_on(gpu.as_ref(), config, &*suite, existing) {
         Err(stopped @ TrainError::Interrupted(_)) => {

@@ -18,6 +18,11 @@ pub struct Arena {
     used: BTreeMap<usize, usize>,
 }
 
+/// What an allocation of so many bytes takes.
+pub fn padded(bytes: usize) -> usize {
+    bytes.max(1).checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX)
+}
+
 impl Arena {
     pub fn new(bytes: usize) -> Arena {
         let total = bytes / ALIGNMENT * ALIGNMENT;
@@ -26,7 +31,7 @@ impl Arena {
 
     /// The offset of `bytes` that nobody else has; of their own even if there are none.
     pub fn alloc(&mut self, bytes: usize) -> Result<usize> {
-        let wanted = bytes.max(1).checked_next_multiple_of(ALIGNMENT).unwrap_or(usize::MAX);
+        let wanted = padded(bytes);
         let Some((offset, gap)) = self.gaps.iter().map(|(o, n)| (*o, *n)).find(|(_, n)| *n >= wanted) else {
             let (free, largest) = (self.free_bytes(), self.gaps.values().copied().max().unwrap_or(0));
             return Err(Error::OutOfMemory { asked: bytes, free, largest, total: self.total });
@@ -37,6 +42,26 @@ impl Arena {
         }
         self.used.insert(offset, wanted);
         Ok(offset)
+    }
+
+    /// As many stretches, side by side: each begins where the one before, [`padded`], ends.
+    pub fn alloc_all(&mut self, bytes: &[usize]) -> Result<Vec<usize>> {
+        let padded: Vec<usize> = bytes.iter().map(|n| padded(*n)).collect();
+        if padded.is_empty() {
+            return Ok(Vec::new());
+        }
+        let mut next = self.alloc(padded.iter().sum())?;
+        // One stretch becomes several, each to be freed on its own.
+        self.used.remove(&next);
+        Ok(padded
+            .into_iter()
+            .map(|length| {
+                let offset = next;
+                self.used.insert(offset, length);
+                next += length;
+                offset
+            })
+            .collect())
     }
 
     /// Takes back what [`Arena::alloc`] gave; anything else is left alone.

@@ -14,12 +14,20 @@ pub trait Driver: Send + Sync {
 
     /// Bytes that nobody has written, aligned to 256.
     fn alloc(&self, bytes: usize) -> Result<u64>;
+    /// Of these sizes, side by side where the device has copies of its own to save by [`Driver::upload_all`].
+    fn alloc_all(&self, bytes: &[usize]) -> Result<Vec<u64>> {
+        bytes.iter().map(|bytes| self.alloc(*bytes)).collect()
+    }
     fn free(&self, address: u64);
     /// Bytes that are not allocated.
     fn free_bytes(&self) -> usize;
 
     fn zero(&self, to: u64, bytes: usize) -> Result<()>;
     fn upload(&self, from: &[u8], to: u64) -> Result<()>;
+    /// Pieces and where they go: those that were allocated side by side go in one copy.
+    fn upload_all(&self, pieces: &[(&[u8], u64)]) -> Result<()> {
+        pieces.iter().try_for_each(|(from, to)| self.upload(from, *to))
+    }
     /// Waits for all that was asked for before.
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()>;
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()>;
@@ -48,6 +56,8 @@ pub struct Chip {
     /// Major and minor: (9, 0) of Hopper.
     pub compute_capability: (u32, u32),
     pub multiprocessors: u32,
+    /// Whether this is a program on a CPU, whose time says nothing about a GPU.
+    pub simulated: bool,
 }
 
 /// A kernel's argument: an address, the bytes of a scalar or a plain struct, or a tensor map.

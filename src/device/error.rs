@@ -22,6 +22,14 @@ pub enum Error {
     #[error("there is no libcublasLt.so.13: pip install \"nvidia-cublas==13.*\" and put its folder on LD_LIBRARY_PATH")]
     NoCublasLt,
     #[error(
+        "libcublasLt is of release {}, and this program needs 13: pip install \"nvidia-cublas==13.*\" and put its folder first on \
+         LD_LIBRARY_PATH", cublaslt_version(*.found)
+    )]
+    CublasLtTooOld {
+        /// As the library gives it: 120805 is 12.8.5.
+        found: usize,
+    },
+    #[error(
         "out of GPU memory: {asked} bytes were asked for, {free} of {total} are free (the largest piece {largest}): lower \
          grpo.micro_tokens or rollout.group_size"
     )]
@@ -39,6 +47,30 @@ pub enum Error {
     Shape { op: &'static str, sizes: String },
     #[error("the GPU failed to {what}: {problem}")]
     Call { what: &'static str, problem: String },
+}
+
+impl Error {
+    /// The same launch or product with another problem.
+    pub(super) fn with_problem(self, problem: String) -> Error {
+        match self {
+            Error::Launch { kernel, grid, block, shared, .. } => Error::Launch { kernel, grid, block, shared, problem },
+            Error::Matmul { sizes, .. } => Error::Matmul { sizes, problem },
+            other => other,
+        }
+    }
+
+    /// The same failed call, of something with a name.
+    pub(super) fn named(self, name: &str) -> Error {
+        match self {
+            Error::Call { what, problem } => Error::Call { what, problem: format!("{name}: {problem}") },
+            other => other,
+        }
+    }
+}
+
+/// For people: 13.0.2.
+pub fn cublaslt_version(number: usize) -> String {
+    format!("{}.{}.{}", number / 10_000, number / 100 % 100, number % 100)
 }
 
 fn version(number: i32) -> String {

@@ -6,7 +6,6 @@ use half::bf16;
 use std::marker::PhantomData;
 use std::ops::{Deref, Range};
 use std::sync::Arc;
-use std::time::Duration;
 
 /// What kernels compute in.
 pub trait Real: Pod {
@@ -67,6 +66,24 @@ impl<T: Pod> Slice<T> {
     fn bytes(&self) -> usize {
         self.len * size_of::<T>()
     }
+
+    /// New contents, for [`Gpu::write_all`]. Fails unless `data` is as long.
+    pub fn piece<'a>(&self, data: &'a [T]) -> Result<Piece<'a>> {
+        same_length("upload", data.len(), self.len)?;
+        Ok(Piece { from: bytemuck::cast_slice(data), to: self.address })
+    }
+
+    /// The same elements as others of their size.
+    pub fn cast<U: Pod>(&self) -> Part<'_, U> {
+        const { assert!(size_of::<T>() == size_of::<U>(), "elements keep their size") };
+        Part { slice: Slice { address: self.address, len: self.len, of: PhantomData }, of: PhantomData }
+    }
+}
+
+/// What a slice is to hold.
+pub struct Piece<'a> {
+    from: &'a [u8],
+    to: u64,
 }
 
 /// A borrowed stretch of a [`Tensor`].
@@ -85,19 +102,40 @@ impl<T> Deref for Part<'_, T> {
 /// Device memory of its own, freed on drop.
 pub struct Tensor<T> {
     slice: Slice<T>,
+    memory: Allocation,
+}
+
+struct Allocation {
+    address: u64,
     gpu: Gpu,
+}
+
+impl Drop for Allocation {
+    fn drop(&mut self) {
+        self.gpu.0.free(self.address);
+    }
+}
+
+impl<T: Pod> Tensor<T> {
+    fn new(gpu: &Gpu, address: u64, len: usize) -> Tensor<T> {
+        let memory = Allocation { address, gpu: gpu.clone() };
+        Tensor { slice: Slice { address, len, of: PhantomData }, memory }
+    }
+
+    /// The same memory as `len` elements of another type.
+    ///
+    /// # Panics
+    /// If they do not fill it.
+    pub(super) fn retyped<U: Pod>(self, len: usize) -> Tensor<U> {
+        assert_eq!(self.bytes(), len * size_of::<U>(), "a tensor keeps its size");
+        Tensor { slice: Slice { address: self.slice.address, len, of: PhantomData }, memory: self.memory }
+    }
 }
 
 impl<T> Deref for Tensor<T> {
     type Target = Slice<T>;
     fn deref(&self) -> &Slice<T> {
         &self.slice
-    }
-}
-
-impl<T> Drop for Tensor<T> {
-    fn drop(&mut self) {
-        self.gpu.0.free(self.slice.address);
     }
 }
 
@@ -142,6 +180,11 @@ impl Gpu {
         self.0.chip().compute_capability == (9, 0)
     }
 
+    /// Whether times taken here say nothing.
+    pub fn is_simulated(&self) -> bool {
+        self.0.chip().simulated
+    }
+
     pub fn multiprocessors(&self) -> u32 {
         self.0.chip().multiprocessors
     }
@@ -157,8 +200,7 @@ impl Gpu {
 
     /// `len` elements that nobody has written.
     pub fn uninit<T: Pod>(&self, len: usize) -> Result<Tensor<T>> {
-        let address = self.0.alloc(len.saturating_mul(size_of::<T>()))?;
-        Ok(Tensor { slice: Slice { address, len, of: PhantomData }, gpu: self.clone() })
+        Ok(Tensor::new(self, self.0.alloc(len.saturating_mul(size_of::<T>()))?, len))
     }
 
     pub fn zeros<T: Pod>(&self, len: usize) -> Result<Tensor<T>> {
@@ -172,6 +214,21 @@ impl Gpu {
         let tensor = self.uninit(data.len())?;
         self.write(&tensor, data)?;
         Ok(tensor)
+    }
+
+    /// A copy of each list, all brought there in one.
+    pub fn tensors<T: Pod>(&self, lists: &[&[T]]) -> Result<Vec<Tensor<T>>> {
+        let bytes: Vec<&[u8]> = lists.iter().map(|list| bytemuck::cast_slice(list)).collect();
+        let addresses = self.0.alloc_all(&bytes.iter().map(|list| list.len()).collect::<Vec<_>>())?;
+        let tensors = addresses.iter().zip(lists).map(|(address, list)| Tensor::new(self, *address, list.len()));
+        let tensors = tensors.collect();
+        self.0.upload_all(&bytes.into_iter().zip(addresses).collect::<Vec<_>>())?;
+        Ok(tensors)
+    }
+
+    /// Pieces of what [`Gpu::tensors`] or a [`super::Packed`] made together are written in one copy.
+    pub fn write_all(&self, pieces: &[Piece<'_>]) -> Result<()> {
+        self.0.upload_all(&pieces.iter().map(|piece| (piece.from, piece.to)).collect::<Vec<_>>())
     }
 
     pub fn zero<T: Pod>(&self, to: &Slice<T>) -> Result<()> {
@@ -224,9 +281,10 @@ impl Gpu {
         self.0.synchronize()
     }
 
-    /// The time that the device takes for `work`.
-    pub fn timed(&self, mut work: impl FnMut() -> Result<()>) -> Result<Duration> {
-        self.0.timed(&mut work)
+    /// The seconds that the device takes for `work`; not a number where it is simulated, so that no such time is taken for a GPU's.
+    pub fn timed(&self, mut work: impl FnMut() -> Result<()>) -> Result<f64> {
+        let time = self.0.timed(&mut work)?;
+        Ok(if self.is_simulated() { f64::NAN } else { time.as_secs_f64() })
     }
 
     /// Notes what `work` asks for, instead of doing it. Reading and writing from the host cannot be noted.

@@ -7,8 +7,10 @@ mod driver;
 mod error;
 mod gpu;
 pub mod kernels;
+mod packed;
 
 pub use arena::Arena;
 pub use driver::{Arg, Chip, Driver, Dtype, Launch, Matmul, Operand, TensorMap, Tiling};
-pub use error::{Error, Result, expect};
-pub use gpu::{Gpu, Graph, Part, Real, Slice, Tensor};
+pub use error::{Error, Result, cublaslt_version, expect};
+pub use gpu::{Gpu, Graph, Part, Piece, Real, Slice, Tensor};
+pub use packed::{Packed, Place, Unpacked};

@@ -276,7 +276,7 @@ fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize>(
 
 /// On a GPU, in bf16.
 pub mod cuda {
-    use crate::device::{Arg, Gpu, Launch, Result, Slice, Tensor, expect};
+    use crate::device::{Arg, Gpu, Launch, Packed, Result, Slice, Tensor, Unpacked, expect};
     use crate::ops::attention::Shape;
     use crate::ops::rope::cuda::Tables;
     use half::bf16;
@@ -331,6 +331,10 @@ pub mod cuda {
             Cache::page_bytes(self.shape, self.layers) / size_of::<bf16>()
         }
 
+        pub fn address(&self) -> u64 {
+            self.memory.address()
+        }
+
         pub fn pages(&self) -> usize {
             self.memory.len() / self.stride().max(1)
         }
@@ -358,9 +362,25 @@ pub mod cuda {
     impl Rows {
         /// `rows` are (sequence, position); `tables` the pages of each sequence.
         pub fn new(gpu: &Gpu, cache: &Cache, rows: &[(u32, u32)], tables: &[&[u32]]) -> Result<Rows> {
-            let held = Rows::with_room(gpu, cache, rows.len(), tables.len(), Rows::splits(rows))?;
-            held.write(gpu, cache, rows, tables)?;
-            Ok(held)
+            let mut packed = Packed::default();
+            let rows = Rows::pack(&mut packed, gpu, cache, rows, tables, Rows::splits(rows))?;
+            Ok(rows(&mut packed.upload(gpu)?))
+        }
+
+        /// The same beside other lists, with room for contexts in as many parts or fewer.
+        pub fn pack(
+            packed: &mut Packed,
+            gpu: &Gpu,
+            cache: &Cache,
+            rows: &[(u32, u32)],
+            tables: &[&[u32]],
+            splits: usize,
+        ) -> Result<impl FnOnce(&mut Unpacked) -> Rows + use<>> {
+            let (len, table_len) = (rows.len(), splits * SPLIT / PAGE);
+            let lists = packed.add(&Rows::checked(cache, rows, tables, table_len)?);
+            let parts = if splits > 1 { len * cache.shape.heads * splits } else { 0 };
+            let (sums, stats) = (gpu.uninit(parts * cache.shape.head_dim)?, gpu.uninit(parts * 2)?);
+            Ok(move |on: &mut Unpacked| Rows { len, lists: on.take(lists), table_len, splits, sums, stats })
         }
 
         /// Parts that the longest context of `rows` is cut in.
@@ -368,41 +388,40 @@ pub mod cuda {
             rows.iter().map(|(_, position)| *position as usize / SPLIT + 1).max().unwrap_or(0)
         }
 
-        /// For so many rows of so many sequences in as many parts or fewer: to be written before use.
-        pub fn with_room(gpu: &Gpu, cache: &Cache, rows: usize, sequences: usize, splits: usize) -> Result<Rows> {
-            let table_len = splits * SPLIT / PAGE;
-            let parts = if splits > 1 { rows * cache.shape.heads * splits } else { 0 };
-            let (sums, stats) = (gpu.uninit(parts * cache.shape.head_dim)?, gpu.uninit(parts * 2)?);
-            let lists = gpu.uninit(2 * rows + sequences * table_len)?;
-            Ok(Rows { len: rows, lists, table_len, splits, sums, stats })
+        /// What other rows and tables, as many, make of the lists.
+        pub fn replaced(&self, cache: &Cache, rows: &[(u32, u32)], tables: &[&[u32]]) -> Result<Vec<u32>> {
+            Rows::checked(cache, rows, tables, self.table_len)
         }
 
-        /// Replaces all rows and tables. Refuses other numbers of them, and a row whose page is not in the cache.
-        pub fn write(&self, gpu: &Gpu, cache: &Cache, rows: &[(u32, u32)], tables: &[&[u32]]) -> Result<()> {
-            let room = (self.len, self.lists.len());
-            expect("decode attention", room == (rows.len(), 2 * rows.len() + tables.len() * self.table_len), || {
-                format!("{} rows of {} sequences where there is room for {room:?}", rows.len(), tables.len())
-            })?;
+        pub fn lists(&self) -> &Slice<u32> {
+            &self.lists
+        }
+
+        /// Of all memory that a launch over these rows reads or writes.
+        pub fn addresses(&self) -> [u64; 3] {
+            [self.lists.address(), self.sums.address(), self.stats.address()]
+        }
+
+        /// The lists' elements. Refuses a row whose page is not in the cache.
+        fn checked(cache: &Cache, rows: &[(u32, u32)], tables: &[&[u32]], table_len: usize) -> Result<Vec<u32>> {
             for (sequence, position) in rows {
                 let held = tables.get(*sequence as usize).copied().unwrap_or_default();
-                let used = held.get(..=*position as usize / PAGE).filter(|used| used.len() <= self.table_len);
+                let used = held.get(..=*position as usize / PAGE).filter(|used| used.len() <= table_len);
                 expect(
                     "decode attention",
                     used.is_some_and(|t| t.iter().all(|p| (*p as usize) < cache.pages())),
                     || {
-                        let (pages, room) = (cache.pages(), self.table_len);
+                        let (pages, room) = (cache.pages(), table_len);
                         format!(
                             "position {position} of sequence {sequence}: pages {held:?} of {pages}, room for {room}"
                         )
                     },
                 )?;
             }
-            let padded = |t: &&[u32]| -> Vec<u32> {
-                t.iter().copied().chain(std::iter::repeat(0)).take(self.table_len).collect()
-            };
+            let padded =
+                |t: &&[u32]| -> Vec<u32> { t.iter().copied().chain(std::iter::repeat(0)).take(table_len).collect() };
             let (sequence, position): (Vec<u32>, Vec<u32>) = rows.iter().copied().unzip();
-            let lists = [position, sequence, tables.iter().flat_map(padded).collect()].concat();
-            gpu.write(&self.lists, &lists)
+            Ok([position, sequence, tables.iter().flat_map(padded).collect()].concat())
         }
 
         pub fn len(&self) -> usize {

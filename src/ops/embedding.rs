@@ -18,7 +18,7 @@ pub fn backward(tokens: &[u32], dy: &[f32], hidden: usize, d_table: &mut [f32]) 
 
 /// On a GPU: activations in bf16 `[tokens, hidden]`, tables `[vocab, hidden]`; `hidden` is a multiple of 8.
 pub mod cuda {
-    use crate::device::{Arg, Error, Gpu, Launch, Real, Result, Slice, Tensor, expect};
+    use crate::device::{Arg, Error, Gpu, Launch, Packed, Real, Result, Slice, Tensor, Unpacked, expect};
     use half::bf16;
 
     /// Tokens on the device, and where each distinct one occurs: what a deterministic backward pass sums by.
@@ -33,6 +33,17 @@ pub mod cuda {
     impl Tokens {
         /// Refuses a token that is not in the vocabulary.
         pub fn new(gpu: &Gpu, tokens: &[u32], vocab: usize) -> Result<Tokens> {
+            let mut packed = Packed::default();
+            let tokens = Tokens::pack(&mut packed, tokens, vocab)?;
+            Ok(tokens(&mut packed.upload(gpu)?))
+        }
+
+        /// The same beside other lists.
+        pub fn pack(
+            packed: &mut Packed,
+            tokens: &[u32],
+            vocab: usize,
+        ) -> Result<impl FnOnce(&mut Unpacked) -> Tokens + use<>> {
             if let Some((at, token)) = tokens.iter().enumerate().find(|(_, t)| **t as usize >= vocab) {
                 let sizes = format!("token {token} at {at} is not in a vocabulary of {vocab}");
                 return Err(Error::Shape { op: "embedding", sizes });
@@ -48,8 +59,11 @@ pub mod cuda {
                 }
             }
             start.push(order.len() as u32);
-            let [ids, distinct, start, order] = [tokens, &distinct, &start, &order].map(|list| gpu.tensor(list));
-            Ok(Tokens { ids: ids?, vocab, distinct: distinct?, start: start?, order: order? })
+            let lists = [tokens, &distinct, &start, &order].map(|list| packed.add(list));
+            Ok(move |on: &mut Unpacked| {
+                let [ids, distinct, start, order] = lists.map(|list| on.take(list));
+                Tokens { ids, vocab, distinct, start, order }
+            })
         }
 
         fn check(&self, op: &'static str, table: usize, rows: usize, hidden: usize) -> Result<()> {
@@ -90,12 +104,43 @@ pub mod cuda {
     impl Moves {
         /// Refuses a row beyond those that there are.
         pub fn new(gpu: &Gpu, moves: &[(u32, u32)], rows: [usize; 2]) -> Result<Moves> {
+            let mut packed = Packed::default();
+            let moves = Moves::pack(&mut packed, moves, rows)?;
+            Ok(moves(&mut packed.upload(gpu)?))
+        }
+
+        /// The same beside other lists.
+        pub fn pack(
+            packed: &mut Packed,
+            moves: &[(u32, u32)],
+            rows: [usize; 2],
+        ) -> Result<impl FnOnce(&mut Unpacked) -> Moves + use<>> {
+            let lists = packed.add(&Moves::checked(moves, rows)?);
+            Ok(move |on: &mut Unpacked| Moves { lists: on.take(lists), rows })
+        }
+
+        /// The lists' elements.
+        fn checked(moves: &[(u32, u32)], rows: [usize; 2]) -> Result<Vec<u32>> {
             let (from, to): (Vec<u32>, Vec<u32>) = moves.iter().copied().unzip();
             let inside = |list: &[u32], rows: usize| list.iter().all(|row| (*row as usize) < rows);
             expect("embedding place", inside(&from, rows[0]) && inside(&to, rows[1]), || {
                 format!("moves {moves:?} of {rows:?} rows")
             })?;
-            Ok(Moves { lists: gpu.tensor(&[from, to].concat())?, rows })
+            Ok([from, to].concat())
+        }
+
+        /// What other moves, as many, make of the lists.
+        pub fn replaced(&self, moves: &[(u32, u32)]) -> Result<Vec<u32>> {
+            Moves::checked(moves, self.rows)
+        }
+
+        pub fn lists(&self) -> &Slice<u32> {
+            &self.lists
+        }
+
+        /// Rows that there are to take from, and to put in.
+        pub fn rows(&self) -> [usize; 2] {
+            self.rows
         }
     }
 

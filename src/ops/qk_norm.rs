@@ -80,7 +80,7 @@ pub mod cuda {
     ) -> Result<()> {
         let rows = rows("qk_norm forward", qkv.len(), raw.map(Slice::len), w.len(), shape)?;
         let [tall, heads, kv_heads, wide] = sizes(rows, shape);
-        let raw = raw.map_or(Arg::from(0u64), Slice::arg);
+        let raw = raw.map_or(Arg::NULL, Slice::arg);
         let args = [qkv.arg(), raw, w.arg(), tall, heads, kv_heads, wide, Arg::from(eps)];
         let threads = rows * (shape.heads + shape.kv_heads) * shape.head_dim / 8;
         gpu.launch_threads("qk_norm_forward_bf16", threads, &args)

@@ -141,21 +141,25 @@ fn descending(a: f32, b: f32) -> Ordering {
 /// On a GPU.
 pub mod cuda {
     use super::SamplingParams;
-    use crate::device::{Arg, Dtype, Gpu, Launch, Matmul, Operand, Result, Slice, Tensor, expect};
+    use crate::device::{Arg, Dtype, Gpu, Launch, Matmul, Operand, Packed, Result, Slice, Tensor, Unpacked, expect};
     use bytemuck::{Pod, Zeroable};
     use half::bf16;
 
-    /// Rows of `vocab` logits, each padded to whole chunks of 16 bytes.
+    /// Room for rows of `vocab` logits, each padded to whole chunks of 16 bytes.
     pub struct Logits {
         pub values: Tensor<f32>,
-        rows: usize,
+        room: usize,
         vocab: usize,
     }
 
     impl Logits {
         /// That nobody has computed yet.
-        pub fn new(gpu: &Gpu, rows: usize, vocab: usize) -> Result<Logits> {
-            Ok(Logits { values: gpu.uninit(rows * Logits::stride(vocab))?, rows, vocab })
+        pub fn new(gpu: &Gpu, room: usize, vocab: usize) -> Result<Logits> {
+            Ok(Logits { values: gpu.uninit(room * Logits::stride(vocab))?, room, vocab })
+        }
+
+        pub fn room(&self) -> usize {
+            self.room
         }
 
         /// Elements from one row to the next.
@@ -163,11 +167,13 @@ pub mod cuda {
             vocab.next_multiple_of(4)
         }
 
-        /// `hidden` `[rows, width]` times the transpose of the head `[vocab, width]`.
+        /// `hidden` `[rows, width]` times the transpose of the head `[vocab, width]`; no more rows than there is room for.
         pub fn compute(&self, gpu: &Gpu, hidden: &Slice<bf16>, head: &Slice<bf16>, width: usize) -> Result<()> {
-            let (m, n, stride) = (self.rows, self.vocab, Logits::stride(self.vocab));
-            expect("logits", [hidden.len(), head.len()] == [m * width, n * width], || {
-                format!("{} inputs and {} weights in rows of {width} for {m} rows of {n}", hidden.len(), head.len())
+            let (m, n, stride) = (hidden.len() / width.max(1), self.vocab, Logits::stride(self.vocab));
+            let fits = m <= self.room && [hidden.len(), head.len()] == [m * width, n * width];
+            expect("logits", fits, || {
+                let (inputs, weights, room) = (hidden.len(), head.len(), self.room);
+                format!("{inputs} inputs and {weights} weights in rows of {width} for at most {room} rows of {n}")
             })?;
             let matrix = |address: u64, dtype: Dtype, stride: usize| Operand {
                 address,
@@ -192,6 +198,17 @@ pub mod cuda {
     impl Seen {
         /// Refuses a token outside of the vocabulary.
         pub fn new(gpu: &Gpu, rows: &[&[u32]], vocab: usize) -> Result<Seen> {
+            let mut packed = Packed::default();
+            let seen = Seen::pack(&mut packed, rows, vocab)?;
+            Ok(seen(&mut packed.upload(gpu)?))
+        }
+
+        /// The same beside other lists.
+        pub fn pack(
+            packed: &mut Packed,
+            rows: &[&[u32]],
+            vocab: usize,
+        ) -> Result<impl FnOnce(&mut Unpacked) -> Seen + use<>> {
             let tokens = rows.concat();
             let largest = tokens.iter().copied().max().unwrap_or(0) as usize;
             expect("sampling", tokens.is_empty() || largest < vocab, || {
@@ -202,7 +219,8 @@ pub mod cuda {
                 *sum += row.len() as u32;
                 Some(*sum)
             }));
-            Ok(Seen { tokens: gpu.tensor(&tokens)?, start: gpu.tensor(&start)? })
+            let (tokens, start) = (packed.add(&tokens), packed.add(&start));
+            Ok(move |on: &mut Unpacked| Seen { tokens: on.take(tokens), start: on.take(start) })
         }
     }
 
@@ -217,7 +235,7 @@ pub mod cuda {
         ln_min_p: f32,
     }
 
-    /// [`super::sample`] for every row at its number of `uniform`: tokens and their log-probs, `[rows]` each. A penalty needs `seen`.
+    /// [`super::sample`] for a row of `logits` at each number of `uniform`: tokens and their log-probs, as many. A penalty needs `seen`.
     pub fn sample(
         gpu: &Gpu,
         logits: &Logits,
@@ -227,12 +245,13 @@ pub mod cuda {
         token: &Slice<u32>,
         logprob: &Slice<f32>,
     ) -> Result<()> {
-        let (rows, vocab, penalised) = (logits.rows, logits.vocab, params.repetition_penalty != 1.0);
+        let (rows, vocab, penalised) = (uniform.len(), logits.vocab, params.repetition_penalty != 1.0);
         let (lengths, known) = ([uniform.len(), token.len(), logprob.len()], seen.map_or(0, |s| s.start.len() - 1));
-        expect("sampling", lengths == [rows; 3] && (!penalised || known == rows), || {
-            let penalty = params.repetition_penalty;
+        let fits = lengths == [rows; 3] && rows <= logits.room && (!penalised || known == rows);
+        expect("sampling", fits, || {
+            let (room, penalty) = (logits.room, params.repetition_penalty);
             format!(
-                "{lengths:?} numbers, tokens and log-probs for {rows} rows; penalty {penalty} with {known} sequences"
+                "{lengths:?} numbers, tokens and log-probs for at most {room} rows; penalty {penalty} with {known} sequences"
             )
         })?;
         let as_read = Params {

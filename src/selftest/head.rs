@@ -123,7 +123,7 @@ pub fn loss(p: &mut Probe) -> Result<()> {
     let (gpu, case) = (p.gpu, Case::new(p, (40, 300, 24))?);
     let targets = case.on_device(p)?;
     let scores = cuda::forward(gpu, case.cuda_head(), &targets)?;
-    let logprob = gpu.read(&*scores.logprob)?;
+    let logprob = gpu.read(&*scores.logprob())?;
     let n = logprob.len();
     // Target t is used t % 3 times.
     let start: Vec<u32> = (0..=n).map(|t| (0..t).map(|t| t as u32 % 3).sum()).collect();

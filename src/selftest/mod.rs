@@ -13,7 +13,6 @@ use crate::bench::ceilings::{Ceilings, Work};
 use crate::device::{Gpu, Real, Result, Slice};
 use crate::ops::philox::{block, normals};
 use half::bf16;
-use std::time::Duration;
 
 /// A result that was computed in f32 and rounded to bf16 once: half of 2⁻⁷.
 const BF16: f32 = 1.0 / 256.0;
@@ -43,7 +42,7 @@ pub struct Outcome {
     pub name: &'static str,
     /// The largest error, in units of what is allowed; NaN where a result is not a number.
     pub error: f64,
-    /// The device's time for the last shape.
+    /// The device's time for the last shape; not a number where it is simulated.
     pub seconds: f64,
     /// Of that time: what its bytes or flops take at the device's measured ceilings.
     pub share: f64,
@@ -61,12 +60,11 @@ impl Check {
     /// The error is the device's; results that are wrong are an outcome.
     pub fn run(&self, gpu: &Gpu, size: Size, ceilings: &Ceilings) -> Result<Outcome> {
         let work = Work::Bytes(0);
-        let mut probe = Probe { gpu, size, error: 0.0, worst: String::new(), time: Duration::ZERO, work };
+        let mut probe = Probe { gpu, size, error: 0.0, worst: String::new(), time: f64::NAN, work };
         (self.run)(&mut probe)?;
         gpu.synchronize()?;
         let Probe { error, worst, time, work, .. } = probe;
-        let seconds = time.as_secs_f64();
-        Ok(Outcome { name: self.name, error, seconds, share: ceilings.floor(work) / seconds, worst })
+        Ok(Outcome { name: self.name, error, seconds: time, share: ceilings.floor(work) / time, worst })
     }
 }
 
@@ -77,7 +75,7 @@ struct Probe<'a> {
     error: f64,
     worst: String,
     /// Of what was timed last.
-    time: Duration,
+    time: f64,
     work: Work,
 }
 

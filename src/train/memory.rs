@@ -3,7 +3,7 @@
 use crate::config::{Config, DecoupleMethod, Override};
 use crate::model::Architecture;
 use crate::model::ConfigError;
-use crate::model::backend::cuda_decode::DRAWS;
+use crate::model::backend::cuda_step::DRAWS;
 use crate::model::families::QWEN2;
 use crate::model::kv_cache::PAGE;
 use crate::model::params::Layout;

@@ -5,7 +5,6 @@ use crate::emulated;
 use emulated::{gpu, gpu_without, quick_gpu};
 use half::bf16;
 use uncouple::bench::ceilings::Ceilings;
-use uncouple::bench::gpu_shapes::Shape;
 use uncouple::bench::kernels::{self, Shapes};
 use uncouple::bench::{decode, step};
 use uncouple::device::{Error, Gpu, Result, Tensor};
@@ -114,28 +113,7 @@ fn nothing_to_do_is_done() {
 /// The benchmark's every call, on shapes that an emulator gets through; its times mean nothing here.
 #[test]
 fn the_benchmark_of_kernels_runs() {
-    let (rows, hidden, ffn, vocab, params, scored) = (2, 128, 8, 130, 64, 3);
-    let (widths, copied, square) = (&[8][..], 256, 16);
-    let (attended, lengths, head_dims, decoded) = (128, &[64][..], &[64][..], (2, 33));
-    let compared = (3, 72);
-    let shapes = Shapes {
-        rows,
-        hidden,
-        ffn,
-        vocab,
-        params,
-        scored,
-        widths,
-        attended,
-        lengths,
-        head_dims,
-        decoded,
-        compared,
-        copied,
-        square,
-        sets: 2,
-    };
-    let report = kernels::run(&quick_gpu(), shapes).unwrap();
+    let report = kernels::run(&quick_gpu(), Shapes::SMALL).unwrap();
     assert!(report.rows.iter().all(|r| r.seconds > 0.0 && r.share > 0.0 && (r.gbps.is_some() != r.tflops.is_some())));
     let of = |op: &str| report.rows.iter().filter(|r| r.name.starts_with(op)).count();
     let ops = [
@@ -154,9 +132,7 @@ fn the_benchmark_of_kernels_runs() {
 
 #[test]
 fn the_benchmarks_of_training_and_decoding_run() {
-    let shape = Shape::new("tiny", [1, 64, 1, 1, 64, 32], 40, 64);
-    let settings = step::Settings { shapes: vec![shape.clone()], batch: 2, length: 4 };
-    let report = step::run(&quick_gpu(), CEILINGS, &settings).unwrap();
+    let report = step::run(&quick_gpu(), CEILINGS, &step::Settings::small()).unwrap();
     assert_eq!(report.rows.iter().map(|r| r.recompute).collect::<Vec<_>>(), [false, true]);
     for row in &report.rows {
         assert_eq!(row.name, "step tiny 2x4");
@@ -166,8 +142,7 @@ fn the_benchmarks_of_training_and_decoding_run() {
         // Thrice: 25088 weights and 8 tokens, and 4 flops for each of 64 columns and 20 pairs.
         assert!((row.mfu * row.seconds * 1e12 - 3.0 * (2.0 * 25088.0 * 8.0 + 4.0 * 64.0 * 20.0)).abs() < 1.0);
     }
-    let settings = decode::Settings { shape, batches: vec![1, 3], prompt: 5, new: 3 };
-    let report = decode::run(&quick_gpu(), CEILINGS, &settings).unwrap();
+    let report = decode::run(&quick_gpu(), CEILINGS, &decode::Settings::small()).unwrap();
     let names: Vec<&str> = report.rows.iter().map(|r| &r.name[..]).collect();
     assert_eq!(names, ["decode tiny 1x5+3", "decode tiny 3x5+3"]);
     for (row, batch) in report.rows.iter().zip([1.0, 3.0]) {

@@ -61,7 +61,7 @@ fn a_device_that_is_not_there_is_refused_with_the_mend() {
     if uncouple::device::cuda::Cuda::open(Some(1 << 20)).is_ok() {
         return eprintln!("SKIPPED: this machine has a GPU");
     }
-    for command in [&["train", "--device", "cuda"][..], &["eval", "--model", "m", "--device", "cuda"]] {
+    for command in [&["train", "--device", "cuda"][..], &["selftest"]] {
         let error = refused(command);
         assert!(error.contains("--device cuda: ") && error.contains("--device cpu"), "{error}");
     }
@@ -186,7 +186,7 @@ fn doctor_reports_every_part() {
     let checks: serde_json::Value = serde_json::from_str(&stdout(&output)).unwrap();
     let checks = checks.as_array().unwrap();
     let names: Vec<&str> = checks.iter().map(|c| c["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["version", "processor", "simd", "memory", "disk", "gpu", "kernels", "gemm"]);
+    assert_eq!(names, ["version", "processor", "simd", "memory", "disk", "gpu", "cublaslt", "kernels", "gemm"]);
     let problem = checks.iter().any(|c| c["status"] == "problem");
     assert_eq!(output.status.code(), Some(i32::from(problem)));
     assert!(checks.iter().all(|c| c["status"] == "ok" || c["mend"].is_string()), "what is not ok has a mend");

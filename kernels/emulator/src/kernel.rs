@@ -2,10 +2,22 @@
 
 use std::ffi::{CStr, c_char, c_void};
 
+/// A kernel's parameter.
+#[derive(Debug)]
 #[repr(C)]
 pub struct Parameter {
-    pub size: u32,
-    pub pointer: u32,
+    size: u32,
+    pointer: u32,
+}
+
+impl Parameter {
+    pub fn bytes(&self) -> usize {
+        self.size as usize
+    }
+
+    pub fn is_pointer(&self) -> bool {
+        self.pointer == 1
+    }
 }
 
 #[repr(C)]

@@ -1,10 +1,11 @@
 //! Launches: arguments checked as no driver does, every schedule run, memory inspected.
 
 use crate::block::Runner;
-use crate::kernel::{self, Kernel};
+use crate::kernel::{self, Kernel, Parameter};
 use crate::{Buffer, Fault, TensorMap};
 use bytemuck::Zeroable;
 use std::ffi::c_void;
+use std::ops::Range;
 
 /// In which order threads that could run, do; the blocks of a grid likewise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -145,19 +146,16 @@ pub fn launch_under(
             Arg::Scalar(bytes) => bytes.clone(),
             Arg::Map(_, map) => bytemuck::bytes_of(map).to_vec(),
         };
-        if (parameter.pointer == 1) == matches!(arg, Arg::Scalar(_) | Arg::Map(..)) {
+        if parameter.is_pointer() == matches!(arg, Arg::Scalar(_) | Arg::Map(..)) {
             return wrong(format!(
                 "argument {i} should {}be a buffer",
-                if parameter.pointer == 1 { "" } else { "not " }
+                if parameter.is_pointer() { "" } else { "not " }
             ));
         }
-        if bytes.len() != parameter.size as usize {
-            return wrong(format!("argument {i} has {} bytes, should have {}", bytes.len(), parameter.size));
+        if bytes.len() != parameter.bytes() {
+            return wrong(format!("argument {i} has {} bytes, should have {}", bytes.len(), parameter.bytes()));
         }
-        // As tensor maps are aligned, so for any scalar.
-        let mut words = vec![TensorMap::zeroed(); bytes.len().div_ceil(size_of::<TensorMap>())];
-        bytemuck::cast_slice_mut::<TensorMap, u8>(&mut words)[..bytes.len()].copy_from_slice(&bytes);
-        values.push(words);
+        values.push(aligned(&bytes));
     }
     let pointers: Vec<*mut c_void> = values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
     let buffers = || args.iter().enumerate().filter_map(|(i, a)| Some((i, a.buffer()?)));
@@ -167,6 +165,34 @@ pub fn launch_under(
         Some((argument, (bytes, side))) => Err(Fault::Guard { kernel: kernel.name(), argument, bytes, side }),
         None => Ok(()),
     }
+}
+
+/// What a kernel takes; `None` where no kernel has this name.
+pub fn parameters(kernel: &str) -> Option<&'static [Parameter]> {
+    Some(find(kernel).ok()?.parameters())
+}
+
+/// Launches under one schedule, as a driver does: each parameter by its bytes, which may be addresses within `memory`.
+pub fn launch_raw(
+    schedule: Schedule,
+    kernel: &str,
+    grid: Dim,
+    block: Dim,
+    shared: usize,
+    parameters: &[Vec<u8>],
+    memory: Vec<Range<usize>>,
+) -> Result<(), Fault> {
+    let kernel = find(kernel)?;
+    let mut values: Vec<_> = parameters.iter().map(|bytes| aligned(bytes)).collect();
+    let pointers: Vec<*mut c_void> = values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
+    Runner::new(kernel, &pointers, memory, grid, block, shared, schedule).run()
+}
+
+/// A parameter's bytes, aligned as tensor maps are.
+fn aligned(bytes: &[u8]) -> Vec<TensorMap> {
+    let mut words = vec![TensorMap::zeroed(); bytes.len().div_ceil(size_of::<TensorMap>())];
+    bytemuck::cast_slice_mut::<TensorMap, u8>(&mut words)[..bytes.len()].copy_from_slice(bytes);
+    words
 }
 
 fn find(name: &str) -> Result<&'static Kernel, Fault> {

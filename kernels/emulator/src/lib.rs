@@ -30,4 +30,5 @@ mod wgmma;
 pub use buffer::Buffer;
 pub use bulk::{Swizzle, TensorMap, Tiling};
 pub use fault::{Fault, Place, Site};
-pub use launch::{Arg, Dim, Schedule, kernels, launch, launch_under};
+pub use kernel::Parameter;
+pub use launch::{Arg, Dim, Schedule, kernels, launch, launch_raw, launch_under, parameters};

@@ -3,37 +3,46 @@
 //! One context, one stream, one arena. Nothing of CUDA's is called before the library was seen to be there, since a missing one
 //! would end the program.
 
+mod fault;
+mod handles;
 mod matmul;
+mod modules;
+mod probe;
 mod staging;
 
-use super::kernels::{self, MODULES};
+pub use matmul::version as cublaslt_version;
+pub use probe::describe;
+
+use super::arena::padded;
+use super::kernels::MODULES;
 use super::{Arena, Arg, Chip, Driver, Error, Launch, Matmul, Result, TensorMap, Tiling};
-use cudarc::driver::DriverError;
-use cudarc::driver::result::{self, ctx, device, event, function, graph, module, primary_ctx, stream};
+use cudarc::cublaslt::result::CublasError;
+use cudarc::driver::result::{self, event, graph, mem_get_info, stream};
 use cudarc::driver::sys;
+use fault::{Launched, call, problem};
+use handles::{Context, Event, Executable, Memory, Stream};
 use matmul::CublasLt;
+use modules::Modules;
 use staging::Staging;
 use std::collections::HashMap;
-use std::ffi::{CString, c_void};
+use std::ffi::c_void;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-/// The CUDA release that the kernels are built with: a driver that is older cannot load them.
-const NEEDED: i32 = 13000;
-/// Dynamic shared memory that a kernel may use without asking.
-const SHARED: u32 = 48 << 10;
+/// What kernels/driver calls itself.
+const SIMULATED: &str = "Software GPU";
 /// Left to CUDA itself, beside the arena.
 const RESERVE: usize = 512 << 20;
 
 /// A GPU.
 pub struct Cuda {
-    device: sys::CUdevice,
-    context: sys::CUcontext,
-    stream: sys::CUstream,
     name: String,
     chip: Chip,
-    memory: u64,
+    // Dropped in this order.
     state: Mutex<State>,
+    memory: Memory,
+    stream: Stream,
+    context: Context,
 }
 
 // SAFETY: the driver's handles may be used from any thread that has made the context current, which every method does first.
@@ -43,30 +52,12 @@ unsafe impl Sync for Cuda {}
 struct State {
     arena: Arena,
     staging: Staging,
-    modules: HashMap<&'static str, sys::CUmodule>,
-    functions: HashMap<String, Function>,
+    graphs: HashMap<u64, Executable>,
+    next_graph: u64,
     /// Loaded at the first product.
     cublas: Option<CublasLt>,
-    graphs: HashMap<u64, sys::CUgraphExec>,
-    next_graph: u64,
-    /// For errors that show up later.
-    last: Option<Error>,
-}
-
-struct Function {
-    handle: sys::CUfunction,
-    /// Dynamic shared memory that it may use.
-    shared: u32,
-}
-
-fn call<T>(what: &'static str, result: Result<T, DriverError>) -> Result<T> {
-    result.map_err(|e| Error::Call { what, problem: problem(e) })
-}
-
-/// CUDA's words for an error.
-fn problem(error: DriverError) -> String {
-    let text = error.error_string().map(|text| text.to_string_lossy().into_owned());
-    text.unwrap_or_else(|_| format!("error {}", error.0 as u32))
+    modules: Modules,
+    launched: Launched,
 }
 
 impl Cuda {
@@ -75,207 +66,122 @@ impl Cuda {
         if MODULES.is_empty() {
             return Err(Error::NoKernels);
         }
-        let device = first_device()?;
-        let name = call("tell its name", device::get_name(device))?;
-        // SAFETY: the device is one that the driver named; the context lives until `drop`.
-        let context = call("give a context", unsafe { primary_ctx::retain(device) })?;
-        Cuda::with_context(device, context, name, bytes).inspect_err(|_| {
-            // SAFETY: retained above, and nobody has it.
-            let _ = unsafe { primary_ctx::release(device) };
-        })
+        let device = probe::first_device()?;
+        let name = probe::name(device)?;
+        let chip = probe::chip(device, &name)?;
+        let context = Context::retain(device)?;
+        let stream = Stream::new()?;
+        let staging = Staging::new()?;
+        let bytes = match bytes {
+            Some(bytes) => bytes,
+            None => call("tell its free memory", mem_get_info())?.0.saturating_sub(RESERVE),
+        };
+        let memory = Memory::new(bytes)?;
+        let state = State {
+            arena: Arena::new(bytes),
+            staging,
+            graphs: HashMap::new(),
+            next_graph: 0,
+            cublas: None,
+            modules: Modules::default(),
+            launched: Launched::default(),
+        };
+        Ok(Cuda { name, chip, state: Mutex::new(state), memory, stream, context })
     }
 
-    fn with_context(
-        device: sys::CUdevice,
-        context: sys::CUcontext,
-        name: String,
-        bytes: Option<usize>,
-    ) -> Result<Cuda> {
-        // SAFETY: a context just retained; memory of the sizes that the calls are told.
-        unsafe {
-            call("take a context", ctx::set_current(context))?;
-            let (free, total) = call("tell its free memory", result::mem_get_info())?;
-            let bytes = bytes.unwrap_or(free.saturating_sub(RESERVE));
-            let out_of_memory = |_| Error::OutOfMemory { asked: bytes, free, largest: free, total };
-            let stream = call("make a stream", stream::create(stream::StreamKind::NonBlocking))?;
-            let staging = Staging::new()?;
-            let chip = chip(device)?;
-            let memory = result::malloc_sync(bytes).map_err(out_of_memory)?;
-            let state = State {
-                arena: Arena::new(bytes),
-                staging,
-                modules: HashMap::new(),
-                functions: HashMap::new(),
-                cublas: None,
-                graphs: HashMap::new(),
-                next_graph: 0,
-                last: None,
-            };
-            Ok(Cuda { device, context, stream, name, chip, memory, state: Mutex::new(state) })
-        }
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A poisoned lock is one whose holder panicked: between two calls of the driver, so the state is whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the context this thread's, and this thread the only one.
     fn enter(&self) -> Result<MutexGuard<'_, State>> {
-        // A poisoned lock is one whose holder panicked: between two calls of the driver, so the state is whole.
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        // SAFETY: retained until `drop`.
-        call("take a context", unsafe { ctx::set_current(self.context) })?;
+        let state = self.state();
+        self.context.make_current()?;
         Ok(state)
     }
 
-    /// Of a problem that came to light: the launch that may have caused it.
-    fn blame(&self, state: &State, what: &'static str, error: DriverError) -> Error {
-        match &state.last {
-            Some(Error::Launch { kernel, grid, block, shared, .. }) => Error::Launch {
-                kernel: kernel.clone(),
-                grid: *grid,
-                block: *block,
-                shared: *shared,
-                problem: format!("{} (this or an earlier launch; seen on the attempt to {what})", problem(error)),
-            },
-            _ => Error::Call { what, problem: problem(error) },
+    fn record(&self) -> Result<Event> {
+        let state = self.enter()?;
+        let event = Event::timing()?;
+        // SAFETY: both live.
+        state.launched.check("record an event", unsafe { event::record(event.0, self.stream.0) })?;
+        Ok(event)
+    }
+}
+
+impl Drop for Cuda {
+    fn drop(&mut self) {
+        // What is freed now is in use until the stream is idle. A failure was seen before, or harms nobody any more.
+        if let Ok(state) = self.enter() {
+            // SAFETY: the stream lives.
+            let _ = unsafe { stream::synchronize(self.stream.0) };
+            drop(state);
         }
     }
-
-    fn wait(&self, state: &State) -> Result<()> {
-        // SAFETY: the stream lives until `drop`.
-        unsafe { stream::synchronize(self.stream) }.map_err(|e| self.blame(state, "finish", e))
-    }
-}
-
-impl State {
-    /// The kernel of this name, its module loaded if it was not, allowed so much dynamic shared memory.
-    fn function(&mut self, gpu: &str, kernel: &str, shared: u32) -> Result<sys::CUfunction, Error> {
-        let unknown = || Error::UnknownKernel(kernel.to_string());
-        if !self.functions.contains_key(kernel) {
-            let of = kernels::module_of(kernel).ok_or_else(unknown)?;
-            let module = match self.modules.get(of.name) {
-                Some(module) => *module,
-                None => {
-                    // A fat binary is read in words of 8 bytes; the bytes in this program lie anywhere.
-                    let mut image = vec![0u64; of.image.len().div_ceil(8)];
-                    bytemuck::cast_slice_mut::<u64, u8>(&mut image)[..of.image.len()].copy_from_slice(of.image);
-                    // SAFETY: the image is a fat binary of nvcc's, whole; CUDA keeps a copy.
-                    let loaded = unsafe { module::load_data(image.as_ptr().cast()) }.map_err(|e| match e.0 {
-                        sys::CUresult::CUDA_ERROR_NO_BINARY_FOR_GPU => {
-                            Error::NoImage { module: of.name, gpu: gpu.to_string() }
-                        }
-                        _ => Error::Call { what: "load kernels", problem: format!("{}: {}", of.name, problem(e)) },
-                    })?;
-                    self.modules.insert(of.name, loaded);
-                    loaded
-                }
-            };
-            let name = CString::new(kernel).map_err(|_| unknown())?;
-            // SAFETY: the module is loaded and never unloaded before `drop`.
-            let handle = unsafe { module::get_function(module, name) }.map_err(|_| unknown())?;
-            self.functions.insert(kernel.to_string(), Function { handle, shared: SHARED });
-        }
-        let function = self.functions.get_mut(kernel).ok_or_else(unknown)?;
-        if shared > function.shared {
-            let attribute = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
-            // SAFETY: a function of a loaded module.
-            let set = unsafe { function::set_function_attribute(function.handle, attribute, shared as i32) };
-            call("give a kernel more shared memory", set)?;
-            function.shared = shared;
-        }
-        Ok(function.handle)
-    }
-}
-
-/// What `doctor` says: the GPU's name and memory, and the driver's release.
-pub fn describe() -> Result<String> {
-    let device = first_device()?;
-    // SAFETY: the device is one that the driver named.
-    let bytes = call("tell its memory", unsafe { device::total_mem(device) })?;
-    let name = call("tell its name", device::get_name(device))?;
-    let version = driver_version()?;
-    Ok(format!("{name}, {} GiB, driver for CUDA {}.{}", bytes >> 30, version / 1000, version % 1000 / 10))
-}
-
-fn chip(of: sys::CUdevice) -> Result<Chip> {
-    use sys::CUdevice_attribute as Attribute;
-    // SAFETY: the device is one that the driver named.
-    let ask = |what| call("tell its kind", unsafe { device::get_attribute(of, what) }).map(|n| n as u32);
-    Ok(Chip {
-        compute_capability: (
-            ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?,
-            ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
-        ),
-        multiprocessors: ask(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-    })
-}
-
-/// Initialises the driver. Every way into CUDA starts here.
-fn first_device() -> Result<sys::CUdevice> {
-    // SAFETY: only opens the library.
-    if !unsafe { sys::is_culib_present() } {
-        return Err(Error::NoDriver);
-    }
-    // Before anything else: an older driver lacks functions whose absence would end the program.
-    let found = driver_version()?;
-    if found < NEEDED {
-        return Err(Error::DriverTooOld { found });
-    }
-    match result::init() {
-        Err(e) if e.0 == sys::CUresult::CUDA_ERROR_NO_DEVICE => return Err(Error::NoGpu),
-        other => call("start", other)?,
-    }
-    match call("count GPUs", device::get_count())? {
-        0 => Err(Error::NoGpu),
-        _ => call("open the first GPU", device::get(0)),
-    }
-}
-
-fn driver_version() -> Result<i32> {
-    let mut found = 0;
-    // SAFETY: writes one number; needs no initialisation.
-    call("tell the driver's version", unsafe { sys::cuDriverGetVersion(&mut found) }.result())?;
-    Ok(found)
 }
 
 // SAFETY of the calls below: the context is current, the stream and whatever was loaded live until `drop`, addresses and sizes
 // are the caller's promise (see `Driver`).
 impl Driver for Cuda {
     fn describe(&self) -> String {
-        let total = self.state.lock().unwrap_or_else(PoisonError::into_inner).arena.total();
+        let total = self.state().arena.total();
         format!("{}, {:.1} GiB for this program", self.name, total as f64 / f64::from(1 << 30))
     }
 
     fn alloc(&self, bytes: usize) -> Result<u64> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        Ok(self.memory + state.arena.alloc(bytes)? as u64)
+        Ok(self.memory.0 + self.state().arena.alloc(bytes)? as u64)
+    }
+
+    fn alloc_all(&self, bytes: &[usize]) -> Result<Vec<u64>> {
+        let offsets = self.state().arena.alloc_all(bytes)?;
+        Ok(offsets.into_iter().map(|offset| self.memory.0 + offset as u64).collect())
     }
 
     fn free(&self, address: u64) {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        state.arena.free((address - self.memory) as usize);
+        self.state().arena.free((address - self.memory.0) as usize);
     }
 
     fn free_bytes(&self) -> usize {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner).arena.free_bytes()
+        self.state().arena.free_bytes()
     }
 
     fn zero(&self, to: u64, bytes: usize) -> Result<()> {
-        let _state = self.enter()?;
-        call("zero memory", unsafe { result::memset_d8_async(to, 0, bytes, self.stream) })
+        let state = self.enter()?;
+        state.launched.check("zero memory", unsafe { result::memset_d8_async(to, 0, bytes, self.stream.0) })
     }
 
     fn upload(&self, from: &[u8], to: u64) -> Result<()> {
-        self.enter()?.staging.upload(from, to, self.stream)
+        let State { staging, launched, .. } = &mut *self.enter()?;
+        staging.upload(from, to, &self.stream, launched)
+    }
+
+    fn upload_all(&self, pieces: &[(&[u8], u64)]) -> Result<()> {
+        let mut rest = pieces;
+        while let [(first, start), others @ ..] = rest {
+            let mut packed = first.to_vec();
+            rest = others;
+            while let [(from, to), after @ ..] = rest
+                && *to == start + padded(packed.len()) as u64
+            {
+                // What lies between two is padding of the first, and nobody's.
+                packed.resize((to - start) as usize, 0);
+                packed.extend_from_slice(from);
+                rest = after;
+            }
+            self.upload(&packed, *start)?;
+        }
+        Ok(())
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
-        let mut state = self.enter()?;
-        // What is found out by waiting is the kernels', not the copy's.
-        self.wait(&state)?;
-        state.staging.download(from, to, self.stream)
+        let State { staging, launched, .. } = &mut *self.enter()?;
+        staging.download(from, to, &self.stream, launched)
     }
 
     fn copy(&self, from: u64, to: u64, bytes: usize) -> Result<()> {
-        let _state = self.enter()?;
-        call("copy memory", unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream) })
+        let state = self.enter()?;
+        state.launched.check("copy memory", unsafe { result::memcpy_dtod_async(to, from, bytes, self.stream.0) })
     }
 
     fn chip(&self) -> Chip {
@@ -307,8 +213,8 @@ impl Driver for Cuda {
     }
 
     fn launch(&self, launch: &Launch) -> Result<()> {
-        let mut state = self.enter()?;
-        let function = state.function(&self.name, launch.kernel, launch.shared)?;
+        let State { modules, launched, .. } = &mut *self.enter()?;
+        let function = modules.function(&self.name, launch.kernel, launch.shared, launched)?;
         // CUDA reads as many bytes as the kernel's parameter has.
         let value = |arg: &Arg| -> *mut c_void {
             match arg {
@@ -319,73 +225,68 @@ impl Driver for Cuda {
         };
         let mut pointers: Vec<*mut c_void> = launch.args.iter().map(value).collect();
         let triple = |[x, y, z]: [u32; 3]| (x, y, z);
-        let (grid, block) = (triple(launch.grid), triple(launch.block));
-        let this = |problem: String| Error::Launch {
-            kernel: launch.kernel.to_string(),
-            grid: launch.grid,
-            block: launch.block,
-            shared: launch.shared,
-            problem,
-        };
-        let launched =
-            unsafe { result::launch_kernel(function, grid, block, launch.shared, self.stream, &mut pointers) };
-        launched.map_err(|e| this(problem(e)))?;
-        state.last = Some(this(String::new()));
-        Ok(())
+        let (grid, block, stream) = (triple(launch.grid), triple(launch.block), self.stream.0);
+        let (kernel, shared) = (launch.kernel.to_string(), launch.shared);
+        let this = Error::Launch { kernel, grid: launch.grid, block: launch.block, shared, problem: String::new() };
+        launched.note(this.clone());
+        let done = unsafe { result::launch_kernel(function, grid, block, shared, stream, &mut pointers) };
+        done.map_err(|e| match fault::is_of_a_kernel(e) {
+            true => launched.blame("launch it", e),
+            false => this.with_problem(problem(e)),
+        })
     }
 
     fn matmul(&self, product: &Matmul) -> Result<()> {
-        let mut state = self.enter()?;
-        if state.cublas.is_none() {
-            let workspace = self.memory + state.arena.alloc(CublasLt::WORKSPACE)? as u64;
-            state.cublas = Some(CublasLt::open(workspace)?);
-        }
-        match &mut state.cublas {
-            Some(cublas) => cublas.matmul(product, self.stream),
-            None => Err(Error::NoCublasLt),
-        }
+        let State { arena, cublas, launched, .. } = &mut *self.enter()?;
+        let cublas = match cublas {
+            Some(cublas) => cublas,
+            None => {
+                let opened = CublasLt::open(self.memory.0 + arena.alloc(CublasLt::WORKSPACE)? as u64)?;
+                cublas.insert(opened)
+            }
+        };
+        let this = Error::Matmul { sizes: product.sizes(), problem: String::new() };
+        launched.note(this.clone());
+        // What cuBLASLt calls a failure of its own may be that of a launch before.
+        let mend = |e: CublasError| match unsafe { stream::synchronize(self.stream.0) } {
+            Err(fault) if fault::is_of_a_kernel(fault) => launched.blame("multiply matrices", fault),
+            _ => this.with_problem(e.to_string()),
+        };
+        cublas.matmul(product, self.stream.0).map_err(mend)
     }
 
     fn synchronize(&self) -> Result<()> {
-        let state = self.enter()?;
-        self.wait(&state)
+        let State { staging, launched, .. } = &mut *self.enter()?;
+        staging.synchronize(&self.stream, launched)
     }
 
     fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration> {
-        let mark = || -> Result<sys::CUevent> {
-            let _state = self.enter()?;
-            let mark = call("make an event", event::create(sys::CUevent_flags::CU_EVENT_DEFAULT))?;
-            call("record an event", unsafe { event::record(mark, self.stream) })?;
-            Ok(mark)
-        };
-        let begin = mark()?;
-        let done = work();
-        let end = mark()?;
-        let state = self.enter()?;
-        let elapsed = done
-            .and_then(|()| self.wait(&state))
-            .and_then(|()| call("read the time", unsafe { event::elapsed(begin, end) }).map(|ms| f64::from(ms) / 1e3));
-        for mark in [begin, end] {
-            call("drop an event", unsafe { event::destroy(mark) })?;
-        }
-        elapsed.map(Duration::from_secs_f64)
+        let begin = self.record()?;
+        work()?;
+        let end = self.record()?;
+        let State { staging, launched, .. } = &mut *self.enter()?;
+        staging.synchronize(&self.stream, launched)?;
+        let milliseconds = launched.check("read the time", unsafe { event::elapsed(begin.0, end.0) })?;
+        Ok(Duration::from_secs_f64(f64::from(milliseconds) / 1e3))
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
-        // Relaxed: the first launch of a kernel loads its module in the middle of this.
-        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_RELAXED;
-        drop(self.enter()?);
-        call("begin a graph", unsafe { stream::begin_capture(self.stream, mode) })?;
+        // Strict: whatever would load a module or allocate was to be done once before.
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let begin = || {
+            let state = self.enter()?;
+            state.launched.check("begin a graph", unsafe { stream::begin_capture(self.stream.0, mode) })
+        };
+        begin()?;
         let done = work();
         let mut state = self.enter()?;
         // Ended in any case, or the stream stays unusable.
-        let noted = call("end a graph", unsafe { stream::end_capture(self.stream) });
+        let ended = state.launched.check("end a graph", unsafe { stream::end_capture(self.stream.0) });
+        // Prepared in any case, for that frees what was captured.
+        let ready = ended.and_then(Executable::new);
         done?;
-        let noted = noted?;
-        let ready = unsafe { graph::instantiate(noted, sys::CUgraphInstantiate_flags(0)) };
-        call("drop a graph", unsafe { graph::destroy(noted) })?;
         let number = state.next_graph;
-        state.graphs.insert(number, call("prepare a graph", ready)?);
+        state.graphs.insert(number, ready?);
         state.next_graph += 1;
         Ok(number)
     }
@@ -393,36 +294,14 @@ impl Driver for Cuda {
     fn replay(&self, graph: u64) -> Result<()> {
         let state = self.enter()?;
         let missing = || Error::Call { what: "replay a graph", problem: format!("there is no graph {graph}") };
-        let ready = *state.graphs.get(&graph).ok_or_else(missing)?;
-        unsafe { graph::launch(ready, self.stream) }.map_err(|e| self.blame(&state, "replay a graph", e))
+        let ready = state.graphs.get(&graph).ok_or_else(missing)?;
+        state.launched.check("replay a graph", unsafe { graph::launch(ready.0, self.stream.0) })
     }
 
     fn forget(&self, graph: u64) {
         // Nothing can be done about a failure, nor does it harm: the context's end frees the rest.
-        let Ok(mut state) = self.enter() else { return };
-        if let Some(ready) = state.graphs.remove(&graph) {
-            let _ = unsafe { graph::exec_destroy(ready) };
-        }
-    }
-}
-
-impl Drop for Cuda {
-    fn drop(&mut self) {
-        let Ok(mut state) = self.enter() else { return };
-        // Nobody has the handles any more; failures harm nobody, for the process or the context ends.
-        unsafe {
-            let _ = stream::synchronize(self.stream);
-            for (_, ready) in state.graphs.drain() {
-                let _ = graph::exec_destroy(ready);
-            }
-            state.cublas = None;
-            for (_, loaded) in state.modules.drain() {
-                let _ = module::unload(loaded);
-            }
-            state.staging.close();
-            let _ = result::free_sync(self.memory);
-            let _ = stream::destroy(self.stream);
-            let _ = primary_ctx::release(self.device);
+        if let Ok(mut state) = self.enter() {
+            state.graphs.remove(&graph);
         }
     }
 }

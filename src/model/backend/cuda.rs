@@ -4,8 +4,9 @@
 //! gradient of the residual stream lives in one buffer that every layer adds to.
 
 use super::cuda_sink::{Accumulate, CudaSink, spans};
+use super::cuda_step::Graphs;
 use super::{Backward, Forward, Keep};
-use crate::device::{Error, Gpu, Part, Result, Slice, Tensor};
+use crate::device::{Error, Gpu, Packed, Part, Result, Slice, Tensor};
 use crate::forest::Forest;
 use crate::model::params::Layout;
 use crate::model::{Architecture, Model, transformer};
@@ -28,6 +29,8 @@ pub struct CudaModel {
     pub(super) max_live: usize,
     pub(super) gpu: Gpu,
     pub(super) rope: rope::cuda::Tables,
+    /// Of its decoders.
+    pub(super) graphs: Graphs,
 }
 
 /// What rotates the `qkv` of a layer and fills its `attn`; the layer's number comes first.
@@ -93,19 +96,30 @@ impl CudaModel {
             max_live,
             rope: rope::cuda::Tables::new(gpu, model.rope())?,
             gpu: gpu.clone(),
+            graphs: Graphs::default(),
         })
     }
 
     /// Copies a forest to the device; refuses a token beyond the vocabulary.
     pub fn forest(&self, forest: &Forest) -> Result<CudaForest> {
-        let gpu = &self.gpu;
+        let mut packed = Packed::default();
+        let tokens = Tokens::pack(&mut packed, &forest.tokens, self.config.vocab_size)?;
+        let position = packed.add(&forest.position);
+        let visibility = Visibility::pack(&mut packed, &forest.reach);
+        let ones = packed.add(&vec![bf16::ONE; forest.len()]);
+        let mut on = packed.upload(&self.gpu)?;
         Ok(CudaForest {
             len: forest.len(),
-            tokens: Tokens::new(gpu, &forest.tokens, self.config.vocab_size)?,
-            position: gpu.tensor(&forest.position)?,
-            visibility: Visibility::new(gpu, &forest.reach)?,
-            ones: gpu.tensor(&vec![bf16::ONE; forest.len()])?,
+            tokens: tokens(&mut on),
+            position: on.take(position),
+            visibility: visibility(&mut on),
+            ones: on.take(ones),
         })
+    }
+
+    /// CUDA graphs that its decoders have captured.
+    pub fn graphs(&self) -> usize {
+        self.graphs.len()
     }
 
     pub(super) fn shape(&self) -> attention::Shape {
@@ -389,6 +403,18 @@ impl<'a> Backward for BackwardPass<'a> {
 }
 
 impl CudaActivations {
+    /// Of all memory that a forward pass reads or writes here.
+    pub(super) fn addresses(&self) -> Vec<u64> {
+        let mut all = vec![self.hidden.address(), self.rstd.address(), self.delta.address()];
+        all.extend(self.inputs.iter().map(|input| input.address()));
+        for a in &self.layers {
+            all.extend([&a.norm1, &a.qkv, &a.attn, &a.mid, &a.norm2, &a.gate_up, &a.act].map(|x| x.address()));
+            all.extend([&a.rstd1, &a.softmax, &a.rstd2].map(|x| x.address()));
+            all.extend(a.raw.iter().map(|raw| raw.address()));
+        }
+        all
+    }
+
     fn input(&self, l: usize) -> &Tensor<bf16> {
         &self.inputs[l.min(self.inputs.len() - 1)]
     }

@@ -2,31 +2,31 @@
 //! to the host is tokens and their log-probs.
 
 use super::Keep;
-use super::cuda::{CudaActivations, CudaModel};
-use super::cuda_step::Steps;
-use crate::device::{Result, Slice, Tensor, expect};
+use super::cuda::{CudaActivations, CudaModel, part};
+use super::cuda_step::{DRAWS, Drawing, Step, Steps, sampled};
+use crate::device::{Packed, Result, Slice, Tensor, expect};
 use crate::model::kv_cache::PAGE;
 use crate::model::pages::Pages;
 use crate::model::{Architecture, Decoder, Draw, Policy, Slot};
 use crate::ops::decode_attention::cuda::{self as attention, Cache, Rows};
 use crate::ops::embedding::cuda::{self as embedding, Moves};
-use crate::ops::sampling::cuda::{self as sampling, Logits, Seen};
+use crate::ops::sampling::cuda::{self as sampling, Seen};
 use crate::ops::sampling::{Sampled, SamplingParams};
 use half::bf16;
 
 /// Most tokens of one pass through the model: long prompts take several.
 const ROWS: usize = 2048;
-/// Most rows of logits at once.
-pub(crate) const DRAWS: usize = 256;
 
 /// The keys and values of many sequences in device memory.
 pub struct CudaDecoder<'a> {
     model: &'a CudaModel,
     cache: Cache,
     pages: Pages,
-    /// The final hidden state of each slot's last token, `[slots, hidden]`, and room for more.
+    /// The final hidden state of each slot's last token, `[slots + 1, hidden]`, and room for more; what fills up a step is in the last.
     states: Tensor<bf16>,
     steps: Steps,
+    /// What was fed last and not computed yet: if the next tokens are drawn from just these, both are one step.
+    pending: Option<Step>,
 }
 
 impl Policy for CudaModel {
@@ -70,25 +70,47 @@ impl CudaModel {
 impl<'a> CudaDecoder<'a> {
     /// With so many pages of [`PAGE`] tokens.
     pub fn new(model: &'a CudaModel, pages: usize) -> Result<CudaDecoder<'a>> {
+        let (gpu, sequences) = (&model.gpu, model.max_live);
         // One more, for what fills up a step.
-        let cache = Cache::new(&model.gpu, model.shape(), model.config.num_hidden_layers, pages + 1)?;
-        let (states, steps) = (model.gpu.uninit(0)?, Steps::new(pages as u32));
-        Ok(CudaDecoder { model, cache, pages: Pages::new(pages), states, steps })
-    }
-
-    /// CUDA graphs noted so far.
-    pub fn graphs(&self) -> usize {
-        self.steps.len()
+        let cache = Cache::new(gpu, model.shape(), model.config.num_hidden_layers, pages + 1)?;
+        let slots = sequences.next_power_of_two();
+        let states = gpu.zeros((slots + 1) * model.config.hidden_size)?;
+        let steps = Steps::new(model, &cache, pages as u32, sequences, slots)?;
+        Ok(CudaDecoder { model, cache, pages: Pages::new(pages), states, steps, pending: None })
     }
 
     /// The final hidden states of the slots' last tokens, `[slots, hidden]`.
-    pub fn hidden(&self, slots: &[Slot]) -> Result<Tensor<bf16>> {
+    pub fn hidden(&mut self, slots: &[Slot]) -> Result<Tensor<bf16>> {
+        self.compute_pending()?;
+        self.check_slots(slots)?;
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
-        let (rows, room): (Vec<u32>, usize) = (slots.iter().map(|slot| slot.0).collect(), self.states.len() / width);
-        expect("decoding", rows.iter().all(|row| (*row as usize) < room), || format!("slots {slots:?} of {room}"))?;
+        let rows: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
         let (rows, out) = (gpu.tensor(&rows)?, gpu.uninit(slots.len() * width)?);
         embedding::gather(gpu, &rows, &self.states, width, &out)?;
         Ok(out)
+    }
+
+    fn check_slots(&self, slots: &[Slot]) -> Result<()> {
+        let room = self.room();
+        expect("decoding", slots.iter().all(|slot| (slot.0 as usize) < room), || format!("slots {slots:?} of {room}"))
+    }
+
+    /// Slots that there are states for.
+    fn room(&self) -> usize {
+        self.states.len() / self.model.config.hidden_size - 1
+    }
+
+    /// Computes what was fed last, before anything else is done to the cache or the states.
+    fn compute_pending(&mut self) -> Result<()> {
+        let Some(step) = self.pending.take() else { return Ok(()) };
+        self.steps.run(self.model, &self.cache, &self.states, &step, None).map(drop)
+    }
+
+    /// What was fed last, if it is just these slots in this order that are drawn from, so that one graph can do both.
+    fn pending_of(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Option<Step> {
+        let fits = Steps::rows(draws.len()) <= self.steps.logits.room() && params.repetition_penalty == 1.0;
+        let same = |step: &mut Step| step.slots.iter().eq(draws.iter().map(|draw| &draw.slot));
+        self.pending.take_if(|step| fits && same(step))
     }
 
     /// Refuses what cannot be appended, before anything is changed.
@@ -106,14 +128,52 @@ impl<'a> CudaDecoder<'a> {
     /// Makes room for the states of so many slots.
     fn reserve(&mut self, slots: usize) -> Result<()> {
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
-        if slots * width > self.states.len() {
-            let wider = gpu.zeros(slots.next_power_of_two() * width)?;
-            if let Some(old) = wider.part(0..self.states.len()) {
-                gpu.copy(&self.states, &old)?;
-            }
+        if slots > self.room() {
+            let wider = gpu.zeros((slots.next_power_of_two() + 1) * width)?;
+            gpu.copy(&self.states, &*part(&wider, &(0..self.states.len())))?;
             self.states = wider;
         }
         Ok(())
+    }
+
+    /// Reads all tokens fed, which are at `rows` (sequence, position) of the feeds; the last of each is in `last` (row, slot).
+    fn prefill(&self, tokens: &[u32], rows: &[(u32, u32)], last: &[(usize, u32)], tables: &[&[u32]]) -> Result<()> {
+        let (model, gpu, width) = (self.model, &self.model.gpu, self.model.config.hidden_size);
+        for start in (0..rows.len()).step_by(ROWS) {
+            let pass = start..rows.len().min(start + ROWS);
+            let places = last.iter().filter(|(row, _)| pass.contains(row));
+            let places: Vec<(u32, u32)> = places.map(|(row, slot)| ((row - start) as u32, *slot)).collect();
+            let mut packed = Packed::default();
+            let moves = Moves::pack(&mut packed, &places, [pass.len(), self.room() + 1])?;
+            let (tokens, rows) = (packed.add(&tokens[pass.clone()]), &rows[pass.clone()]);
+            let rows = Rows::pack(&mut packed, gpu, &self.cache, rows, tables, Rows::splits(rows))?;
+            let mut on = packed.upload(gpu)?;
+            let acts = model.activations(pass.len(), Keep::Nothing)?;
+            model.decode(&on.take(tokens), &rows(&mut on), &self.cache, &acts)?;
+            embedding::place(gpu, &acts.hidden, &moves(&mut on), width, &self.states)?;
+        }
+        Ok(())
+    }
+
+    /// Draws from the states of so many slots as there is room for logits.
+    fn draw_some(&self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+        let (gpu, c, logits) = (&self.model.gpu, &self.model.config, &self.steps.logits);
+        let n = draws.len();
+        let mut packed = Packed::default();
+        let slots = packed.add(&draws.iter().map(|draw| draw.slot.0).collect::<Vec<_>>());
+        let uniform = packed.add(&draws.iter().map(|draw| draw.uniform).collect::<Vec<_>>());
+        let seen = match params.repetition_penalty {
+            1.0 => None,
+            _ => Some(Seen::pack(&mut packed, &draws.iter().map(|draw| draw.seen).collect::<Vec<_>>(), c.vocab_size)?),
+        };
+        let mut on = packed.upload(gpu)?;
+        let (slots, uniform, seen) = (on.take(slots), on.take(uniform), seen.map(|seen| seen(&mut on)));
+        let (hidden, drawn) = (gpu.uninit(n * c.hidden_size)?, gpu.uninit::<u32>(2 * n)?);
+        embedding::gather(gpu, &slots, &self.states, c.hidden_size, &hidden)?;
+        logits.compute(gpu, &hidden, &self.model.weight(&self.model.layout.head), c.hidden_size)?;
+        let (token, logprob) = (part(&drawn, &(0..n)), part(&drawn, &(n..2 * n)));
+        sampling::sample(gpu, logits, seen.as_ref(), params, &uniform, &token, &logprob.cast())?;
+        Ok(sampled(&gpu.read(&*drawn)?, n))
     }
 }
 
@@ -123,12 +183,11 @@ impl Decoder for CudaDecoder<'_> {
     }
 
     fn fork(&mut self, of: Slot) -> Result<Slot> {
+        self.compute_pending()?;
         let (slot, width) = (self.pages.fork(of), self.model.config.hidden_size);
         self.reserve(of.0.max(slot.0) as usize + 1)?;
-        let state = |slot: Slot| self.states.part(slot.0 as usize * width..(slot.0 as usize + 1) * width);
-        if let (Some(from), Some(to)) = (state(of), state(slot)) {
-            self.model.gpu.copy(&from, &to)?;
-        }
+        let state = |slot: Slot| part(&self.states, &(slot.0 as usize * width..(slot.0 as usize + 1) * width));
+        self.model.gpu.copy(&*state(of), &*state(slot))?;
         Ok(slot)
     }
 
@@ -141,8 +200,10 @@ impl Decoder for CudaDecoder<'_> {
     }
 
     fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
-        let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(feeds.len()));
+        self.compute_pending()?;
         self.check(feeds)?;
+        self.reserve(feeds.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
+        let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(feeds.len()));
         for ((slot, fed), sequence) in feeds.iter().zip(0u32..) {
             let first = self.pages.len(*slot);
             let end = first + fed.len();
@@ -153,50 +214,25 @@ impl Decoder for CudaDecoder<'_> {
             rows.extend((first..end).map(|position| (sequence, position as u32)));
             last.push((rows.len() - 1, slot.0));
         }
-        self.reserve(feeds.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
+        // A token for each: a step, whose next tokens are perhaps drawn with it.
+        if !feeds.is_empty() && feeds.iter().all(|(_, fed)| fed.len() == 1) && rows.len() <= ROWS {
+            self.pending = Some(Step::new(feeds, &self.pages));
+            return Ok(());
+        }
         let tables: Vec<&[u32]> = feeds.iter().map(|(slot, _)| self.pages.of(*slot)).collect();
-        let (model, gpu, width) = (self.model, &self.model.gpu, self.model.config.hidden_size);
-        let slots = self.states.len() / width;
-        // A token for each: a step. All that it needs is brought to the device first, so that it never waits for the host.
-        if rows.len() == feeds.len() && rows.len() <= ROWS {
-            let places: Vec<(u32, u32)> = last.iter().map(|(row, slot)| (*row as u32, *slot)).collect();
-            let places = Moves::new(gpu, &places, [Steps::rows(rows.len()), slots])?;
-            let position: Vec<u32> = rows.iter().map(|(_, position)| *position).collect();
-            let hidden = self.steps.run(model, &self.cache, &tokens, &position, &tables)?;
-            return embedding::place(gpu, hidden, &places, width, &self.states);
-        }
-        for start in (0..rows.len()).step_by(ROWS) {
-            let pass = start..rows.len().min(start + ROWS);
-            let places = last.iter().filter(|(row, _)| pass.contains(row));
-            let places: Vec<(u32, u32)> = places.map(|(row, slot)| ((row - start) as u32, *slot)).collect();
-            let places = Moves::new(gpu, &places, [pass.len(), slots])?;
-            let (tokens, acts) = (gpu.tensor(&tokens[pass.clone()])?, model.activations(pass.len(), Keep::Nothing)?);
-            let rows = Rows::new(gpu, &self.cache, &rows[pass], &tables)?;
-            model.decode(&tokens, &rows, &self.cache, &acts)?;
-            embedding::place(gpu, &acts.hidden, &places, width, &self.states)?;
-        }
-        Ok(())
+        self.prefill(&tokens, &rows, &last, &tables)
     }
 
     fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
-        let (gpu, c) = (&self.model.gpu, &self.model.config);
-        let head = self.model.weight(&self.model.layout.head);
+        if let Some(step) = self.pending_of(draws, params) {
+            let drawing = Drawing { uniform: draws.iter().map(|draw| draw.uniform).collect(), params };
+            return self.steps.run(self.model, &self.cache, &self.states, &step, Some(&drawing));
+        }
+        self.compute_pending()?;
+        self.check_slots(&draws.iter().map(|draw| draw.slot).collect::<Vec<_>>())?;
         let mut drawn = Vec::with_capacity(draws.len());
-        for draws in draws.chunks(DRAWS) {
-            let slots: Vec<Slot> = draws.iter().map(|draw| draw.slot).collect();
-            let logits = Logits::new(gpu, draws.len(), c.vocab_size)?;
-            let hidden = self.hidden(&slots)?;
-            logits.compute(gpu, &hidden, &head, c.hidden_size)?;
-            let seen = if params.repetition_penalty == 1.0 {
-                None
-            } else {
-                Some(Seen::new(gpu, &draws.iter().map(|draw| draw.seen).collect::<Vec<_>>(), c.vocab_size)?)
-            };
-            let uniform = gpu.tensor(&draws.iter().map(|draw| draw.uniform).collect::<Vec<_>>())?;
-            let (token, logprob) = (gpu.uninit(draws.len())?, gpu.uninit(draws.len())?);
-            sampling::sample(gpu, &logits, seen.as_ref(), params, &uniform, &token, &logprob)?;
-            let pairs = gpu.read(&token)?.into_iter().zip(gpu.read(&logprob)?);
-            drawn.extend(pairs.map(|(token, logprob)| Sampled { token, logprob }));
+        for some in draws.chunks(self.steps.logits.room()) {
+            drawn.extend(self.draw_some(some, params)?);
         }
         Ok(drawn)
     }

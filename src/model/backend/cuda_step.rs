@@ -1,34 +1,105 @@
-//! Decoding one token of each sequence, as a CUDA graph: one launch instead of hundreds. There is a graph for each power of two of
-//! sequences, noted when it is first needed; a step fills up the next larger one.
+//! Decoding one token of each sequence, and drawing the next, as a CUDA graph: one launch instead of hundreds, between one upload and
+//! one download. There is a graph for each power of two of sequences; a step fills up the next larger one.
+//!
+//! The first step of a graph runs eagerly, which loads, plans and opts in for whatever it needs; then it is captured. Graphs outlive
+//! a decoder: they serve the next one again, as long as what they read and write lies where it lay.
 
-use super::cuda::{CudaActivations, CudaModel};
-use crate::device::{Graph, Result, Slice, Tensor};
+use super::Keep;
+use super::cuda::{CudaActivations, CudaModel, part};
+use crate::device::{Graph, Packed, Result, Slice, Tensor};
+use crate::model::Slot;
+use crate::model::pages::Pages;
 use crate::ops::decode_attention::cuda::{Cache, Rows};
+use crate::ops::embedding::cuda::{self as embedding, Moves};
+use crate::ops::sampling::cuda::{self as sampling, Logits};
+use crate::ops::sampling::{Sampled, SamplingParams};
 use half::bf16;
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 
-/// The graphs noted so far, by their number of sequences.
-pub(super) struct Steps {
-    /// The page of the cache where what fills a step up lies.
-    spare: u32,
-    noted: BTreeMap<usize, Step>,
+/// Most rows that are drawn from at once.
+pub(crate) const DRAWS: usize = 256;
+
+/// The graphs that a model's decoders have captured.
+#[derive(Default)]
+pub(super) struct Graphs(Mutex<Vec<Captured>>);
+
+struct Captured {
+    kind: Kind,
+    /// Of all that it reads and writes, but for the model's weights.
+    addresses: Vec<u64>,
+    graph: Graph,
 }
 
-/// What a graph reads and writes is its own.
-struct Step {
-    graph: Graph,
+/// What a graph does.
+#[derive(Debug, Clone, Copy, PartialEq)]
+struct Kind {
+    rows: usize,
+    /// Most parts of a context.
+    splits: usize,
+    /// How the next tokens are drawn, if they are.
+    draw: Option<SamplingParams>,
+}
+
+/// A token for each of some sequences, of the vocabulary, for which the cache has room.
+pub(super) struct Step {
+    pub slots: Vec<Slot>,
+    tokens: Vec<u32>,
+    positions: Vec<u32>,
+    tables: Vec<Vec<u32>>,
+}
+
+/// How the next token of each sequence of a step is drawn.
+pub(super) struct Drawing<'a> {
+    pub uniform: Vec<f32>,
+    /// Without a penalty.
+    pub params: &'a SamplingParams,
+}
+
+/// Memory of the steps.
+pub(super) struct Steps {
+    /// The page of the cache where what fills a step up lies.
+    spare_page: u32,
+    buffers: BTreeMap<usize, Buffers>,
+    pub logits: Logits,
+}
+
+/// What the steps of a number of sequences read and write.
+struct Buffers {
     tokens: Tensor<u32>,
     rows: Rows,
+    /// From the step's rows to the states of their slots.
+    moves: Moves,
+    uniform: Tensor<f32>,
     acts: CudaActivations,
+    /// Tokens, then the bits of their log-probs: read in one copy.
+    drawn: Tensor<u32>,
+}
+
+impl Step {
+    /// The next token of each slot, whose pages hold it already.
+    pub fn new(fed: &[(Slot, &[u32])], pages: &Pages) -> Step {
+        let slots: Vec<Slot> = fed.iter().map(|(slot, _)| *slot).collect();
+        Step {
+            tokens: fed.iter().map(|(_, token)| token[0]).collect(),
+            positions: slots.iter().map(|slot| pages.len(*slot) as u32 - 1).collect(),
+            tables: slots.iter().map(|slot| pages.of(*slot).to_vec()).collect(),
+            slots,
+        }
+    }
 }
 
 impl Steps {
-    pub fn new(spare: u32) -> Steps {
-        Steps { spare, noted: BTreeMap::new() }
-    }
-
-    pub fn len(&self) -> usize {
-        self.noted.len()
+    /// For steps of at most so many sequences, and whatever is drawn beside them.
+    pub fn new(model: &CudaModel, cache: &Cache, spare_page: u32, sequences: usize, states: usize) -> Result<Steps> {
+        let most = Steps::rows(sequences).min(DRAWS);
+        let logits = Logits::new(&model.gpu, most, model.config.vocab_size)?;
+        let mut steps = Steps { spare_page, buffers: BTreeMap::new(), logits };
+        // All at once and in this order, so that they lie where those of the decoder before lay.
+        for rows in (0..=most.ilog2()).map(|power| 1 << power) {
+            steps.buffers.insert(rows, Buffers::new(model, cache, rows, 1, (spare_page, states))?);
+        }
+        Ok(steps)
     }
 
     /// Rows of a step of so many sequences.
@@ -36,41 +107,148 @@ impl Steps {
         sequences.next_power_of_two()
     }
 
-    /// Token `i`, of the vocabulary, at `position[i]` of the sequence whose pages are `tables[i]`. The final hidden states of all
-    /// [`Steps::rows`]; what fills up comes last.
+    /// Computes the final hidden states of a step and puts them in their slots' `states`; what fills up is put in the last. Draws
+    /// the next tokens.
     pub fn run(
         &mut self,
         model: &CudaModel,
         cache: &Cache,
-        tokens: &[u32],
-        position: &[u32],
-        tables: &[&[u32]],
-    ) -> Result<&Slice<bf16>> {
-        let (gpu, n) = (&model.gpu, Steps::rows(tokens.len()));
-        let (mut tokens, mut tables) = (tokens.to_vec(), tables.to_vec());
-        let spare = [self.spare];
-        tokens.resize(n, 0);
-        tables.resize(n, &spare);
-        let rows: Vec<(u32, u32)> = (0..n).map(|i| (i as u32, position.get(i).copied().unwrap_or(0))).collect();
-        // Contexts that outgrow a graph make a new one, with room for twice as much.
-        let splits = Rows::splits(&rows).next_power_of_two();
-        let step = match self.noted.remove(&n).filter(|step| step.rows.room() >= splits) {
-            Some(step) => step,
-            None => Step::note(model, cache, n, splits)?,
+        states: &Slice<bf16>,
+        step: &Step,
+        drawing: Option<&Drawing<'_>>,
+    ) -> Result<Vec<Sampled>> {
+        let (gpu, rows) = (&model.gpu, Steps::rows(step.slots.len()));
+        let last_state = states.len() / model.config.hidden_size - 1;
+        let spare = (self.spare_page, last_state);
+        let places: Vec<(u32, u32)> =
+            (0..rows).map(|i| (i as u32, step.positions.get(i).copied().unwrap_or(0))).collect();
+        // Contexts that outgrow the memory get twice as much.
+        let splits = Rows::splits(&places).next_power_of_two();
+        let buffers = match self.buffers.remove(&rows) {
+            Some(held) if held.rows.room() >= splits && held.moves.rows()[1] == last_state + 1 => held,
+            outgrown => {
+                drop(outgrown);
+                Buffers::new(model, cache, rows, splits, spare)?
+            }
         };
-        gpu.write(&step.tokens, &tokens)?;
-        step.rows.write(gpu, cache, &rows, &tables)?;
-        step.graph.replay()?;
-        Ok(&self.noted.entry(n).or_insert(step).acts.hidden)
+        let buffers = self.buffers.entry(rows).or_insert(buffers);
+        buffers.write(model, cache, step, &places, spare, drawing)?;
+        let kind = Kind { rows, splits: buffers.rows.room(), draw: drawing.map(|drawing| *drawing.params) };
+        let addresses = buffers.addresses(cache, states, &self.logits);
+        let logits = &self.logits;
+        model
+            .graphs
+            .run(model, kind, addresses, || buffers.compute(model, cache, states, logits, kind.draw.as_ref()))?;
+        if drawing.is_none() {
+            return Ok(Vec::new());
+        }
+        Ok(sampled(&gpu.read(&*buffers.drawn)?, step.slots.len()))
     }
 }
 
-impl Step {
-    fn note(model: &CudaModel, cache: &Cache, n: usize, splits: usize) -> Result<Step> {
-        let gpu = &model.gpu;
-        let (tokens, rows) = (gpu.uninit(n)?, Rows::with_room(gpu, cache, n, n, splits)?);
-        let acts = model.activations(n, super::Keep::Nothing)?;
-        let graph = gpu.capture(|| model.decode(&tokens, &rows, cache, &acts))?;
-        Ok(Step { graph, tokens, rows, acts })
+/// The first so many of tokens, and of the bits of their log-probs, which follow them.
+pub(super) fn sampled(drawn: &[u32], count: usize) -> Vec<Sampled> {
+    let (tokens, logprobs) = drawn.split_at(drawn.len() / 2);
+    let pairs = tokens.iter().zip(logprobs).take(count);
+    pairs.map(|(token, bits)| Sampled { token: *token, logprob: f32::from_bits(*bits) }).collect()
+}
+
+impl Buffers {
+    /// What fills a step up lies in the spare page, and goes to the spare state, which is the last.
+    fn new(
+        model: &CudaModel,
+        cache: &Cache,
+        rows: usize,
+        splits: usize,
+        (spare_page, spare_state): (u32, usize),
+    ) -> Result<Buffers> {
+        let (gpu, pages) = (&model.gpu, [spare_page]);
+        let fill: Vec<(u32, u32)> = (0..rows as u32).map(|i| (i, 0)).collect();
+        let moves: Vec<(u32, u32)> = (0..rows as u32).map(|i| (i, spare_state as u32)).collect();
+        let mut packed = Packed::default();
+        let tokens = packed.add(&vec![0; rows]);
+        let held = Rows::pack(&mut packed, gpu, cache, &fill, &vec![&pages[..]; rows], splits)?;
+        let moves = Moves::pack(&mut packed, &moves, [rows, spare_state + 1])?;
+        let uniform = packed.add(&vec![0.5; rows]);
+        let mut on = packed.upload(gpu)?;
+        Ok(Buffers {
+            tokens: on.take(tokens),
+            rows: held(&mut on),
+            moves: moves(&mut on),
+            uniform: on.take(uniform),
+            acts: model.activations(rows, Keep::Nothing)?,
+            drawn: gpu.uninit(2 * rows)?,
+        })
+    }
+
+    /// Brings a step to the device.
+    fn write(
+        &self,
+        model: &CudaModel,
+        cache: &Cache,
+        step: &Step,
+        places: &[(u32, u32)],
+        (spare_page, spare_state): (u32, usize),
+        drawing: Option<&Drawing<'_>>,
+    ) -> Result<()> {
+        let (rows, pages) = (self.tokens.len(), [spare_page]);
+        let mut tokens = step.tokens.clone();
+        tokens.resize(rows, 0);
+        let tables = step.tables.iter().map(|table| &table[..]).chain(std::iter::repeat(&pages[..]));
+        let lists = self.rows.replaced(cache, places, &tables.take(rows).collect::<Vec<_>>())?;
+        let state = |i: usize| step.slots.get(i).map_or(spare_state as u32, |slot| slot.0);
+        let moves = self.moves.replaced(&(0..rows).map(|i| (i as u32, state(i))).collect::<Vec<_>>())?;
+        let mut uniform = drawing.map(|drawing| drawing.uniform.clone()).unwrap_or_default();
+        uniform.resize(rows, 0.5);
+        model.gpu.write_all(&[
+            self.tokens.piece(&tokens)?,
+            self.rows.lists().piece(&lists)?,
+            self.moves.lists().piece(&moves)?,
+            self.uniform.piece(&uniform)?,
+        ])
+    }
+
+    fn compute(
+        &self,
+        model: &CudaModel,
+        cache: &Cache,
+        states: &Slice<bf16>,
+        logits: &Logits,
+        draw: Option<&SamplingParams>,
+    ) -> Result<()> {
+        let (gpu, width, rows) = (&model.gpu, model.config.hidden_size, self.tokens.len());
+        model.decode(&self.tokens, &self.rows, cache, &self.acts)?;
+        embedding::place(gpu, &self.acts.hidden, &self.moves, width, states)?;
+        let Some(params) = draw else { return Ok(()) };
+        logits.compute(gpu, &self.acts.hidden, &model.weight(&model.layout.head), width)?;
+        let (token, logprob) = (part(&self.drawn, &(0..rows)), part(&self.drawn, &(rows..2 * rows)));
+        sampling::sample(gpu, logits, None, params, &self.uniform, &token, &logprob.cast())
+    }
+
+    fn addresses(&self, cache: &Cache, states: &Slice<bf16>, logits: &Logits) -> Vec<u64> {
+        let mut all = vec![cache.address(), states.address(), logits.values.address()];
+        all.extend([self.tokens.address(), self.moves.lists().address(), self.uniform.address(), self.drawn.address()]);
+        all.extend(self.rows.addresses());
+        all.extend(self.acts.addresses());
+        all
+    }
+}
+
+impl Graphs {
+    pub fn len(&self) -> usize {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Does `work`: by the graph of this kind and these addresses, if there is one, or by itself, to be captured then.
+    fn run(&self, model: &CudaModel, kind: Kind, addresses: Vec<u64>, work: impl Fn() -> Result<()>) -> Result<()> {
+        let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(found) = captured.iter().find(|c| c.kind == kind && c.addresses == addresses) {
+            return found.graph.replay();
+        }
+        work()?;
+        let graph = model.gpu.capture(&work)?;
+        captured.retain(|c| c.kind != kind);
+        captured.push(Captured { kind, addresses, graph });
+        Ok(())
     }
 }

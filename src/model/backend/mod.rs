@@ -9,7 +9,7 @@ pub mod cpu_sink;
 pub mod cuda;
 pub mod cuda_decode;
 pub mod cuda_sink;
-mod cuda_step;
+pub(crate) mod cuda_step;
 
 /// Which activations the forward pass keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -1,7 +1,7 @@
 //! Attention on a GPU, in bf16; heads of 64 or 128. A Hopper GPU has kernels of its own.
 
 use super::Shape;
-use crate::device::{Arg, Gpu, Launch, Result, Slice, Tensor, expect};
+use crate::device::{Arg, Gpu, Launch, Packed, Result, Slice, Tensor, Unpacked, expect};
 use half::bf16;
 use std::cmp::Reverse;
 
@@ -40,15 +40,28 @@ pub struct Visibility {
 impl Visibility {
     /// From `reach` (see [`crate::forest`]).
     pub fn new(gpu: &Gpu, reach: &[u32]) -> Result<Visibility> {
+        let mut packed = Packed::default();
+        let visibility = Visibility::pack(&mut packed, reach);
+        Ok(visibility(&mut packed.upload(gpu)?))
+    }
+
+    /// The same beside other lists.
+    pub fn pack(packed: &mut Packed, reach: &[u32]) -> impl FnOnce(&mut Unpacked) -> Visibility + use<> {
         let least = reach.chunks(KEYS).map(|tile| tile.iter().copied().min().unwrap_or(0));
         let greatest = reach.chunks(KEYS).map(|tile| tile.iter().copied().max().unwrap_or(0));
         let tiles: Vec<u32> = least.chain(greatest).collect();
         let mut padded = reach.to_vec();
         padded.resize(reach.len().next_multiple_of(HOPPER_KEYS), 0);
-        let [narrow, wide] = [64, 128].map(|head_dim| gpu.tensor(&order(reach, hopper_queries(head_dim))));
-        let key_order = gpu.tensor(&key_order(reach))?;
-        let (reach, tokens) = (gpu.tensor(&padded)?, reach.len());
-        Ok(Visibility { tokens, reach, tiles: gpu.tensor(&tiles)?, orders: [narrow?, wide?], key_order })
+        let orders = [64, 128].map(|head_dim| packed.add(&order(reach, hopper_queries(head_dim))));
+        let (key_order, tiles, tokens) = (packed.add(&key_order(reach)), packed.add(&tiles), reach.len());
+        let reach = packed.add(&padded);
+        move |on| Visibility {
+            tokens,
+            reach: on.take(reach),
+            tiles: on.take(tiles),
+            orders: orders.map(|order| on.take(order)),
+            key_order: on.take(key_order),
+        }
     }
 }
 

@@ -3,9 +3,10 @@
 //! of its own for the tiles.
 
 use super::Target;
-use crate::device::{Arg, Dtype, Error, Gpu, Launch, Matmul, Operand, Result, Slice, Tensor, expect};
+use crate::device::{Arg, Dtype, Error, Gpu, Launch, Matmul, Operand, Packed, Part, Result, Slice, Tensor, expect};
 use crate::ops::embedding::{self, cuda::Tokens};
 use half::bf16;
+use std::ops::Range;
 
 /// Rows, and vocabulary entries, of a tile.
 const TILE: usize = 128;
@@ -34,6 +35,8 @@ pub struct Targets {
     /// For each of them, its place in the caller's list.
     pub order: Vec<usize>,
     rows: Tokens,
+    /// Where each row's begin, and the end.
+    starts: Vec<u32>,
     start: Tensor<u32>,
     token: Tensor<u32>,
     /// Of each target, among the rows that are read.
@@ -56,14 +59,13 @@ impl Targets {
             row.push(rows.len() as u32 - 1);
         }
         start.push(order.len() as u32);
-        Ok(Targets {
-            rows: Tokens::new(gpu, &rows, tokens)?,
-            start: gpu.tensor(&start)?,
-            largest: token.iter().copied().max().unwrap_or(0),
-            token: gpu.tensor(&token)?,
-            row: gpu.tensor(&row)?,
-            order,
-        })
+        let mut packed = Packed::default();
+        let rows = Tokens::pack(&mut packed, &rows, tokens)?;
+        let lists = [&start, &token, &row].map(|list| packed.add(list));
+        let mut on = packed.upload(gpu)?;
+        let [on_start, on_token, row] = lists.map(|list| on.take(list));
+        let largest = token.iter().copied().max().unwrap_or(0);
+        Ok(Targets { rows: rows(&mut on), starts: start, start: on_start, largest, token: on_token, row, order })
     }
 
     fn rows(&self) -> usize {
@@ -73,9 +75,9 @@ impl Targets {
 
 /// What the forward pass finds; `hidden`, `max`, `log_sum` and `entropy` have an entry for each row that is read.
 pub struct Scores {
-    /// Of each target, in [`Targets::order`].
-    pub logprob: Tensor<f32>,
-    pub entropy: Tensor<f32>,
+    /// The log-prob of each target, in [`Targets::order`], then the entropies: read in one copy.
+    found: Tensor<f32>,
+    targets: usize,
     max: Tensor<f32>,
     log_sum: Tensor<f32>,
     /// The rows gathered, `[rows, width]`.
@@ -83,11 +85,26 @@ pub struct Scores {
 }
 
 impl Scores {
+    /// The log-prob of each target, in [`Targets::order`].
+    pub fn logprob(&self) -> Part<'_, f32> {
+        self.part(0..self.targets)
+    }
+
+    /// The entropy (nats) of each row that is read.
+    pub fn entropy(&self) -> Part<'_, f32> {
+        self.part(self.targets..self.found.len())
+    }
+
+    fn part(&self, range: Range<usize>) -> Part<'_, f32> {
+        self.found.part(range).expect("both fill what was found")
+    }
+
     /// Log-prob and entropy (nats) of each target, in the caller's order.
     pub fn read(&self, gpu: &Gpu, targets: &Targets) -> Result<(Vec<f32>, Vec<f32>)> {
-        let (found, of_row, start) = (gpu.read(&*self.logprob)?, gpu.read(&*self.entropy)?, gpu.read(&*targets.start)?);
+        let found = gpu.read(&*self.found)?;
+        let (found, of_row) = found.split_at(self.targets);
         let (mut logprob, mut entropy) = (vec![0.0; found.len()], vec![0.0; found.len()]);
-        for (row, span) in start.windows(2).enumerate() {
+        for (row, span) in targets.starts.windows(2).enumerate() {
             let span = span[0] as usize..span[1] as usize;
             for (&i, found) in targets.order[span.clone()].iter().zip(&found[span]) {
                 (logprob[i], entropy[i]) = (*found, of_row[row]);
@@ -126,13 +143,8 @@ fn forward_by(gpu: &Gpu, hopper: bool, head: Head, targets: &Targets) -> Result<
     let splits = fill.div_ceil(blocks.max(1)).min(vocab.div_ceil(entries));
     let partial = gpu.uninit::<f32>(3 * splits * rows)?;
     let raw = gpu.uninit::<f32>(n)?;
-    let found = Scores {
-        logprob: gpu.uninit(n)?,
-        entropy: gpu.uninit(rows)?,
-        max: gpu.uninit(rows)?,
-        log_sum: gpu.uninit(rows)?,
-        hidden,
-    };
+    let found =
+        Scores { found: gpu.uninit(n + rows)?, targets: n, max: gpu.uninit(rows)?, log_sum: gpu.uninit(rows)?, hidden };
     let [start, token] = [targets.start.arg(), targets.token.arg()];
     let [tall, wide, width] = [rows, vocab, head.width].map(|n| Arg::from(n as i32));
     let scale = Arg::from(1.0 / head.temperature);
@@ -143,8 +155,7 @@ fn forward_by(gpu: &Gpu, hopper: bool, head: Head, targets: &Targets) -> Result<
         false => ("grouped_logprob_forward_bf16", [256, 1, 1], STAGES),
     };
     gpu.launch(Launch { kernel, grid: [blocks as u32, splits as u32, 1], block, shared, args: &args })?;
-    let Scores { logprob, entropy, max, log_sum, .. } = &found;
-    let sums = [max.arg(), log_sum.arg(), entropy.arg(), logprob.arg()];
+    let sums = [found.max.arg(), found.log_sum.arg(), found.entropy().arg(), found.logprob().arg()];
     let mut args = vec![partial.arg(), raw.arg(), start];
     args.extend(sums);
     args.extend([tall, Arg::from(splits as i32)]);
@@ -200,7 +211,7 @@ pub fn policy_loss(gpu: &Gpu, scores: &Scores, targets: &Targets, uses: &Uses, o
     let [d_logprob, d_entropy] = [gpu.uninit(n)?, gpu.uninit(n)?];
     let [term, kl, clipped] = [gpu.uninit(count)?, gpu.uninit(count)?, gpu.uninit(count)?];
     let loss = Loss { d_logprob, d_entropy, term, kl, clipped };
-    let mut args = vec![scores.logprob.arg(), scores.entropy.arg(), targets.row.arg(), uses.start.arg()];
+    let mut args = vec![scores.logprob().arg(), scores.entropy().arg(), targets.row.arg(), uses.start.arg()];
     args.extend([&uses.advantage, &uses.old, &uses.reference, &uses.weight].map(|x| x.arg()));
     // No ratio of whole sequences.
     args.extend([Arg::NULL, Arg::NULL]);
@@ -280,7 +291,7 @@ fn backward_by(
             targets.token.arg(),
             at(scores.max.address(), 4),
             at(scores.log_sum.address(), 4),
-            at(scores.entropy.address(), 4),
+            at(scores.entropy().address(), 4),
             d_logprob.arg(),
             d_entropy.arg(),
             d_logits.arg(),

@@ -127,10 +127,11 @@ impl CudaEngine {
         let (logprob, entropy) = scores.read(gpu, &targets)?;
         let by_node: Vec<TokenGrad> = (0..nodes.len()).map(|i| loss(i, logprob[i], entropy[i])).collect();
         let ordered = |of: fn(&TokenGrad) -> f32| targets.order.iter().map(|&i| of(&by_node[i])).collect::<Vec<f32>>();
-        let (d_logprob, d_entropy) = (gpu.tensor(&ordered(|g| g.logprob))?, gpu.tensor(&ordered(|g| g.entropy))?);
+        let gradients = gpu.tensors(&[&ordered(|g| g.logprob)[..], &ordered(|g| g.entropy)[..]])?;
+        let by_target = (&*gradients[0], &*gradients[1]);
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
         let d_weight = part(&self.grads, &self.layout().head);
-        head::backward(gpu, head, &targets, &scores, (&d_logprob, &d_entropy), &d_weight, &d_hidden)?;
+        head::backward(gpu, head, &targets, &scores, by_target, &d_weight, &d_hidden)?;
         Ok(d_hidden)
     }
 
@@ -216,6 +217,8 @@ impl Engine for CudaEngine {
                 adamw::cuda::step(gpu, &update, *decay, &state, &g, &scale, Rounding::Nearest)?;
             }
         }
+        // The memory is free for what comes next, a rollout perhaps.
+        self.scorer.pass = None;
         gpu.zero(&*self.grads)?;
         Ok(StepReport { grad_norm, skipped })
     }
