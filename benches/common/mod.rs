@@ -4,6 +4,7 @@
 use criterion::BenchmarkGroup;
 use criterion::measurement::WallTime;
 use half::bf16;
+use std::time::Duration;
 use uncouple::device::cuda::Cuda;
 use uncouple::device::{Gpu, Result, Tensor, cpu};
 use uncouple::ops::philox;
@@ -42,5 +43,10 @@ pub fn on_gpu(gpu: &Gpu, seed: u64, n: usize) -> Tensor<bf16> {
 
 /// Measures `call` by the GPU's own clock.
 pub fn time(group: &mut BenchmarkGroup<'_, WallTime>, gpu: &Gpu, name: &str, call: impl Fn() -> Result<()>) {
-    group.bench_function(name, |b| b.iter_custom(|n| gpu.timed(|| (0..n).try_for_each(|_| call())).unwrap()));
+    group.bench_function(name, |b| {
+        b.iter_custom(|n| {
+            let seconds = gpu.timed(|| (0..n).try_for_each(|_| call())).unwrap();
+            Duration::from_secs_f64(seconds)
+        })
+    });
 }

@@ -247,7 +247,7 @@ fn nothing_outlives_a_killed_parent() {
     let folder = tempfile::tempdir().unwrap();
     let file = folder.path().join("process");
     let mut parent = Command::new(std::env::current_exe().unwrap())
-        .args(["--ignored", "--exact", "start_a_deaf_worker_and_wait"])
+        .args(["--ignored", "--exact", "bridge::start_a_deaf_worker_and_wait"])
         .env("UNCOUPLE_TEST_FILE", &file)
         .stdout(Stdio::null())
         .spawn()

@@ -373,13 +373,17 @@ fn a_full_disk_loses_nothing() {
     save_to(&target, &model(), SaveDtype::Bf16).unwrap();
     let before = fs::read(target.join("model.safetensors")).unwrap();
     // A limit of 128 KiB per file fails the write half-way, as a full disk does; the ignored signal makes it an error.
-    let status = Command::new("sh")
-        .args(["-c", "trap '' XFSZ; ulimit -f 256; exec \"$0\" --exact save_where_there_is_no_room --ignored"])
+    let output = Command::new("sh")
+        .args([
+            "-c",
+            "trap '' XFSZ; ulimit -f 256; exec \"$0\" --exact checkpoint::save_where_there_is_no_room --ignored",
+        ])
         .arg(std::env::current_exe().unwrap())
         .env("UNCOUPLE_TEST_TARGET", &target)
-        .status()
+        .output()
         .unwrap();
-    assert!(status.success());
+    let told = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success() && told.contains("1 passed"), "{told}");
     assert!(before == fs::read(target.join("model.safetensors")).unwrap(), "the previous checkpoint changed");
     checkpoint::load(&target).unwrap();
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1, "the partial folder is still there");

@@ -72,7 +72,7 @@ impl Host {
         assert_eq!(unsafe { cuStreamSynchronize(self.stream) }, status::SUCCESS);
     }
 
-    fn pinned(&self) -> &mut [u8] {
+    fn pinned(&mut self) -> &mut [u8] {
         unsafe { std::slice::from_raw_parts_mut(self.pinned as *mut u8, BYTES) }
     }
 }
