@@ -128,8 +128,13 @@ fn text_length(rest: &str, quote: char) -> usize {
     rest.len()
 }
 
+/// The text between two delimiters; what controls white space at its ends is no sign of a number.
 fn in_python(body: &str) -> String {
-    with_percent(&with_strings(body))
+    let control = |c: Option<char>| usize::from(c.is_some_and(|c| c == '-' || c == '+'));
+    let (ahead, behind) = (control(body.chars().next()), control(body.chars().last().filter(|_| body.len() > 1)));
+    let inner = &body[ahead..body.len() - behind];
+    let (first, last) = (&body[..ahead], &body[body.len() - behind..]);
+    format!("{first}{}{last}", with_percent(&with_strings(inner)))
 }
 
 /// Writes what `~` joins as `value | string`, unless it is a number or part of a product: minijinja has words of its own for what is

@@ -82,6 +82,8 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
     jinja.add_filter("join", join);
     jinja.add_filter("tojson", to_json);
     jinja.add_filter("round", round);
+    jinja.add_filter("items", |map: &Value| tuples(&minijinja::filters::items(map)?));
+    jinja.add_filter("dictsort", |map: &Value, kwargs: Kwargs| tuples(&minijinja::filters::dictsort(map, kwargs)?));
     jinja.add_filter("wordcount", |text: &str| text.split_whitespace().count());
     jinja.add_filter(PERCENT, |left: Value, right: Value| percent(&left, &[right]));
     jinja.add_filter(PERCENT_EACH, |left: Value, right: Value| match right.kind() {
@@ -94,6 +96,11 @@ fn environment(source: &str) -> Result<Environment<'static>, Error> {
 
 fn invalid(reason: impl Into<String>) -> Error {
     Error::new(ErrorKind::InvalidOperation, reason.into())
+}
+
+/// Pairs as Python has them.
+fn tuples(pairs: &Value) -> Result<Value, Error> {
+    pairs.try_iter()?.map(|pair| Ok(python_text::tuple(pair.try_iter()?))).collect()
 }
 
 /// `join(d="", attribute=None)`: the texts of the items, or of an attribute of each.
@@ -156,19 +163,22 @@ fn percent(left: &Value, right: &[Value]) -> Result<Value, Error> {
 
 /// Methods of Python's strings and lists, beyond those of minijinja-contrib.
 fn method(state: &State, value: &Value, name: &str, args: &[Value]) -> Result<Value, Error> {
-    let Some(text) = value.as_str() else { return pycompat::unknown_method_callback(state, value, name, args) };
+    let Some(text) = value.as_str() else {
+        let found = pycompat::unknown_method_callback(state, value, name, args)?;
+        return if name == "items" { tuples(&found) } else { Ok(found) };
+    };
     match (name, args.first().and_then(Value::as_str)) {
         ("removeprefix", Some(prefix)) => Ok(text.strip_prefix(prefix).unwrap_or(text).into()),
         ("removesuffix", Some(suffix)) => Ok(text.strip_suffix(suffix).unwrap_or(text).into()),
         ("partition", Some(separator)) if !separator.is_empty() => {
             let (before, after) = text.split_once(separator).unwrap_or((text, ""));
             let found = if text.contains(separator) { separator } else { "" };
-            Ok([before, found, after].into_iter().map(Value::from).collect())
+            Ok(python_text::tuple([before, found, after].map(Value::from)))
         }
         ("rpartition", Some(separator)) if !separator.is_empty() => {
             let (before, after) = text.rsplit_once(separator).unwrap_or(("", text));
             let found = if text.contains(separator) { separator } else { "" };
-            Ok([before, found, after].into_iter().map(Value::from).collect())
+            Ok(python_text::tuple([before, found, after].map(Value::from)))
         }
         ("rsplit", Some(separator)) if !separator.is_empty() => {
             let most = args.get(1).and_then(Value::as_i64).filter(|n| *n >= 0);

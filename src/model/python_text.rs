@@ -1,7 +1,31 @@
 //! Values of templates as Python's `str` and `repr` write them: transformers renders its chat templates in Python.
 
 use minijinja::Value;
-use minijinja::value::ValueKind;
+use minijinja::value::{Enumerator, Object, ObjectRepr, ValueKind};
+use std::sync::Arc;
+
+/// A tuple, which minijinja has no value for: a sequence, but for how it is written.
+#[derive(Debug)]
+struct Tuple(Vec<Value>);
+
+impl Object for Tuple {
+    fn repr(self: &Arc<Self>) -> ObjectRepr {
+        ObjectRepr::Seq
+    }
+
+    fn get_value(self: &Arc<Self>, key: &Value) -> Option<Value> {
+        self.0.get(key.as_usize()?).cloned()
+    }
+
+    fn enumerate(self: &Arc<Self>) -> Enumerator {
+        Enumerator::Seq(self.0.len())
+    }
+}
+
+/// A tuple of these.
+pub(super) fn tuple(items: impl IntoIterator<Item = Value>) -> Value {
+    Value::from_object(Tuple(items.into_iter().collect()))
+}
 
 /// `str(value)`; nothing for an undefined value, as Jinja writes it.
 pub(super) fn str(value: &Value) -> String {
@@ -24,6 +48,10 @@ fn repr(value: &Value) -> String {
             f64::try_from(value.clone()).map_or_else(|_| value.to_string(), float)
         }
         ValueKind::String => quoted(value.as_str().unwrap_or_default()),
+        ValueKind::Seq if value.downcast_object_ref::<Tuple>().is_some() => match value.len() {
+            Some(1) => format!("({},)", items("")),
+            _ => format!("({})", items(", ")),
+        },
         ValueKind::Seq | ValueKind::Iterable => format!("[{}]", items(", ")),
         ValueKind::Map => {
             let entry = |key: Value| format!("{}: {}", repr(&key), repr(&value.get_item(&key).unwrap_or_default()));
