@@ -104,7 +104,7 @@ fn what_cannot_train_is_refused_by_key() {
         ("rollout.max_turn_tokens=0", "at least 1"),
         ("rollout.max_episode_tokens=8", "max_turn_tokens"),
         ("rollout.max_episode_tokens=2000", "context"),
-        ("model.num_attention_heads=3", "num_key_value_heads"),
+        ("model.num_key_value_heads=2", "num_key_value_heads"),
         ("model.num_key_value_heads=0", "at least 1"),
         ("model.hidden_size=130", "multiple"),
         ("model.vocab_size=256", "above 256"),
@@ -133,7 +133,7 @@ fn what_cannot_train_is_refused_by_key() {
     assert!(load("", &["eval.consistency_samples=0", "eval.consistency_states=0", "eval.judgments=0"]).is_ok());
     assert!(refused("", &["coupling.tokens=some"]).contains("coupling.tokens"));
     // A model folder brings its own shape.
-    assert!(load("", &["model.path=/m", "model.num_attention_heads=3"]).is_ok());
+    assert!(load("", &["model.path=/m", "model.num_key_value_heads=2"]).is_ok());
 }
 
 #[test]
@@ -159,9 +159,9 @@ fn every_number_has_a_range_that_the_refusal_names() {
     // Values that are fine alone.
     let both = refused("", &["rollout.groups=60000", "rollout.group_size=60000"]);
     assert_eq!(both, "`rollout.groups = 60000`: times rollout.group_size = 60000 must be at most 1048576");
-    let large = refused("", &["model.hidden_size=8192", "model.num_hidden_layers=100"]);
+    let large = refused("", &["model.hidden_size=8448", "model.num_hidden_layers=100"]);
     assert!(
-        large.starts_with("`model.hidden_size = 8192`: makes a model of") && large.contains("at most 1073741824"),
+        large.starts_with("`model.hidden_size = 8448`: makes a model of") && large.contains("at most 1073741824"),
         "{large}"
     );
     let long = refused("", &["model.max_position_embeddings=16777216"]);
