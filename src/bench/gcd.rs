@@ -114,7 +114,7 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
         let model = learner.export().map_err(TrainError::from)?.model.into_owned();
         let began = Instant::now();
         let mut cache = prefix_cache(&config, &model)?;
-        let episodes = sample(&config, &*suite, &mut cache, &prompter, index)?;
+        let episodes = sample(&config, &*suite, &mut cache, &prompter, index)?.episodes;
         report.rollout_seconds += began.elapsed().as_secs_f64();
         let rows = samples(&episodes, &config);
         report.train_seconds += gradient(&config, &mut learner, &rows).0;

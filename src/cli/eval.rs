@@ -55,7 +55,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     let began = Instant::now();
     let games = evaluate::panel(&config, &*suite, &splits)?.len();
     say(&format!("evaluation: playing {games} games; trajectories go to {}", folder.display()));
-    let episodes = match evaluate::evaluate(&config, &*suite, policy, &prompter, &splits) {
+    let played = match evaluate::evaluate(&config, &*suite, policy, &prompter, &splits) {
         Err(stopped) => {
             // Nothing was played to its end.
             drop(trajectories);
@@ -66,19 +66,20 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
             say(&stopped.to_string());
             return Ok(ExitCode::from(INTERRUPTED));
         }
-        Ok(episodes) => episodes,
+        Ok(played) => played,
     };
-    let played = began.elapsed().as_secs_f64();
-    trajectories.append(&evaluated(&config, &episodes, 0, "eval"))?;
-    if let Some(line) = evaluate::failures(&episodes) {
+    let seconds_played = began.elapsed().as_secs_f64();
+    trajectories.append(&evaluated(&config, &played, 0, "eval"))?;
+    if let Some(line) = evaluate::failures(&played) {
         say(&line);
     }
-    let (returns, verdicts) = (evaluate::returns(&config, &episodes), verdict_rate(&episodes));
-    let rows = results::rows(&[("model", &evaluate::count(&episodes))]);
-    let (unreadable, types) = (evaluate::unreadable(&episodes), evaluate::types(&episodes));
+    let episodes = &played.episodes;
+    let (returns, verdicts) = (evaluate::returns(&config, episodes), verdict_rate(episodes));
+    let rows = results::rows(&[("model", &evaluate::count(episodes))]);
+    let (unreadable, types) = (evaluate::unreadable(episodes), evaluate::types(episodes));
     let began = Instant::now();
     let baselines = evaluate::baselines(&config, &*suite, &splits)?;
-    let seconds = BTreeMap::from([("games", played), ("baselines", began.elapsed().as_secs_f64())]);
+    let seconds = BTreeMap::from([("games", seconds_played), ("baselines", began.elapsed().as_secs_f64())]);
     let panels: Vec<(Split, Vec<Task>)> = splits
         .iter()
         .map(|&split| Ok((split, evaluate::panel(&config, &*suite, &[split])?)))
@@ -109,7 +110,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
             output::print(&format!("{split}: {} {} games, sha256 {}", panel.len(), suite.name(), hash(panel)))?;
         }
         output::print(&format!("at most {} steps, temperature {}", config.env.max_steps, config.eval.temperature))?;
-        output::print(&format!("{played:.1} s; trajectories and results: {}", folder.display()))?;
+        output::print(&format!("{seconds_played:.1} s; trajectories and results: {}", folder.display()))?;
     }
     Ok(ExitCode::SUCCESS)
 }

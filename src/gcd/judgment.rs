@@ -60,7 +60,7 @@ pub fn verdict(text: &str) -> Option<Label> {
 
 /// Share of the turns in which the agent, who is to act, writes a verdict: there judging leaks into acting.
 pub fn verdict_rate(episodes: &[Episode]) -> f64 {
-    let turns = || episodes.iter().filter(|e| !e.finish.is_failure()).flat_map(|e| &e.turns);
+    let turns = || episodes.iter().flat_map(|e| &e.turns);
     let holds = |text: &str| text.to_lowercase().contains("verdict:");
     share(turns().filter(|turn| holds(&turn.action)).count(), turns().count()).unwrap_or_default()
 }
@@ -92,7 +92,7 @@ pub fn pairs(
     };
     let (mut counts, mut seen) = (LabelCounts::default(), HashSet::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
-    for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {
+    for (e, episode) in episodes.iter().enumerate() {
         for (t, (turn, label)) in episode.turns.iter().zip(labels(episode, e, asked, &config.gcd)).enumerate() {
             counts.add(label);
             let acted = episode.acted(turn);
@@ -132,7 +132,7 @@ pub fn questions(
     (seed, stream): (u64, u64),
 ) -> (Vec<(usize, usize)>, Vec<Question>) {
     let (mut seen, mut drawn) = (HashSet::new(), Vec::new());
-    for (e, episode) in episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()) {
+    for (e, episode) in episodes.iter().enumerate() {
         for (t, turn) in episode.turns.iter().enumerate() {
             if seen.insert(episode.acted(turn)) {
                 drawn.push((philox::block(seed, stream, (e << 16 | t) as u64)[1], e, t));

@@ -11,20 +11,16 @@ use crate::ops::advantage::advantages;
 
 /// Turns finished episodes into samples for the loss, in order; neighbours with the same `group` are one group.
 ///
-/// Episodes that the environment failed say nothing about the policy: they give no sample and are left out of their
-/// group's statistics.
-///
 /// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group, and those of a turn
 /// `grpo.step_weight` times its step advantage, where one is configured.
 pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let scale = config.grpo.advantage;
-    let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
-    let groups: Vec<usize> = usable.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
-    let returns: Vec<f64> = usable.iter().map(|e| episode_return(e, config)).collect();
+    let groups: Vec<usize> = episodes.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
+    let returns: Vec<f64> = episodes.iter().map(|e| episode_return(e, config)).collect();
     let advantage = advantages(&returns, &groups, scale, config.grpo.advantage_eps.into());
-    let mut samples: Vec<Sample> = usable.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect();
-    for ((episode, turn), advantage) in steps::advantages(&usable, config, scale) {
-        let tokens = usable[episode].turns[turn].tokens.clone();
+    let mut samples: Vec<Sample> = episodes.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect();
+    for ((episode, turn), advantage) in steps::advantages(episodes, config, scale) {
+        let tokens = episodes[episode].turns[turn].tokens.clone();
         samples[episode].advantage[tokens].iter_mut().for_each(|a| *a += config.grpo.step_weight * advantage as f32);
     }
     samples

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 pub(super) type Place = (usize, usize);
 
 /// The step advantage of the turns that have one; scaled as the episodes' advantages are.
-pub(super) fn advantages(episodes: &[&Episode], config: &Config, scale: Scale) -> Vec<(Place, f64)> {
+pub(super) fn advantages(episodes: &[Episode], config: &Config, scale: Scale) -> Vec<(Place, f64)> {
     let mut groups: BTreeMap<(usize, &str), Vec<(Place, f64)>> = BTreeMap::new();
     for (e, episode) in episodes.iter().enumerate() {
         match config.grpo.step_advantage {

@@ -8,10 +8,12 @@
 
 mod answers;
 mod live;
+mod played;
 mod prefix_cache;
 mod statistics;
 mod stepper;
 pub use answers::{Answer, answers, answers_on};
+pub use played::Played;
 pub use prefix_cache::PrefixCache;
 pub use statistics::{Behaviour, Counts, Statistics};
 
@@ -155,12 +157,11 @@ pub fn rollout(
     group_size: usize,
     settings: &Settings,
     interrupted: &dyn Fn() -> bool,
-) -> Result<Vec<Episode>, RolloutError> {
+) -> Result<Played, RolloutError> {
     rollout_on(&mut PrefixCache::new(policy, 0)?, prompter, open, tasks, group_size, settings, interrupted)
 }
 
-/// Plays `group_size` episodes of each task to their end; the result is ordered by task, then member. Their sequences are left to the
-/// cache.
+/// Plays `group_size` episodes of each task to their end. Their sequences are left to the cache.
 ///
 /// `interrupted` is asked once a tick.
 pub fn rollout_on(
@@ -171,7 +172,7 @@ pub fn rollout_on(
     group_size: usize,
     settings: &Settings,
     interrupted: &dyn Fn() -> bool,
-) -> Result<Vec<Episode>, RolloutError> {
+) -> Result<Played, RolloutError> {
     let context = cache.config().max_position_embeddings;
     let limit = match settings.max_episode_tokens {
         n if n > 0 && n < context => {
@@ -258,7 +259,7 @@ pub fn rollout_on(
             done[l.index] = Some(l.episode);
         }
     }
-    Ok(done.into_iter().flatten().collect())
+    Ok(Played::new(done.into_iter().flatten().collect()))
 }
 
 /// What all episodes of a rollout share.

@@ -1,5 +1,6 @@
 //! How the agent behaved: success, repetition, loops, length; apart for episodes that won and those that did not.
 
+use super::Played;
 use crate::agent::Episode;
 use serde::Serialize;
 use std::collections::{BTreeMap, HashSet};
@@ -88,22 +89,21 @@ pub struct Statistics {
 }
 
 impl Statistics {
-    pub fn of(episodes: &[Episode]) -> Statistics {
-        let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
-        let of = |success: bool| Behaviour::of(usable.iter().copied().filter(|e| e.success == success));
+    pub fn of(Played { episodes, failed }: &Played) -> Statistics {
+        let of = |success: bool| Behaviour::of(episodes.iter().filter(|e| e.success == success));
         let (won, lost) = (of(true), of(false));
         let mut out = Statistics {
-            success: won.episodes as f64 / usable.len().max(1) as f64,
-            all: Behaviour::of(usable.iter().copied()),
+            success: won.episodes as f64 / episodes.len().max(1) as f64,
+            all: Behaviour::of(episodes.iter()),
             won,
             lost,
-            env_failed: episodes.len() - usable.len(),
+            env_failed: failed.len(),
             ..Statistics::default()
         };
-        for episode in episodes {
+        for episode in episodes.iter().chain(failed) {
             *out.finishes.entry(episode.finish.name()).or_default() += 1;
         }
-        for refusal in usable.iter().flat_map(|e| &e.turns).filter_map(|t| t.refusal) {
+        for refusal in episodes.iter().flat_map(|e| &e.turns).filter_map(|t| t.refusal) {
             *out.refusals.entry(refusal.name()).or_default() += 1;
         }
         out

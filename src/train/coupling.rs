@@ -32,7 +32,7 @@ pub fn probe(
         found => return Ok(Some(found?)),
     }
     let asked = done.gcd.as_ref().map_or_else(Asked::new, |gcd| gcd.asked.clone());
-    let played = done.episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
+    let played = done.played.episodes.iter().enumerate();
     let candidates: Vec<ProbeSample> =
         played.zip(&done.samples).flat_map(|((i, e), sample)| turns(e, i, sample, &asked, config)).collect();
     let Some(mut probe) = Probe::choose(index, candidates, config.coupling.samples as usize) else { return Ok(None) };

@@ -13,7 +13,7 @@ use crate::model::Policy;
 use crate::ops::philox::Stream;
 use crate::report::results::{EvalEpisode, Evaluation, TypeRow, Unreadable};
 use crate::report::stats;
-use crate::rollout::{self, Counts, PrefixCache, Settings, rollout};
+use crate::rollout::{self, Counts, Played, PrefixCache, Settings, rollout};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -76,14 +76,14 @@ pub fn evaluate(
     policy: &dyn Policy,
     prompter: &Prompter,
     splits: &[Split],
-) -> Result<Vec<Episode>, TrainError> {
+) -> Result<Played, TrainError> {
     let tasks = panel(config, suite, splits)?;
     let open: rollout::Open<'_> = &|task| suite.open(task);
     let settings = Settings::evaluation(config, Stream::Evaluation);
-    let episodes = rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?;
-    match episodes.iter().find(|e| e.logprobs.iter().any(|lp| !lp.is_finite())) {
+    let played = rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?;
+    match played.all().into_iter().map(|(_, e)| e).find(|e| e.logprobs.iter().any(|lp| !lp.is_finite())) {
         Some(broken) => Err(TrainError::BrokenModel { task: broken.task.id.clone() }),
-        None => Ok(episodes),
+        None => Ok(played),
     }
 }
 
@@ -114,19 +114,20 @@ pub fn judgments(
 }
 
 /// A line about the episodes that the environment failed, if there are any.
-pub fn failures(episodes: &[Episode]) -> Option<String> {
-    let mut failed = episodes.iter().filter_map(|e| match &e.finish {
-        Finish::EnvFailed(reason) => Some(format!("{}: {reason}", e.task.id)),
-        _ => None,
-    });
-    let first = failed.next()?;
-    Some(format!("the environment failed {} of {} episodes, first {first}", 1 + failed.count(), episodes.len()))
+pub fn failures(played: &Played) -> Option<String> {
+    let reason = |episode: &Episode| match &episode.finish {
+        Finish::EnvFailed(reason) => format!("{}: {reason}", episode.task.id),
+        other => format!("{}: {}", episode.task.id, other.name()),
+    };
+    let first = reason(played.failed.first()?);
+    let (failed, all) = (played.failed.len(), played.episodes.len() + played.failed.len());
+    Some(format!("the environment failed {failed} of {all} episodes, first {first}"))
 }
 
 /// By split: how many turns held no command that could be read, and why.
 pub fn unreadable(episodes: &[Episode]) -> BTreeMap<String, Unreadable> {
     let mut splits: BTreeMap<String, Vec<&Episode>> = BTreeMap::new();
-    for episode in episodes.iter().filter(|e| !e.finish.is_failure()) {
+    for episode in episodes {
         splits.entry(episode.task.split.to_string()).or_default().push(episode);
     }
     let of = |episodes: Vec<&Episode>| {
@@ -141,26 +142,26 @@ pub fn unreadable(episodes: &[Episode]) -> BTreeMap<String, Unreadable> {
 /// Success by split and task type.
 pub fn types(episodes: &[Episode]) -> Vec<TypeRow> {
     let mut counts: BTreeMap<(String, &str), (u64, u64)> = BTreeMap::new();
-    for episode in episodes.iter().filter(|e| !e.finish.is_failure()) {
+    for episode in episodes {
         let (won, games) = counts.entry((episode.task.split.to_string(), &episode.task.kind)).or_default();
         (*won, *games) = (*won + u64::from(episode.success), *games + 1);
     }
     counts.into_iter().map(|((split, kind), (won, games))| TypeRow::new(split, kind, won, games)).collect()
 }
 
-/// Mean return of each split; episodes that the environment failed are left out.
+/// Mean return of each split.
 pub fn returns(config: &Config, episodes: &[Episode]) -> BTreeMap<String, f64> {
     let mut of = BTreeMap::<String, Vec<f64>>::new();
-    for episode in episodes.iter().filter(|e| !e.finish.is_failure()) {
+    for episode in episodes {
         of.entry(episode.task.split.to_string()).or_default().push(episode_return(episode, config));
     }
     of.into_iter().map(|(split, returns)| (split, stats::mean(&returns))).collect()
 }
 
-/// The episodes of each split in numbers; those that the environment failed are left out.
+/// The episodes of each split in numbers.
 pub fn count(episodes: &[Episode]) -> Evaluation {
     let mut evaluation = Evaluation::new();
-    for episode in episodes.iter().filter(|e| !e.finish.is_failure()) {
+    for episode in episodes {
         let c = Counts::of(episode);
         evaluation.entry(episode.task.split.to_string()).or_default().push(EvalEpisode {
             success: episode.success,

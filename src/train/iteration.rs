@@ -22,12 +22,12 @@ use crate::grpo::{LossReport, Sample, episode_return, parts, samples};
 use crate::model::{Keep, Policy};
 use crate::ops::philox::Stream;
 use crate::report::stats;
-use crate::rollout::{self, PrefixCache, Settings, rollout_on};
+use crate::rollout::{self, Played, PrefixCache, Settings, rollout_on};
 use std::time::Instant;
 
 /// What an iteration did.
 pub struct Iteration {
-    pub episodes: Vec<Episode>,
+    pub played: Played,
     /// What training saw of each episode that the environment did not fail, whatever sequences it came in.
     pub samples: Vec<Sample>,
     /// Of the last epoch: losses of the micro-batches add up, the rest are means over the tokens that were taught. `None` when
@@ -83,7 +83,7 @@ pub fn sample(
     cache: &mut PrefixCache<'_>,
     prompter: &Prompter,
     index: u32,
-) -> Result<Vec<Episode>, TrainError> {
+) -> Result<Played, TrainError> {
     let first = u64::from(config.sft.games) + u64::from(index) * u64::from(config.rollout.groups);
     let tasks: Vec<_> =
         (0..u64::from(config.rollout.groups)).map(|g| suite.task(Split::Train, first + g)).collect::<Result<_, _>>()?;
@@ -107,7 +107,8 @@ pub fn run(
 ) -> Result<Iteration, TrainError> {
     let began = Instant::now();
     let mut cache = prefix_cache(config, learner.sampler())?;
-    let episodes = sample(config, suite, &mut cache, prompter, index)?;
+    let played = sample(config, suite, &mut cache, prompter, index)?;
+    let episodes = &played.episodes;
     let rollout_seconds = began.elapsed().as_secs_f64();
     // Such a model repeats one token for ever: its groups are constant, so that no gradient would ever tell.
     if episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
@@ -115,32 +116,32 @@ pub fn run(
     }
     let mut gcd = match config.needs_labels() {
         false => None,
-        true => Some(judgments(config, &mut cache, prompter, judge, &episodes, index)?),
+        true => Some(judgments(config, &mut cache, prompter, judge, episodes, index)?),
     };
     drop(cache);
     let began = Instant::now();
-    let samples = samples(&episodes, config);
+    let samples = samples(episodes, config);
     if samples.is_empty() {
-        return Err(TrainError::NoEpisodes(failures(&episodes).unwrap_or_default()));
+        return Err(TrainError::NoEpisodes(failures(&played).unwrap_or_default()));
     }
     // Before anything is learnt: what samples may be interrupted.
     let (mut renewal, mut flawed) = (None, Measured::default());
     if let Some(gcd) = &gcd {
-        flawed = measure::flawed(config, &episodes, &gcd.asked);
+        flawed = measure::flawed(config, episodes, &gcd.asked);
         if let Some(standing) = suggest {
             let (policy, asked) = (learner.sampler(), &gcd.asked);
-            renewal = Some(renew(config, policy, prompter, judge, &episodes, &samples, asked, standing, index + 1)?);
+            renewal = Some(renew(config, policy, prompter, judge, episodes, &samples, asked, standing, index + 1)?);
         }
     }
     let judgments = gcd.as_ref().map_or_else(Vec::new, |gcd| gcd.judged.samples(config));
-    let mut rows = beside(&episodes, samples.clone(), judgments);
+    let mut rows = beside(episodes, samples.clone(), judgments);
     if let Some(reference) = reference {
         add_reference(config, reference, &mut rows)?;
     }
     let batch = Batch::new(config, &rows);
     let contrasts = config.decouple.method == DecoupleMethod::Contrastive;
     let probes = match &gcd {
-        Some(gcd) if config.gcd.mode.has_critic() || contrasts => probes(&episodes, &gcd.judged.pairs),
+        Some(gcd) if config.gcd.mode.has_critic() || contrasts => probes(episodes, &gcd.judged.pairs),
         _ => Vec::new(),
     };
     let (mut loss, mut steps, mut cosine, mut probed) = (None, Vec::new(), None, Probed::default());
@@ -174,8 +175,8 @@ pub fn run(
         gcd.probed = probed;
     }
     Ok(Iteration {
-        returns: Returns::of(&episodes, config),
-        episodes,
+        returns: Returns::of(episodes, config),
+        played,
         samples,
         loss,
         steps,
@@ -213,8 +214,7 @@ fn judgments(
         answered = Some((Agreement::of_judge(episodes, &asked), verdicts));
     }
     let judged = gcd::judge(config, cache, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
-    let usable = episodes.iter().filter(|e| !e.finish.is_failure());
-    let agreement = Agreement::of_loop(usable, &config.gcd);
+    let agreement = Agreement::of_loop(episodes.iter(), &config.gcd);
     let (accuracy, probed) = (judged.accuracy(), Probed::default());
     let seconds = began.elapsed().as_secs_f64();
     Ok(Gcd { judged, asked, accuracy, probed, agreement, judge: answered, seconds, packed_share: 0.0 })
@@ -223,10 +223,9 @@ fn judgments(
 /// The rows of the loss: each judgment behind the sequence that it judges, whose tokens it shares. `trajectories` are the samples
 /// of the episodes that the environment did not fail; `judgments` come with their episode, in the order of the turns.
 pub fn beside(episodes: &[Episode], trajectories: Vec<Sample>, judgments: Vec<(usize, Sample)>) -> Vec<Sample> {
-    let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
     let mut judgments = judgments.into_iter().peekable();
     let mut rows = Vec::with_capacity(trajectories.len() + judgments.len());
-    for ((episode, played), trajectory) in usable.zip(trajectories) {
+    for ((episode, played), trajectory) in episodes.iter().enumerate().zip(trajectories) {
         let parts = parts(played, trajectory);
         let last = parts.len() - 1;
         for (i, part) in parts.into_iter().enumerate() {
@@ -277,8 +276,7 @@ pub struct Returns {
 
 impl Returns {
     fn of(episodes: &[Episode], config: &Config) -> Returns {
-        let usable: Vec<&Episode> = episodes.iter().filter(|e| !e.finish.is_failure()).collect();
-        let groups = usable.chunk_by(|a, b| a.group == b.group);
+        let groups = episodes.chunk_by(|a, b| a.group == b.group);
         let groups: Vec<Vec<f64>> = groups.map(|g| g.iter().map(|e| episode_return(e, config)).collect()).collect();
         let constant = |g: &&Vec<f64>| g.iter().all(|r| *r == g[0]);
         Returns {

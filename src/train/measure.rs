@@ -26,8 +26,9 @@ pub fn consistency(
     prompter: &Prompter,
     episodes: &[Episode],
 ) -> Result<Option<Consistency>, TrainError> {
-    let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
-    let mut states: Vec<(u32, (usize, usize))> = usable
+    let mut states: Vec<(u32, (usize, usize))> = episodes
+        .iter()
+        .enumerate()
         .flat_map(|(e, episode)| (0..episode.turns.len()).map(move |t| (e, t)))
         .map(|(e, t)| {
             (philox::block(config.run.seed, Stream::Consistency.part(u32::MAX.into()), (e << 16 | t) as u64)[0], (e, t))
@@ -54,8 +55,8 @@ fn most_frequent(actions: &[Option<String>]) -> f64 {
 /// others in its group, whatever training scales it by.
 pub fn flawed(config: &Config, episodes: &[Episode], asked: &Asked) -> Measured {
     let mut measured = Measured::default();
-    let usable: Vec<(usize, &Episode)> = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure()).collect();
-    for group in usable.chunk_by(|a, b| a.1.group == b.1.group).filter(|group| group.len() > 1) {
+    let episodes: Vec<(usize, &Episode)> = episodes.iter().enumerate().collect();
+    for group in episodes.chunk_by(|a, b| a.1.group == b.1.group).filter(|group| group.len() > 1) {
         let sum: f64 = group.iter().map(|(_, e)| episode_return(e, config)).sum();
         let mut actions = Vec::new();
         for (e, episode) in group {

@@ -4,6 +4,7 @@ use crate::agent::Episode;
 use crate::config::Config;
 use crate::grpo::episode_return;
 use crate::report::trajectories;
+use crate::rollout::Played;
 
 /// `reward` is the episode's return; `advantage` runs over its tokens (training only).
 pub fn stored(
@@ -38,6 +39,6 @@ pub fn stored(
 }
 
 /// The episodes of an evaluation.
-pub fn evaluated(config: &Config, episodes: &[Episode], iteration: u64, phase: &str) -> Vec<trajectories::Episode> {
-    episodes.iter().map(|e| stored(e, iteration, phase, episode_return(e, config), None)).collect()
+pub fn evaluated(config: &Config, played: &Played, iteration: u64, phase: &str) -> Vec<trajectories::Episode> {
+    played.all().into_iter().map(|(_, e)| stored(e, iteration, phase, episode_return(e, config), None)).collect()
 }

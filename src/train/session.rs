@@ -29,7 +29,7 @@ use crate::report::metrics::{self, Metrics, Record};
 use crate::report::progress::{Progress, say};
 use crate::report::results::{self, EvalSummary, Evaluation, Row, Summary};
 use crate::report::trajectories::Trajectories;
-use crate::rollout::{RolloutError, Statistics};
+use crate::rollout::{Played, RolloutError, Statistics};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -345,7 +345,7 @@ impl<'a> Session<'a> {
             let suggest = due.then(|| self.state.renewals.last().map_or(&[][..], |made| &made.suggestions));
             let (config, suite) = (&self.config, self.suite);
             let done = iteration::run(config, suite, learner, reference, &self.prompter, judge, index, suggest)?;
-            let statistics = Statistics::of(&done.episodes);
+            let statistics = Statistics::of(&done.played);
             self.keep(&done, &statistics, &|line| progress.note(line))?;
             let (success, length, reward) = (statistics.success, statistics.all.episode_length, done.returns.mean);
             let paid = if reward == success { String::new() } else { format!(" reward {reward:.3}") };
@@ -364,12 +364,12 @@ impl<'a> Session<'a> {
 
     /// Records an iteration: metrics, trajectories, counters, and the batch if its step had to be skipped.
     fn keep(&mut self, done: &Iteration, statistics: &Statistics, say: &dyn Fn(&str)) -> Result<(), TrainError> {
-        if let Some(line) = evaluate::failures(&done.episodes) {
+        if let Some(line) = evaluate::failures(&done.played) {
             say(&line);
         }
         self.warnings.after(&self.config, done).iter().for_each(|line| say(line));
         let at = u64::from(self.state.iterations) + 1;
-        let sampled: usize = done.episodes.iter().map(|e| e.tokens.len()).sum();
+        let sampled: usize = done.played.all().iter().map(|(_, e)| e.tokens.len()).sum();
         let (s, returns) = (statistics, &done.returns);
         let judged = done.gcd.as_ref().map_or(0, |g| g.judged.tokens());
         let gcd_seconds = done.gcd.as_ref().map_or(0.0, |g| g.seconds);
@@ -388,7 +388,7 @@ impl<'a> Session<'a> {
             .with("invalid_rate", s.all.invalid_rate)
             .with("repeat_rate/won", s.won.repeat_rate)
             .with("repeat_rate/lost", s.lost.repeat_rate)
-            .with("verdict_rate", verdict_rate(&done.episodes))
+            .with("verdict_rate", verdict_rate(&done.played.episodes))
             .with("env_failed", s.env_failed as f64)
             .with("tokens_per_second", tokens as f64 / seconds)
             .with("seconds/rollout", done.rollout_seconds)
@@ -428,22 +428,18 @@ impl<'a> Session<'a> {
             None => {}
         }
         let config = &self.config;
-        let kept: Vec<_> = done
-            .episodes
-            .iter()
-            .scan(done.samples.iter(), |samples, e| {
-                let sample = if e.finish.is_failure() { None } else { samples.next() };
-                let advantage = sample.map(|s| &s.advantage[..]);
-                Some(stored(e, at, "grpo", episode_return(e, config), advantage))
-            })
-            .collect();
+        let kept = done.played.all().into_iter().map(|(at_sample, e)| {
+            let advantage = at_sample.map(|i| &done.samples[i].advantage[..]);
+            stored(e, at, "grpo", episode_return(e, config), advantage)
+        });
+        let kept: Vec<_> = kept.collect();
         self.trajectories.append(&kept)?;
         self.state.iterations += 1;
-        self.state.env_steps += done.episodes.iter().map(|e| e.turns.len() as u64).sum::<u64>();
+        self.state.env_steps += done.played.all().iter().map(|(_, e)| e.turns.len() as u64).sum::<u64>();
         self.state.tokens += tokens as u64;
         for step in &done.steps {
-            let played = || done.episodes.iter().filter(|e| !e.finish.is_failure());
-            let sequences = || played().flat_map(|e| e.sequences().into_iter().map(|range| &e.tokens[range]));
+            let sequences =
+                || done.played.episodes.iter().flat_map(|e| e.sequences().into_iter().map(|range| &e.tokens[range]));
             self.count_step(step.skipped.then(|| Bad::new(format!("grpo-{at}.json"), sequences())), say)?;
         }
         Ok(())
@@ -505,23 +501,22 @@ impl<'a> Session<'a> {
         let config = &self.config;
         let games = evaluate::panel(config, self.suite, &evaluate::SPLITS)?.len();
         let clock = Clock::begin(say, stage, &format!("playing {games} games"));
-        let episodes =
-            evaluate::evaluate(config, self.suite, self.learner.sampler(), &self.prompter, &evaluate::SPLITS)?;
-        let games = clock.seconds();
-        if let Some(line) = evaluate::failures(&episodes) {
+        let played = evaluate::evaluate(config, self.suite, self.learner.sampler(), &self.prompter, &evaluate::SPLITS)?;
+        let (games, episodes) = (clock.seconds(), &played.episodes);
+        if let Some(line) = evaluate::failures(&played) {
             say(&line);
         }
         let at = self.state.iterations;
-        let evaluation = evaluate::count(&episodes);
+        let evaluation = evaluate::count(episodes);
         let (record, splits) = with_splits(Record::new("eval", at.into(), self.seconds()), &evaluation);
-        let record = with_details(with_returns(record, config, &episodes), &episodes);
-        let mut record = record.with("verdict_rate", verdict_rate(&episodes)).with("seconds/games", games);
+        let record = with_details(with_returns(record, config, episodes), episodes);
+        let mut record = record.with("verdict_rate", verdict_rate(episodes)).with("seconds/games", games);
         let (mut line, mut times) = (format!("{stage}:{splits}"), format!("games {games:.1} s"));
         let e = &config.eval;
         let mut accuracy = None;
         if evaluate::judges(config) {
             let clock = Clock::begin(say, stage, &format!("judging at most {} actions (eval.judgments)", e.judgments));
-            accuracy = evaluate::judgments(config, &mut self.learner, &self.prompter, &episodes)?;
+            accuracy = evaluate::judgments(config, &mut self.learner, &self.prompter, episodes)?;
             times += &format!(", judgments {:.1} s", clock.seconds());
             record = record.with("seconds/judgments", clock.seconds());
         }
@@ -530,7 +525,7 @@ impl<'a> Session<'a> {
             let what = format!("sampling at most {states} states {samples} times (eval.consistency_states, _samples)");
             let clock = Clock::begin(say, stage, &what);
             if let Some(Consistency { high, mean }) =
-                measure::consistency(config, self.learner.sampler(), &self.prompter, &episodes)?
+                measure::consistency(config, self.learner.sampler(), &self.prompter, episodes)?
             {
                 record = record.with("consistency/high", high).with("consistency/mean", mean);
             }
@@ -546,7 +541,7 @@ impl<'a> Session<'a> {
         }
         say(&format!("{line} ({times})"));
         self.metrics.append(&record)?;
-        self.store(&episodes, "eval")?;
+        self.store(&played, "eval")?;
         self.state.next_eval = at + 1;
         Ok((evaluation, accuracy.and_then(|a| a.all)))
     }
@@ -560,22 +555,22 @@ impl<'a> Session<'a> {
         self.prompter.suggest(&[]);
         let policy = self.learner.sampler();
         let clock = Clock::begin(&say, "without suggestions", "playing the same games");
-        let episodes = evaluate::evaluate(&self.config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
-        let seconds = clock.seconds();
+        let played = evaluate::evaluate(&self.config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
+        let (seconds, episodes) = (clock.seconds(), &played.episodes);
         self.prompter.suggest(&sentences);
-        let (evaluation, at) = (evaluate::count(&episodes), self.state.iterations);
+        let (evaluation, at) = (evaluate::count(episodes), self.state.iterations);
         let record = Record::new(BARE, at.into(), self.seconds());
         let (record, line) = with_splits(record, &evaluation);
-        let record = with_details(with_returns(record, &self.config, &episodes), &episodes);
+        let record = with_details(with_returns(record, &self.config, episodes), episodes);
         say(&format!("without suggestions:{line} (games {seconds:.1} s)"));
         self.metrics.append(&record.with("seconds/games", seconds))?;
-        self.store(&episodes, BARE)?;
+        self.store(&played, BARE)?;
         Ok(evaluation)
     }
 
     /// Keeps the episodes of an evaluation.
-    fn store(&mut self, episodes: &[Episode], phase: &str) -> Result<(), TrainError> {
-        let kept = evaluated(&self.config, episodes, self.state.iterations.into(), phase);
+    fn store(&mut self, played: &Played, phase: &str) -> Result<(), TrainError> {
+        let kept = evaluated(&self.config, played, self.state.iterations.into(), phase);
         Ok(self.trajectories.append(&kept)?)
     }
 

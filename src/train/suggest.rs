@@ -48,12 +48,9 @@ pub fn renew(
     standing: &[Suggestion],
     done: u32,
 ) -> Result<Result<Renewal, String>, TrainError> {
-    let mut place = vec![None; episodes.len()];
-    let usable = episodes.iter().enumerate().filter(|(_, e)| !e.finish.is_failure());
-    usable.zip(samples).for_each(|((e, _), sample)| place[e] = Some(sample));
     let advantage = |e: usize, t: usize| {
         let last = episodes[e].turns[t].tokens.end - 1;
-        place[e].map_or(0.0, |sample: &Sample| f64::from(sample.advantage[last]))
+        f64::from(samples[e].advantage[last])
     };
     let candidates = suggestion::candidates(episodes, asked, &advantage, config)?;
     let evidence = resample(config, policy, prompter, episodes, candidates, done)?;

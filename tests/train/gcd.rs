@@ -4,7 +4,7 @@ use crate::common;
 
 use common::runs::{left, tiny};
 use std::path::Path;
-use uncouple::agent::{Episode, Finish, Prompter, Turn};
+use uncouple::agent::{Episode, Prompter, Turn};
 use uncouple::config::{Aggregation, Config, Disagreement, Gcd, GcdMode, Grpo, LabelSource, Prompt};
 use uncouple::env::household::Household;
 use uncouple::env::{EnvError, Environment, Split, Suite, Task};
@@ -132,9 +132,8 @@ fn a_verdict_in_a_turn_is_judging_that_leaks_into_acting() {
         ("a", "look. verdict:good", true, None),
         ("a", "read the verdict", true, None),
     ];
-    let failed = Episode { finish: Finish::EnvFailed("gone".into()), ..episode(&turns[..1]) };
-    assert_eq!(verdict_rate(&[episode(&turns), failed.clone()]), 0.5);
-    assert_eq!((verdict_rate(&[episode(&turns[1..2])]), verdict_rate(&[failed])), (0.0, 0.0));
+    assert_eq!(verdict_rate(&[episode(&turns)]), 0.5);
+    assert_eq!((verdict_rate(&[episode(&turns[1..2])]), verdict_rate(&[])), (0.0, 0.0));
 }
 
 fn prompter() -> Prompter {
@@ -179,9 +178,7 @@ fn pairs_are_balanced_where_labels_allow_and_drawn_by_the_seed() {
     let all = draw(&both, 100, 1).0;
     assert_eq!(all.len(), 18);
     assert!(all.is_sorted_by_key(|p| (p.episode, p.turn)));
-    // What the environment failed, and what leaves no room for an answer, is not judged.
-    let failed = Episode { finish: Finish::EnvFailed("x".into()), ..mixed(2, 2) };
-    assert!(draw(&[failed], 10, 1).0.is_empty());
+    // What leaves no room for an answer is not judged.
     assert!(pairs(&both, &Asked::new(), &prompter, &config, 40, 10, (1, 0)).unwrap().0.is_empty());
 }
 

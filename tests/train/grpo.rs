@@ -9,6 +9,7 @@ use uncouple::env::{Split, Task};
 use uncouple::forest::{Forest, ROOT};
 use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, episode_return, samples};
 use uncouple::ops::advantage::{Scale, advantages};
+use uncouple::rollout::Played;
 
 /// The arrays the loss reads of a forest, with prefixes shared or not.
 fn forest(samples: &[Sample], share: bool) -> Forest {
@@ -504,10 +505,9 @@ fn gigpo_discounts_what_each_step_was_paid() {
 fn a_failed_environment_leaves_the_group() {
     let failed = || episode(0, false, [true; 2], Finish::EnvFailed("gone".into()));
     let good = [episode(0, true, [true; 2], Finish::Won), episode(0, false, [true; 2], Finish::StepLimit)];
-    let with = [good[0].clone(), failed(), good[1].clone(), failed()];
-    let config = config(Scale::Group);
-    assert_eq!(samples(&with, &config), samples(&good, &config));
-    assert!(samples(&[failed()], &config).is_empty());
+    let played = Played::new(vec![good[0].clone(), failed(), good[1].clone(), failed()]);
+    assert_eq!((&played.episodes[..], &played.failed[..]), (&good[..], &[failed(), failed()][..]));
+    assert!(samples(&[], &config(Scale::Group)).is_empty());
 }
 
 // ---- advantages of single turns ----
@@ -576,9 +576,6 @@ fn gigpo_compares_turns_of_a_group_at_the_same_observation() {
     for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
         assert!((f64::from(*got) - want).abs() < 1e-6, "{got} and {want}");
     }
-    // A failed environment is compared with nobody.
-    let failed = Episode { finish: Finish::EnvFailed("gone".into()), ..episodes[1].clone() };
-    assert_eq!(of_steps(&[episodes[0].clone(), failed], &config)[0], [0.0; 3]);
 }
 
 #[test]

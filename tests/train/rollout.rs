@@ -18,7 +18,7 @@ use uncouple::model::{Activations, Architecture, Keep, Model, Params, Policy, To
 use uncouple::ops::philox::Stream;
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::rollout::{
-    Answer, Counts, PrefixCache, RolloutError, Settings, Statistics, answers_on, rollout, rollout_on,
+    Answer, Counts, Open, Played, PrefixCache, RolloutError, Settings, Statistics, answers_on, rollout_on,
 };
 
 /// A world whose course is its task's kind.
@@ -70,6 +70,27 @@ fn open(task: &Task) -> Result<Box<dyn Environment>, EnvError> {
 }
 
 const CONTEXT: usize = 96;
+
+/// All episodes by task and member, those among them that their environment failed.
+fn rollout(
+    policy: &dyn Policy,
+    prompter: &Prompter,
+    open: Open<'_>,
+    tasks: &[Task],
+    group_size: usize,
+    settings: &Settings,
+    interrupted: &dyn Fn() -> bool,
+) -> Result<Vec<Episode>, RolloutError> {
+    let played = uncouple::rollout::rollout(policy, prompter, open, tasks, group_size, settings, interrupted)?;
+    let all = every(&played);
+    assert_eq!(all.len(), tasks.len() * group_size);
+    assert!(all.is_sorted_by_key(|e| (e.group, e.sample)) && played == Played::new(all.clone()));
+    Ok(all)
+}
+
+fn every(played: &Played) -> Vec<Episode> {
+    played.all().into_iter().map(|(_, episode)| episode.clone()).collect()
+}
 
 /// A random model that ends its turns about once in `odds` tokens: the first component of the residual stream is the same
 /// everywhere, and only the end token's head reads it.
@@ -237,9 +258,9 @@ fn a_windowed_episode_is_trained_on_the_prompts_it_was_played_under() {
     }
     assert!(turns > 30);
 
-    let samples = grpo::samples(&episodes, &Config::default());
-    let played = episodes.iter().filter(|e| !e.finish.is_failure());
-    let rows: Vec<Sample> = played.zip(samples).flat_map(|(e, sample)| grpo::parts(e, sample)).collect();
+    let played = Played::new(episodes).episodes;
+    let samples = grpo::samples(&played, &Config::default());
+    let rows: Vec<Sample> = played.iter().zip(samples).flat_map(|(e, sample)| grpo::parts(e, sample)).collect();
     assert!(rows.iter().all(|row| row.mask.iter().filter(|m| **m).count() <= row.whole || row.whole == 0));
     let forest = Forest::new(&rows.iter().map(|row| &row.tokens[..]).collect::<Vec<_>>());
     let mut acts = Activations::default();
@@ -603,7 +624,7 @@ fn answers_go_on_from_the_episodes() {
         let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break"].iter().map(|k| task(k, 0)).collect();
         let playing = Settings { max_live: 4, ..settings() };
         let mut cache = PrefixCache::new(&model, PLENTY).unwrap();
-        let episodes = rollout_on(&mut cache, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap();
+        let episodes = every(&rollout_on(&mut cache, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap());
         let alone = rollout(&model, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap();
         assert!(episodes.iter().zip(&alone).all(|(a, b)| (&a.tokens, &a.logprobs) == (&b.tokens, &b.logprobs)));
         let (prompts, left) = (asked(&prompter, &episodes), left(&episodes));
@@ -650,7 +671,7 @@ fn a_gpu_keeps_what_it_has_pages_for() {
         let on_device = CudaModel::new(&emulated::gpu(), &model, contexts).unwrap();
         let playing = Settings { max_live: 1, max_steps: 3, ..settings() };
         let mut cache = PrefixCache::new(&on_device as &dyn Policy, 1 << 20).unwrap();
-        let episodes = rollout_on(&mut cache, &prompter, &open, &tasks, 2, &playing, NEVER).unwrap();
+        let episodes = every(&rollout_on(&mut cache, &prompter, &open, &tasks, 2, &playing, NEVER).unwrap());
         let prompts = asked(&prompter, &episodes)[..4].to_vec();
         let before = cache.computed_tokens();
         let answering = Settings { max_live: 2, stream: Stream::Rollout(9), ..settings() };
@@ -711,7 +732,7 @@ fn statistics_tell_won_from_lost() {
         told(&[("a", "x", true), ("a", "x", false), ("a", "", false), ("c", "z", true)], Finish::StepLimit),
         told(&[("a", "x", true)], Finish::EnvFailed("gone".into())),
     ];
-    let s = Statistics::of(&episodes);
+    let s = Statistics::of(&Played::new(episodes.into()));
     assert_eq!((s.success, s.env_failed), (0.5, 1));
     assert_eq!((s.all.episodes, s.won.episodes, s.lost.episodes), (2, 1, 1));
     assert_eq!((s.all.episode_length, s.won.episode_length, s.lost.episode_length), (3.0, 2.0, 4.0));
@@ -719,5 +740,5 @@ fn statistics_tell_won_from_lost() {
     assert_eq!((s.all.invalid_rate, s.lost.invalid_rate), (2.0 / 6.0, 0.5));
     assert_eq!(s.finishes.into_iter().collect::<Vec<_>>(), [("env-failed", 1), ("step-limit", 1), ("won", 1)]);
     assert_eq!(s.refusals.into_iter().collect::<Vec<_>>(), [("empty", 1)]);
-    assert_eq!(Statistics::of(&[]), Statistics::default());
+    assert_eq!(Statistics::of(&Played::default()), Statistics::default());
 }

@@ -107,7 +107,7 @@ fn thoughtful() -> (Vec<Episode>, Vec<String>) {
     let task = Task { id: "wall".into(), kind: "wall".into(), split: Split::Train };
     let settings =
         Settings { max_steps: 3, max_turn_tokens: 100, ..Settings::training(&Config::default(), Stream::Rollout(0)) };
-    let episodes = rollout(&policy, &prompter, &open, &[task], 1, &settings, &|| false).unwrap();
+    let episodes = rollout(&policy, &prompter, &open, &[task], 1, &settings, &|| false).unwrap().episodes;
     assert_eq!(episodes[0].turns.iter().map(|t| &t.action[..]).collect::<Vec<_>>(), texts, "kept as sampled");
     for turn in &episodes[0].turns {
         let thought = &episodes[0].tokens[turn.tokens.clone()][..turn.thought];
