@@ -26,17 +26,6 @@ impl Model {
         Model { config, params, rope }
     }
 
-    /// The same model with other weights of its layout.
-    pub fn with_weights(&self, params: Params) -> Model {
-        Model { params, ..self.without_weights() }
-    }
-
-    /// What a model has beside its weights: none of its passes can be run.
-    pub fn without_weights(&self) -> Model {
-        let params = Params { layout: self.params.layout.clone(), flat: Vec::new() };
-        Model { config: self.config.clone(), params, rope: self.rope.clone() }
-    }
-
     /// The RoPE tables of every position of the context.
     pub fn rope(&self) -> &rope::Tables {
         &self.rope

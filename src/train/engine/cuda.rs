@@ -71,8 +71,6 @@ impl Scorer for CudaScorer {
 pub struct CudaEngine {
     scorer: CudaScorer,
     gpu: Gpu,
-    /// What a host copy of the model has beside its weights.
-    shape: Model,
     master: Tensor<f32>,
     moments: [Tensor<f32>; 2],
     grads: Tensor<f32>,
@@ -102,7 +100,6 @@ impl CudaEngine {
         let [m, v] = moments;
         Ok(CudaEngine {
             scorer: CudaScorer::new(gpu, model, max_live)?,
-            shape: model.without_weights(),
             master: gpu.tensor(&model.params.flat)?,
             moments: [gpu.tensor(&m.flat)?, gpu.tensor(&v.flat)?],
             grads: gpu.zeros(layout.len)?,
@@ -251,7 +248,7 @@ impl Engine for CudaEngine {
     fn export(&self) -> Result<Export<'_>> {
         let [m, v] = &self.moments;
         let moments = [self.params(self.gpu.read(&**m)?), self.params(self.gpu.read(&**v)?)];
-        let model = self.shape.with_weights(self.params(self.gpu.read(&*self.master)?));
+        let model = Model::new(self.architecture().clone(), self.params(self.gpu.read(&*self.master)?));
         Ok(Export { model: Cow::Owned(model), moments: Cow::Owned(moments) })
     }
 }

@@ -83,14 +83,6 @@ pub struct Export<'a> {
     pub moments: Cow<'a, [Params; 2]>,
 }
 
-/// An engine where `gpu` says; on a GPU at most `max_live` sequences are sampled at once.
-pub fn open(model: Model, moments: [Params; 2], gpu: Option<&Gpu>, max_live: usize) -> Result<Box<dyn Engine>> {
-    Ok(match gpu {
-        Some(gpu) => Box::new(CudaEngine::new(gpu, &model, &moments, max_live)?),
-        None => Box::new(CpuEngine::new(model, moments)),
-    })
-}
-
 /// A model that is never trained, where `gpu` says.
 pub fn frozen(model: Model, gpu: Option<&Gpu>) -> Result<Box<dyn Scorer>> {
     Ok(match gpu {
