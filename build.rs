@@ -63,14 +63,16 @@ fn build() -> Result<(), String> {
     };
 
     let folder = root.join("kernels");
-    // The whole folder, for new kernels too; which of them need compiling, their depfiles say.
-    println!("cargo::rerun-if-changed={}", folder.display());
     println!("cargo::rerun-if-changed={}", nvcc.display());
     let mut sources: Vec<PathBuf> = fs::read_dir(&folder)
         .and_then(|entries| entries.map(|e| Ok(e?.path())).collect::<io::Result<_>>())
         .map_err(|e| format!("{}: {e}", folder.display()))?;
     sources.retain(|p| p.extension().is_some_and(|e| e == "cu"));
     sources.sort();
+    // Not the folder, in which the emulator and the driver are too. A new kernel is launched by its op, which changes with it. Which of
+    // them need compiling, their depfiles say.
+    let others = [folder.join("common"), root.join("src/ops")];
+    sources.iter().chain(&others).for_each(|file| println!("cargo::rerun-if-changed={}", file.display()));
 
     let modules = compile_all(&nvcc, &folder, &sources, &out)?;
     write_if_new(&table, &table_text(&modules)).map_err(|e| format!("{}: {e}", table.display()))

@@ -34,6 +34,8 @@ __device__ inline void mbarrier_init(Mbarrier* barrier, unsigned count WHERE) {
 __device__ inline void show_mbarriers() {
 #ifdef __CUDACC__
     asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+#else
+    emulator_show_mbarriers();
 #endif
 }
 
@@ -127,6 +129,8 @@ __device__ inline void tensor_copy(void* to_shared, const TensorMap* map, int x,
 __device__ inline void show_stores() {
 #ifdef __CUDACC__
     asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#else
+    emulator_show_stores();
 #endif
 }
 
@@ -153,12 +157,16 @@ template <int REGISTERS>
 __device__ inline void give_registers() {
 #ifdef __CUDACC__
     asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#else
+    emulator_registers(REGISTERS, 0, __FILE__, __LINE__);
 #endif
 }
 template <int REGISTERS>
 __device__ inline void take_registers() {
 #ifdef __CUDACC__
     asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(REGISTERS));
+#else
+    emulator_registers(REGISTERS, 1, __FILE__, __LINE__);
 #endif
 }
 

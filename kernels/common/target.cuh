@@ -10,9 +10,11 @@
     type* const name = reinterpret_cast<type*>(dynamic_)
 // What the host has promised about sizes. The emulator checks it, the compiler may build on it.
 #define EXPECTS(condition) __builtin_assume(condition)
-// WHERE ends the parameters, HERE the arguments, of a wrapper whose caller's line the emulator wants to name.
+// WHERE ends the parameters, HERE the arguments, of a wrapper whose caller's line the emulator wants to name; HERE_ALONE is all of
+// the arguments.
 #define WHERE
 #define HERE
+#define HERE_ALONE
 #else
 #define SHARED(type, name, count) \
     type* const name = static_cast<type*>(emulator_shared(__FILE__, __LINE__, sizeof(type) * (count)))
@@ -20,4 +22,5 @@
 #define EXPECTS(condition) ((condition) ? void() : emulator_broken_promise(#condition, __FILE__, __LINE__))
 #define WHERE , const char* file = __builtin_FILE(), int line = __builtin_LINE()
 #define HERE , file, line
+#define HERE_ALONE file, line
 #endif

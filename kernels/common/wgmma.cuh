@@ -8,10 +8,13 @@
 #pragma once
 #include "common/hopper.cuh"
 
-// A thread's registers of a product, which know in the emulator whether one is under way.
+// A thread's registers of a product, which know in the emulator whether one is under way: nobody but products passes the check.
 template <class T, int COUNT>
-struct Registers {
+class Registers {
     T value[COUNT];
+    friend struct Unchecked;
+
+public:
 #ifndef __CUDACC__
     struct Use {
         unsigned under_way, touched;
@@ -29,6 +32,13 @@ struct Registers {
         use.touched = 1;
 #endif
         return value[i];
+    }
+};
+
+struct Unchecked {
+    template <class T, int COUNT>
+    __device__ static T& at(Registers<T, COUNT>& registers, int i) {
+        return registers.value[i];
     }
 };
 
@@ -50,7 +60,7 @@ __device__ inline void pin(unsigned& x) { asm volatile("" : "+r"(x)::"memory"); 
 template <class T, int COUNT>
 __device__ inline void pin(Registers<T, COUNT>& registers) {
 #pragma unroll
-    for (int i = 0; i < COUNT; ++i) pin(registers.value[i]);
+    for (int i = 0; i < COUNT; ++i) pin(Unchecked::at(registers, i));
 }
 template <class T, int COUNT, int MANY>
 __device__ inline void pin(Registers<T, COUNT> (&registers)[MANY]) {
@@ -106,9 +116,9 @@ __device__ inline void renew(Sums<N>& sums) {
 #pragma unroll
     for (int i = 0; i < N / 2; ++i)
 #ifdef __CUDACC__
-        asm volatile("" : "=f"(sums.value[i]));
+        asm volatile("" : "=f"(Unchecked::at(sums, i)));
 #else
-        sums.value[i] = NAN;
+        Unchecked::at(sums, i) = NAN;
 #endif
 }
 
@@ -166,9 +176,8 @@ __device__ inline unsigned long long operand(const bf16* first, unsigned stride,
 __device__ inline unsigned long long further(unsigned long long operand, int bytes) { return operand + (bytes >> 4); }
 
 #ifdef __CUDACC__
-#define SUMS_8(i) \
-    "+f"(d.value[i]), "+f"(d.value[i + 1]), "+f"(d.value[i + 2]), "+f"(d.value[i + 3]), "+f"(d.value[i + 4]), \
-        "+f"(d.value[i + 5]), "+f"(d.value[i + 6]), "+f"(d.value[i + 7])
+#define SUM(i) "+f"(Unchecked::at(d, i))
+#define SUMS_8(i) SUM(i), SUM(i + 1), SUM(i + 2), SUM(i + 3), SUM(i + 4), SUM(i + 5), SUM(i + 6), SUM(i + 7)
 #define SUMS_32(i) SUMS_8(i), SUMS_8(i + 8), SUMS_8(i + 16), SUMS_8(i + 24)
 #endif
 
@@ -213,8 +222,8 @@ __device__ inline void product(Sums<N>& d, unsigned long long a, unsigned long l
             : SUMS_32(0), SUMS_32(32)
             : "l"(a), "l"(b), "r"(int(accumulate)), "n"(A_TRANSPOSED), "n"(B_TRANSPOSED));
 #else
-    const emulator::WarpgroupProduct part{d.value, &d.use, nullptr, nullptr, a, b, N, A_TRANSPOSED, B_TRANSPOSED,
-                                          accumulate};
+    const emulator::WarpgroupProduct part{&Unchecked::at(d, 0), &d.use, nullptr, nullptr, a, b, N, A_TRANSPOSED,
+                                          B_TRANSPOSED, accumulate};
     emulator_product(&part HERE);
 #endif
 }
@@ -232,8 +241,8 @@ __device__ inline void product(Sums<N>& d, Fragment& a, unsigned long long b, bo
             "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
             "{%32, %33, %34, %35}, %36, p, 1, 1, %38;\n}"
             : SUMS_32(0)
-            : "r"(a.value[0]), "r"(a.value[1]), "r"(a.value[2]), "r"(a.value[3]), "l"(b),
-              "r"(int(accumulate)), "n"(B_TRANSPOSED));
+            : "r"(Unchecked::at(a, 0)), "r"(Unchecked::at(a, 1)), "r"(Unchecked::at(a, 2)), "r"(Unchecked::at(a, 3)),
+              "l"(b), "r"(int(accumulate)), "n"(B_TRANSPOSED));
     else
         asm volatile(
             "{\n.reg .pred p;\nsetp.ne.b32 p, %69, 0;\n"
@@ -244,10 +253,11 @@ __device__ inline void product(Sums<N>& d, Fragment& a, unsigned long long b, bo
             "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
             "{%64, %65, %66, %67}, %68, p, 1, 1, %70;\n}"
             : SUMS_32(0), SUMS_32(32)
-            : "r"(a.value[0]), "r"(a.value[1]), "r"(a.value[2]), "r"(a.value[3]), "l"(b),
-              "r"(int(accumulate)), "n"(B_TRANSPOSED));
+            : "r"(Unchecked::at(a, 0)), "r"(Unchecked::at(a, 1)), "r"(Unchecked::at(a, 2)), "r"(Unchecked::at(a, 3)),
+              "l"(b), "r"(int(accumulate)), "n"(B_TRANSPOSED));
 #else
-    const emulator::WarpgroupProduct part{d.value, &d.use, a.value, &a.use, 0, b, N, 0, B_TRANSPOSED, accumulate};
+    const emulator::WarpgroupProduct part{&Unchecked::at(d, 0), &d.use, &Unchecked::at(a, 0), &a.use, 0, b, N, 0,
+                                          B_TRANSPOSED, accumulate};
     emulator_product(&part HERE);
 #endif
 }

@@ -2,6 +2,7 @@
 //! benches/peers/peer_cpu.py builds too. On a GPU: kernels, the training step, decoding (peers: benches/peers/gpu_peers.py).
 
 pub mod ceilings;
+pub mod counters;
 mod coupling;
 pub mod decode;
 pub mod gcd;

@@ -133,7 +133,7 @@ fn gpu() -> Check {
 
 /// The library of matrix products, which a GPU needs.
 fn cublaslt() -> Check {
-    match cuda::cublaslt_version() {
+    match cuda::find_cublaslt() {
         Ok(found) => Check::ok("cublaslt", format!("release {}", cublaslt_version(found))),
         Err(e) => Check::but("cublaslt", Status::Note, e.to_string(), "only --device cuda needs it"),
     }

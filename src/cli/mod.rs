@@ -1,6 +1,7 @@
 //! The command line: parse, call, print. What a command does is elsewhere.
 
 mod bench;
+mod counters;
 mod coupling;
 mod doctor;
 mod env;
@@ -45,6 +46,8 @@ pub enum Command {
     Reference(reference::ReferenceCommand),
     /// Measure speed
     Bench(BenchArgs),
+    /// What kernels did on the software GPU (kernels/driver): bytes, coalescing, bank conflicts, flops, and a roofline bound
+    Counters(CountersArgs),
     /// Expected advantage of a flawed action by its probability, q r (q - 1), with a simulation
     Theory(TheoryArgs),
 }
@@ -198,6 +201,16 @@ pub struct BenchArgs {
 }
 
 #[derive(Debug, Args)]
+pub struct CountersArgs {
+    /// What SOFTWARE_GPU_TRACE named, of a software GPU that was built with --features counters
+    #[arg(value_name = "TRACE")]
+    pub trace: PathBuf,
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct TheoryArgs {
     /// Share of success that the flawed action costs
     #[arg(long, default_value_t = 0.5)]
@@ -240,6 +253,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Env(command) => env::run(command),
         Command::Reference(command) => reference::run(command),
         Command::Bench(args) => bench::run(args),
+        Command::Counters(args) => counters::run(args),
         Command::Theory(args) => theory::run(args),
     }
 }

@@ -1,5 +1,5 @@
 use crate::*;
-use kernel_emulator::{args, launch};
+use kernel_emulator::{Arg, args, launch};
 use uncouple::ops::attention::Shape;
 use uncouple::ops::qk_norm;
 
@@ -26,7 +26,9 @@ fn forward() {
             let grid = blocks(heads * shape.head_dim / 8);
             let launched = match keep {
                 true => launch("qk_norm_forward_bf16", grid, 256, 0, args![&qkv, &raw, &w, tall, q, kv, wide, EPS]),
-                false => launch("qk_norm_forward_bf16", grid, 256, 0, args![&qkv, 0u64, &w, tall, q, kv, wide, EPS]),
+                false => {
+                    launch("qk_norm_forward_bf16", grid, 256, 0, args![&qkv, Arg::Null, &w, tall, q, kv, wide, EPS])
+                }
             };
             launched.unwrap();
             assert_close(&format!("{rows} rows of {shape:?}"), &read_bf16(&qkv), &want, BF16);

@@ -43,13 +43,22 @@ impl Device {
             );
             return None;
         }
+        // Cargo builds it beside this test.
+        Some(Device::of(&std::env::current_exe().expect("a path").with_file_name("libsoftware_gpu.so")))
+    }
+
+    /// Another build of the library.
+    pub fn on(&self, library: &Path) -> Device {
+        Device { settings: self.settings.clone(), ..Device::of(library) }
+    }
+
+    fn of(library: &Path) -> Device {
         let folder = tempfile::tempdir().expect("a temporary folder");
-        let library = std::env::current_exe().expect("a path").with_file_name("libsoftware_gpu.so");
-        assert!(library.exists(), "cargo builds {} for this test", library.display());
+        assert!(library.exists(), "{} is not there", library.display());
         for name in ["libcuda.so.1", "libcublasLt.so.13"] {
-            symlink(&library, folder.path().join(name)).expect("a link");
+            symlink(library, folder.path().join(name)).expect("a link");
         }
-        Some(Device { folder: Rc::new(folder), settings: Vec::new() })
+        Device { folder: Rc::new(folder), settings: Vec::new() }
     }
 
     /// The same folder, to be given other settings.

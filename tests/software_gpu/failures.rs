@@ -197,3 +197,15 @@ fn graphs_are_captured_after_one_eager_pass() {
     }
     assert!(run.trace.of("graph").count() > 1);
 }
+
+/// So that what is known of a function above is not in vain.
+#[test]
+fn the_benchmarks_call_every_function() {
+    let Some(device) = Device::new() else { return };
+    let calls = |bench: &str| device.succeeds(&["bench", bench, "--small", "--device", "cuda"]).trace.calls();
+    let called: BTreeSet<String> =
+        [calls("step"), calls("decode")].into_iter().flatten().map(|(name, _)| name).collect();
+    let missing: Vec<&str> =
+        CALLS.iter().map(|(name, _)| *name).chain(FREEING).filter(|n| !called.contains(*n)).collect();
+    assert!(missing.is_empty(), "never called: {missing:?}");
+}

@@ -2,6 +2,7 @@
 //! from `selftest` to a training run that is killed and resumed. A build without CUDA kernels has nothing to run here, and says so.
 
 mod commands;
+mod counters;
 mod counts;
 mod device;
 mod failures;

@@ -5,7 +5,6 @@ use std::fs::File;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::fd::{AsRawFd, FromRawFd};
-use std::ptr::null_mut;
 
 /// Bytes that nobody may touch, on either side.
 const GUARD: usize = 1 << 20;
@@ -137,9 +136,8 @@ fn poison_file() -> io::Result<File> {
 
 /// Fills host memory with what a program must not have relied on.
 pub fn poison(start: usize, bytes: usize) {
-    let start = if bytes == 0 { null_mut() } else { start as *mut u8 };
     // SAFETY: the caller's own range, checked to be an allocation's.
-    unsafe { start.write_bytes(POISON[0], bytes) }
+    unsafe { (start as *mut u8).write_bytes(POISON[0], bytes) }
 }
 
 #[cfg(test)]

@@ -8,8 +8,10 @@
 //! wait 12         wait_event 3                     commands that ran for it
 //! capture         graph 54        replay 54        commands in it
 //! alloc 1024      pin 1024        module rmsnorm   optin name 98304
-//! violation …     left …
+//! violation …
 //! ```
+//! At the end `calls FUNCTION n`, and with the feature `counters` what each kernel did, in the order of `kernel_emulator::Counts`:
+//! `counters KERNEL launches read written …`.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -49,8 +51,15 @@ impl Trace {
         self.flush();
     }
 
-    /// At the end: how often each function was called.
+    /// At the end: how often each function was called, what kernels did.
     pub fn finish(&mut self) {
+        #[cfg(feature = "counters")]
+        for (kernel, (launches, c)) in kernel_emulator::counters() {
+            let traffic = [c.read, c.written, c.copied, c.distinct_read, c.distinct_written];
+            let served = [c.sectors, c.least_sectors, c.wavefronts, c.least_wavefronts, c.flops];
+            let numbers: Vec<String> = traffic.iter().chain(&served).map(u64::to_string).collect();
+            self.line(|| format!("counters {kernel} {launches} {}", numbers.join(" ")));
+        }
         for (function, calls) in std::mem::take(&mut self.calls) {
             self.line(|| format!("calls {function} {calls}"));
         }

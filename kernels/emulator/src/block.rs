@@ -124,6 +124,12 @@ pub struct Runner<'a> {
     pub named: [Named; 16],
     /// By address.
     pub mbarriers: HashMap<usize, Phases>,
+    /// Of the schedule that is prompt: who is to run next, the last first.
+    pub woken: Vec<usize>,
+    /// Registers of each thread of a warp.
+    registers: Vec<u32>,
+    /// Of the block.
+    most_registers: u32,
     pub running: usize,
     /// Of the scheduler, while a fiber runs.
     sp: *mut u8,
@@ -158,6 +164,9 @@ impl<'a> Runner<'a> {
             at_barrier: 0,
             named: Default::default(),
             mbarriers: HashMap::new(),
+            woken: Vec::new(),
+            registers: Vec::new(),
+            most_registers: 0,
             running: 0,
             sp: null_mut(),
             fault: None,
@@ -167,7 +176,7 @@ impl<'a> Runner<'a> {
     pub fn run(mut self) -> Result<(), Fault> {
         let mut order: Vec<usize> = (0..self.grid.count()).collect();
         match self.schedule {
-            Schedule::Forward => {}
+            Schedule::Forward | Schedule::Prompt => {}
             Schedule::Reverse => order.reverse(),
             Schedule::Random(_) => (1..order.len()).for_each(|i| order.swap(i, self.draw(i + 1))),
         }
@@ -207,15 +216,25 @@ impl<'a> Runner<'a> {
         self.copies.clear();
         self.bulks.clear();
         self.mbarriers.clear();
+        self.woken.clear();
+        let warps = threads.div_ceil(32);
+        self.registers = vec![launched_registers(threads); warps];
+        self.most_registers = self.registers.iter().sum();
         self.shared.poison();
     }
 
     /// The next thread to run, if any could.
     fn pick(&mut self) -> Option<usize> {
+        while let Some(t) = self.woken.pop() {
+            if self.ready[t / 64] >> (t % 64) & 1 == 1 {
+                self.ready[t / 64] &= !(1 << (t % 64));
+                return Some(t);
+            }
+        }
         let words = self.ready.len();
         let lowest = |w: usize, bits: u64| (bits != 0).then(|| 64 * w + bits.trailing_zeros() as usize);
         let t = match self.schedule {
-            Schedule::Forward => (0..words).find_map(|w| lowest(w, self.ready[w]))?,
+            Schedule::Forward | Schedule::Prompt => (0..words).find_map(|w| lowest(w, self.ready[w]))?,
             Schedule::Reverse => {
                 (0..words).rev().find_map(|w| self.ready[w].checked_ilog2().map(|bit| 64 * w + bit as usize))?
             }
@@ -295,6 +314,11 @@ impl<'a> Runner<'a> {
                 Some(_) => return,
             }
         }
+        // m16n8k16.
+        #[cfg(feature = "counters")]
+        if text(part.what) == "mma" {
+            crate::counters::flops(2 * 16 * 8 * 16);
+        }
         unsafe { (part.body)(lanes.as_ptr(), part.mask) };
         members().for_each(|i| self.wake(warp + i));
     }
@@ -311,6 +335,12 @@ impl<'a> Runner<'a> {
         self.shared_array(Line(c"the launch".as_ptr(), 0), self.dynamic_shared, 1024)
     }
 
+    /// The addresses of the shared memory of every block, one after the other.
+    #[cfg(feature = "counters")]
+    pub fn shared_addresses(&self) -> Range<usize> {
+        self.shared.addresses()
+    }
+
     /// As the hardware counts, from the start of the block's shared memory.
     pub fn shared_address(&self, p: *const u8) -> usize {
         (p as usize).wrapping_sub(self.shared.base())
@@ -324,11 +354,37 @@ impl<'a> Runner<'a> {
         self.memory.iter().any(|r| r.start <= address && address.saturating_add(bytes) <= r.end)
     }
 
-    /// 16 bytes at a shared address, if they are an array's.
-    pub fn shared_chunk(&self, address: usize) -> Option<[u16; 8]> {
+    /// 16 bytes at a shared address, if they are an array's, and whether the asynchronous parts see them as they are.
+    pub fn shared_chunk(&self, address: usize) -> Option<([u16; 8], bool)> {
         let p = self.shared.base() + address;
+        let shown = self.shared.is_shown(address);
         // SAFETY: aligned and inside of the shared memory, as just checked.
-        (address.is_multiple_of(16) && self.is_shared(p, 16)).then(|| unsafe { *(p as *const [u16; 8]) })
+        (address.is_multiple_of(16) && self.is_shared(p, 16)).then(|| (unsafe { *(p as *const [u16; 8]) }, shown))
+    }
+
+    /// Ordinary stores become visible to products.
+    pub fn show_stores(&mut self) {
+        self.shared.show_all();
+    }
+
+    /// What a copy brought is visible to products at once.
+    pub fn show_chunk(&mut self, p: *const u8) {
+        self.shared.show_chunk(self.shared_address(p));
+    }
+
+    /// A warp's threads are to have so many registers, `more` or fewer than before. Once a warp.
+    pub fn set_registers(&mut self, count: u32, more: bool, line: Line) {
+        let warp = self.running / 32;
+        let now = self.registers[warp];
+        if !self.running.is_multiple_of(32) {
+            return;
+        }
+        let sound = count.is_multiple_of(8) && (24..=256).contains(&count);
+        if !sound || if more { count < now } else { count > now } {
+            let verb = if more { "takes" } else { "gives" };
+            return self.blame(line, format!("a warp of {now} registers a thread {verb} {count}"));
+        }
+        self.registers[warp] = count;
     }
 
     pub fn anyone_waits(&self) -> bool {
@@ -361,8 +417,12 @@ impl<'a> Runner<'a> {
     /// When a copy happens is up to the schedule: as late as it may (forward), at once (reverse), or any time between.
     pub fn async_copy(&mut self, to: *mut u8, from: *const u8, zero: bool) {
         let group = self.threads[self.running].groups;
+        #[cfg(feature = "counters")]
+        if !zero {
+            crate::counters::copied(from, 16);
+        }
         let copy = Copy16 { thread: self.running, group, to, from, zero };
-        if self.schedule == Schedule::Reverse { copy.happen() } else { self.copies.push(copy) }
+        if self.schedule.copies_at_once() { copy.happen() } else { self.copies.push(copy) }
     }
 
     pub fn async_commit(&mut self) {
@@ -434,11 +494,24 @@ impl<'a> Runner<'a> {
             let problem = "a copy was still under way when the block ended".into();
             return Err(Fault::Asynchronous { place: self.place(0), site: line.site(), problem });
         }
+        // One that takes waits for those that give; if all had taken, some would wait for ever.
+        if self.registers.iter().sum::<u32>() > self.most_registers {
+            let (taken, most) = (&self.registers, self.most_registers);
+            let problem = format!("warps end up with {taken:?} registers a thread, together more than {most}");
+            let site = Line(c"the block".as_ptr(), 0).site();
+            return Err(Fault::Asynchronous { place: self.place(0), site, problem });
+        }
         match self.shared.damage() {
             Some(line) => Err(Fault::SharedGuard { place: self.place(0), site: line.site() }),
             None => Ok(()),
         }
     }
+}
+
+/// Registers of each thread of a block that is launched with as many as there are.
+fn launched_registers(threads: usize) -> u32 {
+    const FILE: u32 = 65536;
+    (FILE / threads as u32).min(255) / 8 * 8
 }
 
 impl Copy16 {
@@ -470,7 +543,7 @@ unsafe fn run_block(this: *mut Runner, block: usize) -> Result<(), Fault> {
                     resume(this, t);
                     (*this).time_passes();
                 }
-                None if (*this).oldest_bulk_happens() => {}
+                None if (*this).awaited_bulk_happens() => {}
                 None => break,
             }
             if let Some(fault) = (*this).fault.take() {

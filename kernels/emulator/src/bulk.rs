@@ -1,7 +1,6 @@
 //! The copy engine: bulk copies from global to shared memory, plain or of a box of a tensor, whose bytes an mbarrier counts.
 
-use crate::block::{Line, Runner};
-use crate::launch::Schedule;
+use crate::block::{Line, Runner, State};
 use bytemuck::{Pod, Zeroable};
 
 /// How the 16-byte chunks of a row are permuted by the row's number, so that a column of them is in different banks.
@@ -182,8 +181,10 @@ impl Runner<'_> {
                 return;
             }
         }
+        #[cfg(feature = "counters")]
+        chunks.iter().for_each(|chunk| crate::counters::copied(chunk.from, chunk.valid));
         let bulk = Bulk { chunks, barrier, line };
-        if self.schedule == Schedule::Reverse { self.bulk_happens(bulk) } else { self.bulks.push(bulk) }
+        if self.schedule.copies_at_once() { self.bulk_happens(bulk) } else { self.bulks.push(bulk) }
     }
 
     pub fn bulk_happens(&mut self, bulk: Bulk) {
@@ -193,16 +194,22 @@ impl Runner<'_> {
                 to.copy_from_nonoverlapping(*from, *valid);
                 to.add(*valid).write_bytes(0, 16 - valid);
             }
+            self.show_chunk(*to);
         }
         self.mbarrier_bytes(bulk.barrier, 16 * bulk.chunks.len(), bulk.line);
     }
 
-    /// When no thread can run: the oldest copy, if one is under way and someone waits.
-    pub fn oldest_bulk_happens(&mut self) -> bool {
+    /// When no thread can run: the oldest copy that someone waits for, which may come before older ones.
+    pub fn awaited_bulk_happens(&mut self) -> bool {
         let due = !self.bulks.is_empty() && self.anyone_waits();
         if due {
-            let oldest = self.bulks.remove(0);
-            self.bulk_happens(oldest);
+            let awaited = |bulk: &Bulk| {
+                let at = |state| matches!(state, State::Phase { address, .. } if address == bulk.barrier as usize);
+                self.threads.iter().any(|thread| at(thread.state))
+            };
+            let next = self.bulks.iter().position(awaited).unwrap_or(0);
+            let bulk = self.bulks.remove(next);
+            self.bulk_happens(bulk);
         }
         due
     }

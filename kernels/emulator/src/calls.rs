@@ -58,6 +58,8 @@ unsafe fn or_suspend(memory: Option<*mut u8>) -> *mut u8 {
 
 #[unsafe(no_mangle)]
 extern "C" fn emulator_access(p: *const c_void, bytes: usize, file: *const c_char, line: c_int) {
+    #[cfg(feature = "counters")]
+    crate::counters::announce(p, bytes, file as usize + line as usize);
     unsafe {
         (*current()).check_access(p as usize, bytes, Line(file, line));
         if (*current()).failed() {
@@ -194,6 +196,21 @@ extern "C" fn emulator_product_commit() {
 #[unsafe(no_mangle)]
 extern "C" fn emulator_product_wait(pending: u32) {
     unsafe { ask(|runner| runner.product_wait(pending)) }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_show_stores() {
+    unsafe { (*current()).show_stores() }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_show_mbarriers() {
+    unsafe { (*current()).show_mbarriers() }
+}
+
+#[unsafe(no_mangle)]
+extern "C" fn emulator_registers(count: u32, more: u32, file: *const c_char, line: c_int) {
+    unsafe { ask(|runner| runner.set_registers(count, more != 0, Line(file, line))) }
 }
 
 #[unsafe(no_mangle)]

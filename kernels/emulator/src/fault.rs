@@ -33,7 +33,7 @@ impl fmt::Display for Place {
 
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
 pub enum Fault {
-    #[error("no kernel is named {0}")]
+    #[error("no kernel is named {0}; if its file is new: touch kernels/emulator/build.rs")]
     UnknownKernel(String),
     #[error("{kernel}: {problem}")]
     Arguments { kernel: &'static str, problem: String },

@@ -16,10 +16,20 @@ pub enum Schedule {
     Reverse,
     /// Any, by seed.
     Random(u64),
+    /// The lowest first, but whoever a phase of an mbarrier wakes runs at once; copies happen at once.
+    Prompt,
 }
 
 /// What [`launch`] runs.
-const SCHEDULES: [Schedule; 4] = [Schedule::Forward, Schedule::Reverse, Schedule::Random(1), Schedule::Random(2)];
+const SCHEDULES: [Schedule; 5] =
+    [Schedule::Forward, Schedule::Reverse, Schedule::Random(1), Schedule::Random(2), Schedule::Prompt];
+
+impl Schedule {
+    /// Whether asynchronous copies happen at once.
+    pub(crate) fn copies_at_once(self) -> bool {
+        matches!(self, Schedule::Reverse | Schedule::Prompt)
+    }
+}
 
 /// Extents of a grid or a block.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -185,7 +195,13 @@ pub fn launch_raw(
     let kernel = find(kernel)?;
     let mut values: Vec<_> = parameters.iter().map(|bytes| aligned(bytes)).collect();
     let pointers: Vec<*mut c_void> = values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
-    Runner::new(kernel, &pointers, memory, grid, block, shared, schedule).run()
+    #[cfg(feature = "counters")]
+    let given = memory.clone();
+    let runner = Runner::new(kernel, &pointers, memory, grid, block, shared, schedule);
+    #[cfg(feature = "counters")]
+    return crate::counters::counted(kernel.name(), &given, runner.shared_addresses(), || runner.run());
+    #[cfg(not(feature = "counters"))]
+    runner.run()
 }
 
 /// A parameter's bytes, aligned as tensor maps are.

@@ -6,7 +6,8 @@
 //! guard zones; the 16-byte accesses of `common/vec.cuh` must be aligned and inside memory that the launch was given; a barrier or
 //! collective that some threads never reach is an error with its line. Of the asynchronous parts of sm_90 (mbarriers, bulk and
 //! tensor copies, products of warpgroups) it finds waits that never end, bytes that do not add up, registers looked at and operands
-//! overwritten before a product was waited for. It cannot see missing proxy fences, bank conflicts, spills or speed; a plain access far outside of every buffer ends the test's process, as on any CPU.
+//! overwritten before a product was waited for, operands and mbarriers that were not shown, registers that a block does not have. It cannot
+//! see bank conflicts, spills or speed; a plain access far outside of every buffer ends the test's process, as on any CPU.
 //!
 //! ```
 //! use kernel_emulator::{Buffer, args, launch};
@@ -19,6 +20,8 @@ mod block;
 mod buffer;
 mod bulk;
 mod calls;
+#[cfg(feature = "counters")]
+mod counters;
 mod fault;
 mod fiber;
 mod kernel;
@@ -29,6 +32,8 @@ mod wgmma;
 
 pub use buffer::Buffer;
 pub use bulk::{Swizzle, TensorMap, Tiling};
+#[cfg(feature = "counters")]
+pub use counters::{Counts, counters};
 pub use fault::{Fault, Place, Site};
 pub use kernel::Parameter;
 pub use launch::{Arg, Dim, Schedule, kernels, launch, launch_raw, launch_under, parameters};

@@ -17,6 +17,9 @@ pub struct Phases {
     bytes: i64,
     /// Phases completed.
     done: u64,
+    /// The thread that made it, and whether the others see it.
+    maker: usize,
+    shown: bool,
 }
 
 #[derive(Debug, Default)]
@@ -53,7 +56,8 @@ impl Runner<'_> {
             return self.blame(line, problem);
         }
         unsafe { *p = MAGIC };
-        self.mbarriers.insert(p as usize, Phases { count, arrivals: count, bytes: 0, done: 0 });
+        let maker = self.running;
+        self.mbarriers.insert(p as usize, Phases { count, arrivals: count, bytes: 0, done: 0, maker, shown: false });
     }
 
     pub fn mbarrier_invalidate(&mut self, p: *mut u64, line: Line) {
@@ -63,9 +67,24 @@ impl Runner<'_> {
         }
     }
 
+    /// What the running thread made is visible to the others.
+    pub fn show_mbarriers(&mut self) {
+        let me = self.running;
+        self.mbarriers.values_mut().filter(|phases| phases.maker == me).for_each(|phases| phases.shown = true);
+    }
+
+    /// The mbarrier, which the running thread made or was shown.
+    fn visible_phases(&mut self, p: *const u64, line: Line) -> Option<&mut Phases> {
+        let me = self.running;
+        if self.mbarriers.get(&(p as usize)).is_some_and(|phases| !phases.shown && phases.maker != me) {
+            self.blame(line, "this mbarrier was made by another thread, which has not shown it".into());
+        }
+        self.phases(p, line)
+    }
+
     /// One arrival, which makes the phase wait for `bytes` more.
     pub fn mbarrier_arrive(&mut self, p: *const u64, bytes: u32, line: Line) {
-        let Some(phases) = self.phases(p, line) else { return };
+        let Some(phases) = self.visible_phases(p, line) else { return };
         phases.bytes += i64::from(bytes);
         match phases.arrivals.checked_sub(1) {
             Some(left) => phases.arrivals = left,
@@ -91,13 +110,16 @@ impl Runner<'_> {
         for t in 0..self.threads.len() {
             if matches!(self.threads[t].state, State::Phase { address: at, .. } if at == address) {
                 self.wake(t);
+                if self.schedule == Schedule::Prompt {
+                    self.woken.push(t);
+                }
             }
         }
     }
 
     /// Whether the last phase of this parity is complete. If not, the running thread is to wait, and then to ask again.
     pub fn mbarrier_passed(&mut self, p: *const u64, parity: u32, line: Line) -> bool {
-        let Some(phases) = self.phases(p, line) else { return true };
+        let Some(phases) = self.visible_phases(p, line) else { return true };
         // The phase under way has the parity of `done`.
         let passed = phases.done % 2 != u64::from(parity);
         if !passed {
@@ -150,7 +172,7 @@ impl Runner<'_> {
     pub fn hesitates(&mut self) -> bool {
         let hesitates = match self.schedule {
             Schedule::Forward => false,
-            Schedule::Reverse => true,
+            Schedule::Reverse | Schedule::Prompt => true,
             Schedule::Random(_) => self.draw(2) == 0,
         };
         if hesitates {

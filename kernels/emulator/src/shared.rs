@@ -16,6 +16,8 @@ struct Array {
 
 pub struct Shared {
     words: Box<[u128]>,
+    /// As the asynchronous parts see it.
+    shown: Box<[u128]>,
     arrays: Vec<Array>,
     /// Bytes of arrays, guard zones left out.
     used: usize,
@@ -27,16 +29,44 @@ const POISON_WORD: u128 = u128::MAX / 0xFFFF * POISON as u128;
 impl Shared {
     pub fn new() -> Shared {
         // Room for the arrays and the guard zones of a good many of them.
-        let words = vec![POISON_WORD; (LIMIT + 64 * GUARD) / 16].into();
-        Shared { words, arrays: Vec::new(), used: 0, end: GUARD }
+        let words: Box<[u128]> = vec![POISON_WORD; (LIMIT + 64 * GUARD) / 16].into();
+        Shared { shown: words.clone(), words, arrays: Vec::new(), used: 0, end: GUARD }
     }
 
     /// Before a block.
     pub fn poison(&mut self) {
-        let touched = (self.end + GUARD).min(16 * self.words.len()) / 16;
+        let touched = self.touched();
         self.words[..touched].fill(POISON_WORD);
+        self.shown[..touched].fill(POISON_WORD);
         (self.used, self.end) = (0, GUARD);
         self.arrays.clear();
+    }
+
+    #[cfg(feature = "counters")]
+    pub fn addresses(&self) -> Range<usize> {
+        self.base()..self.base() + 16 * self.words.len()
+    }
+
+    /// Words up to the last guard zone.
+    fn touched(&self) -> usize {
+        (self.end + GUARD).min(16 * self.words.len()) / 16
+    }
+
+    /// Shows everything to the asynchronous parts.
+    pub fn show_all(&mut self) {
+        let touched = self.touched();
+        self.shown[..touched].copy_from_slice(&self.words[..touched]);
+    }
+
+    /// Shows the 16 bytes at an address, counted from [`Shared::base`].
+    pub fn show_chunk(&mut self, address: usize) {
+        if let (Some(shown), Some(word)) = (self.shown.get_mut(address / 16), self.words.get(address / 16)) {
+            *shown = *word;
+        }
+    }
+
+    pub fn is_shown(&self, address: usize) -> bool {
+        self.shown.get(address / 16) == self.words.get(address / 16)
     }
 
     /// What shared addresses count from.

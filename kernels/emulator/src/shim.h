@@ -88,6 +88,11 @@ unsigned emulator_shared_address(const void* p);
 void emulator_product(const void* product, const char* file, int line);
 void emulator_product_commit();
 void emulator_product_wait(unsigned pending);
+// Ordinary stores are visible to products from here on, and mbarriers that the thread made to the other threads.
+void emulator_show_stores();
+void emulator_show_mbarriers();
+// The registers of each thread of the warp: `more` than before, or fewer.
+void emulator_registers(unsigned count, unsigned more, const char* file, int line);
 void emulator_mistake(const char* problem, const char* file, int line);
 }
 

@@ -35,6 +35,7 @@ fn bulk_copies_arrive_with_their_phase() {
     finds("planted_bulk_nothing", 64, 0, args, "never initialised");
     finds("planted_bulk_invalid", 64, 0, args, "invalidated");
     finds("planted_bulk_abandoned", 64, 0, args, "still under way");
+    finds("planted_bulk_hidden", 64, 0, args, "has not shown it");
     finds("planted_bulk", 64, 0, args![&Buffer::new(&ramp(511)), &y], "was not given");
 }
 
@@ -195,12 +196,35 @@ fn products_used_wrongly_are_named() {
         ("partial", "thread 100 has returned"),
         ("outside", "outside of shared memory"),
         ("lost", "given up"),
+        ("hidden", "have not shown their stores"),
+        ("early", "have not shown their stores"),
     ] {
         finds(&format!("planted_warpgroup_mistake_{mistake}"), 128, SHARED, args, what);
     }
     let fault = launch("planted_warpgroup_mistake_torn", 1, 128, SHARED, args).unwrap_err();
     assert!(matches!(fault, Fault::PartialBarrier { .. }), "{fault}");
     finds("planted_warpgroup_128_kk_n64", 96, SHARED, args, "less than four warps");
+}
+
+/// Copies may overtake each other: the one that somebody waits for comes first.
+#[test]
+fn copies_that_overtake_expose_a_missing_wait() {
+    let (x, y) = (Buffer::new(&ramp(256)), Buffer::poisoned::<u32>(256));
+    launch("planted_pair", 1, 32, 0, args![&x, &y]).unwrap();
+    assert_eq!(y.read::<u32>().unwrap(), ramp(256));
+    races("planted_pair_wait", 32, args![&x, &y]);
+}
+
+#[test]
+fn registers_are_moved_within_what_a_block_has() {
+    let y = Buffer::poisoned::<f32>(384);
+    launch("planted_registers", 1, 384, 0, args![&y]).unwrap();
+    let all = launch("planted_registers_all", 1, 384, 0, args![&y]).unwrap_err().to_string();
+    assert!(all.contains("together more than"), "{all}");
+    for (mistake, what) in [("give", "a warp of 168 registers a thread gives 240"), ("take", "takes 24")] {
+        let fault = launch(&format!("planted_registers_{mistake}"), 1, 384, 0, args![&y]).unwrap_err().to_string();
+        assert!(fault.contains(what) && fault.contains("hopper.cuh:"), "{fault}");
+    }
 }
 
 #[test]

@@ -4,13 +4,13 @@
 
 // y = x, 2 · 1024 bytes in two phases; each thread reads what its neighbour's copy brought. MISTAKE: 1 a wait too late, 2 the wrong parity
 // in the second phase, 3 bytes announced that never come, 4 fewer bytes announced than come, 5 an arrival too many, 6 a barrier that
-// was never initialised, 7 one invalidated too early, 8 the last copy abandoned.
+// was never initialised, 7 one invalidated too early, 8 the last copy abandoned, 9 one that the other threads were not shown.
 template <int MISTAKE>
 __device__ inline void bulk(const uint4* x, uint4* y) {
     SHARED(uint4, tile, 2 * 64);
     SHARED(Mbarrier, full, 1);
     if (threadIdx.x == 0 && MISTAKE != 6) mbarrier_init(full, 1);
-    show_mbarriers();
+    if (MISTAKE != 9) show_mbarriers();
     __syncthreads();
     for (int phase = 0; phase < 2; ++phase) {
         if (threadIdx.x == 0) {
@@ -36,6 +36,45 @@ extern "C" __global__ void planted_bulk_arrivals(const uint4* x, uint4* y) { bul
 extern "C" __global__ void planted_bulk_nothing(const uint4* x, uint4* y) { bulk<6>(x, y); }
 extern "C" __global__ void planted_bulk_invalid(const uint4* x, uint4* y) { bulk<7>(x, y); }
 extern "C" __global__ void planted_bulk_abandoned(const uint4* x, uint4* y) { bulk<8>(x, y); }
+extern "C" __global__ void planted_bulk_hidden(const uint4* x, uint4* y) { bulk<9>(x, y); }
+
+// Two copies with an mbarrier each, the second waited for first. MISTAKE: 1 the first is not waited for before it is read.
+template <int MISTAKE>
+__device__ inline void pair(const uint4* x, uint4* y) {
+    SHARED(uint4, tile, 2 * 32);
+    SHARED(Mbarrier, full, 2);
+    if (threadIdx.x == 0) {
+        for (int i = 0; i < 2; ++i) mbarrier_init(full + i, 1);
+        show_mbarriers();
+        for (int i = 0; i < 2; ++i) {
+            mbarrier_arrive_expect(full + i, 512);
+            bulk_copy(tile + 32 * i, x + 32 * i, 512, full + i);
+        }
+    }
+    __syncthreads();
+    mbarrier_wait(full + 1, 0);
+    y[32 + threadIdx.x] = tile[32 + threadIdx.x];
+    if (MISTAKE != 1) mbarrier_wait(full, 0);
+    y[threadIdx.x] = tile[threadIdx.x];
+    mbarrier_wait(full, 0);
+}
+extern "C" __global__ void planted_pair(const uint4* x, uint4* y) { pair<0>(x, y); }
+extern "C" __global__ void planted_pair_wait(const uint4* x, uint4* y) { pair<1>(x, y); }
+
+// Three warpgroups of 168 registers a thread. MISTAKE: 1 nobody gives what the others take, 2 one gives more than it has, 3 one takes
+// fewer than it has.
+template <int MISTAKE>
+__device__ inline void registers(float* y) {
+    if (threadIdx.x >= 128) take_registers<240>();
+    else if (MISTAKE == 2) give_registers<240>();
+    else if (MISTAKE == 3) take_registers<24>();
+    else if (MISTAKE == 0) give_registers<24>();
+    y[threadIdx.x] = 1.0f;
+}
+extern "C" __global__ void planted_registers(float* y) { registers<0>(y); }
+extern "C" __global__ void planted_registers_all(float* y) { registers<1>(y); }
+extern "C" __global__ void planted_registers_give(float* y) { registers<2>(y); }
+extern "C" __global__ void planted_registers_take(float* y) { registers<3>(y); }
 
 // A wait whose parity never comes.
 extern "C" __global__ void planted_parity(float* y) {
@@ -132,16 +171,17 @@ struct Layout {
 
 // d (64 × N) = a (64 × 32) · bᵀ (b: N × 32), by one warpgroup. MISTAKE: 1 reads before the wait, 2 no fence, 3 no commit, 4 changes
 // an operand before the wait, 5 a thread that stays away, 6 a descriptor outside of shared memory, 7 a warp without a lane at the
-// wait, 8 gives its registers up.
+// wait, 8 gives its registers up, 9 does not show its stores, 10 shows them too early.
 template <Swizzle SWIZZLE, bool A_TRANSPOSED, bool B_TRANSPOSED, int N, bool IN_REGISTERS = false, int MISTAKE = 0>
 __device__ inline void warpgroup_product(const bf16* a, const bf16* b, float* d) {
     DYNAMIC_SHARED(bf16, left);
     bf16* const right = left + 64 * 64;
     using A = Layout<SWIZZLE, A_TRANSPOSED>;
     using B = Layout<SWIZZLE, B_TRANSPOSED>;
+    if (MISTAKE == 10) show_stores();
     for (int e = threadIdx.x; e < 64 * 32; e += blockDim.x) left[A::at(e / 32, e % 32) / 2] = a[e];
     for (int e = threadIdx.x; e < N * 32; e += blockDim.x) right[B::at(e / 32, e % 32) / 2] = b[e];
-    show_stores();
+    if (MISTAKE != 9 && MISTAKE != 10) show_stores();
     __syncthreads();
     if (MISTAKE == 5 && threadIdx.x == 100) return;
     const int row = threadIdx.x / 32 * 16 + threadIdx.x % 32 / 4, column = 2 * (threadIdx.x % 4);
@@ -266,6 +306,12 @@ extern "C" __global__ void planted_warpgroup_mistake_torn(const bf16* a, const b
 }
 extern "C" __global__ void planted_warpgroup_mistake_lost(const bf16* a, const bf16* b, float* d) {
     warpgroup_product<Swizzle::BYTES_128, false, true, 64, false, 8>(a, b, d);
+}
+extern "C" __global__ void planted_warpgroup_mistake_hidden(const bf16* a, const bf16* b, float* d) {
+    warpgroup_product<Swizzle::BYTES_128, false, true, 64, false, 9>(a, b, d);
+}
+extern "C" __global__ void planted_warpgroup_mistake_early(const bf16* a, const bf16* b, float* d) {
+    warpgroup_product<Swizzle::BYTES_128, false, true, 64, false, 10>(a, b, d);
 }
 extern "C" __global__ void planted_warpgroup_128_kk_n256(const bf16* a, const bf16* b, float* d) {
     warpgroup_product<Swizzle::BYTES_128, false, false, 256>(a, b, d);

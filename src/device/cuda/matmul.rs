@@ -33,8 +33,8 @@ struct Plan {
     algorithm: sys::cublasLtMatmulAlgo_t,
 }
 
-/// The library's release, as a number: 130002 is 13.0.2. An older one is refused: it would be found where there is no newer one.
-pub fn version() -> Result<usize> {
+/// The library's release, as a number: 130002 is 13.0.2. An older one, which is found where there is no newer one, is refused.
+pub fn find_cublaslt() -> Result<usize> {
     // SAFETY: opens the library, and asks what every release answers.
     let found = unsafe {
         if !sys::is_culib_present() {
@@ -51,7 +51,7 @@ impl CublasLt {
 
     /// The context must be current; `workspace` is the address of so many bytes of its memory.
     pub fn open(workspace: u64) -> Result<CublasLt> {
-        version()?;
+        find_cublaslt()?;
         let handle =
             result::create_handle().map_err(|e| Error::Call { what: "start cuBLASLt", problem: e.to_string() })?;
         Ok(CublasLt { handle, workspace, plans: HashMap::new() })

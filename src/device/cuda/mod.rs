@@ -10,7 +10,7 @@ mod modules;
 mod probe;
 mod staging;
 
-pub use matmul::version as cublaslt_version;
+pub use matmul::find_cublaslt;
 pub use probe::describe;
 
 use super::arena::padded;
