@@ -1,5 +1,5 @@
-//! What kernels do, counted: an uncoalesced access, a bank conflict or a byte read twice that somebody adds fails here. Kernels are
-//! instrumented for it in a build of the software GPU of its own, which UNCOUPLE_COUNTERS names (.ci/run builds it).
+//! What kernels do, counted: an uncoalesced access, a bank conflict, a byte read twice or a race for shared memory that somebody adds
+//! fails here. Kernels are instrumented for it in a build of the software GPU of its own, which UNCOUPLE_COUNTERS names (.ci/run builds it).
 
 use crate::device::Device;
 use std::collections::BTreeMap;

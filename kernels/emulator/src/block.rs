@@ -126,6 +126,8 @@ pub struct Runner<'a> {
     pub mbarriers: HashMap<usize, Phases>,
     /// Of the schedule that is prompt: who is to run next, the last first.
     pub woken: Vec<usize>,
+    #[cfg(feature = "counters")]
+    pub races: crate::races::Races,
     /// Registers of each thread of a warp.
     registers: Vec<u32>,
     /// Of the block.
@@ -165,6 +167,8 @@ impl<'a> Runner<'a> {
             named: Default::default(),
             mbarriers: HashMap::new(),
             woken: Vec::new(),
+            #[cfg(feature = "counters")]
+            races: Default::default(),
             registers: Vec::new(),
             most_registers: 0,
             running: 0,
@@ -183,7 +187,15 @@ impl<'a> Runner<'a> {
         // From here on only by pointer: fibers change it behind the scheduler's back.
         let this: *mut Runner = &mut self;
         let outer = CURRENT.replace(this.cast());
-        let result = order.into_iter().try_for_each(|block| unsafe { run_block(this, block) });
+        let blocks = || order.into_iter().try_for_each(|block| unsafe { run_block(this, block) });
+        #[cfg(feature = "counters")]
+        let result = {
+            let (name, memory, shared) =
+                unsafe { ((*this).kernel.name(), (*this).memory.clone(), (*this).shared.addresses()) };
+            crate::counters::counted(name, &memory, shared, blocks)
+        };
+        #[cfg(not(feature = "counters"))]
+        let result = blocks();
         CURRENT.set(outer);
         result
     }
@@ -217,6 +229,8 @@ impl<'a> Runner<'a> {
         self.bulks.clear();
         self.mbarriers.clear();
         self.woken.clear();
+        #[cfg(feature = "counters")]
+        self.races.begin(threads);
         let warps = threads.div_ceil(32);
         self.registers = vec![launched_registers(threads); warps];
         self.most_registers = self.registers.iter().sum();
@@ -276,6 +290,8 @@ impl<'a> Runner<'a> {
             return;
         }
         self.at_barrier = 0;
+        #[cfg(feature = "counters")]
+        self.races.meet(0..self.threads.len());
         for t in 0..self.threads.len() {
             if let State::Barrier(other) = self.threads[t].state
                 && other != line
@@ -314,6 +330,10 @@ impl<'a> Runner<'a> {
                 Some(_) => return,
             }
         }
+        #[cfg(feature = "counters")]
+        if text(part.what) == "__syncwarp" {
+            self.races.meet(members().map(|i| warp + i));
+        }
         // m16n8k16.
         #[cfg(feature = "counters")]
         if text(part.what) == "mma" {
@@ -335,10 +355,27 @@ impl<'a> Runner<'a> {
         self.shared_array(Line(c"the launch".as_ptr(), 0), self.dynamic_shared, 1024)
     }
 
-    /// The addresses of the shared memory of every block, one after the other.
+    /// A thread's access, unless it is outside of shared memory: one that nothing orders with another's is a fault.
     #[cfg(feature = "counters")]
-    pub fn shared_addresses(&self) -> Range<usize> {
-        self.shared.addresses()
+    pub fn accessed(&mut self, address: usize, bytes: usize, write: bool) {
+        let me = self.running;
+        if let Some((line, byte)) = self.shared.array_of(address)
+            && let Some(other) = self.races.access(me, address, bytes, write)
+            && self.fault.is_none()
+        {
+            self.fault = Some(Fault::Unordered { place: self.here(), other, byte, site: line.site() });
+        }
+    }
+
+    /// An asynchronous copy's write, likewise.
+    #[cfg(feature = "counters")]
+    pub fn copied(&mut self, to: usize) {
+        if let Some(other) = self.races.copy_happens(to)
+            && let Some((line, byte)) = self.shared.array_of(to)
+            && self.fault.is_none()
+        {
+            self.fault = Some(Fault::Unordered { place: self.here(), other, byte, site: line.site() });
+        }
     }
 
     /// As the hardware counts, from the start of the block's shared memory.
@@ -422,7 +459,9 @@ impl<'a> Runner<'a> {
             crate::counters::copied(from, 16);
         }
         let copy = Copy16 { thread: self.running, group, to, from, zero };
-        if self.schedule.copies_at_once() { copy.happen() } else { self.copies.push(copy) }
+        #[cfg(feature = "counters")]
+        self.races.begin_copy(self.running, std::iter::once(to as usize));
+        if self.schedule.copies_at_once() { self.copy_happens(copy) } else { self.copies.push(copy) }
     }
 
     pub fn async_commit(&mut self) {
@@ -431,14 +470,23 @@ impl<'a> Runner<'a> {
 
     pub fn async_wait(&mut self, pending: u32) {
         let (thread, groups) = (self.running, self.threads[self.running].groups);
-        self.copies.extract_if(.., |c| c.thread == thread && c.group + pending < groups).for_each(Copy16::happen);
+        let due = |c: &mut Copy16| c.thread == thread && c.group + pending < groups;
+        let due: Vec<Copy16> = self.copies.extract_if(.., due).collect();
+        due.into_iter().for_each(|copy| self.copy_happens(copy));
+    }
+
+    fn copy_happens(&mut self, copy: Copy16) {
+        #[cfg(feature = "counters")]
+        self.copied(copy.to as usize);
+        copy.happen();
     }
 
     /// Between two threads' turns.
     fn time_passes(&mut self) {
         if matches!(self.schedule, Schedule::Random(_)) && !self.copies.is_empty() && self.draw(2) == 0 {
             let any = self.draw(self.copies.len());
-            self.copies.swap_remove(any).happen();
+            let copy = self.copies.swap_remove(any);
+            self.copy_happens(copy);
         }
         if matches!(self.schedule, Schedule::Random(_)) && !self.bulks.is_empty() && self.draw(8) == 0 {
             let any = self.draw(self.bulks.len());

@@ -1,6 +1,8 @@
 //! The copy engine: bulk copies from global to shared memory, plain or of a box of a tensor, whose bytes an mbarrier counts.
 
 use crate::block::{Line, Runner, State};
+#[cfg(feature = "counters")]
+use crate::races::Barrier;
 use bytemuck::{Pod, Zeroable};
 
 /// How the 16-byte chunks of a row are permuted by the row's number, so that a column of them is in different banks.
@@ -183,12 +185,19 @@ impl Runner<'_> {
         }
         #[cfg(feature = "counters")]
         chunks.iter().for_each(|chunk| crate::counters::copied(chunk.from, chunk.valid));
+        #[cfg(feature = "counters")]
+        self.races.begin_copy(self.running, chunks.iter().map(|chunk| chunk.to as usize));
         let bulk = Bulk { chunks, barrier, line };
         if self.schedule.copies_at_once() { self.bulk_happens(bulk) } else { self.bulks.push(bulk) }
     }
 
     pub fn bulk_happens(&mut self, bulk: Bulk) {
         for Chunk { to, from, valid } in &bulk.chunks {
+            #[cfg(feature = "counters")]
+            {
+                self.races.copy_arrives(*to as usize, Barrier::Address(bulk.barrier as usize));
+                self.copied(*to as usize);
+            }
             // SAFETY: checked when it was asked for.
             unsafe {
                 to.copy_from_nonoverlapping(*from, *valid);

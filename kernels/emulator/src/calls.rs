@@ -198,6 +198,13 @@ extern "C" fn emulator_product_wait(pending: u32) {
     unsafe { ask(|runner| runner.product_wait(pending)) }
 }
 
+/// Of `counter.cpp`, at each access of a kernel's code.
+#[cfg(feature = "counters")]
+#[unsafe(no_mangle)]
+extern "C" fn emulator_accessed(p: *const c_void, bytes: u32, write: u32) {
+    unsafe { (*current()).accessed(p as usize, bytes as usize, write != 0) }
+}
+
 #[unsafe(no_mangle)]
 extern "C" fn emulator_show_stores() {
     unsafe { (*current()).show_stores() }

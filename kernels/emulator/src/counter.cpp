@@ -10,6 +10,9 @@
 
 #include "shim.h"
 
+// In src/calls.rs.
+extern "C" void emulator_accessed(const void* p, unsigned bytes, unsigned write);
+
 namespace {
 constexpr unsigned SECTOR = 32, BANKS = 32, WORD = 4;
 
@@ -105,6 +108,7 @@ void request(uintptr_t address, unsigned bytes, bool write, uintptr_t site) {
 void access(const void* p, unsigned bytes, bool write, uintptr_t site) {
     const uintptr_t address = reinterpret_cast<uintptr_t>(p);
     if (!counting || (!global.holds(address) && !shared.holds(address))) return;
+    if (shared.holds(address)) emulator_accessed(p, bytes, write);
     begin_access();
     if (global.holds(address)) {
         (write ? counts.written : counts.read) += bytes;

@@ -60,6 +60,11 @@ pub enum Fault {
     Stack { place: Place },
     #[error("{kernel}: byte {byte} of argument {argument} depends on the schedule: {first:?} and {second:?} differ")]
     Race { kernel: &'static str, argument: usize, byte: usize, first: Schedule, second: Schedule },
+    /// Of shared memory, by vector clocks.
+    #[error(
+        "{place} and thread {other} access byte {byte} of the shared array of {site}, at least one writes, and nothing orders them"
+    )]
+    Unordered { place: Place, other: usize, byte: usize, site: Site },
     #[error("element {element} was never written")]
     Unwritten { element: usize },
 }

@@ -195,13 +195,7 @@ pub fn launch_raw(
     let kernel = find(kernel)?;
     let mut values: Vec<_> = parameters.iter().map(|bytes| aligned(bytes)).collect();
     let pointers: Vec<*mut c_void> = values.iter_mut().map(|v| v.as_mut_ptr().cast()).collect();
-    #[cfg(feature = "counters")]
-    let given = memory.clone();
-    let runner = Runner::new(kernel, &pointers, memory, grid, block, shared, schedule);
-    #[cfg(feature = "counters")]
-    return crate::counters::counted(kernel.name(), &given, runner.shared_addresses(), || runner.run());
-    #[cfg(not(feature = "counters"))]
-    runner.run()
+    Runner::new(kernel, &pointers, memory, grid, block, shared, schedule).run()
 }
 
 /// A parameter's bytes, aligned as tensor maps are.

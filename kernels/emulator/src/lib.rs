@@ -7,7 +7,7 @@
 //! collective that some threads never reach is an error with its line. Of the asynchronous parts of sm_90 (mbarriers, bulk and
 //! tensor copies, products of warpgroups) it finds waits that never end, bytes that do not add up, registers looked at and operands
 //! overwritten before a product was waited for, operands and mbarriers that were not shown, registers that a block does not have. It cannot
-//! see bank conflicts, spills or speed; a plain access far outside of every buffer ends the test's process, as on any CPU.
+//! see spills or speed, nor, without the feature `counters`, bank conflicts; a plain access far outside of every buffer ends the test's process, as on any CPU.
 //!
 //! ```
 //! use kernel_emulator::{Buffer, args, launch};
@@ -27,6 +27,8 @@ mod fiber;
 mod kernel;
 mod launch;
 mod mbarrier;
+#[cfg(feature = "counters")]
+mod races;
 mod shared;
 mod wgmma;
 

@@ -4,6 +4,8 @@
 use crate::block::{Line, Runner, State};
 use crate::fault::Fault;
 use crate::launch::Schedule;
+#[cfg(feature = "counters")]
+use crate::races::Barrier;
 
 /// What an initialised mbarrier's word holds.
 const MAGIC: u64 = 0x6261_7272_6965_7221;
@@ -84,6 +86,8 @@ impl Runner<'_> {
 
     /// One arrival, which makes the phase wait for `bytes` more.
     pub fn mbarrier_arrive(&mut self, p: *const u64, bytes: u32, line: Line) {
+        #[cfg(feature = "counters")]
+        self.races.arrive(self.running, Barrier::Address(p as usize));
         let Some(phases) = self.visible_phases(p, line) else { return };
         phases.bytes += i64::from(bytes);
         match phases.arrivals.checked_sub(1) {
@@ -125,6 +129,10 @@ impl Runner<'_> {
         if !passed {
             self.threads[self.running].state = State::Phase { address: p as usize, parity, line };
         }
+        #[cfg(feature = "counters")]
+        if passed {
+            self.races.pass(self.running, Barrier::Address(p as usize));
+        }
         passed
     }
 
@@ -150,6 +158,8 @@ impl Runner<'_> {
         }
         barrier.arrived += 1;
         let complete = barrier.arrived == threads;
+        #[cfg(feature = "counters")]
+        self.races.arrive(self.running, Barrier::Number(id));
         if wait {
             self.threads[self.running].state = State::Named { id, line };
         }
@@ -157,6 +167,8 @@ impl Runner<'_> {
             barrier.arrived = 0;
             for t in 0..self.threads.len() {
                 if matches!(self.threads[t].state, State::Named { id: at, .. } if at == id) {
+                    #[cfg(feature = "counters")]
+                    self.races.pass(t, Barrier::Number(id));
                     self.wake(t);
                 }
             }

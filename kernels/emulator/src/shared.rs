@@ -42,6 +42,13 @@ impl Shared {
         self.arrays.clear();
     }
 
+    /// The declaration of the array that holds an address, and where in it that is.
+    #[cfg(feature = "counters")]
+    pub fn array_of(&self, address: usize) -> Option<(Line, usize)> {
+        let at = address.wrapping_sub(self.base());
+        self.arrays.iter().find(|a| a.bytes.contains(&at)).map(|a| (a.key.0, at - a.bytes.start))
+    }
+
     #[cfg(feature = "counters")]
     pub fn addresses(&self) -> Range<usize> {
         self.base()..self.base() + 16 * self.words.len()

@@ -190,15 +190,16 @@ inline int __all_sync(unsigned mask, bool yes, CALLER) {
     return emulator::vote(mask, "__all_sync", yes, file, line) == mask;
 }
 
-// Only one fiber runs at a time.
+// Only one fiber runs at a time. Not instrumented: they are ordered by themselves.
+#define ATOMIC __attribute__((no_sanitize("thread"), noinline))
 template <class T>
-inline T atomicAdd(T* p, T x) {
+ATOMIC T atomicAdd(T* p, T x) {
     const T old = *p;
     *p = old + x;
     return old;
 }
 template <class T>
-inline T atomicOr(T* p, T x) {
+ATOMIC T atomicOr(T* p, T x) {
     const T old = *p;
     *p = old | x;
     return old;
