@@ -104,7 +104,6 @@ fn what_cannot_train_is_refused_by_key() {
         ("rollout.max_turn_tokens=0", "at least 1"),
         ("rollout.max_episode_tokens=8", "max_turn_tokens"),
         ("rollout.max_episode_tokens=2000", "context"),
-        ("model.num_key_value_heads=2", "num_key_value_heads"),
         ("model.num_key_value_heads=0", "at least 1"),
         ("model.hidden_size=130", "multiple"),
         ("model.vocab_size=256", "above 256"),
@@ -134,6 +133,8 @@ fn what_cannot_train_is_refused_by_key() {
     assert!(refused("", &["coupling.tokens=some"]).contains("coupling.tokens"));
     // A model folder brings its own shape.
     assert!(load("", &["model.path=/m", "model.num_key_value_heads=2"]).is_ok());
+    let error = refused("", &["model.num_key_value_heads=2"]);
+    assert_eq!(error, "`model.num_attention_heads = 3`: must be a multiple of model.num_key_value_heads = 2");
 }
 
 #[test]
@@ -165,7 +166,7 @@ fn every_number_has_a_range_that_the_refusal_names() {
         "{large}"
     );
     let long = refused("", &["model.max_position_embeddings=16777216"]);
-    assert!(long.contains("must be at most 2796202 with heads of 48"), "{long}");
+    assert!(long.contains("must be at most 2097152 with heads of 64"), "{long}");
 }
 
 #[test]
