@@ -477,7 +477,7 @@ fn a_prompt_longer_than_the_limit_fails_its_episodes_by_name() {
     }
     let plain = rollout(&model, &prompter, &open, &tasks, 2, &settings(), NEVER).unwrap();
     assert_eq!(without_clocks(episodes.clone())[2..], without_clocks(plain)[2..], "the others play as ever");
-    assert_eq!(grpo::samples(&episodes, &Config::default()).len(), 2);
+    assert_eq!(grpo::samples(&Played::new(episodes).episodes, &Config::default()).len(), 2);
     let tight = Settings { max_episode_tokens: 3, ..settings() };
     let episodes = rollout(&model, &prompter, &open, &[task("go", 7)], 2, &tight, NEVER).unwrap();
     let Finish::EnvFailed(why) = &episodes[1].finish else { panic!("{:?}", episodes[1].finish) };
