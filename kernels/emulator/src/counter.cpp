@@ -32,6 +32,22 @@ struct Request {
     std::vector<Lane> lanes;
 };
 
+// An access in the code and the warp that makes it for the turn-th time, or a thread that has made it so often.
+struct Key {
+    uintptr_t site;
+    unsigned who, turn;
+    bool write;
+    bool operator==(const Key& k) const { return site == k.site && who == k.who && turn == k.turn && write == k.write; }
+};
+struct Hash {
+    size_t operator()(const Key& k) const {
+        uint64_t hash = k.site;
+        for (const uint64_t part : {uint64_t{k.who}, uint64_t{k.turn}, uint64_t{k.write}})
+            hash = (hash ^ part) * 0x9E3779B97F4A7C15ull, hash ^= hash >> 32;
+        return hash;
+    }
+};
+
 struct Memory {
     uintptr_t from = 0, to = 0;
     bool holds(uintptr_t address) const { return from <= address && address < to; }
@@ -44,12 +60,10 @@ Counts counts;
 std::unordered_set<uintptr_t> touched[2];
 // Of the block that runs.
 emulator::Index block;
-std::unordered_map<uint64_t, Request> requests;
-std::unordered_map<uint64_t, unsigned> turns;
+std::unordered_map<Key, Request, Hash> requests;
+std::unordered_map<Key, unsigned, Hash> turns;
 // Of each thread: the access of several words that it is about to make.
 std::unordered_map<unsigned, std::pair<uintptr_t, unsigned>> announced;
-
-uint64_t mix(uint64_t a, uint64_t b) { return (a ^ b) * 0x9E3779B97F4A7C15ull + (a >> 29); }
 
 // Sectors that a request touches, and the fewest that so many distinct bytes fill.
 void count_sectors(const Request& request) {
@@ -99,8 +113,8 @@ void begin_access() {
 
 void request(uintptr_t address, unsigned bytes, bool write, uintptr_t site) {
     const unsigned thread = thread_in_block();
-    const unsigned turn = turns[mix(mix(thread, site), write)]++;
-    Request& of = requests[mix(mix(mix(thread / 32, site), turn), write)];
+    const unsigned turn = turns[{site, thread, 0, write}]++;
+    Request& of = requests[{site, thread / 32, turn, write}];
     of.shared = shared.holds(address);
     of.lanes.push_back({address, thread % 32, bytes});
 }
