@@ -78,10 +78,11 @@ fn configuration(args: &TrainArgs) -> Result<Config> {
     }
     let load = |file: Option<&Path>| -> Result<Config> {
         let config = Config::load(file, &overrides)?;
-        if config.model.path.is_empty() {
-            return Ok(config);
-        }
-        let defaults = memory::defaults_of_its_model(&config)?;
+        let defaults = match (config.model.path.is_empty(), args.device) {
+            (true, DeviceArg::Cpu) => return Ok(config),
+            (true, DeviceArg::Cuda) => Config::for_a_gpu(),
+            (false, _) => memory::defaults_of_its_model(&config)?,
+        };
         Ok(Config::load_over(&defaults, file, &overrides)?)
     };
     let config = load(args.config.as_deref())?;

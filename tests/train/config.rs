@@ -104,6 +104,7 @@ fn what_cannot_train_is_refused_by_key() {
         ("rollout.max_turn_tokens=0", "at least 1"),
         ("rollout.max_episode_tokens=8", "max_turn_tokens"),
         ("rollout.max_episode_tokens=2000", "context"),
+        ("model.num_attention_heads=3", "num_key_value_heads"),
         ("model.num_key_value_heads=0", "at least 1"),
         ("model.hidden_size=130", "multiple"),
         ("model.vocab_size=256", "above 256"),
@@ -132,9 +133,7 @@ fn what_cannot_train_is_refused_by_key() {
     assert!(load("", &["eval.consistency_samples=0", "eval.consistency_states=0", "eval.judgments=0"]).is_ok());
     assert!(refused("", &["coupling.tokens=some"]).contains("coupling.tokens"));
     // A model folder brings its own shape.
-    assert!(load("", &["model.path=/m", "model.num_key_value_heads=2"]).is_ok());
-    let error = refused("", &["model.num_key_value_heads=2"]);
-    assert_eq!(error, "`model.num_attention_heads = 3`: must be a multiple of model.num_key_value_heads = 2");
+    assert!(load("", &["model.path=/m", "model.num_attention_heads=3"]).is_ok());
 }
 
 #[test]
@@ -160,13 +159,13 @@ fn every_number_has_a_range_that_the_refusal_names() {
     // Values that are fine alone.
     let both = refused("", &["rollout.groups=60000", "rollout.group_size=60000"]);
     assert_eq!(both, "`rollout.groups = 60000`: times rollout.group_size = 60000 must be at most 1048576");
-    let large = refused("", &["model.hidden_size=8448", "model.num_hidden_layers=100"]);
+    let large = refused("", &["model.hidden_size=8192", "model.num_hidden_layers=100"]);
     assert!(
-        large.starts_with("`model.hidden_size = 8448`: makes a model of") && large.contains("at most 1073741824"),
+        large.starts_with("`model.hidden_size = 8192`: makes a model of") && large.contains("at most 1073741824"),
         "{large}"
     );
     let long = refused("", &["model.max_position_embeddings=16777216"]);
-    assert!(long.contains("must be at most 2097152 with heads of 64"), "{long}");
+    assert!(long.contains("must be at most 2796202 with heads of 48"), "{long}");
 }
 
 #[test]
@@ -225,14 +224,14 @@ proptest! {
 }
 
 #[test]
-fn the_default_model_trains_on_a_gpu_and_others_are_refused_by_name() {
+fn a_gpu_brings_a_default_model_that_it_can_train_and_refuses_others_by_name() {
     let valid = |sets: &[&str]| {
         let overrides: Vec<Override> = sets.iter().map(|set| Override::parse(set).unwrap()).collect();
-        Config::load(None, &overrides).unwrap().validate_for_gpu()
+        Config::load_over(&Config::for_a_gpu(), None, &overrides).unwrap().validate_for_gpu()
     };
     valid(&[]).unwrap();
     let method = ["grpo.beta=0.1", "gcd.mode=value-head", "decouple.method=contrastive"];
     valid(&method).unwrap();
-    let error = valid(&["model.num_attention_heads=4", "model.num_key_value_heads=2"]).unwrap_err().to_string();
+    let error = valid(&["model.num_attention_heads=4"]).unwrap_err().to_string();
     assert!(error.contains("model.hidden_size") && error.contains("heads of 64 or 128"), "{error}");
 }
