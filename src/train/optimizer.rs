@@ -13,6 +13,12 @@ pub struct StepReport {
     pub skipped: bool,
 }
 
+/// AdamW's step number `step`, of a gradient that is scaled by `grad_scale`.
+pub(super) fn adamw_step(optim: &Optim, lr: f32, grad_scale: f32, step: u32) -> AdamW {
+    let Optim { beta1, beta2, eps, weight_decay, .. } = *optim;
+    AdamW { lr, beta1, beta2, eps, weight_decay, grad_scale, step }
+}
+
 /// A step of AdamW, which counts it in `steps`: clips, updates the parameters and clears the gradient. A gradient that is not
 /// finite changes nothing.
 pub(super) fn update(
@@ -27,15 +33,7 @@ pub(super) fn update(
     let skipped = !grad_norm.is_finite();
     if !skipped {
         *steps += 1;
-        let update = AdamW {
-            lr,
-            beta1: optim.beta1,
-            beta2: optim.beta2,
-            eps: optim.eps,
-            weight_decay: optim.weight_decay,
-            grad_scale: adamw::clip_scale(grad_norm, optim.clip),
-            step: *steps,
-        };
+        let update = adamw_step(optim, lr, adamw::clip_scale(grad_norm, optim.clip), *steps);
         for entry in &params.layout.clone().entries {
             let at = entry.range.clone();
             let (g, m, v) = (&grads.flat[at.clone()], &mut m.flat[at.clone()], &mut v.flat[at.clone()]);

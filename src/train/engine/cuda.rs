@@ -11,11 +11,11 @@ use crate::forest::Forest;
 use crate::grpo::pcgrad;
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel, part};
 use crate::model::{Architecture, Keep, Model, Params, Policy};
-use crate::ops::adamw::{self, AdamW, cuda::Rounding, cuda::State};
+use crate::ops::adamw::{self, cuda::Rounding, cuda::State};
 use crate::ops::grouped_logprob::cuda::{self as head, Head, Targets};
 use crate::ops::grouped_logprob::{Target, TokenGrad};
 use crate::train::TrainError;
-use crate::train::optimizer::StepReport;
+use crate::train::optimizer::{StepReport, adamw_step};
 use half::bf16;
 use std::borrow::Cow;
 use std::ops::Range;
@@ -195,16 +195,8 @@ impl Engine for CudaEngine {
         let skipped = !grad_norm.is_finite();
         if !skipped {
             *steps += 1;
-            let update = AdamW {
-                lr,
-                beta1: optim.beta1,
-                beta2: optim.beta2,
-                eps: optim.eps,
-                weight_decay: optim.weight_decay,
-                // The factor is on the device.
-                grad_scale: 1.0,
-                step: *steps,
-            };
+            // The factor that clips is on the device.
+            let update = adamw_step(optim, lr, 1.0, *steps);
             let scale = part(&self.norm, &(1..2));
             for (at, decay) in &self.spans {
                 let [p, m, v, g] =
