@@ -8,14 +8,15 @@
 use crate::agent::{Episode, Prompter};
 use crate::config::{Config, Gcd, GcdMode};
 use crate::files::FileError;
-use crate::gcd::{self, Asked, Judged, Pair};
+use crate::gcd::{self, JudgeLabels, Judged, Labelled, Pair};
 use crate::grpo::{Sample, samples};
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::tokenizer::TokenizerError;
 use crate::ops::philox::Stream;
-use crate::rollout::{PrefixCache, RolloutError, Settings, answers};
+use crate::rollout::{Actor, PrefixCache, RolloutError, Settings};
 use crate::train::batch::Batch;
-use crate::train::iteration::{beside, prefix_cache, sample};
+use crate::train::iteration::{play, prefix_cache};
+use crate::train::learn::Rows;
 use crate::train::learner::Learner;
 use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::{TrainError, interrupt, suite, train};
@@ -114,14 +115,17 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
         let model = learner.export().map_err(TrainError::from)?.model.into_owned();
         let began = Instant::now();
         let mut cache = prefix_cache(&config, &model)?;
-        let episodes = sample(&config, &*suite, &mut cache, &prompter, index)?.episodes;
+        let settings = Settings::training(&config, Stream::Rollout(index));
+        let actor = Actor::new(&model, &prompter, settings, &interrupt::interrupted);
+        let episodes = play(&config, &*suite, &actor, &mut cache, index)?.episodes;
         report.rollout_seconds += began.elapsed().as_secs_f64();
         let rows = samples(&episodes, &config);
         report.train_seconds += gradient(&config, &mut learner, &rows).0;
         for size in &mut report.sizes {
             let gcd = Gcd { pairs: size.pairs, judgments: size.judgments, ..config.gcd.clone() };
             let config = Config { gcd, ..config.clone() };
-            size.measure(&config, &mut learner, &mut cache, &prompter, &episodes, &rows, index)?;
+            let actor = actor.with(Settings::training(&config, Stream::Judgments(index)));
+            size.measure(&config, &mut learner, &mut cache, &actor, (&episodes, &rows))?;
         }
     }
     let alone = report.rollout_seconds + report.train_seconds;
@@ -132,25 +136,25 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
 }
 
 impl Size {
-    /// Adds the times of iteration `index`, whose episodes are the samples `rows` and left their sequences in `cache`.
-    #[allow(clippy::too_many_arguments)]
+    /// Adds the times of an iteration, whose episodes are the samples `rows` and left their sequences in `cache`. The actor is that of
+    /// its judgments.
     fn measure(
         &mut self,
         config: &Config,
         learner: &mut Learner,
         cache: &mut PrefixCache<'_>,
-        prompter: &Prompter,
-        episodes: &[Episode],
-        rows: &[Sample],
-        index: u32,
+        actor: &Actor<'_>,
+        (episodes, rows): (&[Episode], &[Sample]),
     ) -> Result<(), RolloutError> {
         let began = Instant::now();
-        let judged = judge(config, cache, prompter, episodes, index)?;
+        let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
+        let of = Labelled { episodes, judge_labels: &JudgeLabels::new() };
+        let judged = gcd::judge(config, actor, cache, of, size)?;
         self.shared.judge_seconds += began.elapsed().as_secs_f64();
         let began = Instant::now();
-        judge_apart(config, learner, prompter, &judged, index)?;
+        judge_apart(config, actor, &judged)?;
         self.unshared.judge_seconds += began.elapsed().as_secs_f64();
-        let mut rows = beside(episodes, rows.to_vec(), judged.samples(config));
+        let mut rows = Rows::beside(episodes, rows.to_vec(), judged.samples(config));
         for (shares, cost) in [(true, &mut self.shared), (false, &mut self.unshared)] {
             if !shares {
                 set_apart(&mut rows);
@@ -162,34 +166,14 @@ impl Size {
     }
 }
 
-/// The judgments of iteration `index`, as training asks for them.
-fn judge(
-    config: &Config,
-    cache: &mut PrefixCache<'_>,
-    prompter: &Prompter,
-    episodes: &[Episode],
-    index: u32,
-) -> Result<Judged, RolloutError> {
-    let settings = Settings::training(config, Stream::Judgments(index));
-    let size = [config.gcd.pairs as usize, config.gcd.judgments as usize];
-    let stop = &interrupt::interrupted;
-    gcd::judge(config, cache, prompter, episodes, &Asked::new(), size, &settings, stop)
-}
-
 /// The same judgments again, each with a prompt of its own: it begins with a token that no other begins with.
-fn judge_apart(
-    config: &Config,
-    learner: &Learner,
-    prompter: &Prompter,
-    judged: &Judged,
-    index: u32,
-) -> Result<(), RolloutError> {
+fn judge_apart(config: &Config, actor: &Actor<'_>, judged: &Judged) -> Result<(), RolloutError> {
     let max_turn_tokens = config.gcd.max_tokens as usize;
-    let settings = Settings { max_turn_tokens, ..Settings::training(config, Stream::Judgments(index)) };
+    let actor = actor.with(Settings { max_turn_tokens, ..actor.settings.clone() });
     let of = |pair: &Pair| std::iter::repeat_n(pair.prompt.clone(), config.gcd.judgments as usize);
     let mut prompts: Vec<Vec<u32>> = judged.pairs.iter().flat_map(of).collect();
     prompts.iter_mut().zip(0..).for_each(|(prompt, first)| prompt[0] = first);
-    answers(learner.sampler(), prompter, &prompts, 1, &settings, &interrupt::interrupted)?;
+    actor.answers(&prompts, 1)?;
     Ok(())
 }
 

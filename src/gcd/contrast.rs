@@ -5,7 +5,27 @@
 //! contrast: the loss is 0.
 
 use super::label::Label;
+use super::objective::{AuxiliaryLoss, Evaluated};
 use crate::config::Decouple;
+use std::ops::Range;
+
+/// The contrastive loss of all tokens of an action.
+pub struct Contrast<'a>(pub &'a Decouple);
+
+impl AuxiliaryLoss for Contrast<'_> {
+    fn metric(&self) -> &'static str {
+        "decouple/contrastive_loss"
+    }
+
+    fn embedded(&self, action: &Range<usize>) -> Range<usize> {
+        action.clone()
+    }
+
+    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> Evaluated {
+        let (loss, gradient) = contrast(embeddings, labels, self.0);
+        Evaluated { loss, accuracy: None, d_embeddings: Some(gradient) }
+    }
+}
 
 /// The loss of embeddings `[pairs, width]`, and its gradient by them.
 ///

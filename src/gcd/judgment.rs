@@ -4,13 +4,13 @@
 //! to there. The answer is a short reasoning, and on a line of its own `Verdict: good` or `Verdict: bad`.
 
 use super::judge::Question;
-use super::label::{Asked, Label, LabelCounts, labels, share};
+use super::label::{Label, LabelCounts, Labelled, labels, share};
 use crate::agent::{Episode, PromptError, Prompter};
 use crate::config::{Baseline, Config, Format, GcdMode};
 use crate::grpo::Sample;
 use crate::ops::advantage::advantages;
 use crate::ops::philox;
-use crate::rollout::{Answer, PrefixCache, RolloutError, Settings, answers_on};
+use crate::rollout::{Actor, Answer, PrefixCache, RolloutError, Settings};
 use std::collections::HashSet;
 
 const VERDICT: &str = "Verdict: ";
@@ -74,17 +74,30 @@ pub struct Pair {
     pub prompt: Vec<u32>,
 }
 
-/// Draws at most `count` different labelled pairs, as many good ones as bad ones where the labels allow, in the order of the
-/// episodes; a function of the episodes, `seed` and `stream`. Also counts the labels of all turns.
+/// How pairs are drawn.
+#[derive(Debug, Clone, Copy)]
+pub struct PairDraw {
+    /// Most pairs.
+    pub count: usize,
+    /// Most tokens of a judgment with its prompt.
+    pub context: usize,
+    /// Where its random numbers come from.
+    pub seed: u64,
+    pub stream: u64,
+}
+
+/// Draws different labelled pairs, as many good ones as bad ones where the labels allow, in the order of the episodes; a function of
+/// the episodes and `draw`. Also counts the labels of all turns.
+///
+/// # Errors
+/// A chat template under which the policy cannot be asked, where it will be.
 pub fn pairs(
-    episodes: &[Episode],
-    asked: &Asked,
+    of: Labelled<'_>,
     prompter: &Prompter,
     config: &Config,
-    context: usize,
-    count: usize,
-    (seed, stream): (u64, u64),
+    draw: PairDraw,
 ) -> Result<(Vec<Pair>, LabelCounts), PromptError> {
+    let Labelled { episodes, judge_labels } = of;
     let question = match ask(prompter, config.prompt.format) {
         // Where nobody asks, actions are only drawn.
         Err(PromptError::Judgments(_)) if config.gcd.mode != GcdMode::Generate => Vec::new(),
@@ -93,12 +106,12 @@ pub fn pairs(
     let (mut counts, mut seen) = (LabelCounts::default(), HashSet::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     for (e, episode) in episodes.iter().enumerate() {
-        for (t, (turn, label)) in episode.turns.iter().zip(labels(episode, e, asked, &config.gcd)).enumerate() {
+        for (t, (turn, label)) in episode.turns.iter().zip(labels(episode, e, judge_labels, &config.gcd)).enumerate() {
             counts.add(label);
             let acted = episode.acted(turn);
-            let fits = acted.len() + 1 + question.len() + config.gcd.max_tokens as usize <= context;
+            let fits = acted.len() + 1 + question.len() + config.gcd.max_tokens as usize <= draw.context;
             let Some(label) = label.filter(|_| fits && seen.insert(acted)) else { continue };
-            let [key, ..] = philox::block(seed, stream, (e << 16 | t) as u64);
+            let [key, ..] = philox::block(draw.seed, draw.stream, (e << 16 | t) as u64);
             match label {
                 Label::Good => good.push((key, e, t, label)),
                 Label::Bad => bad.push((key, e, t, label)),
@@ -107,8 +120,8 @@ pub fn pairs(
     }
     good.sort_unstable_by_key(|(key, e, t, _)| (*key, *e, *t));
     bad.sort_unstable_by_key(|(key, e, t, _)| (*key, *e, *t));
-    good.truncate((count / 2).max(count.saturating_sub(bad.len())));
-    bad.truncate(count - good.len());
+    good.truncate((draw.count / 2).max(draw.count.saturating_sub(bad.len())));
+    bad.truncate(draw.count - good.len());
     good.append(&mut bad);
     good.sort_unstable_by_key(|(_, e, t, _)| (*e, *t));
     let pair = |(_, episode, turn, label): (u32, usize, usize, Label)| {
@@ -162,31 +175,30 @@ pub struct Judged {
     pub judgments: Vec<Vec<(Answer, Option<Label>)>>,
 }
 
-/// Lets the policy judge at most `pairs` actions of `episodes`, `judgments` times each (0: they are only drawn), in one batch. What
-/// `cache` keeps of the episodes is not read again.
-#[allow(clippy::too_many_arguments)]
+/// Lets the policy judge at most `pair_count` actions, `judgments` times each (0: they are only drawn), in one batch, under the actor's
+/// settings but for the length of an answer. What `cache` keeps of the episodes is not read again.
+///
+/// # Errors
+/// As [`Actor::answers_on`], and those of [`pairs`].
 pub fn judge(
     config: &Config,
+    actor: &Actor<'_>,
     cache: &mut PrefixCache<'_>,
-    prompter: &Prompter,
-    episodes: &[Episode],
-    asked: &Asked,
+    of: Labelled<'_>,
     [pair_count, judgments]: [usize; 2],
-    settings: &Settings,
-    interrupted: &dyn Fn() -> bool,
 ) -> Result<Judged, RolloutError> {
-    let settings = Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..settings.clone() };
-    let context = cache.config().max_position_embeddings;
-    let key = (settings.seed, settings.stream.part(u32::MAX.into()));
-    let (pairs, counts) = pairs(episodes, asked, prompter, config, context, pair_count, key)?;
+    let actor = actor.with(Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..actor.settings.clone() });
+    let (seed, stream) = (actor.settings.seed, actor.settings.stream.part(u32::MAX.into()));
+    let draw = PairDraw { count: pair_count, context: cache.config().max_position_embeddings, seed, stream };
+    let (pairs, counts) = pairs(of, actor.prompter, config, draw)?;
     if judgments == 0 {
         return Ok(Judged { counts, pairs, judgments: Vec::new() });
     }
     let prompts: Vec<Vec<u32>> = pairs.iter().map(|p| p.prompt.clone()).collect();
-    let answers = answers_on(cache, prompter, &prompts, judgments, &settings, interrupted)?;
+    let answers = actor.answers_on(cache, &prompts, judgments)?;
     let read = |answer: Answer| -> Result<_, RolloutError> {
         let written = answer.tokens.split_last().filter(|_| answer.ended).map(|(_, text)| text);
-        let text = written.map(|tokens| prompter.tokenizer().decode(tokens, false)).transpose()?;
+        let text = written.map(|tokens| actor.prompter.tokenizer().decode(tokens, false)).transpose()?;
         let verdict = text.and_then(|text| verdict(&text));
         Ok((answer, verdict))
     };
@@ -232,8 +244,8 @@ impl Judged {
         self.judgments.iter().flatten().map(|(answer, _)| answer.tokens.len()).sum()
     }
 
-    /// The rows of L_GCD, each with its episode: reward 1 for a right verdict, else 0; advantage over `gcd.baseline`.
-    pub fn samples(&self, config: &Config) -> Vec<(usize, Sample)> {
+    /// The rows of L_GCD: reward 1 for a right verdict, else 0; advantage over `gcd.baseline`.
+    pub fn samples(&self, config: &Config) -> Vec<Sample> {
         let reward = |label, verdict: &Option<Label>| f64::from(u8::from(*verdict == Some(label)));
         let rewards: Vec<f64> = self
             .pairs
@@ -247,14 +259,12 @@ impl Judged {
         };
         let advantage = advantages(&rewards, &groups, config.grpo.advantage, config.grpo.advantage_eps.into());
         let answers = self.pairs.iter().zip(&self.judgments).flat_map(|(p, of)| of.iter().map(move |(a, _)| (p, a)));
-        answers
-            .zip(advantage)
-            .map(|((pair, answer), a)| (pair.episode, sample(&pair.prompt, answer, a as f32)))
-            .collect()
+        answers.zip(advantage).map(|((pair, answer), a)| sample(pair, answer, a as f32)).collect()
     }
 }
 
-fn sample(prompt: &[u32], answer: &Answer, advantage: f32) -> Sample {
+fn sample(pair: &Pair, answer: &Answer, advantage: f32) -> Sample {
+    let prompt = &pair.prompt[..];
     let n = prompt.len() + answer.tokens.len();
     Sample {
         tokens: [prompt, &answer.tokens].concat(),
@@ -262,6 +272,7 @@ fn sample(prompt: &[u32], answer: &Answer, advantage: f32) -> Sample {
         advantage: vec![advantage; n],
         old_logprobs: Some([&vec![0.0; prompt.len()][..], &answer.logprobs].concat()),
         ref_logprobs: None,
+        episode: pair.episode,
         judgment: true,
         whole: 0,
     }

@@ -23,14 +23,21 @@ impl Label {
 }
 
 /// What the judge said of (episode, turn).
-pub type Asked = HashMap<(usize, usize), Label>;
+pub type JudgeLabels = HashMap<(usize, usize), Label>;
 
-/// The label of each turn of an episode by the configured sources; `None`: unknown. `index` is the episode's in `asked`.
-pub fn labels(episode: &Episode, index: usize, asked: &Asked, config: &Gcd) -> Vec<Option<Label>> {
+/// Episodes, and what the judge said of their turns.
+#[derive(Clone, Copy)]
+pub struct Labelled<'a> {
+    pub episodes: &'a [Episode],
+    pub judge_labels: &'a JudgeLabels,
+}
+
+/// The label of each turn of an episode by the configured sources; `None`: unknown. `index` is the episode's in `judge_labels`.
+pub fn labels(episode: &Episode, index: usize, judge_labels: &JudgeLabels, config: &Gcd) -> Vec<Option<Label>> {
     let by_source = |source: &LabelSource| match source {
         LabelSource::Loop => by_loop(episode, config.cycle as usize),
         LabelSource::Oracle => by_oracle(episode),
-        LabelSource::Judge => (0..episode.turns.len()).map(|turn| asked.get(&(index, turn)).copied()).collect(),
+        LabelSource::Judge => (0..episode.turns.len()).map(|turn| judge_labels.get(&(index, turn)).copied()).collect(),
     };
     let by_source: Vec<Vec<_>> = config.labels.iter().map(by_source).collect();
     (0..episode.turns.len())
@@ -147,9 +154,9 @@ impl Agreement {
     }
 
     /// `judge` against `oracle`, in the turns that both know.
-    pub fn of_judge(episodes: &[Episode], asked: &Asked) -> Agreement {
+    pub fn of_judge(episodes: &[Episode], judge_labels: &JudgeLabels) -> Agreement {
         let mut sum = Agreement::default();
-        for ((episode, turn), label) in asked {
+        for ((episode, turn), label) in judge_labels {
             sum.add(Some(*label), by_oracle(&episodes[*episode])[*turn]);
         }
         sum

@@ -28,10 +28,12 @@ pub mod critic;
 pub mod judge;
 pub mod judgment;
 pub mod label;
+pub mod objective;
 pub mod suggestion;
 pub mod theory;
 
 pub use judge::{Judge, JudgeError};
 pub use judgment::{Accuracy, Judged, Pair, judge};
-pub use label::{Agreement, Asked, Flaw, Label, LabelCounts};
+pub use label::{Agreement, Flaw, JudgeLabels, Label, LabelCounts, Labelled};
+pub use objective::{AuxiliaryLoss, Evaluated};
 pub use suggestion::Suggestion;

@@ -4,8 +4,9 @@
 //! q = 1/2 lies the danger zone: there the policy is told. q is the mean of two estimates, the action's probability when it was
 //! sampled and its share among samples drawn again in the same state.
 
+use super::Label;
 use super::label::{Flaw, flaws, labels};
-use super::{Asked, Label};
+use super::label::{JudgeLabels, Labelled};
 use crate::agent::{Episode, Turn};
 use crate::config::{Config, Gcd};
 use crate::env::{EnvError, Split};
@@ -79,8 +80,8 @@ pub fn probability(episode: &Episode, turn: &Turn) -> f64 {
 }
 
 /// The flawed turns of an episode, in order: (turn, flaw).
-pub fn flawed(episode: &Episode, index: usize, asked: &Asked, config: &Gcd) -> Vec<(usize, Flaw)> {
-    let labels = labels(episode, index, asked, config);
+pub fn flawed(episode: &Episode, index: usize, judge_labels: &JudgeLabels, config: &Gcd) -> Vec<(usize, Flaw)> {
+    let labels = labels(episode, index, judge_labels, config);
     let flaws = flaws(episode, config.cycle as usize);
     let flawed = labels.iter().zip(flaws).enumerate().filter(|(_, (label, _))| **label == Some(Label::Bad));
     flawed.map(|(turn, (_, flaw))| (turn, flaw.unwrap_or(Flaw::Astray))).collect()
@@ -89,18 +90,17 @@ pub fn flawed(episode: &Episode, index: usize, asked: &Asked, config: &Gcd) -> V
 /// The flawed actions that are likeliest by how they were sampled, at most `config.suggestions.candidates`. `advantage` is that of
 /// a turn, by (episode, turn). Refuses evidence from games that are not training's.
 pub fn candidates(
-    episodes: &[Episode],
-    asked: &Asked,
+    of: Labelled<'_>,
     advantage: &dyn Fn(usize, usize) -> f64,
     config: &Config,
 ) -> Result<Vec<Candidate>, EnvError> {
     let mut found: BTreeMap<(&str, &str), Candidate> = BTreeMap::new();
-    for (e, episode) in episodes.iter().enumerate() {
+    for (e, episode) in of.episodes.iter().enumerate() {
         if episode.task.split != Split::Train {
             let reason = format!("suggestions rest on training games only, and this one is of {}", episode.task.split);
             return Err(EnvError::HeldOut { id: episode.task.id.clone(), reason });
         }
-        for (t, flaw) in flawed(episode, e, asked, &config.gcd) {
+        for (t, flaw) in flawed(episode, e, of.judge_labels, &config.gcd) {
             let turn = &episode.turns[t];
             // What cannot be read as a command has no verb to speak of.
             if turn.refusal.is_some() {
@@ -144,9 +144,9 @@ pub struct Topic {
     pub evidence: Vec<Evidence>,
 }
 
-/// What in `evidence` lies in the danger zone, by verb and flaw, `most` topics. Those of suggestions `standing` in the prompt come
+/// What in `evidence` lies in the danger zone, by verb and flaw, `most` topics. Those of suggestions `active` in the prompt come
 /// first, in their places, because a policy has to get used to every change of its prompt; then those with the most evidence.
-pub fn topics(evidence: Vec<Evidence>, threshold: f64, standing: &[Suggestion], most: usize) -> Vec<Topic> {
+pub fn topics(evidence: Vec<Evidence>, threshold: f64, active: &[Suggestion], most: usize) -> Vec<Topic> {
     let mut topics: Vec<Topic> = Vec::new();
     for evidence in evidence.into_iter().filter(|e| e.q() > threshold) {
         let verb = evidence.verb();
@@ -164,7 +164,7 @@ pub fn topics(evidence: Vec<Evidence>, threshold: f64, standing: &[Suggestion], 
         topic.evidence.sort_by(|a, b| weight(b).total_cmp(&weight(a)));
     }
     let sum = |t: &Topic| t.evidence.iter().map(weight).sum::<f64>();
-    let place = |t: &Topic| standing.iter().position(|s| s.is_about(t)).unwrap_or(standing.len());
+    let place = |t: &Topic| active.iter().position(|s| s.is_about(t)).unwrap_or(active.len());
     topics.sort_by(|a, b| place(a).cmp(&place(b)).then(sum(b).total_cmp(&sum(a))));
     topics.truncate(most);
     topics

@@ -27,6 +27,8 @@ pub struct Sample {
     pub old_logprobs: Option<Vec<f32>>,
     /// The frozen reference's log-probs; needed when `beta > 0`.
     pub ref_logprobs: Option<Vec<f32>>,
+    /// Which episode of the batch it is, or judges.
+    pub episode: usize,
     /// A judgment: a row of L_GCD, not of L_GRPO.
     pub judgment: bool,
     /// One of several sequences of a trajectory that has so many loss tokens (0: the only one). The loss of a trajectory weighs
@@ -44,6 +46,7 @@ impl Sample {
             advantage: self.advantage[range.clone()].to_vec(),
             old_logprobs: logprobs(&self.old_logprobs),
             ref_logprobs: logprobs(&self.ref_logprobs),
+            episode: self.episode,
             judgment: self.judgment,
             whole: self.loss_positions().count(),
         }

@@ -18,7 +18,8 @@ pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
     let groups: Vec<usize> = episodes.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();
     let returns: Vec<f64> = episodes.iter().map(|e| episode_return(e, config)).collect();
     let advantage = advantages(&returns, &groups, scale, config.grpo.advantage_eps.into());
-    let mut samples: Vec<Sample> = episodes.iter().zip(advantage).map(|(e, a)| sample(e, a as f32)).collect();
+    let mut samples: Vec<Sample> =
+        episodes.iter().zip(advantage).enumerate().map(|(i, (e, a))| sample(i, e, a as f32)).collect();
     for ((episode, turn), advantage) in steps::advantages(episodes, config, scale) {
         let tokens = episodes[episode].turns[turn].tokens.clone();
         samples[episode].advantage[tokens].iter_mut().for_each(|a| *a += config.grpo.step_weight * advantage as f32);
@@ -38,7 +39,7 @@ pub fn parts(episode: &Episode, sample: Sample) -> Vec<Sample> {
     if sequences.len() > 1 { sequences.into_iter().map(|range| sample.part(range)).collect() } else { vec![sample] }
 }
 
-fn sample(episode: &Episode, advantage: f32) -> Sample {
+fn sample(index: usize, episode: &Episode, advantage: f32) -> Sample {
     let n = episode.tokens.len();
     let mut sample = Sample {
         tokens: episode.tokens.clone(),
@@ -46,6 +47,7 @@ fn sample(episode: &Episode, advantage: f32) -> Sample {
         advantage: vec![advantage; n],
         old_logprobs: Some(episode.logprobs.clone()),
         ref_logprobs: None,
+        episode: index,
         judgment: false,
         whole: 0,
     };

@@ -30,8 +30,18 @@ impl Record {
 
     /// Adds a value.
     pub fn with(mut self, name: &str, value: impl Into<f64>) -> Record {
-        self.values.insert(name.into(), value.into());
+        self.set(name, value);
         self
+    }
+
+    /// Adds a value.
+    pub fn set(&mut self, name: &str, value: impl Into<f64>) {
+        self.values.insert(name.into(), value.into());
+    }
+
+    /// Adds the values that there are.
+    pub fn set_known<const N: usize>(&mut self, values: [(&str, Option<f64>); N]) {
+        values.into_iter().for_each(|(name, value)| value.into_iter().for_each(|value| self.set(name, value)));
     }
 }
 

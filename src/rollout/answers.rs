@@ -1,8 +1,8 @@
 //! Several answers to each of many prompts: one turn each, no environment.
 
-use super::{PrefixCache, RolloutError, Settings};
+use super::{Actor, PrefixCache, RolloutError, Settings};
 use crate::agent::Prompter;
-use crate::model::{Draw, Policy, Slot};
+use crate::model::{Draw, Slot};
 use crate::ops::philox;
 use crate::ops::sampling::Sampled;
 
@@ -26,32 +26,14 @@ struct Writer {
     answer: Answer,
 }
 
-/// As [`answers_on`], with an empty cache.
-pub fn answers(
-    policy: &dyn Policy,
-    prompter: &Prompter,
-    prompts: &[Vec<u32>],
-    count: usize,
-    settings: &Settings,
-    interrupted: &dyn Fn() -> bool,
-) -> Result<Vec<Vec<Answer>>, RolloutError> {
-    let mut cache = PrefixCache::new(policy, settings.max_live * policy.config().max_position_embeddings)?;
-    answers_on(&mut cache, prompter, prompts, count, settings, interrupted)
-}
-
-/// Samples `count` answers to each prompt, which share the prompt's keys and values; ordered by prompt. What prompts have in common
-/// with each other, or with a sequence that the cache keeps, is not read again.
-///
-/// At most `settings.max_live` answers (of one prompt at least) are written at once. Random numbers are a function of (seed,
-/// stream, place of the answer, token index). A prompt must leave room for `settings.max_turn_tokens` in the model's context.
-pub fn answers_on(
+/// See [`Actor::answers_on`].
+pub(super) fn answers(
+    actor: &Actor<'_>,
     cache: &mut PrefixCache<'_>,
-    prompter: &Prompter,
     prompts: &[Vec<u32>],
     count: usize,
-    settings: &Settings,
-    interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<Vec<Answer>>, RolloutError> {
+    let (settings, prompter) = (&actor.settings, actor.prompter);
     let mut done: Vec<Vec<Answer>> = vec![vec![Answer::default(); count]; prompts.len()];
     let (mut first, mut read) = (0, Vec::new());
     for prompts in prompts.chunks((settings.max_live / count).max(1)) {
@@ -66,7 +48,7 @@ pub fn answers_on(
         }
         read.extend(roots);
         while !writers.is_empty() {
-            if interrupted() {
+            if (actor.interrupted)() {
                 return Err(RolloutError::Interrupted);
             }
             let draws: Vec<Draw> = writers.iter().map(|w| w.draw(settings)).collect();

@@ -1,42 +1,36 @@
 //! Batched multi-turn episodes with a KV cache.
 //!
-//! Each tick every live episode feeds what is pending (a new observation's tokens, or its last sampled token) into one
-//! [`Decoder::extend`] call and samples one token. The members of a group share their prompt: it is computed once and forked.
-//! Environments in other processes answer by mail: an episode that waits for one sits out, and nobody waits for the slowest.
-//! Finished episodes leave at once, waiting ones enter. Random numbers are a function of (seed, stream, episode, token
-//! index), so an episode does not depend on who else is in the batch.
+//! Each step every active episode appends what is pending (a new observation's tokens, or its last sampled token) in one batch and
+//! samples one token. The members of a group share their prompt: it is computed once and forked. Environments in other processes
+//! respond later: an episode that waits for one sits out, and nobody waits for the slowest. Finished episodes leave at once, waiting
+//! ones enter. When the device runs out of pages, the youngest episode is preempted: its tokens are read again later. Random numbers
+//! are a function of (seed, stream, episode, token index), so an episode does not depend on who else is in the batch.
 
+mod actor;
 mod answers;
-mod live;
+mod episode;
+mod group;
 mod played;
 mod prefix_cache;
+mod scheduler;
 mod statistics;
 mod stepper;
-pub use answers::{Answer, answers, answers_on};
+pub use actor::Actor;
+pub use answers::Answer;
 pub use played::Played;
 pub use prefix_cache::PrefixCache;
 pub use statistics::{Behaviour, Counts, Statistics};
 
-use crate::agent::{Episode, Finish, PromptError, Prompter};
+use crate::agent::{Finish, PromptError, Prompter};
 use crate::config::Config;
 use crate::device;
 use crate::env::{EnvError, Environment, Task};
 use crate::model::tokenizer::TokenizerError;
-use crate::model::{Draw, Policy, Slot};
 use crate::ops::philox::Stream;
 use crate::ops::sampling::SamplingParams;
-use live::{Arrival, Live};
-use rayon::prelude::*;
-use std::collections::BTreeMap;
-use std::sync::mpsc::channel;
-use std::time::Duration;
-use stepper::Letter;
 
 /// Opens a task's environment: [`crate::env::Suite::open_for_training`] or [`crate::env::Suite::open`].
 pub type Open<'a> = &'a (dyn Fn(&Task) -> Result<Box<dyn Environment>, EnvError> + Sync);
-
-/// How often a rollout looks up while all its episodes wait for their environments.
-const PATIENCE: Duration = Duration::from_millis(50);
 
 /// Why a rollout was given up. An environment that fails ends its own episode only.
 #[derive(Debug, thiserror::Error)]
@@ -110,160 +104,16 @@ impl Settings {
     }
 }
 
-/// What the members of a group share.
-#[derive(Default)]
-struct Group {
-    prompt: Vec<u32>,
-    /// Holds the prompt until the last member has forked it.
-    slot: Option<Slot>,
-    /// The model has read the prompt.
-    read: bool,
-    /// Members that have not forked the prompt yet.
-    expected: usize,
-}
-
-impl Group {
-    /// Lets a member in, or gives back its failed episode: a group is one instance, so a member that began elsewhere
-    /// cannot be compared with the others.
-    fn admit(&mut self, cache: &mut PrefixCache<'_>, entrant: Live) -> Result<Live, Box<Episode>> {
-        if self.prompt.is_empty() {
-            self.prompt.clone_from(&entrant.episode.tokens);
-            self.slot = Some(cache.alloc());
-        }
-        if self.prompt == entrant.episode.tokens {
-            return Ok(entrant);
-        }
-        let reason = "it began with another observation than the rest of its group".into();
-        Err(Box::new(Episode { finish: Finish::EnvFailed(reason), ..entrant.episode }))
-    }
-
-    /// One member fewer will need the prompt.
-    fn release(&mut self, cache: &mut PrefixCache<'_>) {
-        self.expected -= 1;
-        if self.expected == 0
-            && let Some(slot) = self.slot.take()
-        {
-            cache.free(slot);
-        }
-    }
-}
-
-/// As [`rollout_on`], with a cache that keeps nothing.
-pub fn rollout(
-    policy: &dyn Policy,
-    prompter: &Prompter,
-    open: Open<'_>,
-    tasks: &[Task],
-    group_size: usize,
-    settings: &Settings,
-    interrupted: &dyn Fn() -> bool,
-) -> Result<Played, RolloutError> {
-    rollout_on(&mut PrefixCache::new(policy, 0)?, prompter, open, tasks, group_size, settings, interrupted)
-}
-
-/// Plays `group_size` episodes of each task to their end. Their sequences are left to the cache.
-///
-/// `interrupted` is asked once a tick.
-pub fn rollout_on(
-    cache: &mut PrefixCache<'_>,
-    prompter: &Prompter,
-    open: Open<'_>,
-    tasks: &[Task],
-    group_size: usize,
-    settings: &Settings,
-    interrupted: &dyn Fn() -> bool,
-) -> Result<Played, RolloutError> {
-    let context = cache.config().max_position_embeddings;
-    let limit = match settings.max_episode_tokens {
-        n if n > 0 && n < context => {
-            Limit { tokens: n, name: "limit rollout.max_episode_tokens", finish: Finish::TokenLimit }
-        }
-        _ => Limit { tokens: context, name: "model's context", finish: Finish::ContextLimit },
-    };
-    let table = Table { prompter, settings, limit };
-    let total = tasks.len() * group_size;
-    let (mut waiting, mut live) = (0..total, Vec::<Live>::new());
-    let mut groups: Vec<Group> = tasks.iter().map(|_| Group { expected: group_size, ..Group::default() }).collect();
-    let mut done: Vec<Option<Episode>> = vec![None; total];
-
-    // Episodes whose environment is about to begin.
-    let mut arriving = BTreeMap::<usize, Arrival>::new();
-    let (mail, inbox) = channel::<Letter>();
-
-    while !live.is_empty() || !arriving.is_empty() || !waiting.is_empty() {
-        if interrupted() {
-            return Err(RolloutError::Interrupted);
-        }
-        let room = settings.max_live.max(1) - live.len() - arriving.len();
-        let entering: Vec<usize> = waiting.by_ref().take(room).collect();
-        let opened: Vec<_> = entering
-            .par_iter()
-            .map_with(mail.clone(), |mail, &i| {
-                let (group, sample) = (i / group_size, i % group_size);
-                Arrival::open(&table, open, Episode::new(tasks[group].clone(), group, sample), i, mail)
-            })
-            .collect();
-        let mut begun = Vec::new();
-        for (index, opened) in entering.into_iter().zip(opened) {
-            match opened? {
-                Ok((arrival, Some(answer))) => begun.push((arrival, answer)),
-                Ok((arrival, None)) => {
-                    arriving.insert(index, arrival);
-                }
-                Err(failed) => {
-                    groups[index / group_size].release(cache);
-                    done[index] = Some(*failed);
-                }
-            }
-        }
-
-        let idle = begun.is_empty() && live.iter().all(Live::waits) && !(live.is_empty() && arriving.is_empty());
-        let first = if idle { inbox.recv_timeout(PATIENCE).ok() } else { None };
-        for (index, answer) in first.into_iter().chain(inbox.try_iter()) {
-            match arriving.remove(&index) {
-                Some(arrival) => begun.push((arrival, answer)),
-                None => {
-                    if let Some(l) = live.iter_mut().find(|l| l.index == index) {
-                        l.hear(&table, answer)?;
-                    }
-                }
-            }
-        }
-        let entered: Vec<_> =
-            begun.into_par_iter().map(|(arrival, answer)| (arrival.index, arrival.enter(&table, answer))).collect();
-        for (index, entered) in entered {
-            let group = &mut groups[index / group_size];
-            match entered?.and_then(|entrant| group.admit(cache, entrant)) {
-                Ok(entrant) => live.push(entrant),
-                Err(failed) => {
-                    group.release(cache);
-                    done[index] = Some(*failed);
-                }
-            }
-        }
-
-        let (mut playing, sitting): (Vec<Live>, Vec<Live>) = live.into_iter().partition(|l| !l.waits() && !l.over);
-        if !playing.is_empty() {
-            let slots = extend(cache, &mut groups, &mut playing)?;
-            let draws: Vec<Draw> = playing.iter().zip(slots).map(|(l, slot)| l.draw(slot, settings)).collect();
-            let drawn = cache.draw(&draws, &settings.sampling)?;
-            playing.par_iter_mut().zip(drawn).try_for_each(|(l, drawn)| l.advance(&table, drawn))?;
-        }
-
-        let (over, on): (Vec<Live>, Vec<Live>) = playing.into_iter().chain(sitting).partition(|l| l.over);
-        live = on;
-        for l in over {
-            if let Some(slot) = l.slot {
-                cache.keep(slot);
-            }
-            done[l.index] = Some(l.episode);
-        }
-    }
-    Ok(Played::new(done.into_iter().flatten().collect()))
+/// The games of a rollout: `group_size` episodes of each task.
+#[derive(Clone, Copy)]
+pub struct RolloutTasks<'a> {
+    pub open: Open<'a>,
+    pub tasks: &'a [Task],
+    pub group_size: usize,
 }
 
 /// What all episodes of a rollout share.
-struct Table<'a> {
+struct RolloutContext<'a> {
     prompter: &'a Prompter,
     settings: &'a Settings,
     limit: Limit,
@@ -276,36 +126,14 @@ struct Limit {
     finish: Finish,
 }
 
-/// Feeds everything pending to the model; the slot of each live episode.
-fn extend(cache: &mut PrefixCache<'_>, groups: &mut [Group], live: &mut [Live]) -> Result<Vec<Slot>, RolloutError> {
-    let mut prompts: Vec<usize> = live.iter().filter(|l| l.slot.is_none()).map(|l| l.episode.group).collect();
-    prompts.sort_unstable();
-    prompts.dedup();
-    prompts.retain(|&g| !groups[g].read);
-    for l in live.iter_mut().filter(|l| l.renewed) {
-        let (slot, held) = match l.slot {
-            Some(old) => cache.branch(old, &l.pending)?,
-            None => (cache.alloc(), 0),
-        };
-        l.slot.into_iter().for_each(|old| cache.keep(old));
-        l.pending.drain(..held);
-        (l.slot, l.renewed) = (Some(slot), false);
-    }
-    let mut feeds: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + live.len());
-    feeds.extend(prompts.iter().filter_map(|&g| Some((groups[g].slot?, &groups[g].prompt[..]))));
-    feeds.extend(live.iter().filter_map(|l| Some((l.slot?, &l.pending[..]))));
-    if !feeds.is_empty() {
-        cache.extend(&feeds)?;
-    }
-    prompts.iter().for_each(|&g| groups[g].read = true);
-    let mut slots = Vec::with_capacity(live.len());
-    for l in live {
-        let group = &mut groups[l.episode.group];
-        if let (None, Some(prompt)) = (l.slot, group.slot) {
-            l.slot = Some(cache.fork(prompt)?);
-            group.release(cache);
+impl Limit {
+    /// The stricter of the configured limit and the model's `context`.
+    fn new(settings: &Settings, context: usize) -> Limit {
+        match settings.max_episode_tokens {
+            n if n > 0 && n < context => {
+                Limit { tokens: n, name: "limit rollout.max_episode_tokens", finish: Finish::TokenLimit }
+            }
+            _ => Limit { tokens: context, name: "model's context", finish: Finish::ContextLimit },
         }
-        slots.extend(l.slot);
     }
-    Ok(slots)
 }

@@ -1,46 +1,46 @@
-//! How an episode speaks with its environment: at once where that is quick, by mail where it may take long.
+//! How an episode plays its environment: on the spot where that is quick, on a thread of its own where it may take long.
 
 use crate::env::{EnvError, Environment, Observation};
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
 
 /// What an environment shows, and the fewest steps from there to the goal where that is asked and known.
-pub(super) type Answer = Result<(Observation, Option<u32>), EnvError>;
+pub(super) type Response = Result<(Observation, Option<u32>), EnvError>;
 
-/// An answer that comes later, with the number of its episode.
-pub(super) type Letter = (usize, Answer);
+/// A response that comes later, with the number of its episode.
+pub(super) type Event = (usize, Response);
 
 /// An open environment.
 pub(super) enum Stepper {
-    /// Asked on the spot.
-    Here { env: Box<dyn Environment>, distances: bool },
+    /// Played on the spot.
+    Inline { env: Box<dyn Environment>, distances: bool },
     /// On a thread of its own, which ends when this is dropped.
-    Away(Sender<String>),
+    Threaded(Sender<String>),
 }
 
 impl Stepper {
-    /// Resets the environment of episode `index`: the first answer, or `None` when it will come by `mail`.
+    /// Resets the environment of episode `index`: the first response, or `None` when it will come through `sender`.
     pub fn begin(
         mut env: Box<dyn Environment>,
         distances: bool,
         index: usize,
-        mail: &Sender<Letter>,
-    ) -> Result<(Stepper, Option<Answer>), EnvError> {
+        sender: &Sender<Event>,
+    ) -> Result<(Stepper, Option<Response>), EnvError> {
         if !env.is_remote() {
             let seen = env.reset();
-            let answer = measured(seen, &mut *env, distances);
-            return Ok((Stepper::Here { env, distances }, Some(answer)));
+            let response = measured(seen, &mut *env, distances);
+            return Ok((Stepper::Inline { env, distances }, Some(response)));
         }
-        let (commands, inbox) = channel::<String>();
-        let mail = Mailbox { mail: mail.clone(), index };
+        let (commands, receiver) = channel::<String>();
+        let responses = Responses { sender: sender.clone(), index };
         let play = move || {
             let mut seen = env.reset();
             loop {
-                let answer = measured(seen, &mut *env, distances);
-                if !mail.send(answer) {
+                let response = measured(seen, &mut *env, distances);
+                if !responses.send(response) {
                     return;
                 }
-                let Ok(command) = inbox.recv() else { return };
+                let Ok(command) = receiver.recv() else { return };
                 seen = env.step(&command);
             }
         };
@@ -48,17 +48,17 @@ impl Stepper {
             name: format!("episode {index}"),
             reason: format!("no thread can be started for it: {e}; lower rollout.max_live"),
         })?;
-        Ok((Stepper::Away(commands), None))
+        Ok((Stepper::Threaded(commands), None))
     }
 
-    /// The answer to a command, or `None` when it will come by mail.
-    pub fn step(&mut self, command: String) -> Option<Answer> {
+    /// The response to a command, or `None` when it will come later.
+    pub fn step(&mut self, command: String) -> Option<Response> {
         match self {
-            Stepper::Here { env, distances } => {
+            Stepper::Inline { env, distances } => {
                 let seen = env.step(&command);
                 Some(measured(seen, &mut **env, *distances))
             }
-            Stepper::Away(commands) => commands
+            Stepper::Threaded(commands) => commands
                 .send(command)
                 .err()
                 .map(|_| Err(EnvError::Failed { name: "episode".into(), reason: "its thread has ended".into() })),
@@ -66,20 +66,20 @@ impl Stepper {
     }
 }
 
-/// Where an environment's thread sends its answers; should the thread panic, that is its last one.
-struct Mailbox {
-    mail: Sender<Letter>,
+/// Where an environment's thread sends its responses; should the thread panic, that is its last one.
+struct Responses {
+    sender: Sender<Event>,
     index: usize,
 }
 
-impl Mailbox {
+impl Responses {
     /// Whether anybody still listens.
-    fn send(&self, answer: Answer) -> bool {
-        self.mail.send((self.index, answer)).is_ok()
+    fn send(&self, response: Response) -> bool {
+        self.sender.send((self.index, response)).is_ok()
     }
 }
 
-impl Drop for Mailbox {
+impl Drop for Responses {
     fn drop(&mut self) {
         if thread::panicking() {
             let (name, reason) = (format!("episode {}", self.index), "its thread panicked".into());
@@ -88,7 +88,7 @@ impl Drop for Mailbox {
     }
 }
 
-fn measured(seen: Result<Observation, EnvError>, env: &mut dyn Environment, distances: bool) -> Answer {
+fn measured(seen: Result<Observation, EnvError>, env: &mut dyn Environment, distances: bool) -> Response {
     let seen = seen?;
     Ok((seen, if distances { env.distance() } else { None }))
 }

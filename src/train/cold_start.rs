@@ -275,3 +275,22 @@ pub fn learning_rate(config: &Config, step: u32) -> f32 {
     let decay = 1.0 - 0.9 * ((step - warmup) / (steps - warmup).max(1.0)).clamp(0.0, 1.0);
     config.sft.lr * (step / warmup).min(1.0) * decay
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_learning_rate_rises_in_a_twentieth_and_falls_to_a_tenth() {
+        let mut config = Config::default();
+        (config.sft.lr, config.sft.steps) = (0.2, 100);
+        let at = |step| f64::from(learning_rate(&config, step));
+        // Five steps of warm-up; then 1 - 0.9 (step - 5) / 95.
+        let expected = [(0, 0.04), (1, 0.08), (4, 0.2), (23, 0.2 * 0.82), (99, 0.02), (200, 0.02)];
+        for (step, rate) in expected {
+            assert!((at(step) - rate).abs() < 1e-6, "step {step}: {} for {rate}", at(step));
+        }
+        config.sft.steps = 1;
+        assert_eq!(learning_rate(&config, 0), 0.2);
+    }
+}

@@ -3,12 +3,12 @@
 use super::TrainError;
 use super::iteration::Iteration;
 use super::learner::Learner;
-use crate::agent::{Episode, Prompter, Turn, command_tokens, guessed_command};
+use crate::agent::{Prompter, Turn, command_tokens, guessed_command};
 use crate::config::{ActionTokens, Config, Prompt};
 use crate::coupling::{
     self, Command, Grams, Means, Measurement, Probe, ProbeError, ProbeSample, Side, Spread, Weights, measure,
 };
-use crate::gcd::{Asked, label};
+use crate::gcd::{Labelled, label};
 use crate::grpo::Sample;
 use crate::model::tokenizer::TokenizerError;
 use crate::report::metrics::Record;
@@ -31,10 +31,8 @@ pub fn probe(
         Ok(few) if !few.has_pairs() => {}
         found => return Ok(Some(found?)),
     }
-    let asked = done.gcd.as_ref().map_or_else(Asked::new, |gcd| gcd.asked.clone());
-    let played = done.played.episodes.iter().enumerate();
     let candidates: Vec<ProbeSample> =
-        played.zip(&done.samples).flat_map(|((i, e), sample)| turns(e, i, sample, &asked, config)).collect();
+        done.samples.iter().flat_map(|sample| turns(done.labelled(), sample, config)).collect();
     let Some(mut probe) = Probe::choose(index, candidates, config.coupling.samples as usize) else { return Ok(None) };
     for sample in &mut probe.samples {
         locate(sample, prompter, Some(&config.prompt))?;
@@ -44,8 +42,9 @@ pub fn probe(
 }
 
 /// Each turn as a state and its action. Where in the action the command lies is found for those that are chosen.
-fn turns(episode: &Episode, index: usize, sample: &Sample, asked: &Asked, config: &Config) -> Vec<ProbeSample> {
-    let labels = label::labels(episode, index, asked, &config.gcd);
+fn turns(of: Labelled<'_>, sample: &Sample, config: &Config) -> Vec<ProbeSample> {
+    let episode = &of.episodes[sample.episode];
+    let labels = label::labels(episode, sample.episode, of.judge_labels, &config.gcd);
     let of = |(turn, label): (&Turn, Option<label::Label>)| {
         let last = turn.tokens.clone().last()?;
         let (tokens, action) = (episode.acted(turn).to_vec(), episode.state(turn).len());
@@ -103,36 +102,31 @@ pub fn measured(
 
 /// Adds the means of cosines, `coupling/pp`, `nn` and `pn`, of all parameters, of each kind and of the states; those of each stratum
 /// with its pairs; of projections also `np`; and the sums.
-pub fn recorded(record: Record, m: &Measurement) -> Record {
+pub fn record(m: &Measurement, record: &mut Record) {
     let kinds = m.kinds.iter().map(|kind| (format!("coupling/{}/", kind.name), kind.cosine));
     let all = [("coupling/".to_string(), m.cosine), ("coupling/state/".into(), m.state)];
-    let mut record =
-        all.into_iter().chain(kinds).fold(record, |record, (prefix, means)| with_means(record, &prefix, means));
-    let projections = with_means(record, "coupling/projection/", m.projection);
-    record = projections.with("coupling/projection/np", m.projection.np.mean);
+    all.into_iter().chain(kinds).for_each(|(prefix, means)| record_means(&prefix, means, record));
+    record_means("coupling/projection/", m.projection, record);
+    record.set("coupling/projection/np", m.projection.np.mean);
     for (name, _, stratum) in m.strata.named() {
         let prefix = format!("coupling/{name}/");
-        record = with_means(record, &prefix, stratum.cosine);
+        record_means(&prefix, stratum.cosine, record);
         for (class, spread) in classes(stratum.cosine) {
-            record = record.with(&format!("{prefix}{class}_pairs"), spread.pairs as f64);
+            record.set(&format!("{prefix}{class}_pairs"), spread.pairs as f64);
         }
     }
-    let single = [
+    record.set_known([
         ("coupling/sum/signed", Some(m.sums.signed).filter(|sum| sum.is_finite())),
         ("coupling/sum/unsigned", Some(m.sums.unsigned).filter(|sum| sum.is_finite())),
         ("coupling/p_value", m.p_value),
         ("coupling/zero_gradients", Some(m.zero as f64)),
-    ];
-    single.into_iter().fold(record, |record, (name, value)| match value {
-        Some(value) => record.with(name, value),
-        None => record,
-    })
+    ]);
 }
 
 /// Adds the means of the classes that have pairs.
-fn with_means(record: Record, prefix: &str, means: Means) -> Record {
+fn record_means(prefix: &str, means: Means, record: &mut Record) {
     let filled = classes(means).into_iter().filter(|(_, spread)| spread.pairs > 0);
-    filled.fold(record, |record, (class, spread)| record.with(&format!("{prefix}{class}"), spread.mean))
+    filled.for_each(|(class, spread)| record.set(&format!("{prefix}{class}"), spread.mean));
 }
 
 fn classes(means: Means) -> [(&'static str, Spread); 3] {

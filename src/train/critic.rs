@@ -3,16 +3,47 @@
 use super::TrainError;
 use super::optimizer::{StepReport, update};
 use crate::config::Optim;
-use crate::gcd::Label;
 use crate::gcd::critic::{Classified, classify};
+use crate::gcd::{AuxiliaryLoss, Evaluated, Label};
 use crate::model::Params;
 use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::params::Layout;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
 /// Its files in a checkpoint, beside the model's: weights and AdamW's moments.
 const FILES: [&str; 3] = ["critic.safetensors", "critic_m.safetensors", "critic_v.safetensors"];
+
+/// The value head's loss: `lambda` times the cross-entropy of the hidden state in which an action ends.
+pub struct CriticLoss<'a> {
+    pub critic: &'a mut Critic,
+    pub lambda: f32,
+    /// The policy does not learn from it.
+    pub isolated: bool,
+}
+
+impl AuxiliaryLoss for CriticLoss<'_> {
+    fn metric(&self) -> &'static str {
+        "gcd/critic_loss"
+    }
+
+    fn embedded(&self, action: &Range<usize>) -> Range<usize> {
+        last(action)
+    }
+
+    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> Evaluated {
+        let classified = self.critic.classify(embeddings, labels, self.lambda);
+        self.critic.accumulate(&classified);
+        let Classified { loss, accuracy, d_hidden, .. } = classified;
+        Evaluated { loss, accuracy: Some(accuracy), d_embeddings: (!self.isolated).then_some(d_hidden) }
+    }
+}
+
+/// An action's last token: the head classifies the hidden state there.
+pub(super) fn last(action: &Range<usize>) -> Range<usize> {
+    action.end - 1..action.end
+}
 
 /// A linear classifier of hidden states. Its gradient is clipped by its own norm, so that it never shortens the policy's step.
 pub struct Critic {

@@ -1,19 +1,20 @@
 //! Evaluation on the fixed panels of L0, L1 and L2.
 
+use super::auxiliary::{self, LabelledAction};
+use super::critic::Critic;
 use super::learner::Learner;
-use super::probe::{self, probes};
 use super::{TrainError, interrupt, memory};
 use crate::agent::{Episode, Finish, Prompter, Refusal};
 use crate::config::{Config, ConfigError, GcdMode};
 use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
-use crate::gcd::{Accuracy, Asked, judge};
+use crate::gcd::{Accuracy, JudgeLabels, Labelled, judge};
 use crate::grpo::episode_return;
 use crate::model::Policy;
 use crate::ops::philox::Stream;
 use crate::report::results::{EvalEpisode, Evaluation, TypeRow, Unreadable};
 use crate::report::stats;
-use crate::rollout::{self, Counts, Played, PrefixCache, Settings, rollout};
+use crate::rollout::{Actor, Counts, Played, PrefixCache, RolloutTasks, Settings};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -69,18 +70,15 @@ pub fn panel_hash(suite: &dyn Suite, panel: &[Task]) -> String {
     hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
+/// The actor of evaluations.
+pub fn actor<'a>(config: &Config, policy: &'a dyn Policy, prompter: &'a Prompter) -> Actor<'a> {
+    Actor::new(policy, prompter, Settings::evaluation(config, Stream::Evaluation), &interrupt::interrupted)
+}
+
 /// Plays one episode of each game of the panel.
-pub fn evaluate(
-    config: &Config,
-    suite: &dyn Suite,
-    policy: &dyn Policy,
-    prompter: &Prompter,
-    splits: &[Split],
-) -> Result<Played, TrainError> {
+pub fn evaluate(config: &Config, suite: &dyn Suite, actor: &Actor<'_>, splits: &[Split]) -> Result<Played, TrainError> {
     let tasks = panel(config, suite, splits)?;
-    let open: rollout::Open<'_> = &|task| suite.open(task);
-    let settings = Settings::evaluation(config, Stream::Evaluation);
-    let played = rollout(policy, prompter, open, &tasks, 1, &settings, &interrupt::interrupted)?;
+    let played = actor.rollout(&RolloutTasks { open: &|task| suite.open(task), tasks: &tasks, group_size: 1 })?;
     match played.all().into_iter().map(|(_, e)| e).find(|e| e.logprobs.iter().any(|lp| !lp.is_finite())) {
         Some(broken) => Err(TrainError::BrokenModel { task: broken.task.id.clone() }),
         None => Ok(played),
@@ -97,20 +95,25 @@ pub fn judges(config: &Config) -> bool {
 pub fn judgments(
     config: &Config,
     learner: &mut Learner,
+    critic: Option<&Critic>,
     prompter: &Prompter,
     episodes: &[Episode],
 ) -> Result<Option<Accuracy>, TrainError> {
     if !judges(config) {
         return Ok(None);
     }
-    let settings = Settings::evaluation(config, Stream::EvaluationJudgments);
     let size = [config.eval.judgments as usize, usize::from(config.gcd.mode == GcdMode::Generate)];
-    let stop = &interrupt::interrupted;
-    let mut cache = PrefixCache::new(learner.sampler(), memory::cached_tokens(config, learner.architecture()))?;
-    let judged = judge(config, &mut cache, prompter, episodes, &Asked::new(), size, &settings, stop)?;
+    let policy = learner.sampler();
+    let actor = actor(config, policy, prompter).with(Settings::evaluation(config, Stream::EvaluationJudgments));
+    let mut cache = PrefixCache::new(policy, memory::cached_tokens(config, policy.config()))?;
+    let of = Labelled { episodes, judge_labels: &JudgeLabels::new() };
+    let judged = judge(config, &actor, &mut cache, of, size)?;
     drop(cache);
-    let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs))?;
-    Ok(Some(classified.unwrap_or(judged.accuracy())))
+    let actions = LabelledAction::of(episodes, &judged.pairs);
+    Ok(Some(match critic {
+        Some(critic) => auxiliary::accuracy(config, learner, critic, &actions)?,
+        None => judged.accuracy(),
+    }))
 }
 
 /// A line about the episodes that the environment failed, if there are any.

@@ -1,73 +1,117 @@
-//! One GRPO iteration: sample groups, form advantages, take the optimiser steps.
+//! One GRPO iteration: play groups, label and judge, form advantages, take the optimizer steps. Each phase records what it measures.
 
-use super::batch::{Batch, micro_batches};
-use super::engine::Scorer;
+use super::auxiliary::{self, LabelledAction};
 use super::evaluate::failures;
-use super::learner::Learner;
+use super::learn::{Models, Rows, learn};
 use super::memory::cached_tokens;
 use super::optimizer::StepReport;
-use super::probe::{self, Probed, probes};
-use super::suggest::{Renewal, renew};
+use super::suggest::{Suggester, SuggestionUpdate};
 use super::{TrainError, interrupt, measure};
 use crate::agent::{Episode, Prompter};
-use crate::config::{Config, DecoupleMethod, GcdMode, LabelSource};
-use crate::device;
+use crate::config::{Config, GcdMode, LabelSource};
 use crate::env::{Split, Suite};
-use crate::forest::{Forest, ROOT};
-use crate::gcd::judge::Verdicts;
-use crate::gcd::judgment::questions;
+use crate::gcd::judgment::{questions, verdict_rate};
 use crate::gcd::theory::Measured;
-use crate::gcd::{self, Accuracy, Agreement, Asked, Judge, Judged, Suggestion};
-use crate::grpo::{LossReport, Sample, episode_return, parts, samples};
-use crate::model::{Keep, Policy};
+use crate::gcd::{self, Agreement, Judge, JudgeLabels, Judged, Labelled, Suggestion};
+use crate::grpo::{Sample, episode_return, samples};
+use crate::model::Policy;
 use crate::ops::philox::Stream;
+use crate::report::metrics::Record;
 use crate::report::stats;
-use crate::rollout::{self, Played, PrefixCache, Settings, rollout_on};
+use crate::rollout::{Actor, Played, PrefixCache, RolloutTasks, Settings, Statistics};
 use std::time::Instant;
 
-/// What an iteration did.
+/// What an iteration is made of, besides the models.
+pub struct Inputs<'a> {
+    pub config: &'a Config,
+    pub suite: &'a dyn Suite,
+    pub prompter: &'a Prompter,
+    pub judge: Option<&'a Judge>,
+    /// Number of the iteration, from 0.
+    pub index: u32,
+    /// The suggestions in the prompt, where they are to be updated.
+    pub active: Option<&'a [Suggestion]>,
+    /// For what a user should know.
+    pub say: &'a dyn Fn(&str),
+}
+
+/// What an iteration did, besides its record.
 pub struct Iteration {
     pub played: Played,
     /// What training saw of each episode that the environment did not fail, whatever sequences it came in.
     pub samples: Vec<Sample>,
-    /// Of the last epoch: losses of the micro-batches add up, the rest are means over the tokens that were taught. `None` when
-    /// nothing was: then there was no step either.
-    pub loss: Option<LossReport>,
-    pub steps: Vec<StepReport>,
-    /// Mean and largest |log-prob in training − when sampled|: rounding only, or something is wrong.
-    pub logprob_difference: (f64, f64),
-    /// Tokens trained on, after and before prefix sharing.
-    pub packed_tokens: usize,
-    pub shared_tokens: usize,
-    pub returns: Returns,
+    /// What the judge said of which turns.
+    pub judge_labels: JudgeLabels,
     /// The labelled actions, and what the policy said of them; `None` where nothing needs labels.
-    pub gcd: Option<Gcd>,
+    pub judged: Option<Judged>,
     /// The flawed actions; none without labels.
     pub flawed: Measured,
     /// Suggestions, where some were to be made, or why they could not.
-    pub renewal: Option<Result<Renewal, String>>,
-    /// Cosine between the gradients of positive and of negative advantages, of the last epoch (PCGrad).
-    pub cosine: Option<f64>,
-    pub rollout_seconds: f64,
-    pub train_seconds: f64,
+    pub update: Option<Result<SuggestionUpdate, String>>,
+    pub steps: Vec<StepReport>,
+    /// Tokens sampled and trained on.
+    pub tokens: usize,
 }
 
-/// GCD's part of an iteration.
-pub struct Gcd {
-    pub judged: Judged,
-    /// What the judge said of which turns.
-    pub asked: Asked,
-    /// Of the judgments, or of the value head before the last epoch's step.
-    pub accuracy: Accuracy,
-    /// The losses of hidden states, of the last epoch.
-    pub probed: Probed,
-    pub agreement: Agreement,
-    /// The judge, where one is asked: its agreement with the oracle, and what it left open.
-    pub judge: Option<(Agreement, Verdicts)>,
-    /// Labels and judgments; learning from them is part of `train_seconds`.
-    pub seconds: f64,
-    /// Share of the packed tokens that only judgments needed, of the last epoch.
-    pub packed_share: f64,
+impl Iteration {
+    pub fn labelled(&self) -> Labelled<'_> {
+        Labelled { episodes: &self.played.episodes, judge_labels: &self.judge_labels }
+    }
+
+    /// The token sequences of all episodes that it learnt from.
+    pub fn sequences(&self) -> Vec<&[u32]> {
+        let episodes = self.played.episodes.iter();
+        episodes.flat_map(|e| e.sequences().into_iter().map(|range| &e.tokens[range])).collect()
+    }
+}
+
+/// Plays and learns an iteration; with active suggestions, new ones are made from its episodes, to follow these.
+///
+/// # Errors
+/// What ends a rollout, weights that are not finite, a batch without a usable episode, a failing device.
+pub fn run(inputs: &Inputs<'_>, mut models: Models<'_>, record: &mut Record) -> Result<Iteration, TrainError> {
+    let config = inputs.config;
+    // 1) Play the groups.
+    let began = Instant::now();
+    let policy = models.learner.sampler();
+    let actor = inputs.actor(policy, Stream::Rollout(inputs.index));
+    let mut cache = prefix_cache(config, policy)?;
+    let played = play(config, inputs.suite, &actor, &mut cache, inputs.index)?;
+    let rollout_seconds = began.elapsed().as_secs_f64();
+    inputs.record_rollout(&played, record);
+    // 2) Label the actions; the policy judges some of them.
+    let began = Instant::now();
+    let (judge_labels, judged) = inputs.judgments(policy, &mut cache, &played.episodes, record)?;
+    drop(cache);
+    let judge_seconds = began.elapsed().as_secs_f64();
+    // 3) Form the advantages of the groups.
+    let samples = samples(&played.episodes, config);
+    if samples.is_empty() {
+        return Err(TrainError::NoEpisodes(failures(&played).unwrap_or_default()));
+    }
+    // 4) Make suggestions, by the weights that played.
+    let of = Labelled { episodes: &played.episodes, judge_labels: &judge_labels };
+    let (mut flawed, mut update) = (Measured::default(), None);
+    if judged.is_some() {
+        (flawed, update) = inputs.flaws(&actor, of, &samples, record)?;
+    }
+    // 5) Learn: one backward pass serves trajectories and judgments.
+    let began = Instant::now();
+    let rows = inputs.rows(&played.episodes, &samples, judged.as_ref());
+    let learned = learn(config, &mut models, rows, inputs.index, record)?;
+    let train_seconds = began.elapsed().as_secs_f64();
+    let sampled = played.all().iter().map(|(_, e)| e.tokens.len()).sum::<usize>();
+    let tokens = sampled + judged.as_ref().map_or(0, Judged::tokens) + learned.tokens;
+    let seconds = rollout_seconds + judge_seconds + train_seconds;
+    record.set("tokens_per_second", tokens as f64 / seconds);
+    record.set("seconds/rollout", rollout_seconds);
+    record.set("seconds/train", train_seconds);
+    if judged.is_some() {
+        record.set("seconds/gcd", judge_seconds);
+        // Learning is shared: GCD's part of it is that of its tokens.
+        record.set("seconds/gcd_share", (judge_seconds + learned.gcd_share * train_seconds) / seconds);
+    }
+    Ok(Iteration { played, samples, judge_labels, judged, flawed, update, steps: learned.steps, tokens })
 }
 
 /// A cache for the policy as it is now, which keeps finished sequences where the policy is to judge them.
@@ -76,232 +120,156 @@ pub fn prefix_cache<'a>(config: &Config, policy: &'a dyn Policy) -> Result<Prefi
     Ok(PrefixCache::new(policy, budget)?)
 }
 
-/// Samples iteration `index`'s episodes, and leaves their sequences to the cache. The training games that the cold start demonstrated are not used again.
-pub fn sample(
+/// Plays iteration `index`'s games, and leaves their sequences to the cache. The training games that the cold start demonstrated are not
+/// used again.
+pub fn play(
     config: &Config,
     suite: &dyn Suite,
+    actor: &Actor<'_>,
     cache: &mut PrefixCache<'_>,
-    prompter: &Prompter,
     index: u32,
 ) -> Result<Played, TrainError> {
-    let first = u64::from(config.sft.games) + u64::from(index) * u64::from(config.rollout.groups);
-    let tasks: Vec<_> =
-        (0..u64::from(config.rollout.groups)).map(|g| suite.task(Split::Train, first + g)).collect::<Result<_, _>>()?;
-    let open: rollout::Open<'_> = &|task| suite.open_for_training(task);
-    let settings = Settings::training(config, Stream::Rollout(index));
+    let groups = u64::from(config.rollout.groups);
+    let first = u64::from(config.sft.games) + u64::from(index) * groups;
+    let tasks: Vec<_> = (0..groups).map(|g| suite.task(Split::Train, first + g)).collect::<Result<_, _>>()?;
     let group_size = config.rollout.group_size as usize;
-    Ok(rollout_on(cache, prompter, open, &tasks, group_size, &settings, &interrupt::interrupted)?)
-}
-
-/// Plays and learns iteration `index`; with `suggest`, suggestions are made from its episodes, to follow these.
-#[allow(clippy::too_many_arguments)]
-pub fn run(
-    config: &Config,
-    suite: &dyn Suite,
-    learner: &mut Learner,
-    reference: Option<&mut dyn Scorer>,
-    prompter: &Prompter,
-    judge: Option<&Judge>,
-    index: u32,
-    suggest: Option<&[Suggestion]>,
-) -> Result<Iteration, TrainError> {
-    let began = Instant::now();
-    let mut cache = prefix_cache(config, learner.sampler())?;
-    let played = sample(config, suite, &mut cache, prompter, index)?;
-    let episodes = &played.episodes;
-    let rollout_seconds = began.elapsed().as_secs_f64();
+    let games = RolloutTasks { open: &|task| suite.open_for_training(task), tasks: &tasks, group_size };
+    let played = actor.rollout_on(cache, &games)?;
     // Such a model repeats one token for ever: its groups are constant, so that no gradient would ever tell.
-    if episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
+    if played.episodes.iter().flat_map(|e| &e.logprobs).any(|lp| !lp.is_finite()) {
         return Err(TrainError::BrokenWeights);
     }
-    let mut gcd = match config.needs_labels() {
-        false => None,
-        true => Some(judgments(config, &mut cache, prompter, judge, episodes, index)?),
-    };
-    drop(cache);
-    let began = Instant::now();
-    let samples = samples(episodes, config);
-    if samples.is_empty() {
-        return Err(TrainError::NoEpisodes(failures(&played).unwrap_or_default()));
+    Ok(played)
+}
+
+impl<'a> Inputs<'a> {
+    fn actor<'b>(&self, policy: &'b dyn Policy, stream: Stream) -> Actor<'b>
+    where
+        'a: 'b,
+    {
+        Actor::new(policy, self.prompter, Settings::training(self.config, stream), &interrupt::interrupted)
     }
-    // Before anything is learnt: what samples may be interrupted.
-    let (mut renewal, mut flawed) = (None, Measured::default());
-    if let Some(gcd) = &gcd {
-        flawed = measure::flawed(config, episodes, &gcd.asked);
-        if let Some(standing) = suggest {
-            let (policy, asked) = (learner.sampler(), &gcd.asked);
-            renewal = Some(renew(config, policy, prompter, judge, episodes, &samples, asked, standing, index + 1)?);
+
+    fn record_rollout(&self, played: &Played, record: &mut Record) {
+        let (config, episodes) = (self.config, &played.episodes);
+        if let Some(line) = failures(played) {
+            (self.say)(&line);
         }
-    }
-    let judgments = gcd.as_ref().map_or_else(Vec::new, |gcd| gcd.judged.samples(config));
-    let mut rows = beside(episodes, samples.clone(), judgments);
-    if let Some(reference) = reference {
-        add_reference(config, reference, &mut rows)?;
-    }
-    let batch = Batch::new(config, &rows);
-    let contrasts = config.decouple.method == DecoupleMethod::Contrastive;
-    let probes = match &gcd {
-        Some(gcd) if config.gcd.mode.has_critic() || contrasts => probes(episodes, &gcd.judged.pairs),
-        _ => Vec::new(),
-    };
-    let (mut loss, mut steps, mut cosine, mut probed) = (None, Vec::new(), None, Probed::default());
-    let (mut packed_tokens, mut shared_tokens, mut difference) = (0, 0, Difference::default());
-    for epoch in 0..config.grpo.epochs {
-        let watch = &mut |sampled: f32, now: f32| {
-            if epoch == 0 {
-                difference.add(sampled, now);
-            }
-        };
-        let passes = batch.accumulate(config, learner, watch)?;
-        (packed_tokens, shared_tokens) = (packed_tokens + passes.packed_tokens, shared_tokens + passes.shared_tokens);
-        cosine = passes.cosine;
-        probed = probe::learn(config, learner, &probes)?;
-        let lr = learning_rate(config, index);
-        if !batch.is_empty() || probed.packed_tokens > 0 {
-            loss = Some(passes.report);
-            steps.push(learner.step(&config.optim, lr)?);
-        }
-        if let Some(critic) = learner.critic.as_mut().filter(|_| !probes.is_empty()) {
-            critic.step(&config.optim, lr);
-        }
-    }
-    let train_seconds = began.elapsed().as_secs_f64();
-    let probe_tokens = probed.packed_tokens * config.grpo.epochs as usize;
-    if let Some(gcd) = &mut gcd {
-        let without = batch.trajectory_tokens() * config.grpo.epochs as usize;
-        let all = packed_tokens + probe_tokens;
-        gcd.packed_share = (all - without) as f64 / all.max(1) as f64;
-        gcd.accuracy = probed.critic.map_or(gcd.accuracy, |(_, accuracy)| accuracy);
-        gcd.probed = probed;
-    }
-    Ok(Iteration {
-        returns: Returns::of(episodes, config),
-        played,
-        samples,
-        loss,
-        steps,
-        logprob_difference: difference.result(),
-        packed_tokens,
-        shared_tokens,
-        gcd,
-        flawed,
-        renewal,
-        cosine,
-        rollout_seconds,
-        train_seconds,
-    })
-}
-
-/// Draws labelled actions of iteration `index`, and lets the policy judge them where it does so in words.
-fn judgments(
-    config: &Config,
-    cache: &mut PrefixCache<'_>,
-    prompter: &Prompter,
-    judge: Option<&Judge>,
-    episodes: &[Episode],
-    index: u32,
-) -> Result<Gcd, TrainError> {
-    let began = Instant::now();
-    let settings = Settings::training(config, Stream::Judgments(index));
-    let each = if config.gcd.mode == GcdMode::Generate { config.gcd.judgments as usize } else { 0 };
-    let size = [config.gcd.pairs as usize, each];
-    let (mut asked, mut answered) = (Asked::new(), None);
-    if let Some(judge) = judge.filter(|_| config.gcd.labels.contains(&LabelSource::Judge)) {
-        let key = (settings.seed, settings.stream.part(u32::MAX.into()));
-        let (turns, questions) = questions(episodes, config.gcd.judge.pairs as usize, key);
-        let verdicts = judge.ask(&questions)?;
-        asked = turns.into_iter().zip(&verdicts.labels).filter_map(|(at, label)| Some((at, (*label)?))).collect();
-        answered = Some((Agreement::of_judge(episodes, &asked), verdicts));
-    }
-    let judged = gcd::judge(config, cache, prompter, episodes, &asked, size, &settings, &interrupt::interrupted)?;
-    let agreement = Agreement::of_loop(episodes.iter(), &config.gcd);
-    let (accuracy, probed) = (judged.accuracy(), Probed::default());
-    let seconds = began.elapsed().as_secs_f64();
-    Ok(Gcd { judged, asked, accuracy, probed, agreement, judge: answered, seconds, packed_share: 0.0 })
-}
-
-/// The rows of the loss: each judgment behind the sequence that it judges, whose tokens it shares. `trajectories` are the samples
-/// of the episodes that the environment did not fail; `judgments` come with their episode, in the order of the turns.
-pub fn beside(episodes: &[Episode], trajectories: Vec<Sample>, judgments: Vec<(usize, Sample)>) -> Vec<Sample> {
-    let mut judgments = judgments.into_iter().peekable();
-    let mut rows = Vec::with_capacity(trajectories.len() + judgments.len());
-    for ((episode, played), trajectory) in episodes.iter().enumerate().zip(trajectories) {
-        let parts = parts(played, trajectory);
-        let last = parts.len() - 1;
-        for (i, part) in parts.into_iter().enumerate() {
-            let at = rows.len();
-            rows.push(part);
-            let judges = |s: &Sample, part: &Sample| i == last || s.tokens.starts_with(&part.tokens);
-            while let Some((_, judgment)) = judgments.next_if(|(of, s)| *of == episode && judges(s, &rows[at])) {
-                rows.push(judgment);
-            }
-        }
-    }
-    rows
-}
-
-/// Linear warm-up times linear decay.
-fn learning_rate(config: &Config, index: u32) -> f32 {
-    let o = &config.optim;
-    let warmup = ((index as f32 + 1.0) / o.warmup.max(1) as f32).min(1.0);
-    let done = index as f32 / config.run.iterations.saturating_sub(1).max(1) as f32;
-    o.lr * warmup * (1.0 - (1.0 - o.lr_end) * done.min(1.0))
-}
-
-/// Fills in the frozen reference's log-probs.
-fn add_reference(config: &Config, reference: &mut dyn Scorer, samples: &mut [Sample]) -> device::Result<()> {
-    for batch in micro_batches(config, samples) {
-        let batch = &mut samples[batch];
-        let forest = Forest::new(&batch.iter().map(|s| &s.tokens[..]).collect::<Vec<_>>());
-        reference.forward(&forest, Keep::Nothing)?;
-        let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
-        let (scored, _) = reference.logprobs(&forest, &nodes, config.rollout.temperature)?;
-        let mut logprob = vec![0.0; forest.len()];
-        nodes.iter().zip(scored).for_each(|(&n, lp)| logprob[n as usize] = lp);
-        for (sample, path) in batch.iter_mut().zip(&forest.paths) {
-            sample.ref_logprobs = Some(path.iter().map(|&n| logprob[n as usize]).collect());
-        }
-    }
-    Ok(())
-}
-
-/// The returns of the episodes that the environment did not fail, in TRL's terms.
-pub struct Returns {
-    pub mean: f64,
-    /// Mean over groups of the standard deviation within the group.
-    pub std: f64,
-    /// Share of groups whose returns are all alike: nothing in them was better than the rest.
-    pub constant_groups: f64,
-}
-
-impl Returns {
-    fn of(episodes: &[Episode], config: &Config) -> Returns {
         let groups = episodes.chunk_by(|a, b| a.group == b.group);
         let groups: Vec<Vec<f64>> = groups.map(|g| g.iter().map(|e| episode_return(e, config)).collect()).collect();
-        let constant = |g: &&Vec<f64>| g.iter().all(|r| *r == g[0]);
-        Returns {
-            mean: stats::mean(&groups.concat()),
-            std: stats::mean(&groups.iter().map(|g| stats::std(g)).collect::<Vec<_>>()),
-            constant_groups: groups.iter().filter(constant).count() as f64 / groups.len().max(1) as f64,
+        let constant = groups.iter().filter(|g| g.iter().all(|r| *r == g[0])).count();
+        let s = Statistics::of(played);
+        let values = [
+            ("reward", stats::mean(&groups.concat())),
+            // The mean of the deviations within groups.
+            ("reward_std", stats::mean(&groups.iter().map(|g| stats::std(g)).collect::<Vec<_>>())),
+            // Nothing in such a group was better than the rest.
+            ("frac_reward_zero_std", constant as f64 / groups.len().max(1) as f64),
+            ("success", s.success),
+            ("episode_length", s.all.episode_length),
+            ("completions/mean_length", s.all.episode_tokens),
+            ("repeat_rate", s.all.repeat_rate),
+            ("loop_rate", s.all.loop_rate),
+            ("invalid_rate", s.all.invalid_rate),
+            ("repeat_rate/won", s.won.repeat_rate),
+            ("repeat_rate/lost", s.lost.repeat_rate),
+            ("verdict_rate", verdict_rate(episodes)),
+            ("env_failed", s.env_failed as f64),
+        ];
+        values.into_iter().for_each(|(name, value)| record.set(name, value));
+        s.refusals.iter().for_each(|(why, count)| record.set(&format!("refused/{why}"), *count as f64));
+    }
+
+    /// Draws labelled actions, and lets the policy judge them where it does so in words; `None` where nothing needs labels.
+    fn judgments(
+        &self,
+        policy: &dyn Policy,
+        cache: &mut PrefixCache<'_>,
+        episodes: &[Episode],
+        record: &mut Record,
+    ) -> Result<(JudgeLabels, Option<Judged>), TrainError> {
+        let config = self.config;
+        if !config.needs_labels() {
+            return Ok((JudgeLabels::new(), None));
         }
+        let actor = self.actor(policy, Stream::Judgments(self.index));
+        let judge_labels = self.ask_judge(&actor, episodes, record)?;
+        let each = if config.gcd.mode == GcdMode::Generate { config.gcd.judgments as usize } else { 0 };
+        let of = Labelled { episodes, judge_labels: &judge_labels };
+        let judged = gcd::judge(config, &actor, cache, of, [config.gcd.pairs as usize, each])?;
+        let (agreement, accuracy) = (Agreement::of_loop(episodes.iter(), &config.gcd), judged.accuracy());
+        record.set_known([
+            ("gcd/accuracy", accuracy.all),
+            ("gcd/accuracy/good", accuracy.good),
+            ("gcd/accuracy/bad", accuracy.bad),
+            ("gcd/unparsable", accuracy.unparsable),
+            ("gcd/loop_precision", agreement.precision()),
+            ("gcd/loop_recall", agreement.recall()),
+        ]);
+        record.set("gcd/pairs", judged.pairs.len() as f64);
+        record.set("gcd/labels/good", judged.counts.good as f64);
+        record.set("gcd/labels/bad", judged.counts.bad as f64);
+        record.set("gcd/labels/unknown", judged.counts.unknown as f64);
+        Ok((judge_labels, Some(judged)))
     }
-}
 
-/// Mean and maximum of |a − b|.
-#[derive(Default)]
-struct Difference {
-    sum: f64,
-    max: f64,
-    count: usize,
-}
-
-impl Difference {
-    fn add(&mut self, a: f32, b: f32) {
-        let d = f64::from((a - b).abs());
-        (self.sum, self.max, self.count) = (self.sum + d, self.max.max(d), self.count + 1);
+    /// What the judge says of some actions, where one is a source of labels.
+    fn ask_judge(
+        &self,
+        actor: &Actor<'_>,
+        episodes: &[Episode],
+        record: &mut Record,
+    ) -> Result<JudgeLabels, TrainError> {
+        let gcd = &self.config.gcd;
+        let Some(judge) = self.judge.filter(|_| gcd.labels.contains(&LabelSource::Judge)) else {
+            return Ok(JudgeLabels::new());
+        };
+        let key = (actor.settings.seed, actor.settings.stream.part(u32::MAX.into()));
+        let (turns, questions) = questions(episodes, gcd.judge.pairs as usize, key);
+        let verdicts = judge.ask(&questions)?;
+        let labels: JudgeLabels =
+            turns.into_iter().zip(&verdicts.labels).filter_map(|(at, label)| Some((at, (*label)?))).collect();
+        let agreement = Agreement::of_judge(episodes, &labels);
+        record.set_known([
+            ("gcd/judge_precision", agreement.precision()),
+            ("gcd/judge_recall", agreement.recall()),
+            ("gcd/judge_missing", Some(verdicts.missing as f64)),
+        ]);
+        if let Some(reason) = &verdicts.reason {
+            (self.say)(&format!("the judge left {} actions without a label: {reason}", verdicts.missing));
+        }
+        Ok(labels)
     }
 
-    fn result(&self) -> (f64, f64) {
-        (self.sum / self.count.max(1) as f64, self.max)
+    /// The flawed actions, and new suggestions where they are due.
+    fn flaws(
+        &self,
+        actor: &Actor<'_>,
+        of: Labelled<'_>,
+        samples: &[Sample],
+        record: &mut Record,
+    ) -> Result<(Measured, Option<Result<SuggestionUpdate, String>>), TrainError> {
+        let flawed = measure::flawed(self.config, of);
+        if let Some((q, advantage)) = flawed.mean() {
+            record.set("flawed/probability", q);
+            record.set("flawed/advantage", advantage);
+        }
+        let began = Instant::now();
+        let suggester = Suggester { config: self.config, actor, judge: self.judge, iterations: self.index + 1 };
+        let update = self.active.map(|active| suggester.update(of, samples, active)).transpose()?;
+        if update.is_some() {
+            record.set("seconds/suggestions", began.elapsed().as_secs_f64());
+        }
+        Ok((flawed, update))
+    }
+
+    /// What is learnt from.
+    fn rows(&self, episodes: &[Episode], samples: &[Sample], judged: Option<&Judged>) -> Rows {
+        let judgments = judged.map_or_else(Vec::new, |judged| judged.samples(self.config));
+        let actions = match judged {
+            Some(judged) if auxiliary::is_configured(self.config) => LabelledAction::of(episodes, &judged.pairs),
+            _ => Vec::new(),
+        };
+        Rows { samples: Rows::beside(episodes, samples.to_vec(), judgments), actions }
     }
 }

@@ -1,10 +1,9 @@
 //! The training step: losses over micro-batches, and the optimizer step that ends them.
 
 use super::TrainError;
-use super::critic::Critic;
+use super::auxiliary::Span;
 use super::engine::{self, Engine, Export};
 use super::optimizer::StepReport;
-use super::probe::Span;
 use crate::config::{Grpo, Optim};
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
@@ -19,8 +18,6 @@ pub struct Learner {
     engine: Box<dyn Engine>,
     /// Optimizer steps taken.
     pub steps: u32,
-    /// The value head, where one judges; its optimizer steps are its own.
-    pub critic: Option<Critic>,
     keep: Keep,
 }
 
@@ -34,7 +31,7 @@ impl Learner {
 
     /// On an engine that is there; with `recompute`, activations are computed again in the backward pass.
     pub fn on(engine: Box<dyn Engine>, recompute: bool) -> Learner {
-        Learner { engine, steps: 0, critic: None, keep: if recompute { Keep::LayerInputs } else { Keep::All } }
+        Learner { engine, steps: 0, keep: if recompute { Keep::LayerInputs } else { Keep::All } }
     }
 
     /// Trains and samples on `gpu` from now on, at most `max_live` sequences at once.
@@ -60,7 +57,7 @@ impl Learner {
     }
 
     /// Another objective begins: forgets the moments and the steps taken.
-    pub fn restart(&mut self) -> Result<()> {
+    pub fn reset_optimizer(&mut self) -> Result<()> {
         self.steps = 0;
         self.engine.clear_moments()
     }

@@ -1,13 +1,13 @@
 //! How the policy behaves beyond winning: how much of one mind it is, and what its flawed actions are worth.
 
 use super::{TrainError, suggest};
-use crate::agent::{Episode, Prompter};
+use crate::agent::Episode;
 use crate::config::Config;
 use crate::gcd::theory::Measured;
-use crate::gcd::{Asked, suggestion};
+use crate::gcd::{Labelled, suggestion};
 use crate::grpo::episode_return;
-use crate::model::Policy;
 use crate::ops::philox::{self, Stream};
+use crate::rollout::{Actor, Settings};
 use std::collections::HashMap;
 
 /// How often the policy does the same in the same state (`eval.consistency_samples` at training's temperature).
@@ -22,8 +22,7 @@ pub struct Consistency {
 /// Of at most `eval.consistency_states` states drawn from `episodes`; `None` if there are none.
 pub fn consistency(
     config: &Config,
-    policy: &dyn Policy,
-    prompter: &Prompter,
+    actor: &Actor<'_>,
     episodes: &[Episode],
 ) -> Result<Option<Consistency>, TrainError> {
     let mut states: Vec<(u32, (usize, usize))> = episodes
@@ -37,7 +36,8 @@ pub fn consistency(
     states.sort_unstable();
     let (most, samples) = (config.eval.consistency_states as usize, config.eval.consistency_samples);
     let states: Vec<_> = states.into_iter().take(most).map(|(_, at)| at).collect();
-    let answers = suggest::actions(config, policy, prompter, episodes, &states, samples, Stream::Consistency)?;
+    let actor = actor.with(Settings::training(config, Stream::Consistency));
+    let answers = suggest::actions(&actor, episodes, &states, samples)?;
     let shares: Vec<f64> = answers.iter().filter(|a| !a.is_empty()).map(|a| most_frequent(a)).collect();
     let mean = |x: &dyn Fn(f64) -> f64| shares.iter().map(|s| x(*s)).sum::<f64>() / shares.len() as f64;
     let of = || Consistency { high: mean(&|s| f64::from(u8::from(s >= 0.5))), mean: mean(&|s| s) };
@@ -53,16 +53,16 @@ fn most_frequent(actions: &[Option<String>]) -> f64 {
 
 /// Probability and advantage of each flawed action. As in theory, an advantage is the episode's return less the mean of the
 /// others in its group, whatever training scales it by.
-pub fn flawed(config: &Config, episodes: &[Episode], asked: &Asked) -> Measured {
+pub fn flawed(config: &Config, of: Labelled<'_>) -> Measured {
     let mut measured = Measured::default();
-    let episodes: Vec<(usize, &Episode)> = episodes.iter().enumerate().collect();
+    let episodes: Vec<(usize, &Episode)> = of.episodes.iter().enumerate().collect();
     for group in episodes.chunk_by(|a, b| a.1.group == b.1.group).filter(|group| group.len() > 1) {
         let sum: f64 = group.iter().map(|(_, e)| episode_return(e, config)).sum();
         let mut actions = Vec::new();
         for (e, episode) in group {
             let own = episode_return(episode, config);
             let advantage = own - (sum - own) / (group.len() - 1) as f64;
-            let flawed = suggestion::flawed(episode, *e, asked, &config.gcd).into_iter();
+            let flawed = suggestion::flawed(episode, *e, of.judge_labels, &config.gcd).into_iter();
             actions.extend(flawed.map(|(t, _)| (suggestion::probability(episode, &episode.turns[t]), advantage)));
         }
         measured.add(&actions);

@@ -1,5 +1,7 @@
 //! The training loop and what it keeps: cold start, GRPO iterations, evaluation, checkpoints, resume.
 
+mod assessment;
+pub mod auxiliary;
 pub mod batch;
 pub mod checkpoints;
 mod cold_start;
@@ -9,20 +11,23 @@ pub mod engine;
 pub mod evaluate;
 pub mod interrupt;
 pub mod iteration;
+pub mod learn;
 pub mod learner;
 mod manifest;
 pub mod measure;
 pub mod memory;
 pub mod optimizer;
-pub mod probe;
 pub mod record;
+mod run;
 pub mod run_folder;
-mod session;
+mod start;
 pub mod state;
 pub mod suggest;
+mod summary;
+mod trainer;
 mod warnings;
 
-pub use session::{Outcome, train, train_on};
+pub use trainer::{Outcome, train, train_on};
 
 use crate::agent::PromptError;
 use crate::config::{Config, ConfigError};

@@ -4,7 +4,7 @@ use super::TrainError;
 use super::critic::Critic;
 use super::engine::{CpuEngine, Export};
 use super::learner::Learner;
-use super::suggest::Renewal;
+use super::suggest::SuggestionUpdate;
 use crate::files::{self, FileError};
 use crate::gcd::theory::Measured;
 use crate::model::TokenIds;
@@ -37,12 +37,13 @@ pub struct State {
     /// Wall time so far.
     pub seconds: f64,
     /// Training steps skipped in a row because their gradient was not finite.
-    pub bad_steps: u32,
+    #[serde(alias = "bad_steps")]
+    pub nonfinite_steps: u32,
     /// Evaluations after fewer iterations than this are done.
     pub next_eval: u32,
     /// Suggestions made so far.
-    #[serde(default)]
-    pub renewals: Vec<Renewal>,
+    #[serde(default, alias = "renewals")]
+    pub suggestion_updates: Vec<SuggestionUpdate>,
     /// Gradient similarity of good and bad actions, each time it was measured.
     #[serde(default)]
     pub similarity: Vec<f64>,
@@ -56,7 +57,7 @@ pub struct State {
 impl State {
     /// The sentences in the prompt of iteration `index`, counted from 0.
     pub fn suggestions(&self, index: u32) -> Vec<String> {
-        let made = self.renewals.iter().rfind(|r| r.iterations <= index);
+        let made = self.suggestion_updates.iter().rfind(|r| r.iterations <= index);
         made.map_or(Vec::new(), |r| r.suggestions.iter().map(|s| s.text.clone()).collect())
     }
 
@@ -98,14 +99,14 @@ pub fn save(
 }
 
 /// Reads a checkpoint folder back.
-pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, State), TrainError> {
+pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, Option<Critic>, State), TrainError> {
     let state = read(dir)?;
     let model = checkpoint::load(dir)?;
     let [m, v] = MOMENTS.map(|name| checkpoint::load_params(&dir.join(name), &model.params.layout));
     let critic = Critic::load(dir, model.config.hidden_size, state.critic_steps)?;
     let mut learner = Learner::on(Box::new(CpuEngine::new(model, [m?, v?])), recompute);
-    (learner.steps, learner.critic) = (state.optimizer_steps, critic);
-    Ok((learner, state))
+    learner.steps = state.optimizer_steps;
+    Ok((learner, critic, state))
 }
 
 /// The suggestions of a checkpoint: what its policy was last trained under. None where `dir` is no checkpoint of a run.

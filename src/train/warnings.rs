@@ -1,7 +1,7 @@
 //! What goes wrong without an error: said once, when it has gone on for some iterations.
 
-use super::iteration::Iteration;
 use crate::config::Config;
+use crate::report::metrics::Record;
 
 /// Iterations in a row that are no accident.
 const STRETCH: u32 = 3;
@@ -26,10 +26,11 @@ pub struct Warnings {
 }
 
 impl Warnings {
-    /// What there is to say after an iteration.
-    pub fn after(&mut self, config: &Config, done: &Iteration) -> Vec<String> {
+    /// What there is to say after an iteration with this record.
+    pub fn after(&mut self, config: &Config, record: &Record) -> Vec<String> {
         let mut lines = Vec::new();
-        if self.constant.is_due(done.returns.constant_groups == 1.0) {
+        let is_all = |name| record.values.get(name) == Some(&1.0);
+        if self.constant.is_due(is_all("frac_reward_zero_std")) {
             lines.push(format!(
                 "warning: for {STRETCH} iterations all episodes of each group were paid the same (frac_reward_zero_std = 1), so GRPO \
                  learns nothing; look at the rewards in trajectories.sqlite: where all are 0, the games are too hard or env.max_steps \
@@ -37,8 +38,7 @@ impl Warnings {
                 config.env.max_steps, config.rollout.temperature, config.rollout.group_size
             ));
         }
-        let unparsable = done.gcd.as_ref().and_then(|gcd| gcd.accuracy.unparsable);
-        if self.unparsable.is_due(unparsable == Some(1.0)) {
+        if self.unparsable.is_due(is_all("gcd/unparsable")) {
             lines.push(format!(
                 "warning: for {STRETCH} iterations no judgment had a verdict (gcd/unparsable = 1), so GCD learns nothing; its form is \
                  taught in the cold start (sft.steps = {}, gcd.cold_start = {}), and gcd.max_tokens = {} must leave room for it",

@@ -292,13 +292,13 @@ fn a_run_trains_on_the_device_and_its_checkpoint_is_what_it_trained() {
 #[test]
 fn losses_of_hidden_states_have_the_gradients_of_the_cpu() {
     use uncouple::gcd::Label;
+    use uncouple::train::auxiliary::{LabelledAction, learn};
     use uncouple::train::critic::Critic;
-    use uncouple::train::probe::{self, Probe};
-    let probe = |first: u32, label| {
+    let action = |first: u32, label| {
         let tokens: Vec<u32> = (0..24).map(|i| (first + i * 7) % 96).collect();
-        Probe { tokens, action: 15..24, label }
+        LabelledAction { tokens, action: 15..24, label }
     };
-    let probes = [probe(1, Label::Good), probe(2, Label::Bad), probe(40, Label::Good), probe(41, Label::Bad)];
+    let actions = [action(1, Label::Good), action(2, Label::Bad), action(40, Label::Good), action(41, Label::Bad)];
     for (mode, method) in [
         (GcdMode::ValueHead, DecoupleMethod::None),
         (GcdMode::Isolated, DecoupleMethod::Contrastive),
@@ -313,14 +313,14 @@ fn losses_of_hidden_states_have_the_gradients_of_the_cpu() {
             let d_weight = (0..64).map(|i| ((i * 5 % 7) as f32 - 3.0) / 3.0).collect();
             critic.accumulate(&uncouple::gcd::critic::Classified { d_weight, d_bias: 0.5, ..Default::default() });
             critic.step(&Optim::default(), 0.1);
-            learner.critic = Some(critic);
-            let probed = probe::learn(&config, learner, &probes).unwrap();
-            (probed, learner.take_grads().unwrap().flat)
+            let learned =
+                learn(&config, learner, config.gcd.mode.has_critic().then_some(&mut critic), &actions).unwrap();
+            (learned, learner.take_grads().unwrap().flat)
         });
         assert_eq!(cpu.0.packed_tokens, gpu.0.packed_tokens);
-        let losses = [cpu.0.critic.map(|c| c.0), cpu.0.contrast].into_iter().flatten();
-        for (a, b) in losses.zip([gpu.0.critic.map(|c| c.0), gpu.0.contrast].into_iter().flatten()) {
-            assert!((a - b).abs() < 0.01 * a.abs(), "{mode:?}, {method:?}: losses {a} and {b}");
+        assert_eq!(cpu.0.losses.len(), gpu.0.losses.len());
+        for ((name, a), (_, b)) in cpu.0.losses.iter().zip(&gpu.0.losses) {
+            assert!((a - b).abs() < 0.01 * a.abs(), "{mode:?}, {method:?}: {name} {a} and {b}");
         }
         match cpu.0.packed_tokens {
             0 => assert!(gpu.1.iter().all(|g| *g == 0.0), "an isolated head leaves the policy alone"),

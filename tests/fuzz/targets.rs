@@ -17,7 +17,7 @@ use uncouple::model::checkpoint;
 use uncouple::model::tokenizer::{Message, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::report::{metrics, trajectories::Trajectories};
-use uncouple::rollout::{Settings, rollout};
+use uncouple::rollout::{Actor, RolloutTasks, Settings};
 use uncouple::train::{checkpoints, memory, state};
 
 /// One format: a file's bytes are made, and then read as the product does.
@@ -331,15 +331,9 @@ fn act(folder: &Path, format: Format) {
     let Ok(prompter) = Prompter::new(tokenizer, &config.prompt) else { return };
     let suite = Household::new(0);
     let task = suite.task(Split::L0, 0).unwrap();
-    _ = rollout(
-        &model,
-        &prompter,
-        &|task| suite.open(task),
-        &[task],
-        1,
-        &Settings::evaluation(&config, Stream::Evaluation),
-        &|| false,
-    );
+    let settings = Settings::evaluation(&config, Stream::Evaluation);
+    let games = RolloutTasks { open: &|task| suite.open(task), tasks: &[task], group_size: 1 };
+    _ = Actor::new(&model, &prompter, settings, &|| false).rollout(&games);
 }
 
 fn chat_template(input: &[u8], bases: &Bases) {

@@ -200,13 +200,12 @@ fn samples() -> Vec<Sample> {
     let sample = |seed: u64, tokens: [u32; 7], advantage: f32| {
         let noise = randoms(seed, 14);
         Sample {
-            judgment: false,
-            whole: 0,
             tokens: tokens.to_vec(),
             mask: vec![false, true, true, true, false, true, true],
             advantage: vec![advantage; 7],
             old_logprobs: Some(noise[..7].iter().map(|x| x * 0.6 - 1.5).collect()),
             ref_logprobs: Some(noise[7..].iter().map(|x| x * 0.6 - 1.5).collect()),
+            ..Sample::default()
         }
     };
     vec![

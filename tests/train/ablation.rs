@@ -15,9 +15,9 @@ use uncouple::gcd::critic::{Classified, classify};
 use uncouple::grpo::{Normaliser, Part, PolicyLoss, Sample, pcgrad};
 use uncouple::model::{Model, checkpoint};
 use uncouple::report::metrics::{self, Record};
+use uncouple::train::auxiliary::{LabelledAction, learn};
 use uncouple::train::critic::Critic;
 use uncouple::train::learner::Learner;
-use uncouple::train::probe::{Probe, learn};
 use uncouple::train::run_folder::{Existing, RunFolder};
 use uncouple::train::{suite, train};
 
@@ -102,32 +102,30 @@ fn the_contrastive_loss_and_gradient_are_those_of_f64() {
 // ---- through the model ----
 
 /// Labelled actions that share states; the last two are of one episode.
-fn labelled() -> Vec<Probe> {
+fn labelled() -> Vec<LabelledAction> {
     let state = tokens(1, 7, 50);
-    let probe = |tail: u64, from: usize, to: usize, label| {
+    let action = |tail: u64, from: usize, to: usize, label| {
         let tokens = [&state[..], &tokens(tail, to - 7, 50)].concat();
-        Probe { tokens, action: from..to, label }
+        LabelledAction { tokens, action: from..to, label }
     };
     vec![
-        probe(2, 7, 10, Good),
-        probe(3, 7, 9, Bad),
-        probe(4, 9, 13, Bad),
-        probe(5, 7, 11, Good),
-        Probe { tokens: tokens(5, 16, 50), action: 12..16, label: Bad },
+        action(2, 7, 10, Good),
+        action(3, 7, 9, Bad),
+        action(4, 9, 13, Bad),
+        action(5, 7, 11, Good),
+        LabelledAction { tokens: tokens(5, 16, 50), action: 12..16, label: Bad },
     ]
 }
 
-/// A learner whose value head is not 0, and its head `[weight.., bias]`.
-fn learner(model: Model) -> (Learner, Vec<f64>) {
+/// A learner, a value head that is not 0, and the same head `[weight.., bias]`.
+fn learner(model: Model) -> (Learner, Critic, Vec<f64>) {
     let width = model.config.hidden_size;
     let mut critic = Critic::new(width);
     critic.accumulate(&Classified { d_weight: values(8, width, 1.0), d_bias: -1.0, ..Classified::default() });
     critic.step(&Optim::default(), 0.2);
     let head = wide(&critic.params().flat);
     assert!(head.iter().all(|w| w.abs() > 0.1), "the head has learnt something");
-    let mut learner = Learner::new(model, false);
-    learner.critic = Some(critic);
-    (learner, head)
+    (Learner::new(model, false), critic, head)
 }
 
 fn config(mode: GcdMode, method: DecoupleMethod) -> Config {
@@ -138,17 +136,17 @@ fn config(mode: GcdMode, method: DecoupleMethod) -> Config {
 }
 
 /// The mean hidden state of tokens `from..to`, in f64.
-fn mean(model: &Model, probe: &Probe, from: usize) -> Vec<f64> {
+fn mean(model: &Model, probe: &LabelledAction, from: usize) -> Vec<f64> {
     let rows = dense::hidden(model, &probe.tokens);
     let rows = &rows[from..probe.action.end];
     (0..rows[0].len()).map(|k| rows.iter().map(|row| row[k]).sum::<f64>() / rows.len() as f64).collect()
 }
 
 /// The configured losses in f64.
-fn losses(config: &Config, model: &Model, head: &[f64], probes: &[Probe]) -> f64 {
-    let labels: Vec<Label> = probes.iter().map(|p| p.label).collect();
-    let ends: Vec<f64> = probes.iter().flat_map(|p| mean(model, p, p.action.end - 1)).collect();
-    let actions: Vec<f64> = probes.iter().flat_map(|p| mean(model, p, p.action.start)).collect();
+fn losses(config: &Config, model: &Model, head: &[f64], actions: &[LabelledAction]) -> f64 {
+    let labels: Vec<Label> = actions.iter().map(|p| p.label).collect();
+    let ends: Vec<f64> = actions.iter().flat_map(|p| mean(model, p, p.action.end - 1)).collect();
+    let actions: Vec<f64> = actions.iter().flat_map(|p| mean(model, p, p.action.start)).collect();
     let contrast = match config.decouple.method {
         DecoupleMethod::Contrastive => contrastive(&actions, &labels, &config.decouple),
         _ => 0.0,
@@ -161,9 +159,9 @@ fn losses(config: &Config, model: &Model, head: &[f64], probes: &[Probe]) -> f64
 fn gradients_through_the_model_are_those_of_finite_differences() {
     let cases = [(GcdMode::ValueHead, DecoupleMethod::None), (GcdMode::Isolated, DecoupleMethod::Contrastive)];
     for (mode, method) in cases {
-        let (config, probes) = (config(mode, method), labelled());
-        let (mut learner, head) = learner(random_model(tiny_config(true, 2), 7));
-        learn(&config, &mut learner, &probes).unwrap();
+        let (config, actions) = (config(mode, method), labelled());
+        let (mut learner, mut critic, head) = learner(random_model(tiny_config(true, 2), 7));
+        learn(&config, &mut learner, Some(&mut critic), &actions).unwrap();
         let model = learner.export().unwrap().model.into_owned();
         for entry in &model.params.layout.entries {
             let direction = tokens(entry.range.start as u64 + 11, entry.range.len(), 2);
@@ -172,7 +170,7 @@ fn gradients_through_the_model_are_those_of_finite_differences() {
                 for (i, &s) in entry.range.clone().zip(&direction) {
                     m.params.flat[i] += step * (2.0 * s as f32 - 1.0);
                 }
-                losses(&config, &m, &head, &probes)
+                losses(&config, &m, &head, &actions)
             };
             let step = 1.0f32 / 1024.0;
             let numeric = (shifted(step) - shifted(-step)) / (2.0 * f64::from(step));
@@ -191,9 +189,9 @@ fn micro_batches_of_pairs_change_nothing() {
     let gradient = |micro_tokens| {
         let mut config = config(GcdMode::ValueHead, DecoupleMethod::Contrastive);
         config.grpo.micro_tokens = micro_tokens;
-        let (mut learner, _) = learner(random_model(tiny_config(true, 2), 7));
-        let probed = learn(&config, &mut learner, &labelled()).unwrap();
-        (learner.grads().unwrap().flat.clone(), probed.packed_tokens)
+        let (mut learner, mut critic, _) = learner(random_model(tiny_config(true, 2), 7));
+        let learned = learn(&config, &mut learner, Some(&mut critic), &labelled()).unwrap();
+        (learner.grads().unwrap().flat.clone(), learned.packed_tokens)
     };
     let ((whole, packed), (parts, apart)) = (gradient(1000), gradient(20));
     assert_close("gradient", &parts, &wide(&whole), 1e-5);
@@ -202,10 +200,10 @@ fn micro_batches_of_pairs_change_nothing() {
 
 #[test]
 fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
-    let probes = labelled();
-    let (mut learner, _) = learner(random_model(tiny_config(true, 2), 7));
+    let actions = labelled();
+    let (mut learner, mut critic, _) = learner(random_model(tiny_config(true, 2), 7));
     let sample = Sample {
-        tokens: probes[0].tokens.clone(),
+        tokens: actions[0].tokens.clone(),
         mask: vec![true; 10],
         advantage: vec![1.0; 10],
         ..Sample::default()
@@ -216,21 +214,24 @@ fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
     assert!(alone.flat.iter().any(|g| *g != 0.0));
     let mut loss = f64::INFINITY;
     for _ in 0..20 {
-        let probed = learn(&config(GcdMode::Isolated, DecoupleMethod::None), &mut learner, &probes).unwrap();
-        assert_eq!(probed.packed_tokens, 0);
-        let now = probed.critic.unwrap().0;
+        let config = config(GcdMode::Isolated, DecoupleMethod::None);
+        let learned = learn(&config, &mut learner, Some(&mut critic), &actions).unwrap();
+        assert_eq!(learned.packed_tokens, 0);
+        let now = learned.losses[0].1;
         assert!(now < loss, "{now} after {loss}");
         loss = now;
-        learner.critic.as_mut().unwrap().step(&Optim::default(), 0.01);
+        critic.step(&Optim::default(), 0.01);
     }
     assert!(learner.grads().unwrap().flat.iter().zip(&alone.flat).all(|(a, b)| a.to_bits() == b.to_bits()));
-    learn(&config(GcdMode::ValueHead, DecoupleMethod::None), &mut learner, &probes).unwrap();
+    learn(&config(GcdMode::ValueHead, DecoupleMethod::None), &mut learner, Some(&mut critic), &actions).unwrap();
     assert!(learner.grads().unwrap().flat != alone.flat);
     // What the head reads is what the model computes.
     let ends: Vec<f64> =
-        probes.iter().flat_map(|p| mean(&learner.export().unwrap().model, p, p.action.start)).collect();
-    let spans: Vec<_> =
-        probes.iter().map(|p| uncouple::train::probe::Span { tokens: &p.tokens, span: p.action.clone() }).collect();
+        actions.iter().flat_map(|p| mean(&learner.export().unwrap().model, p, p.action.start)).collect();
+    let spans: Vec<_> = actions
+        .iter()
+        .map(|p| uncouple::train::auxiliary::Span { tokens: &p.tokens, span: p.action.clone() })
+        .collect();
     assert_close("mean hidden", &learner.mean_hidden(&spans, 30).unwrap(), &ends, 1e-5);
 }
 
@@ -268,7 +269,7 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
         old_logprobs: Some(values(seed + 9, n, 0.5).iter().map(|x| x - 1.0).collect()),
         ref_logprobs: Some(values(seed + 5, n, 0.5).iter().map(|x| x - 1.0).collect()),
         judgment,
-        whole: 0,
+        ..Sample::default()
     };
     let samples = [row(1, 9, false), row(2, 7, true), row(3, 8, false), row(4, 5, true)];
     let forest = Forest::new(&samples.iter().map(|s| &s.tokens[..]).collect::<Vec<_>>());

@@ -9,8 +9,10 @@ use uncouple::config::{Aggregation, Config, Disagreement, Gcd, GcdMode, Grpo, La
 use uncouple::env::household::Household;
 use uncouple::env::{EnvError, Environment, Split, Suite, Task};
 use uncouple::forest::Forest;
-use uncouple::gcd::judgment::{Accuracy, Judged, Pair, lesson, opening, pairs, question, verdict, verdict_rate};
-use uncouple::gcd::label::{Agreement, Asked, Label, LabelCounts, labels};
+use uncouple::gcd::judgment::{
+    Accuracy, Judged, Pair, PairDraw, lesson, opening, pairs, question, verdict, verdict_rate,
+};
+use uncouple::gcd::label::{Agreement, JudgeLabels, Label, LabelCounts, Labelled, labels};
 use uncouple::gcd::theory;
 use uncouple::grpo::{Normaliser, PolicyLoss, Sample};
 use uncouple::model::families::QWEN2;
@@ -18,7 +20,7 @@ use uncouple::model::{Architecture, Model, Params, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::report::metrics;
-use uncouple::rollout::{Answer, Settings, answers};
+use uncouple::rollout::{Actor, Answer, Settings};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{TrainError, suite, train};
 
@@ -51,13 +53,13 @@ fn by_loop(observations: &[&str], cycle: u32) -> Vec<bool> {
     let turns: Vec<_> = observations.iter().enumerate().map(|(i, o)| (*o, format!("do {i}"))).collect();
     let turns: Vec<_> = turns.iter().map(|(o, a)| (*o, &a[..], true, None)).collect();
     let config = Gcd { labels: vec![LabelSource::Loop], cycle, ..Gcd::default() };
-    labels(&episode(&turns), 0, &Asked::new(), &config).iter().map(|l| *l == Some(Bad)).collect()
+    labels(&episode(&turns), 0, &JudgeLabels::new(), &config).iter().map(|l| *l == Some(Bad)).collect()
 }
 
 #[test]
 fn loop_finds_every_kind_of_loop_and_nothing_else() {
     let config = Gcd { labels: vec![LabelSource::Loop], ..Gcd::default() };
-    let of = |turns: &[_]| labels(&episode(turns), 0, &Asked::new(), &config);
+    let of = |turns: &[_]| labels(&episode(turns), 0, &JudgeLabels::new(), &config);
     // The same action in the same observation again; an invalid command.
     let turns = [("a", "x", true, None), ("b", "x", true, None), ("c", "y", false, None), ("a", " x ", true, None)];
     assert_eq!(of(&turns), [None, None, Some(Bad), Some(Bad)]);
@@ -83,7 +85,7 @@ fn sources_are_combined_as_configured() {
     ];
     let of = |labels_of: &[LabelSource], disagreement| {
         let config = Gcd { labels: labels_of.to_vec(), disagreement, ..Gcd::default() };
-        labels(&episode(&turns), 0, &Asked::from([((0, 4), Good), ((1, 0), Bad)]), &config)
+        labels(&episode(&turns), 0, &JudgeLabels::from([((0, 4), Good), ((1, 0), Bad)]), &config)
     };
     let (l, o) = (LabelSource::Loop, LabelSource::Oracle);
     assert_eq!(of(&[o], Disagreement::First), [Some(Good), Some(Good), Some(Bad), None, None]);
@@ -154,11 +156,15 @@ fn generate() -> Config {
     config
 }
 
+fn drawn(episodes: &[Episode], prompter: &Prompter, config: &Config, draw: PairDraw) -> (Vec<Pair>, LabelCounts) {
+    pairs(Labelled { episodes, judge_labels: &JudgeLabels::new() }, prompter, config, draw).unwrap()
+}
+
 #[test]
 fn pairs_are_balanced_where_labels_allow_and_drawn_by_the_seed() {
     let (config, prompter) = (generate(), prompter());
     let draw = |episodes: &[Episode], count, seed| {
-        pairs(episodes, &Asked::new(), &prompter, &config, 1024, count, (seed, 0)).unwrap()
+        drawn(episodes, &prompter, &config, PairDraw { count, context: 1024, seed, stream: 0 })
     };
     let split = |good, bad, count| {
         let (pairs, counts) = draw(&[mixed(good, bad)], count, 1);
@@ -179,7 +185,7 @@ fn pairs_are_balanced_where_labels_allow_and_drawn_by_the_seed() {
     assert_eq!(all.len(), 18);
     assert!(all.is_sorted_by_key(|p| (p.episode, p.turn)));
     // What leaves no room for an answer is not judged.
-    assert!(pairs(&both, &Asked::new(), &prompter, &config, 40, 10, (1, 0)).unwrap().0.is_empty());
+    assert!(drawn(&both, &prompter, &config, PairDraw { count: 10, context: 40, seed: 1, stream: 0 }).0.is_empty());
 }
 
 #[test]
@@ -187,7 +193,8 @@ fn a_judgment_goes_on_where_the_judged_turn_ended() {
     let (config, prompter) = (generate(), prompter());
     let mut ended = mixed(1, 1);
     ended.tokens[2] = prompter.end();
-    let all = pairs(&[ended.clone()], &Asked::new(), &prompter, &config, 1024, 9, (1, 0)).unwrap().0;
+    let draw = PairDraw { count: 9, context: 1024, seed: 1, stream: 0 };
+    let all = drawn(&[ended.clone()], &prompter, &config, draw).0;
     let encode = |text: &str| prompter.tokenizer().encode(text).unwrap();
     let format = config.prompt.format;
     // Not by the question alone is a judgment told from a command.
@@ -221,11 +228,11 @@ fn rewards_become_advantages_within_a_pair() {
     config.gcd.baseline = uncouple::config::Baseline::Pair;
     let judged = judged(&[(Good, 1), (Bad, 4), (Bad, 3)]);
     let samples = judged.samples(&config);
-    let advantages: Vec<f32> = samples.iter().map(|(_, s)| s.advantage[0]).collect();
+    let advantages: Vec<f32> = samples.iter().map(|s| s.advantage[0]).collect();
     let expected = [0.75, -0.25, -0.25, -0.25, 0.0, 0.0, 0.0, 0.0, 0.25, 0.25, 0.25, -0.75];
     assert_eq!(advantages, expected);
-    let (episode, first) = &samples[0];
-    assert_eq!((*episode, &first.tokens[..], first.judgment), (0, &[1, 2, 3, 9, 0][..], true));
+    let first = &samples[0];
+    assert_eq!((first.episode, &first.tokens[..], first.judgment), (0, &[1, 2, 3, 9, 0][..], true));
     assert_eq!(first.mask, [false, false, false, true, true]);
     assert_eq!(first.old_logprobs, Some(vec![0.0, 0.0, 0.0, -1.0, -2.0]));
     let expected = Accuracy {
@@ -248,7 +255,7 @@ fn a_policy_that_calls_everything_bad_learns_better_only_from_the_whole_batch() 
         [(uncouple::config::Baseline::Pair, [0.0, 0.0]), (uncouple::config::Baseline::Batch, [-0.5, 0.5])]
     {
         config.gcd.baseline = baseline;
-        let advantages: Vec<f32> = judged.samples(&config).iter().map(|(_, s)| s.advantage[0]).collect();
+        let advantages: Vec<f32> = judged.samples(&config).iter().map(|s| s.advantage[0]).collect();
         let expected: Vec<f32> = [good, bad, good, bad].iter().flat_map(|a| [*a; 4]).collect();
         assert_eq!(advantages, expected, "{baseline:?}");
     }
@@ -263,7 +270,7 @@ fn batch() -> Vec<Sample> {
         old_logprobs: Some((0..tokens.len()).map(|t| -1.0 - 0.1 * t as f32).collect()),
         ref_logprobs: Some((0..tokens.len()).map(|t| -1.2 + 0.05 * t as f32).collect()),
         judgment,
-        whole: 0,
+        ..Sample::default()
     };
     vec![
         row(&[0, 1, 2, 3], 1, 0.7, false),
@@ -373,8 +380,9 @@ fn answers_do_not_depend_on_how_many_are_written_at_once() {
         stream,
         distances: false,
     };
-    let write =
-        |max_live, stream| answers(&model, &prompter, &prompts, 3, &settings(max_live, stream), &|| false).unwrap();
+    let write = |max_live, stream| {
+        Actor::new(&model, &prompter, settings(max_live, stream), &|| false).answers(&prompts, 3).unwrap()
+    };
     let all = write(100, Stream::Rollout(0));
     assert_eq!((all.len(), all[4].len()), (5, 3));
     assert!(all.iter().flatten().all(|a| a.ended || a.tokens.len() == 9));

@@ -396,10 +396,10 @@ fn the_judge_may_write_suggestions_and_one_that_is_down_leaves_those_there_are()
     let suite = suite(&config).unwrap();
     let folder = train(config, &*suite, Existing::Refuse).unwrap().folder;
     let text = std::fs::read_to_string(folder.join("suggestions.json")).unwrap();
-    let renewals: Vec<uncouple::train::suggest::Renewal> = serde_json::from_str(&text).unwrap();
-    assert_eq!(renewals.iter().map(|r| r.iterations).collect::<Vec<_>>(), [2], "{text}");
+    let updates: Vec<uncouple::train::suggest::SuggestionUpdate> = serde_json::from_str(&text).unwrap();
+    assert_eq!(updates.iter().map(|r| r.iterations).collect::<Vec<_>>(), [2], "{text}");
     // Said four times, it stands once.
-    let texts: Vec<&str> = renewals[0].suggestions.iter().map(|s| &s.text[..]).collect();
+    let texts: Vec<&str> = updates[0].suggestions.iter().map(|s| &s.text[..]).collect();
     assert_eq!(texts, ["Look first."]);
     let (_, body) = &server.seen.lock().unwrap()[0];
     assert!(body.contains("one short sentence") && !body.contains("Answer with one word"), "{body}");

@@ -145,8 +145,7 @@ fn losses_and_metrics_are_those_of_trl() {
                         old_logprobs: flag("old").then(|| spread(&old)),
                         ref_logprobs: Some(spread(&reference)),
                         tokens,
-                        judgment: false,
-                        whole: 0,
+                        ..Sample::default()
                     }
                 })
                 .collect();
@@ -209,8 +208,7 @@ fn batch() -> impl Strategy<Value = Vec<Sample>> {
                 advantage: row.iter().map(|t| t.2).collect(),
                 old_logprobs: Some(row.iter().map(|t| t.3 - 1.0).collect()),
                 ref_logprobs: Some(row.iter().map(|t| t.4 - 1.0).collect()),
-                judgment: false,
-                whole: 0,
+                ..Sample::default()
             })
             .collect()
     })
@@ -344,9 +342,7 @@ fn dual_clip_bounds_the_loss_of_a_bad_token() {
         mask: vec![false, true],
         advantage: vec![-2.0; 2],
         old_logprobs: Some(vec![-3.0; 2]),
-        ref_logprobs: None,
-        judgment: false,
-        whole: 0,
+        ..Sample::default()
     };
     let batch = [sample];
     let packed = forest(&batch, true);

@@ -18,7 +18,7 @@ use uncouple::model::{Activations, Architecture, Keep, Model, Params, Policy, To
 use uncouple::ops::philox::Stream;
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::rollout::{
-    Answer, Counts, Open, Played, PrefixCache, RolloutError, Settings, Statistics, answers_on, rollout_on,
+    Actor, Answer, Counts, Open, Played, PrefixCache, RolloutError, RolloutTasks, Settings, Statistics,
 };
 
 /// A world whose course is its task's kind.
@@ -81,11 +81,23 @@ fn rollout(
     settings: &Settings,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<Episode>, RolloutError> {
-    let played = uncouple::rollout::rollout(policy, prompter, open, tasks, group_size, settings, interrupted)?;
+    let played = Actor::new(policy, prompter, settings.clone(), interrupted).rollout(&RolloutTasks {
+        open,
+        tasks,
+        group_size,
+    })?;
     let all = every(&played);
     assert_eq!(all.len(), tasks.len() * group_size);
     assert!(all.is_sorted_by_key(|e| (e.group, e.sample)) && played == Played::new(all.clone()));
     Ok(all)
+}
+
+fn actor<'a>(policy: &'a dyn Policy, prompter: &'a Prompter, settings: &Settings) -> Actor<'a> {
+    Actor::new(policy, prompter, settings.clone(), NEVER)
+}
+
+fn games(tasks: &[Task], group_size: usize) -> RolloutTasks<'_> {
+    RolloutTasks { open: &open, tasks, group_size }
 }
 
 fn every(played: &Played) -> Vec<Episode> {
@@ -624,7 +636,7 @@ fn answers_go_on_from_the_episodes() {
         let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break"].iter().map(|k| task(k, 0)).collect();
         let playing = Settings { max_live: 4, ..settings() };
         let mut cache = PrefixCache::new(&model, PLENTY).unwrap();
-        let episodes = every(&rollout_on(&mut cache, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap());
+        let episodes = every(&actor(&model, &prompter, &playing).rollout_on(&mut cache, &games(&tasks, 3)).unwrap());
         let alone = rollout(&model, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap();
         assert!(episodes.iter().zip(&alone).all(|(a, b)| (&a.tokens, &a.logprobs) == (&b.tokens, &b.logprobs)));
         let (prompts, left) = (asked(&prompter, &episodes), left(&episodes));
@@ -633,7 +645,7 @@ fn answers_go_on_from_the_episodes() {
         let answer = |cache: &mut PrefixCache<'_>, max_live: usize| {
             let settings = Settings { max_live, stream: Stream::Rollout(9), ..settings() };
             let before = cache.computed_tokens();
-            let answers = answers_on(cache, &prompter, &prompts, 2, &settings, NEVER).unwrap();
+            let answers = actor(&model, &prompter, &settings).answers_on(cache, &prompts, 2).unwrap();
             let computed = cache.computed_tokens() - before - written(&answers);
             (answers, computed)
         };
@@ -652,7 +664,7 @@ fn answers_go_on_from_the_episodes() {
 
         // With room for a part, the oldest are read again.
         let mut small = PrefixCache::new(&model, 400).unwrap();
-        rollout_on(&mut small, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap();
+        actor(&model, &prompter, &playing).rollout_on(&mut small, &games(&tasks, 3)).unwrap();
         let (partly, more) = answer(&mut small, 1000);
         assert!(computed < more && more < nodes(&prompts), "{computed} < {more} < {}", nodes(&prompts));
         assert_same(&partly, &one_by_one);
@@ -671,11 +683,12 @@ fn a_gpu_keeps_what_it_has_pages_for() {
         let on_device = CudaModel::new(&emulated::gpu(), &model, contexts).unwrap();
         let playing = Settings { max_live: 1, max_steps: 3, ..settings() };
         let mut cache = PrefixCache::new(&on_device as &dyn Policy, 1 << 20).unwrap();
-        let episodes = every(&rollout_on(&mut cache, &prompter, &open, &tasks, 2, &playing, NEVER).unwrap());
+        let episodes =
+            every(&actor(&on_device, &prompter, &playing).rollout_on(&mut cache, &games(&tasks, 2)).unwrap());
         let prompts = asked(&prompter, &episodes)[..4].to_vec();
         let before = cache.computed_tokens();
         let answering = Settings { max_live: 2, stream: Stream::Rollout(9), ..settings() };
-        let answers = answers_on(&mut cache, &prompter, &prompts, 2, &answering, NEVER).unwrap();
+        let answers = actor(&on_device, &prompter, &answering).answers_on(&mut cache, &prompts, 2).unwrap();
         let computed = cache.computed_tokens() - before - written(&answers);
         (episodes.iter().map(|e| e.tokens.clone()).collect::<Vec<_>>(), prompts, computed, left(&episodes))
     };
@@ -684,6 +697,32 @@ fn a_gpu_keeps_what_it_has_pages_for() {
     let (short_episodes, short_prompts, more, _) = play(2);
     assert_eq!((episodes, prompts), (short_episodes, short_prompts));
     assert!(more > computed, "{more} and {computed}");
+}
+
+/// Out of pages, the youngest episodes give theirs back, are read again, and go on as if nothing had been.
+#[test]
+fn preempted_episodes_go_on_token_for_token() {
+    let prompter = prompter();
+    let mut model = sized(&prompter, 2.5, [2, 1, 64]);
+    model.params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
+    let tasks = [task("win", 0), task("go", 0), task("talk", 0)];
+    let play = |contexts: usize, max_live: usize| {
+        let on_device = CudaModel::new(&emulated::quick_gpu(), &model, contexts).unwrap();
+        let mut cache = PrefixCache::new(&on_device as &dyn Policy, 0).unwrap();
+        let playing = Settings { max_live, max_steps: 4, ..settings() };
+        let episodes =
+            every(&actor(&on_device, &prompter, &playing).rollout_on(&mut cache, &games(&tasks, 3)).unwrap());
+        (episodes, cache.computed_tokens())
+    };
+    let (roomy, once) = play(12, 9);
+    for contexts in [1, 2, 4] {
+        let (tight, again) = play(contexts, 9);
+        assert!(again > once, "{contexts}: nobody was preempted, {again} tokens against {once}");
+        for (a, b) in roomy.iter().zip(&tight) {
+            assert_eq!((&a.tokens, &a.finish), (&b.tokens, &b.finish), "{contexts}");
+            assert!(a.logprobs.iter().zip(&b.logprobs).all(|(a, b)| (a - b).abs() < 0.02), "{contexts}");
+        }
+    }
 }
 
 // ---- statistics ----

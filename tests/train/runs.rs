@@ -184,8 +184,8 @@ fn a_damaged_checkpoint_is_named_and_the_run_goes_on_from_the_one_before() {
         assert!(path.join("checkpoints/damaged-step-43").exists());
         assert!(metrics::read(&path).unwrap().iter().all(|r| r.phase == "sft" || r.step <= 2));
         assert!(left(&path).episodes.iter().all(|e| !e.starts_with("grpo|3|") && !e.starts_with("eval|3|")));
-        let renewals: Vec<serde_json::Value> = serde_json::from_str(&suggestions()).unwrap();
-        assert!(renewals.iter().all(|r| r["iterations"].as_u64().unwrap() <= 2), "{renewals:?}");
+        let updates: Vec<serde_json::Value> = serde_json::from_str(&suggestions()).unwrap();
+        assert!(updates.iter().all(|r| r["iterations"].as_u64().unwrap() <= 2), "{updates:?}");
         resume(&config);
         assert!(left(&path) == whole, "{says}");
         assert_eq!(suggestions(), written);

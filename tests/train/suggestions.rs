@@ -5,20 +5,20 @@ use crate::common;
 use common::runs::{left, tiny};
 use common::scripted::{LOGPROB, Scripted};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use uncouple::agent::{Episode, Exchange, Prompter, Turn};
 use uncouple::config::{Config, Format, Prompt};
 use uncouple::env::{EnvError, Environment, Observation, Split, Task};
 use uncouple::gcd::label::flaws;
 use uncouple::gcd::suggestion::{self, Candidate, Evidence, Suggestion, candidates, topics};
 use uncouple::gcd::theory::Measured;
-use uncouple::gcd::{Asked, Flaw, Label};
+use uncouple::gcd::{Flaw, JudgeLabels, Label, Labelled};
 use uncouple::model::{Architecture, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::report::stats;
-use uncouple::rollout::{Counts, Settings, rollout};
+use uncouple::rollout::{Actor, Counts, RolloutTasks, Settings};
 use uncouple::train::run_folder::Existing;
-use uncouple::train::suggest::{Renewal, due};
+use uncouple::train::suggest::{SuggestionUpdate, due};
 use uncouple::train::{TrainError, suite, train};
 
 /// Turns (observation, action, valid, nearer), each of one token whose log-prob is `logprob`.
@@ -44,6 +44,11 @@ fn episode(split: Split, turns: &[(&str, &str, bool, Option<bool>)], logprob: f3
     episode
 }
 
+fn labelled(episodes: &[Episode]) -> Labelled<'_> {
+    static NOTHING: LazyLock<JudgeLabels> = LazyLock::new(JudgeLabels::new);
+    Labelled { episodes, judge_labels: &NOTHING }
+}
+
 const TURNS: [(&str, &str, bool, Option<bool>); 4] = [
     ("a shelf", "take mug 1", false, Some(false)),
     ("nothing", "go desk 1", true, Some(false)),
@@ -55,7 +60,7 @@ const TURNS: [(&str, &str, bool, Option<bool>); 4] = [
 fn a_planted_flaw_is_found_with_its_evidence() {
     let episodes = [episode(Split::Train, &TURNS, 0.9f32.ln()), episode(Split::Train, &TURNS[..1], 0.7f32.ln())];
     let advantage = |e: usize, _: usize| if e == 0 { -1.0 } else { 0.0 };
-    let found = candidates(&episodes, &Asked::new(), &advantage, &Config::default()).unwrap();
+    let found = candidates(labelled(&episodes), &advantage, &Config::default()).unwrap();
     let of = |action: &str| &found.iter().find(|c| c.evidence.action == action).unwrap().evidence;
     // Never the good one.
     assert_eq!(found.len(), 2);
@@ -70,7 +75,7 @@ fn a_planted_flaw_is_found_with_its_evidence() {
         suggestions: uncouple::config::Suggestions { candidates: 1, ..Default::default() },
         ..Config::default()
     };
-    let found = candidates(&episodes, &Asked::new(), &advantage, &few).unwrap();
+    let found = candidates(labelled(&episodes), &advantage, &few).unwrap();
     assert_eq!((found.len(), &found[0].evidence.action[..]), (1, "go desk 1"), "1.8 against 1.6 in all");
 }
 
@@ -107,7 +112,10 @@ fn thoughtful() -> (Vec<Episode>, Vec<String>) {
     let task = Task { id: "wall".into(), kind: "wall".into(), split: Split::Train };
     let settings =
         Settings { max_steps: 3, max_turn_tokens: 100, ..Settings::training(&Config::default(), Stream::Rollout(0)) };
-    let episodes = rollout(&policy, &prompter, &open, &[task], 1, &settings, &|| false).unwrap().episodes;
+    let episodes = Actor::new(&policy, &prompter, settings, &|| false)
+        .rollout(&RolloutTasks { open: &open, tasks: &[task], group_size: 1 })
+        .unwrap()
+        .episodes;
     assert_eq!(episodes[0].turns.iter().map(|t| &t.action[..]).collect::<Vec<_>>(), texts, "kept as sampled");
     for turn in &episodes[0].turns {
         let thought = &episodes[0].tokens[turn.tokens.clone()][..turn.thought];
@@ -125,7 +133,7 @@ fn other_thoughts_do_not_make_another_action() {
     assert_eq!((counts.repeats, counts.loops, counts.invalid), (2, 3, 0));
     let flaws = flaws(&episodes[0], 1);
     assert_eq!(flaws[1..], [Some(Flaw::Repeated), Some(Flaw::Repeated)][..], "{flaws:?}");
-    let found = candidates(&episodes, &Asked::new(), &|_, _| 0.0, &Config::default()).unwrap();
+    let found = candidates(labelled(&episodes), &|_, _| 0.0, &Config::default()).unwrap();
     let [Candidate { evidence, .. }] = &found[..] else { panic!("one action: {found:?}") };
     assert_eq!((&evidence.action[..], evidence.count), ("push wall 1", 3));
     // The probability of the command once the thought is written.
@@ -142,14 +150,22 @@ fn what_a_judge_calls_good_is_no_evidence() {
     let episodes = [episode(Split::Train, &TURNS[1..2], -0.1)];
     let mut config = Config::default();
     config.gcd.labels = vec![uncouple::config::LabelSource::Judge];
-    let of = |label| candidates(&episodes, &Asked::from([((0, 0), label)]), &|_, _| 0.0, &config).unwrap().len();
+    let of = |label| {
+        candidates(
+            Labelled { episodes: &episodes, judge_labels: &JudgeLabels::from([((0, 0), label)]) },
+            &|_, _| 0.0,
+            &config,
+        )
+        .unwrap()
+        .len()
+    };
     assert_eq!((of(Label::Good), of(Label::Bad)), (0, 1));
 }
 
 #[test]
 fn a_held_out_game_cannot_contribute() {
     let episodes = [episode(Split::L2, &TURNS, -0.1)];
-    let refused = candidates(&episodes, &Asked::new(), &|_, _| 0.0, &Config::default()).unwrap_err();
+    let refused = candidates(labelled(&episodes), &|_, _| 0.0, &Config::default()).unwrap_err();
     let EnvError::HeldOut { id, reason } = refused else { panic!("{refused}") };
     assert!(id == "place/scene-1/seed-2" && reason.contains("L2"), "{id}: {reason}");
 }
@@ -229,8 +245,8 @@ fn suggestions_stand_before_the_first_observation_and_can_be_taken_away() {
 fn they_are_due_every_so_often_or_when_similarity_stops_falling() {
     let config =
         |mode: &str| tiny(Path::new(&std::env::temp_dir()), "x", &["run.iterations=30", "suggestions.every=10", mode]);
-    let made = [Renewal { iterations: 10, suggestions: Vec::new() }];
-    let when = |config: &Config, made: &[Renewal], similarity: &[f64]| -> Vec<u32> {
+    let made = [SuggestionUpdate { iterations: 10, suggestions: Vec::new() }];
+    let when = |config: &Config, made: &[SuggestionUpdate], similarity: &[f64]| -> Vec<u32> {
         (1..=30).filter(|done| due(config, *done, made, similarity)).collect()
     };
     assert_eq!(when(&config("suggestions.mode='off'"), &[], &[]), [0u32; 0]);
@@ -312,9 +328,9 @@ fn a_run_acts_under_its_suggestions_and_keeps_their_evidence() {
     let dir = tempfile::tempdir().unwrap();
     let folder = run(dir.path(), "a", &ON, Existing::Refuse).unwrap();
     let text = std::fs::read_to_string(folder.join("suggestions.json")).unwrap();
-    let renewals: Vec<Renewal> = serde_json::from_str(&text).unwrap();
-    assert_eq!(renewals.iter().map(|r| r.iterations).collect::<Vec<_>>(), [2, 4]);
-    let made = &renewals[0].suggestions;
+    let updates: Vec<SuggestionUpdate> = serde_json::from_str(&text).unwrap();
+    assert_eq!(updates.iter().map(|r| r.iterations).collect::<Vec<_>>(), [2, 4]);
+    let made = &updates[0].suggestions;
     assert!(!made.is_empty() && made.len() <= 3 && made.iter().all(|s| !s.evidence.is_empty()), "{text}");
     let summary = std::fs::read_to_string(folder.join("summary.json")).unwrap();
     for key in ["final_without_suggestions", "flawed"] {
@@ -360,7 +376,7 @@ fn the_policy_may_write_them_itself() {
     let set = [&ON[..], &["suggestions.author='policy'"]].concat();
     let folder = run(dir.path(), "own", &set, Existing::Refuse).unwrap();
     let text = std::fs::read_to_string(folder.join("suggestions.json")).unwrap();
-    let renewals: Vec<Renewal> = serde_json::from_str(&text).unwrap();
+    let updates: Vec<SuggestionUpdate> = serde_json::from_str(&text).unwrap();
     // What so small a model writes may be no sentence at all; but each that is kept rests on evidence.
-    assert!(renewals[0].suggestions.iter().all(|s| !s.text.is_empty() && !s.evidence.is_empty()));
+    assert!(updates[0].suggestions.iter().all(|s| !s.text.is_empty() && !s.evidence.is_empty()));
 }

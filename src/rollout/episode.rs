@@ -1,7 +1,7 @@
 //! One episode while it is played.
 
-use super::stepper::{Answer, Letter, Stepper};
-use super::{Open, RolloutError, Settings, Table, too_long};
+use super::stepper::{Event, Response, Stepper};
+use super::{Open, PrefixCache, RolloutContext, RolloutError, Settings, too_long};
 use crate::agent::{Action, Episode, Finish, Memory, Next, Refusal, Turn};
 use crate::env::{EnvError, Observation, Task};
 use crate::model::{Draw, Slot};
@@ -10,28 +10,28 @@ use crate::ops::sampling::Sampled;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
 
-/// What the agent is told when no command could be read: the environment is not asked.
+/// What the agent is told when no command could be read: the environment is not open_turn.
 const REFUSED: &str = "Nothing happens.";
 
 /// An episode being played.
-pub(super) struct Live {
+pub(super) struct ActiveEpisode {
     /// Place in the rollout; also names its random numbers.
     pub index: usize,
     /// Its place in the cache; `None` until it has forked its group's prompt.
     pub slot: Option<Slot>,
     /// It has begun another sequence than its place in the cache holds.
-    pub renewed: bool,
+    pub is_new_sequence: bool,
     pub episode: Episode,
     /// Tokens that the cache does not hold yet.
     pub pending: Vec<u32>,
     pub over: bool,
     stepper: Stepper,
-    /// The turn whose answer is to come by mail.
-    asked: Option<Asked>,
+    /// The turn whose response is to come later.
+    open_turn: Option<OpenTurn>,
     /// What the agent was last shown, and all that it has before it.
     shown: Observation,
     memory: Memory,
-    /// Fewest steps from here to the goal, where that is asked and known.
+    /// Fewest steps from here to the goal, where that is open_turn and known.
     distance: Option<u32>,
     /// Where the current sequence starts, and in it the current turn's tokens.
     start: usize,
@@ -39,23 +39,23 @@ pub(super) struct Live {
     started: Instant,
 }
 
-/// A finished turn that the environment has not answered yet.
-struct Asked {
+/// A finished turn that the environment has not responseed yet.
+struct OpenTurn {
     written: Action,
     /// End of its sampled tokens.
     sampled: usize,
 }
 
-/// An episode whose environment has been asked to begin.
-pub(super) struct Arrival {
+/// An episode whose environment has been open_turn to begin.
+pub(super) struct PendingEpisode {
     pub index: usize,
     episode: Episode,
     stepper: Stepper,
     started: Instant,
 }
 
-/// An episode whose environment is open, and the first answer, unless it will come by mail.
-pub(super) type Opened = (Arrival, Option<Answer>);
+/// An episode whose environment is open, and the first response, unless it will come later.
+pub(super) type Opened = (PendingEpisode, Option<Response>);
 
 /// The episode as its environment's failure ends it; what is held out ends the rollout.
 fn failed(mut episode: Episode, error: EnvError) -> Result<Box<Episode>, RolloutError> {
@@ -66,57 +66,61 @@ fn failed(mut episode: Episode, error: EnvError) -> Result<Box<Episode>, Rollout
     Ok(Box::new(episode))
 }
 
-/// The answer, unless it pays what nothing can be learnt from.
-fn sound(answer: Answer, task: &Task) -> Answer {
-    let (seen, distance) = answer?;
+/// The response, unless it pays what nothing can be learnt from.
+fn sound(response: Response, task: &Task) -> Response {
+    let (seen, distance) = response?;
     let seen = seen.checked().map_err(|reason| EnvError::Failed { name: task.id.clone(), reason })?;
     Ok((seen, distance))
 }
 
-impl Arrival {
-    /// Opens the environment and asks it to begin; with the answer, where it comes at once. `Err(episode)` when it does not open.
+impl PendingEpisode {
+    /// Opens the environment and asks it to begin; with the response, where it comes at once. `Err(episode)` when it does not open.
     pub fn open(
-        table: &Table<'_>,
+        context: &RolloutContext<'_>,
         open: Open<'_>,
         episode: Episode,
         index: usize,
-        mail: &Sender<Letter>,
+        sender: &Sender<Event>,
     ) -> Result<Result<Opened, Box<Episode>>, RolloutError> {
         let started = Instant::now();
-        let begun = open(&episode.task).and_then(|env| Stepper::begin(env, table.settings.distances, index, mail));
+        let begun = open(&episode.task).and_then(|env| Stepper::begin(env, context.settings.distances, index, sender));
         match begun {
-            Ok((stepper, answer)) => Ok(Ok((Arrival { index, episode, stepper, started }, answer))),
+            Ok((stepper, response)) => Ok(Ok((PendingEpisode { index, episode, stepper, started }, response))),
             Err(error) => Ok(Err(failed(episode, error)?)),
         }
     }
 
     /// Lays out the prompt of the first observation; `Err(episode)` when the environment failed to begin, or with more words than
     /// the model can read.
-    pub fn enter(self, table: &Table<'_>, answer: Answer) -> Result<Result<Live, Box<Episode>>, RolloutError> {
-        let Arrival { index, mut episode, stepper, started } = self;
-        let (shown, distance) = match sound(answer, &episode.task) {
+    pub fn enter(
+        self,
+        context: &RolloutContext<'_>,
+        response: Response,
+    ) -> Result<Result<ActiveEpisode, Box<Episode>>, RolloutError> {
+        let PendingEpisode { index, mut episode, stepper, started } = self;
+        let (shown, distance) = match sound(response, &episode.task) {
             Ok(begun) => begun,
             Err(error) => return Ok(Err(failed(episode, error)?)),
         };
         let mut memory = Memory::default();
-        let (Next::More(prompt) | Next::Sequence(prompt)) = memory.show(&[], table.prompter.first(&shown)?);
-        if prompt.len() >= table.limit.tokens {
-            let (tokens, limit) = (prompt.len(), &table.limit);
+        let (Next::More(prompt) | Next::Sequence(prompt)) = memory.show(&[], context.prompter.first(&shown)?);
+        if prompt.len() >= context.limit.tokens {
+            let (tokens, limit) = (prompt.len(), &context.limit);
             episode.finish = Finish::EnvFailed(too_long(&episode.task.id, tokens, limit.tokens, limit.name));
             return Ok(Err(Box::new(episode)));
         }
         let turn = prompt.len();
         episode.logprobs = vec![0.0; turn];
         episode.tokens = prompt;
-        Ok(Ok(Live {
+        Ok(Ok(ActiveEpisode {
             index,
             slot: None,
-            renewed: false,
+            is_new_sequence: false,
             episode,
             pending: Vec::new(),
             over: false,
             stepper,
-            asked: None,
+            open_turn: None,
             shown,
             memory,
             distance,
@@ -127,10 +131,19 @@ impl Arrival {
     }
 }
 
-impl Live {
+impl ActiveEpisode {
     /// Whether it waits for its environment.
     pub fn waits(&self) -> bool {
-        self.asked.is_some()
+        self.open_turn.is_some()
+    }
+
+    /// Gives its pages back: its tokens are read again when it goes on.
+    pub fn give_back(&mut self, cache: &mut PrefixCache<'_>) {
+        if let Some(slot) = self.slot.take() {
+            cache.free(slot);
+            self.pending = self.episode.tokens[self.start..].to_vec();
+            self.is_new_sequence = true;
+        }
     }
 
     /// What the next token is drawn by.
@@ -142,70 +155,75 @@ impl Live {
     }
 
     /// Takes the token that was drawn and, when it ends the turn, plays the turn.
-    pub fn advance(&mut self, table: &Table<'_>, drawn: Sampled) -> Result<(), RolloutError> {
-        let settings = table.settings;
+    pub fn advance(&mut self, context: &RolloutContext<'_>, drawn: Sampled) -> Result<(), RolloutError> {
+        let settings = context.settings;
         let at = self.episode.tokens.len();
         self.pending.clear();
         self.append(&[drawn.token]);
         self.episode.logprobs[at] = drawn.logprob;
 
         let sampled = at + 1;
-        if table.prompter.ends_turn(drawn.token) {
-            let written = table.prompter.read(&self.episode.tokens[self.turn..at])?;
-            self.play(table, written, sampled)
-        } else if sampled - self.start >= table.limit.tokens {
-            let written = self.unfinished(table, sampled)?;
+        if context.prompter.ends_turn(drawn.token) {
+            let written = context.prompter.read(&self.episode.tokens[self.turn..at])?;
+            self.play(context, written, sampled)
+        } else if sampled - self.start >= context.limit.tokens {
+            let written = self.unfinished(context, sampled)?;
             self.record(written, sampled, false, 0.0, None);
-            self.finish(table.limit.finish.clone());
+            self.finish(context.limit.finish.clone());
             Ok(())
         } else if sampled - self.turn >= settings.max_turn_tokens {
             // The turn is closed for the agent, by a token that it did not sample and that carries no loss.
-            self.append(&[table.prompter.end()]);
-            let written = self.unfinished(table, sampled)?;
-            self.play(table, written, sampled)
+            self.append(&[context.prompter.end()]);
+            let written = self.unfinished(context, sampled)?;
+            self.play(context, written, sampled)
         } else {
             Ok(())
         }
     }
 
     /// What stands in a turn that was not ended, whose sampled tokens end before `sampled`.
-    fn unfinished(&self, table: &Table<'_>, sampled: usize) -> Result<Action, RolloutError> {
-        let text = table.prompter.read(&self.episode.tokens[self.turn..sampled])?.text;
+    fn unfinished(&self, context: &RolloutContext<'_>, sampled: usize) -> Result<Action, RolloutError> {
+        let text = context.prompter.read(&self.episode.tokens[self.turn..sampled])?.text;
         Ok(Action { text, command: Err(Refusal::Unfinished), thought: 0 })
     }
 
     /// Plays a finished turn, whose sampled tokens end before `sampled`.
-    fn play(&mut self, table: &Table<'_>, written: Action, sampled: usize) -> Result<(), RolloutError> {
-        let answer = match &written.command {
+    fn play(&mut self, context: &RolloutContext<'_>, written: Action, sampled: usize) -> Result<(), RolloutError> {
+        let response = match &written.command {
             Ok(command) => self.stepper.step(command.clone()),
             Err(_) => {
                 let admissible = self.shown.admissible.clone();
                 Some(Ok((Observation { text: REFUSED.into(), admissible, ..Observation::default() }, self.distance)))
             }
         };
-        let asked = Asked { written, sampled };
-        match answer {
-            Some(answer) => self.show(table, asked, answer),
+        let open_turn = OpenTurn { written, sampled };
+        match response {
+            Some(response) => self.show(context, open_turn, response),
             None => {
-                self.asked = Some(asked);
+                self.open_turn = Some(open_turn);
                 Ok(())
             }
         }
     }
 
-    /// Hears by mail what it waits for.
-    pub fn hear(&mut self, table: &Table<'_>, answer: Answer) -> Result<(), RolloutError> {
-        match self.asked.take() {
-            Some(asked) => self.show(table, asked, answer),
+    /// Takes the response that it waits for.
+    pub fn on_response(&mut self, context: &RolloutContext<'_>, response: Response) -> Result<(), RolloutError> {
+        match self.open_turn.take() {
+            Some(open_turn) => self.show(context, open_turn, response),
             None => Ok(()),
         }
     }
 
-    /// Records the turn and shows the answer to it.
-    fn show(&mut self, table: &Table<'_>, asked: Asked, answer: Answer) -> Result<(), RolloutError> {
-        let Asked { written, sampled } = asked;
-        let (reply, distance) = match sound(answer, &self.episode.task) {
-            Ok(answer) => answer,
+    /// Records the turn and shows the response to it.
+    fn show(
+        &mut self,
+        context: &RolloutContext<'_>,
+        open_turn: OpenTurn,
+        response: Response,
+    ) -> Result<(), RolloutError> {
+        let OpenTurn { written, sampled } = open_turn;
+        let (reply, distance) = match sound(response, &self.episode.task) {
+            Ok(response) => response,
             Err(error) => {
                 self.record(written, sampled, true, 0.0, None);
                 self.finish(Finish::EnvFailed(error.to_string()));
@@ -220,28 +238,28 @@ impl Live {
             self.finish(Finish::Won);
         } else if reply.done {
             self.finish(Finish::Lost);
-        } else if self.episode.turns.len() >= table.settings.max_steps {
+        } else if self.episode.turns.len() >= context.settings.max_steps {
             self.finish(Finish::StepLimit);
         } else {
-            self.read(table, reply)?;
+            self.read(context, reply)?;
         }
         Ok(())
     }
 
     /// Lays out what the agent reads next, if there is room for one sampled token behind it.
-    fn read(&mut self, table: &Table<'_>, reply: Observation) -> Result<(), RolloutError> {
-        let shown = table.prompter.next(&table.prompter.past(&self.episode.turns), &reply)?;
+    fn read(&mut self, context: &RolloutContext<'_>, reply: Observation) -> Result<(), RolloutError> {
+        let shown = context.prompter.next(&context.prompter.past(&self.episode.turns), &reply)?;
         let end = self.episode.tokens.len();
         let next = self.memory.show(&self.episode.tokens[self.turn..], shown);
         let start = if matches!(next, Next::Sequence(_)) { end } else { self.start };
         let (Next::More(tokens) | Next::Sequence(tokens)) = &next;
-        if end + tokens.len() - start >= table.limit.tokens {
-            self.finish(table.limit.finish.clone());
+        if end + tokens.len() - start >= context.limit.tokens {
+            self.finish(context.limit.finish.clone());
             return Ok(());
         }
         if start == end {
             self.pending.clear();
-            self.renewed = true;
+            self.is_new_sequence = true;
         }
         self.append(tokens);
         (self.start, self.turn, self.shown) = (start, self.episode.tokens.len(), reply);

@@ -1,0 +1,137 @@
+//! Auxiliary losses in training: hidden states of labelled actions in, their gradients out.
+//!
+//! They run over a forest of their own, not beside the trajectories: the contrastive loss compares all pairs at once, which
+//! micro-batches would part. So hidden states are read in one pass, and what each of them does to the loss flows back in
+//! another (Gao et al. 2021): exact, in the memory of a micro-batch.
+
+use super::critic::{self, Critic, CriticLoss};
+use super::learner::Learner;
+use crate::agent::Episode;
+use crate::config::{Config, DecoupleMethod, GcdMode};
+use crate::device::Result;
+use crate::forest::Forest;
+use crate::gcd::contrast::Contrast;
+use crate::gcd::{Accuracy, AuxiliaryLoss, Label, Pair};
+use std::ops::Range;
+
+/// A labelled action in its state.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LabelledAction {
+    /// The sequence to the end of the action.
+    pub tokens: Vec<u32>,
+    /// Where in it the action lies.
+    pub action: Range<usize>,
+    pub label: Label,
+}
+
+impl LabelledAction {
+    /// The actions of `pairs`.
+    pub fn of(episodes: &[Episode], pairs: &[Pair]) -> Vec<LabelledAction> {
+        let action = |pair: &Pair| {
+            let episode = &episodes[pair.episode];
+            let turn = &episode.turns[pair.turn];
+            let tokens = episode.acted(turn).to_vec();
+            LabelledAction { action: episode.state(turn).len()..tokens.len(), tokens, label: pair.label }
+        };
+        pairs.iter().map(action).collect()
+    }
+}
+
+/// Tokens of a sequence whose mean hidden state a loss reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span<'a> {
+    pub tokens: &'a [u32],
+    /// Not empty.
+    pub span: Range<usize>,
+}
+
+impl Span<'_> {
+    /// Neighbours of about `tokens` tokens together, before sharing.
+    pub(super) fn batches<'a, 'b>(spans: &'a [Span<'b>], tokens: usize) -> impl Iterator<Item = &'a [Span<'b>]> {
+        let mut sum = 0;
+        let mut starts: Vec<usize> = Vec::new();
+        for (i, span) in spans.iter().enumerate() {
+            sum += span.tokens.len();
+            if i == 0 || sum > tokens {
+                starts.push(i);
+                sum = span.tokens.len();
+            }
+        }
+        let ends = starts.iter().skip(1).copied().chain([spans.len()]).collect::<Vec<_>>();
+        starts.into_iter().zip(ends).map(|(start, end)| &spans[start..end])
+    }
+
+    pub(super) fn forest(spans: &[Span<'_>]) -> Forest {
+        Forest::new(&spans.iter().map(|s| s.tokens).collect::<Vec<_>>())
+    }
+}
+
+/// What the losses of an epoch came to.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Learned {
+    /// Each loss under its metric's name.
+    pub losses: Vec<(&'static str, f64)>,
+    /// The value head's, before it learns.
+    pub accuracy: Option<Accuracy>,
+    /// Tokens that were back-propagated through the policy, packed.
+    pub packed_tokens: usize,
+}
+
+/// Whether the configuration has auxiliary losses.
+pub fn is_configured(config: &Config) -> bool {
+    config.gcd.mode.has_critic() || config.decouple.method == DecoupleMethod::Contrastive
+}
+
+/// The configured losses; `critic` is there where they need it.
+fn configured<'a>(config: &'a Config, critic: Option<&'a mut Critic>) -> Vec<Box<dyn AuxiliaryLoss + 'a>> {
+    let mut losses: Vec<Box<dyn AuxiliaryLoss + 'a>> = Vec::new();
+    if let Some(critic) = critic {
+        let (lambda, isolated) = (config.gcd.lambda, config.gcd.mode == GcdMode::Isolated);
+        losses.push(Box::new(CriticLoss { critic, lambda, isolated }));
+    }
+    if config.decouple.method == DecoupleMethod::Contrastive {
+        losses.push(Box::new(Contrast(&config.decouple)));
+    }
+    losses
+}
+
+/// Adds the gradients of the configured losses of `actions`: to the value head, and to the policy unless it is isolated.
+pub fn learn(
+    config: &Config,
+    learner: &mut Learner,
+    critic: Option<&mut Critic>,
+    actions: &[LabelledAction],
+) -> Result<Learned> {
+    let mut learned = Learned::default();
+    if actions.is_empty() {
+        return Ok(learned);
+    }
+    let micro_tokens = config.grpo.micro_tokens as usize;
+    let labels: Vec<Label> = actions.iter().map(|a| a.label).collect();
+    for mut loss in configured(config, critic) {
+        let spans = spans(actions, |action| loss.embedded(action));
+        let evaluated = loss.evaluate(&learner.mean_hidden(&spans, micro_tokens)?, &labels);
+        if let Some(gradient) = evaluated.d_embeddings {
+            learned.packed_tokens += learner.backward_spans(&spans, micro_tokens, &gradient)?;
+        }
+        learned.losses.push((loss.metric(), evaluated.loss));
+        learned.accuracy = learned.accuracy.or(evaluated.accuracy);
+    }
+    Ok(learned)
+}
+
+/// How well the value head classifies `actions`; nothing is learnt.
+pub fn accuracy(
+    config: &Config,
+    learner: &mut Learner,
+    critic: &Critic,
+    actions: &[LabelledAction],
+) -> Result<Accuracy> {
+    let hidden = learner.mean_hidden(&spans(actions, critic::last), config.grpo.micro_tokens as usize)?;
+    let labels: Vec<Label> = actions.iter().map(|a| a.label).collect();
+    Ok(critic.classify(&hidden, &labels, 1.0).accuracy)
+}
+
+fn spans(actions: &[LabelledAction], of: impl Fn(&Range<usize>) -> Range<usize>) -> Vec<Span<'_>> {
+    actions.iter().map(|a| Span { tokens: &a.tokens, span: of(&a.action) }).collect()
+}

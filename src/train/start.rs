@@ -1,0 +1,83 @@
+//! What training begins with, or goes on with: the model, its tokenizer, and the state of a checkpoint.
+
+use super::cold_start::{self, Script};
+use super::critic::Critic;
+use super::learner::Learner;
+use super::run_folder::RunFolder;
+use super::state::{self, State};
+use super::{TrainError, manifest, memory};
+use crate::agent::Prompter;
+use crate::config::{Config, GcdMode};
+use crate::gcd::judgment;
+use crate::model::checkpoint::{self, CheckpointError};
+use crate::model::tokenizer::{END_OF_TEXT, TURN_END, Tokenizer};
+use crate::model::{Model, Params, TokenIds};
+use std::path::Path;
+
+/// The run's copy of the model as it was when GRPO began, for the KL term.
+pub(super) const REFERENCE: &str = "reference";
+
+/// A model to train, and where its training stands.
+pub(super) struct Start {
+    pub learner: Learner,
+    /// The value head of a checkpoint that has one.
+    pub critic: Option<Critic>,
+    pub state: State,
+    pub tokenizer: Tokenizer,
+    pub ids: TokenIds,
+}
+
+impl Start {
+    fn new(config: &Config, model: Model, tokenizer: Tokenizer, ids: TokenIds) -> Start {
+        let learner = Learner::new(model, config.model.recompute);
+        Start { learner, critic: None, state: State::default(), tokenizer, ids }
+    }
+
+    /// The user's model directory, if the configuration names one.
+    pub fn base(config: &Config) -> Result<Option<Start>, TrainError> {
+        let dir = Path::new(&config.model.path);
+        if config.model.path.is_empty() {
+            return Ok(None);
+        }
+        let (model, tokenizer) = checkpoint::load_with_tokenizer(dir)?;
+        check_prompts(config, &Prompter::new(tokenizer.clone(), &config.prompt)?)?;
+        let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
+        Ok(Some(Start::new(config, model, tokenizer, ids)))
+    }
+
+    /// The embedded model: random weights, and a tokenizer made for the demonstrations.
+    pub fn embedded(config: &Config, scripts: &[Script]) -> Result<Start, TrainError> {
+        let shape = memory::model_shape(config).map_err(CheckpointError::from)?;
+        let tokenizer = Tokenizer::train(&cold_start::texts(config, scripts), shape.vocab_size)?;
+        let model = Model::new(shape.clone(), Params::random(&shape, config.run.seed));
+        let eos = tokenizer.id(TURN_END).into_iter().collect();
+        let ids = TokenIds { bos: None, eos, pad: tokenizer.id(END_OF_TEXT) };
+        Ok(Start::new(config, model, tokenizer, ids))
+    }
+
+    /// A run's checkpoint.
+    pub fn checkpoint(config: &Config, dir: &Path) -> Result<Start, TrainError> {
+        let (learner, critic, state) = state::load(dir, config.model.recompute)?;
+        let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
+        let tokenizer = Tokenizer::load(dir)?;
+        tokenizer.check_fits(learner.architecture())?;
+        Ok(Start { learner, critic, state, tokenizer, ids })
+    }
+}
+
+/// Refuses a chat template under which the policy could not be asked to judge its turns, where it will be.
+pub(super) fn check_prompts(config: &Config, prompter: &Prompter) -> Result<(), TrainError> {
+    if config.gcd.mode == GcdMode::Generate {
+        judgment::ask(prompter, config.prompt.format)?;
+    }
+    Ok(())
+}
+
+/// The frozen model of the KL term, as it was when GRPO began.
+pub(super) fn reference(folder: &RunFolder, state: &State) -> Result<Model, TrainError> {
+    let dir = folder.path().join(REFERENCE);
+    match manifest::check(&dir, state.sft_steps.into(), |_| true) {
+        Ok(_) => Ok(checkpoint::load(&dir)?),
+        Err(reason) => Err(TrainError::Reference { dir, reason: reason.to_string() }),
+    }
+}
