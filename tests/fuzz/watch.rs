@@ -1,5 +1,6 @@
 //! What an input may take: memory by an allocator that counts, time by a thread that looks at the clock.
 
+use rustix::time::{ClockId, clock_gettime};
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -40,16 +41,27 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// The input that is being read: since when, and where it lies.
-static NOW: Mutex<Option<(Instant, PathBuf)>> = Mutex::new(None);
+/// The input that is being read: since when, by the clock and by the processors, and where it lies.
+static NOW: Mutex<Option<(Instant, Duration, PathBuf)>> = Mutex::new(None);
 
-/// Ends the process when an input takes longer than `most`.
+/// A wait of this length is a hang, too; a process that others keep from running waits as well.
+const WAIT: Duration = Duration::from_secs(60);
+
+/// Time that the process's threads have run.
+fn worked() -> Duration {
+    let time = clock_gettime(ClockId::ProcessCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
+}
+
+/// Ends the process when an input works longer than `most`, or does nothing for [`WAIT`].
 pub fn end_hangs(most: Duration) {
     std::thread::spawn(move || {
         loop {
             std::thread::sleep(Duration::from_millis(100));
             let now = NOW.lock().unwrap().clone();
-            if let Some((_, file)) = now.filter(|(since, _)| since.elapsed() > most) {
+            let hangs =
+                |since: &Instant, before: &Duration| worked() - *before > most || since.elapsed() > most.max(WAIT);
+            if let Some((.., file)) = now.filter(|(since, before, _)| hangs(since, before)) {
                 eprintln!("HANG: this input takes more than {most:?}: {}", file.display());
                 std::process::exit(99);
             }
@@ -57,13 +69,13 @@ pub fn end_hangs(most: Duration) {
     });
 }
 
-/// Time and most bytes of `work` on the input in `file`.
+/// Time that was worked, and most bytes, of `work` on the input in `file`.
 pub fn measured(file: &Path, work: impl FnOnce()) -> (Duration, usize) {
-    let since = Instant::now();
-    *NOW.lock().unwrap() = Some((since, file.into()));
+    let since = worked();
+    *NOW.lock().unwrap() = Some((Instant::now(), since, file.into()));
     let before = HELD.load(Relaxed);
     PEAK.store(before, Relaxed);
     work();
     *NOW.lock().unwrap() = None;
-    (since.elapsed(), PEAK.load(Relaxed))
+    (worked() - since, PEAK.load(Relaxed))
 }
