@@ -36,12 +36,13 @@ fn bench(c: &mut Criterion) {
     let targets = cuda::Targets::new(&gpu, &targets, GPU_ROWS).unwrap();
     let (d, dh) = (gpu.tensor(&vec![0.1f32; GPU_ROWS]).unwrap(), gpu.zeros(hidden.len()).unwrap());
     let dw = gpu.zeros::<f32>(weight.len()).unwrap();
+    let sums = cuda::Gradients { d_logprob: &d, d_entropy: &d, d_weight: &dw, d_hidden: &dh };
     group.throughput(flops(2 * GPU_ROWS * VOCAB * HIDDEN));
     time(&mut group, &gpu, "GPU forward", || cuda::forward(&gpu, head, &targets).map(drop));
     group.throughput(flops(6 * GPU_ROWS * VOCAB * HIDDEN));
     time(&mut group, &gpu, "GPU forward and backward", || {
         let scores = cuda::forward(&gpu, head, &targets)?;
-        cuda::backward(&gpu, head, &targets, &scores, (&d, &d), &dw, &dh)
+        cuda::backward(&gpu, head, &targets, &scores, sums)
     });
 }
 

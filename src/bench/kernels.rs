@@ -276,9 +276,10 @@ impl Bench<'_> {
         })?;
         let d = random_f32(gpu, rows)?;
         let (dw, dh) = (gpu.zeros::<f32>(vocab * width)?, gpu.zeros::<bf16>(rows * width)?);
+        let sums = grouped_logprob::cuda::Gradients { d_logprob: &d, d_entropy: &d, d_weight: &dw, d_hidden: &dh };
         self.row(format!("{name} forward+backward"), Work::Flops(3.0 * flops), &[()], |()| {
             let scores = grouped_logprob::cuda::forward(gpu, head, &targets)?;
-            grouped_logprob::cuda::backward(gpu, head, &targets, &scores, (&d, &d), &dw, &dh)
+            grouped_logprob::cuda::backward(gpu, head, &targets, &scores, sums)
         })
     }
 

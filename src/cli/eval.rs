@@ -3,16 +3,17 @@
 use super::{EvalArgs, INTERRUPTED, SplitArg, output};
 use crate::agent::Prompter;
 use crate::config::{Config, Override};
-use crate::env::{Split, Task};
+use crate::env::baseline::Baselines;
+use crate::env::{Split, Suite};
 use crate::files;
 use crate::gcd::judgment::verdict_rate;
 use crate::model::backend::cuda::CudaModel;
 use crate::model::checkpoint;
 use crate::model::policy::Policy;
 use crate::report::progress::say;
-use crate::report::results;
+use crate::report::results::{self, Row, TypeRow, Unreadable};
 use crate::report::trajectories::Trajectories;
-use crate::rollout::RolloutError;
+use crate::rollout::{Actor, Played, RolloutError};
 use crate::train::record::evaluated;
 use crate::train::run_folder::automatic_name;
 use crate::train::{TrainError, checkpoints, evaluate, interrupt, memory, state, suite};
@@ -39,80 +40,127 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
     prompter.suggest(&state::suggestions(&dir)?);
     let suite = suite(&config)?;
-    let splits = match args.split {
-        SplitArg::All => evaluate::SPLITS.to_vec(),
-        SplitArg::L0 => vec![Split::L0],
-        SplitArg::L1 => vec![Split::L1],
-        SplitArg::L2 => vec![Split::L2],
-    };
-    if let [split] = splits[..] {
-        let name = suite.name();
-        ensure!(suite.len(split) != Some(0), "{name} has no {split} games: nothing is held out, or its data lack them");
-    }
+    let splits = splits(args.split, &*suite)?;
     interrupt::install().context("cannot listen for Ctrl-C")?;
     let folder = folder(args.out.as_deref(), &home)?;
-    let mut trajectories = Trajectories::open(&folder, &[])?;
+    let Some((played, seconds)) = play(&config, &*suite, &evaluate::actor(&config, policy, &prompter), &splits, &folder)?
+    else {
+        return Ok(ExitCode::from(INTERRUPTED));
+    };
+    let results = Results::of(&config, &*suite, &splits, &played, seconds)?;
+    let all = results.json(&config, &folder);
+    let json = format!("{all:#}\n");
+    files::write_file(&folder.join("eval.json"), |w| w.write_all(json.as_bytes()))?;
+    if args.json { output::print_json(&all)? } else { results.print(&config, suite.name(), &folder)? }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// The splits to play; refuses one alone that has no games.
+fn splits(arg: SplitArg, suite: &dyn Suite) -> Result<Vec<Split>> {
+    let split = match arg {
+        SplitArg::All => return Ok(evaluate::SPLITS.to_vec()),
+        SplitArg::L0 => Split::L0,
+        SplitArg::L1 => Split::L1,
+        SplitArg::L2 => Split::L2,
+    };
+    let name = suite.name();
+    ensure!(suite.len(split) != Some(0), "{name} has no {split} games: nothing is held out, or its data lack them");
+    Ok(vec![split])
+}
+
+/// Plays the panels, whose trajectories go to `folder`, and the seconds that took; `None` where it was interrupted.
+fn play(
+    config: &Config,
+    suite: &dyn Suite,
+    actor: &Actor<'_>,
+    splits: &[Split],
+    folder: &Path,
+) -> Result<Option<(Played, f64)>> {
+    let mut trajectories = Trajectories::open(folder, &[])?;
     let began = Instant::now();
-    let games = evaluate::panel(&config, &*suite, &splits)?.len();
+    let games = evaluate::panel(config, suite, splits)?.len();
     say(&format!("evaluation: playing {games} games; trajectories go to {}", folder.display()));
-    let played = match evaluate::evaluate(&config, &*suite, policy, &prompter, &splits) {
+    let played = match evaluate::evaluate(config, suite, actor, splits) {
         Err(stopped) => {
             // Nothing was played to its end.
             drop(trajectories);
-            let _ = std::fs::remove_dir_all(&folder);
+            let _ = std::fs::remove_dir_all(folder);
             if !matches!(stopped, TrainError::Rollout(RolloutError::Interrupted)) {
                 return Err(stopped.into());
             }
             say(&stopped.to_string());
-            return Ok(ExitCode::from(INTERRUPTED));
+            return Ok(None);
         }
         Ok(played) => played,
     };
-    let seconds_played = began.elapsed().as_secs_f64();
-    trajectories.append(&evaluated(&config, &played, 0, "eval"))?;
+    let seconds = began.elapsed().as_secs_f64();
+    trajectories.append(&evaluated(config, &played, 0, "eval"))?;
     if let Some(line) = evaluate::failures(&played) {
         say(&line);
     }
-    let episodes = &played.episodes;
-    let (returns, verdicts) = (evaluate::returns(&config, episodes), verdict_rate(episodes));
-    let rows = results::rows(&[("model", &evaluate::count(episodes))]);
-    let (unreadable, types) = (evaluate::unreadable(episodes), evaluate::types(episodes));
-    let began = Instant::now();
-    let baselines = evaluate::baselines(&config, &*suite, &splits)?;
-    let seconds = BTreeMap::from([("games", seconds_played), ("baselines", began.elapsed().as_secs_f64())]);
-    let panels: Vec<(Split, Vec<Task>)> = splits
-        .iter()
-        .map(|&split| Ok((split, evaluate::panel(&config, &*suite, &[split])?)))
-        .collect::<Result<_, TrainError>>()?;
-    let hash = |panel: &[Task]| evaluate::panel_hash(&*suite, panel);
-    let limits = serde_json::json!({"max_steps": config.env.max_steps, "temperature": config.eval.temperature});
-    let hashes: Vec<_> = panels
-        .iter()
-        .map(|(split, p)| serde_json::json!({"split": split, "games": p.len(), "hash": hash(p)}))
-        .collect();
-    let all = serde_json::json!({
-        "results": rows, "returns": returns, "verdict_rate": verdicts, "unreadable": unreadable, "types": types, "baselines": baselines, "limits": limits,
-        "panels": hashes, "seconds": seconds, "folder": folder,
-    });
-    let json = format!("{all:#}\n");
-    files::write_file(&folder.join("eval.json"), |w| w.write_all(json.as_bytes()))?;
-    if args.json {
-        output::print_json(&all)?;
-    } else {
-        output::print(&results::table(&rows))?;
-        output::print(&results::unreadable_table(&unreadable))?;
-        output::print(&results::type_table(&types))?;
-        let means: Vec<String> = returns.iter().map(|(split, mean)| format!("{split} {mean:.3}")).collect();
-        let verdicts = 100.0 * verdicts;
+    Ok(Some((played, seconds)))
+}
+
+/// What an evaluation came to.
+struct Results {
+    rows: Vec<Row>,
+    returns: BTreeMap<String, f64>,
+    verdict_rate: f64,
+    unreadable: BTreeMap<String, Unreadable>,
+    types: Vec<TypeRow>,
+    baselines: BTreeMap<String, Baselines>,
+    /// Games of each split, and the hash of what they ask.
+    panels: Vec<(Split, usize, String)>,
+    seconds: BTreeMap<&'static str, f64>,
+}
+
+impl Results {
+    fn of(config: &Config, suite: &dyn Suite, splits: &[Split], played: &Played, games: f64) -> Result<Results> {
+        let episodes = &played.episodes;
+        let began = Instant::now();
+        let baselines = evaluate::baselines(config, suite, splits)?;
+        let seconds = BTreeMap::from([("games", games), ("baselines", began.elapsed().as_secs_f64())]);
+        let panel = |&split: &Split| -> Result<_, TrainError> {
+            let panel = evaluate::panel(config, suite, &[split])?;
+            Ok((split, panel.len(), evaluate::panel_hash(suite, &panel)))
+        };
+        Ok(Results {
+            rows: results::rows(&[("model", &evaluate::count(episodes))]),
+            returns: evaluate::returns(config, episodes),
+            verdict_rate: verdict_rate(episodes),
+            unreadable: evaluate::unreadable(episodes),
+            types: evaluate::types(episodes),
+            baselines,
+            panels: splits.iter().map(panel).collect::<Result<_, _>>()?,
+            seconds,
+        })
+    }
+
+    fn json(&self, config: &Config, folder: &Path) -> serde_json::Value {
+        let panel = |(split, games, hash): &_| serde_json::json!({"split": split, "games": games, "hash": hash});
+        serde_json::json!({
+            "results": self.rows, "returns": self.returns, "verdict_rate": self.verdict_rate,
+            "unreadable": self.unreadable, "types": self.types, "baselines": self.baselines,
+            "limits": {"max_steps": config.env.max_steps, "temperature": config.eval.temperature},
+            "panels": self.panels.iter().map(panel).collect::<Vec<_>>(), "seconds": self.seconds, "folder": folder,
+        })
+    }
+
+    fn print(&self, config: &Config, suite: &str, folder: &Path) -> Result<()> {
+        output::print(&results::table(&self.rows))?;
+        output::print(&results::unreadable_table(&self.unreadable))?;
+        output::print(&results::type_table(&self.types))?;
+        let means: Vec<String> = self.returns.iter().map(|(split, mean)| format!("{split} {mean:.3}")).collect();
+        let verdicts = 100.0 * self.verdict_rate;
         output::print(&format!("mean return {}; verdicts in {verdicts:.2} % of the turns", means.join(", ")))?;
-        output::print(&results::baseline_table(&baselines))?;
-        for (split, panel) in &panels {
-            output::print(&format!("{split}: {} {} games, sha256 {}", panel.len(), suite.name(), hash(panel)))?;
+        output::print(&results::baseline_table(&self.baselines))?;
+        for (split, games, hash) in &self.panels {
+            output::print(&format!("{split}: {games} {suite} games, sha256 {hash}"))?;
         }
         output::print(&format!("at most {} steps, temperature {}", config.env.max_steps, config.eval.temperature))?;
-        output::print(&format!("{seconds_played:.1} s; trajectories and results: {}", folder.display()))?;
+        let seconds = self.seconds["games"];
+        output::print(&format!("{seconds:.1} s; trajectories and results: {}", folder.display()))
     }
-    Ok(ExitCode::SUCCESS)
 }
 
 /// What to evaluate.

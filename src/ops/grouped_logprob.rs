@@ -70,7 +70,7 @@ pub fn forward_backward(
     run(head, targets, Some(grads), loss)
 }
 
-/// One row of a chunk: its targets are `order[first .. first + count]`.
+/// One row that is read: its targets are `order[first .. first + count]`.
 #[derive(Clone, Copy, Default)]
 struct Row {
     row: usize,
@@ -79,14 +79,8 @@ struct Row {
     entropy: f32,
 }
 
-fn run(
-    head: Head<'_>,
-    targets: &[Target],
-    mut grads: Option<HeadGrads<'_>>,
-    loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
-) {
-    let width = head.width;
-    let vocab = head.weight.len() / width;
+/// The rows that targets read, ascending, and the targets in their order.
+fn rows_of(targets: &[Target]) -> (Vec<Row>, Vec<usize>) {
     let mut order: Vec<usize> = (0..targets.len()).collect();
     order.sort_by_key(|&i| targets[i].row);
     let mut rows: Vec<Row> = Vec::new();
@@ -96,20 +90,54 @@ fn run(
             _ => rows.push(Row { row: targets[i].row as usize, first: at, count: 1, entropy: 0.0 }),
         }
     }
+    (rows, order)
+}
+
+fn run(
+    head: Head<'_>,
+    targets: &[Target],
+    mut grads: Option<HeadGrads<'_>>,
+    loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
+) {
+    let vocab = head.weight.len() / head.width;
+    let (mut rows, order) = rows_of(targets);
     let chunk_rows = (CHUNK_LOGITS / vocab).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end());
     let (mut logits, mut hidden) = (Vec::new(), Vec::new());
     for rows in rows.chunks_mut(chunk_rows) {
-        let scored = rows[0].first..rows[rows.len() - 1].first + rows[rows.len() - 1].count;
-        let order = &order[scored.clone()];
-        let mut logprob = vec![0.0f32; order.len()];
+        let first = rows[0].first;
+        let count: usize = rows.iter().map(|r| r.count).sum();
         logits.resize(rows.len() * vocab, 0.0f32);
-        hidden.resize(rows.len() * width, 0.0f32);
+        hidden.resize(rows.len() * head.width, 0.0f32);
+        let mut chunk = Chunk { head, vocab, targets, order: &order[first..first + count], first, rows };
+        let logprob = chunk.forward(&mut logits, &mut hidden);
+        let token_grads: Vec<TokenGrad> = chunk.losses(&logprob, loss);
+        if let Some(grads) = &mut grads {
+            chunk.backward(&token_grads, &mut logits, &hidden, grads);
+        }
+    }
+}
 
+/// Some of the rows, whose logits are held at once.
+struct Chunk<'a> {
+    head: Head<'a>,
+    vocab: usize,
+    targets: &'a [Target],
+    /// The chunk's targets, in the order of its rows; the first of them is number `first` of all.
+    order: &'a [usize],
+    first: usize,
+    rows: &'a mut [Row],
+}
+
+impl Chunk<'_> {
+    /// Gathers the rows into `hidden`, and turns their logits into probabilities; the log-prob of each target.
+    fn forward(&mut self, logits: &mut [f32], hidden: &mut [f32]) -> Vec<f32> {
+        let (head, vocab, width) = (self.head, self.vocab, self.head.width);
+        let (targets, order, first) = (self.targets, self.order, self.first);
+        let mut logprob = vec![0.0f32; order.len()];
         let mut tasks = Vec::new();
         let mut out = &mut logprob[..];
-        for ((rows, logits), hidden) in
-            rows.chunks_mut(ROWS).zip(logits.chunks_mut(ROWS * vocab)).zip(hidden.chunks_mut(ROWS * width))
-        {
+        let blocks = self.rows.chunks_mut(ROWS).zip(logits.chunks_mut(ROWS * vocab));
+        for ((rows, logits), hidden) in blocks.zip(hidden.chunks_mut(ROWS * width)) {
             let (own, rest) = std::mem::take(&mut out).split_at_mut(rows.iter().map(|r| r.count).sum());
             out = rest;
             tasks.push((rows, logits, hidden, own));
@@ -124,47 +152,45 @@ fn run(
             for (r, l) in rows.iter_mut().zip(logits.chunks_exact_mut(vocab)) {
                 let (own, rest) = logprob.split_at_mut(r.count);
                 logprob = rest;
-                let at = r.first - scored.start;
-                let raw = |l: &[f32], own: &mut [f32]| {
-                    for (out, &i) in own.iter_mut().zip(&order[at..at + r.count]) {
-                        *out = l[targets[i].token as usize];
-                    }
-                };
-                raw(l, own);
+                for (out, &i) in own.iter_mut().zip(&order[r.first - first..][..r.count]) {
+                    *out = l[targets[i].token as usize];
+                }
                 let (max, log_sum, entropy) = softmax(l);
                 own.iter_mut().for_each(|x| *x = (*x - max) - log_sum);
                 r.entropy = entropy;
             }
         });
+        logprob
+    }
 
-        let mut token_grads = Vec::with_capacity(order.len());
-        for r in rows.iter() {
-            let at = r.first - scored.start;
-            for (&i, &lp) in order[at..at + r.count].iter().zip(&logprob[at..]) {
-                token_grads.push(loss(i, lp, r.entropy));
-            }
-        }
-        let Some(grads) = grads.as_mut() else { continue };
+    /// Asks for the gradient of each target, serially.
+    fn losses(&self, logprob: &[f32], loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad) -> Vec<TokenGrad> {
+        let rows = self.rows.iter().flat_map(|r| std::iter::repeat_n(r.entropy, r.count));
+        self.order.iter().zip(logprob).zip(rows).map(|((&i, &lp), entropy)| loss(i, lp, entropy)).collect()
+    }
 
-        let blocks = rows.par_chunks(ROWS).zip(logits.par_chunks_mut(ROWS * vocab));
+    /// Turns probabilities into the gradients of logits, and adds those of the weights and of the hidden states.
+    fn backward(&self, token_grads: &[TokenGrad], logits: &mut [f32], hidden: &[f32], grads: &mut HeadGrads<'_>) {
+        let (head, vocab, width) = (self.head, self.vocab, self.head.width);
+        let blocks = self.rows.par_chunks(ROWS).zip(logits.par_chunks_mut(ROWS * vocab));
         let d_hidden: Vec<Vec<f32>> = blocks
             .map(|(rows, logits)| {
                 for (r, p) in rows.iter().zip(logits.chunks_exact_mut(vocab)) {
-                    let at = r.first - scored.start;
-                    let g = &token_grads[at..at + r.count];
-                    let own = order[at..at + r.count].iter().map(|&i| targets[i].token as usize).zip(g);
-                    logits_grad(p, own, g, r.entropy, 1.0 / head.temperature);
+                    let own = r.first - self.first..r.first - self.first + r.count;
+                    let g = &token_grads[own.clone()];
+                    let tokens = self.order[own].iter().map(|&i| self.targets[i].token as usize);
+                    logits_grad(p, tokens.zip(g), g, r.entropy, 1.0 / head.temperature);
                 }
                 let mut d = vec![0.0; rows.len() * width];
                 linear::backward_input(logits, head.weight, width, &mut d);
                 d
             })
             .collect();
-        for (r, d) in rows.iter().zip(d_hidden.iter().flat_map(|d| d.chunks_exact(width))) {
+        for (r, d) in self.rows.iter().zip(d_hidden.iter().flat_map(|d| d.chunks_exact(width))) {
             residual::forward(&mut grads.hidden[r.row * width..][..width], d);
         }
         grads.weight.par_chunks_mut(TILE * width).enumerate().for_each(|(tile, dw)| {
-            linear::backward_weight(&logits, vocab, tile * TILE, &hidden, width, dw);
+            linear::backward_weight(logits, vocab, tile * TILE, hidden, width, dw);
         });
     }
 }

@@ -67,7 +67,7 @@ pub fn compute(
         if !(case.lo >= 0.0 && case.hi >= 0.0) {
             return Err(corrupt(format!("lo = {} and hi = {} must not be negative", case.lo, case.hi)));
         }
-        let (result, grads) = run_case(learner, inputs, &case, fed, &given, width)?;
+        let (result, grads) = run_case(learner, inputs, &case, (fed, &given), width)?;
         let shape = [grads.layout.entries.len(), sketch::COLUMNS];
         tensors.insert_f64(format!("grpo.{name}.sketch"), &shape, sketch::of(&grads));
         let parameters = ["loss", "scale", "beta", "lo", "hi", "bc", "level", "old", "temp", "tool", "empty", "micro"];
@@ -147,16 +147,44 @@ fn policy(learner: &mut Learner, inputs: &Grpo, width: usize, tensors: &mut Tens
     Ok(())
 }
 
-/// Losses, norm, metrics and the gradient of one case.
+/// Losses, norm, metrics and the gradient of one case; `width` is that of the completions.
 fn run_case(
     learner: &mut Learner,
     inputs: &Grpo,
     case: &Case,
-    fed: &Advantages,
-    given: &Given,
+    (fed, given): (&Advantages, &Given),
     width: usize,
 ) -> device::Result<(Map<String, Value>, Params)> {
-    let config = config::Grpo {
+    let config = config_of(inputs, case);
+    let samples = samples_of(inputs, case, fed, given, width);
+    let norm = Normaliser::new(&samples, case.micro);
+    let parts = samples.chunks(samples.len().div_ceil(case.micro.max(1)));
+    let reports: Vec<LossReport> = parts
+        .map(|part| Ok(learner.policy(&config, part, norm, case.temp, &mut |_, _| {})?.0))
+        .collect::<device::Result<_>>()?;
+    let grads = learner.take_grads()?;
+    let list = |f: fn(&LossReport) -> f64| reports.iter().map(|r| f(r) as f32).collect::<Vec<f32>>();
+    let mut metrics = Map::new();
+    if case.beta != 0.0 {
+        metrics.insert("kl".into(), json!(list(|r| r.kl)));
+    }
+    metrics.insert("entropy".into(), json!(list(|r| r.entropy)));
+    metrics.insert("clip_ratio/low_mean".into(), json!(list(|r| r.clip_ratio_low_mean)));
+    metrics.insert("clip_ratio/high_mean".into(), json!(list(|r| r.clip_ratio_high_mean)));
+    metrics.insert("clip_ratio/region_mean".into(), json!(list(|r| r.clip_ratio_region_mean)));
+    metrics.insert("clip_ratio/low_min".into(), json!(list(|r| r.clip_ratio_low_min)));
+    metrics.insert("clip_ratio/high_max".into(), json!(list(|r| r.clip_ratio_high_max)));
+    let mut result = Map::new();
+    result.insert("losses".into(), json!(list(|r| r.loss)));
+    result.insert("grad_l2".into(), json!(l2(&grads.flat)));
+    result.insert("num_items_in_batch".into(), json!(norm.tokens()));
+    result.insert("metrics".into(), metrics.into());
+    Ok((result, grads))
+}
+
+/// The loss of a case, in our own terms.
+fn config_of(inputs: &Grpo, case: &Case) -> config::Grpo {
+    config::Grpo {
         aggregation: match case.loss {
             LossType::Dapo => Aggregation::TokenMean,
             LossType::Bnpo => Aggregation::MicroTokenMean,
@@ -175,56 +203,31 @@ fn run_case(
             Level::Sequence => RatioLevel::Sequence,
         },
         ..config::Grpo::default()
-    };
+    }
+}
+
+/// The rows of a case.
+fn samples_of(inputs: &Grpo, case: &Case, fed: &Advantages, given: &Given, width: usize) -> Vec<Sample> {
     let advantage = match case.scale {
         Scale::Group => &fed.group,
         Scale::Batch => &fed.batch,
         Scale::None => &fed.none,
     };
-    let samples: Vec<Sample> = (0..inputs.completions.len())
-        .map(|row| {
-            let (tokens, start) = sequence(inputs, row);
-            let n = tokens.len();
-            let at = |t: usize| row * width + t - start;
-            let from = |values: &[f64]| (0..n).map(|t| if t < start { 0.0 } else { values[at(t)] as f32 }).collect();
-            let empty = case.empty && row == inputs.empty_row_index;
-            let carries = |t: usize| t >= start && !empty && !(case.tool && given.tool_mask[at(t)] == 0.0);
-            Sample {
-                tokens,
-                mask: (0..n).map(carries).collect(),
-                advantage: vec![advantage[row]; n],
-                old_logprobs: case.old.then(|| from(&given.old_logps)),
-                ref_logprobs: (case.beta != 0.0).then(|| from(&given.ref_logps)),
-                judgment: false,
-                whole: 0,
-            }
-        })
-        .collect();
-
-    let norm = Normaliser::new(&samples, case.micro);
-    let parts = samples.chunks(samples.len().div_ceil(case.micro.max(1)));
-    let reports: Vec<LossReport> = parts
-        .map(|part| Ok(learner.policy(&config, part, norm, case.temp, &mut |_, _| {})?.0))
-        .collect::<device::Result<_>>()?;
-    let grads = learner.take_grads()?;
-
-    let list = |f: fn(&LossReport) -> f64| reports.iter().map(|r| f(r) as f32).collect::<Vec<f32>>();
-    let mut metrics = Map::new();
-    if case.beta != 0.0 {
-        metrics.insert("kl".into(), json!(list(|r| r.kl)));
-    }
-    metrics.insert("entropy".into(), json!(list(|r| r.entropy)));
-    metrics.insert("clip_ratio/low_mean".into(), json!(list(|r| r.clip_ratio_low_mean)));
-    metrics.insert("clip_ratio/high_mean".into(), json!(list(|r| r.clip_ratio_high_mean)));
-    metrics.insert("clip_ratio/region_mean".into(), json!(list(|r| r.clip_ratio_region_mean)));
-    metrics.insert("clip_ratio/low_min".into(), json!(list(|r| r.clip_ratio_low_min)));
-    metrics.insert("clip_ratio/high_max".into(), json!(list(|r| r.clip_ratio_high_max)));
-    let result = json!({
-        "losses": list(|r| r.loss),
-        "grad_l2": l2(&grads.flat),
-        "num_items_in_batch": norm.tokens(),
-        "metrics": metrics,
-    });
-    let Value::Object(result) = result else { unreachable!("json! of braces is an object") };
-    Ok((result, grads))
+    let sample = |row: usize| {
+        let (tokens, start) = sequence(inputs, row);
+        let n = tokens.len();
+        let at = |t: usize| row * width + t - start;
+        let from = |values: &[f64]| (0..n).map(|t| if t < start { 0.0 } else { values[at(t)] as f32 }).collect();
+        let empty = case.empty && row == inputs.empty_row_index;
+        let carries = |t: usize| t >= start && !empty && !(case.tool && given.tool_mask[at(t)] == 0.0);
+        Sample {
+            tokens,
+            mask: (0..n).map(carries).collect(),
+            advantage: vec![advantage[row]; n],
+            old_logprobs: case.old.then(|| from(&given.old_logps)),
+            ref_logprobs: (case.beta != 0.0).then(|| from(&given.ref_logps)),
+            ..Sample::default()
+        }
+    };
+    (0..inputs.completions.len()).map(sample).collect()
 }

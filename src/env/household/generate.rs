@@ -202,7 +202,7 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     if let Some(lamp) = lamp {
         things.push((("lamp", 1), lamp));
     }
-    let file = texts(id, room, &places, &things, &wanted, goal, state);
+    let file = texts(id, room, &places, &things, Wish { wanted: &wanted, goal, state });
     let target = if let Goal::PutIn(sort) = goal { Some(sort) } else { None };
     let places = places.iter().map(|(sort, number)| format!("{sort} {number}")).collect();
     Some(Generated { file, wanted, target, places })
@@ -217,91 +217,119 @@ fn ids(all: &[Named]) -> Vec<String> {
     all.iter().map(id).collect()
 }
 
-fn texts(
-    id: &TaskId,
-    room: &Room,
-    places: &[Named],
-    things: &[(Named, usize)],
-    wanted: &[&Kind],
+/// What is to be done, with which things.
+#[derive(Clone, Copy)]
+struct Wish<'a> {
+    wanted: &'a [&'a Kind],
     goal: Goal,
     state: State,
-) -> GameFile {
-    let place_ids = ids(places);
-    let thing_ids = ids(&things.iter().map(|(named, _)| *named).collect::<Vec<_>>());
-    let (mut objects, mut init) = (String::new(), String::new());
-    let mut declared: Vec<String> = Vec::new();
-    let mut declare = |name: &str, of: &str| {
-        let line = format!("   {name} - {of}\n");
-        if !declared.contains(&line) {
-            objects.push_str(&line);
-            declared.push(line);
-        }
-    };
-    let mut fact = |text: String| {
-        // Writing to a string cannot fail.
-        let _ = writeln!(init, "   ({text})");
-    };
-    for ((sort, _), place) in places.iter().zip(&place_ids) {
-        declare(place, "place");
-        declare(sort, "sort");
-        fact(format!("sort {place} {sort}"));
-        if openable(sort) {
-            fact(format!("openable {place}"));
-        }
-        if stores(sort) {
-            fact(format!("stores {place}"));
-        }
-    }
-    for (((name, _), at), thing) in things.iter().zip(&thing_ids) {
-        declare(thing, "thing");
-        declare(&format!("{name}-kind"), "kind");
-        fact(format!("kind {thing} {name}-kind"));
-        fact(format!("in {thing} {}", place_ids[*at]));
-        match kind_named(name) {
-            None => fact(format!("lightable {thing}")),
-            Some(kind) => {
-                fact(format!("portable {thing}"));
-                let able = [(kind.washable, "washable"), (kind.heatable, "heatable"), (kind.coolable, "coolable")];
-                able.iter().filter(|(can, _)| *can).for_each(|(_, what)| fact(format!("{what} {thing}")));
+}
+
+impl Wish<'_> {
+    /// As a sentence, and as a PDDL condition.
+    fn in_words(&self) -> (String, String) {
+        let (verb, state) = self.state.asked();
+        let first = self.wanted[0].name;
+        match (self.goal, self.wanted) {
+            (Goal::PutIn(sort), [_, second]) => {
+                let second = second.name;
+                let placed =
+                    |t: &str, p: &str, kind: &str| format!("(kind {t} {kind}-kind) (in {t} {p}) (sort {p} {sort})");
+                let pair = format!("{} {}", placed("?t", "?p", first), placed("?u", "?q", second));
+                let goal =
+                    format!("(exists (?t - thing ?p - place ?u - thing ?q - place) (and {pair} (not (= ?t ?u))))");
+                (format!("put a {first} and a {second} in {sort}"), goal)
+            }
+            (Goal::PutIn(sort), _) => {
+                let goal = format!(
+                    "(exists (?t - thing ?p - place) (and (kind ?t {first}-kind) {state} (in ?t ?p) (sort ?p {sort})))"
+                );
+                (format!("{verb} a {first} and put it in {sort}"), goal)
+            }
+            (Goal::HoldAt(sort), _) => {
+                let goal = format!(
+                    "(exists (?t - thing ?p - place) (and (kind ?t {first}-kind) {state} (holding ?t) (at ?p) (sort ?p {sort})))"
+                );
+                (format!("{verb} a {first} and hold it at {sort}"), goal)
+            }
+            (Goal::HoldByLamp, _) => {
+                let goal = format!(
+                    "(exists (?t - thing ?l - thing) (and (kind ?t {first}-kind) {state} (holding ?t) (lit ?l)))"
+                );
+                (format!("{verb} a {first} and hold it by a lit lamp"), goal)
             }
         }
     }
+}
+
+/// A PDDL problem while it is written.
+#[derive(Default)]
+struct Problem {
+    objects: String,
+    init: String,
+    declared: Vec<String>,
+}
+
+impl Problem {
+    fn declare(&mut self, name: &str, of: &str) {
+        let line = format!("   {name} - {of}\n");
+        if !self.declared.contains(&line) {
+            self.objects.push_str(&line);
+            self.declared.push(line);
+        }
+    }
+
+    fn fact(&mut self, text: &str) {
+        // Writing to a string cannot fail.
+        let _ = writeln!(self.init, "   ({text})");
+    }
+
+    fn place(&mut self, sort: &str, place: &str) {
+        self.declare(place, "place");
+        self.declare(sort, "sort");
+        self.fact(&format!("sort {place} {sort}"));
+        if openable(sort) {
+            self.fact(&format!("openable {place}"));
+        }
+        if stores(sort) {
+            self.fact(&format!("stores {place}"));
+        }
+    }
+
+    fn thing(&mut self, name: &str, thing: &str, place: &str) {
+        self.declare(thing, "thing");
+        self.declare(&format!("{name}-kind"), "kind");
+        self.fact(&format!("kind {thing} {name}-kind"));
+        self.fact(&format!("in {thing} {place}"));
+        match kind_named(name) {
+            None => self.fact(&format!("lightable {thing}")),
+            Some(kind) => {
+                self.fact(&format!("portable {thing}"));
+                let able = [(kind.washable, "washable"), (kind.heatable, "heatable"), (kind.coolable, "coolable")];
+                able.iter().filter(|(can, _)| *can).for_each(|(_, what)| self.fact(&format!("{what} {thing}")));
+            }
+        }
+    }
+}
+
+/// The game of a room: `things` stand at the places that their numbers name.
+fn texts(id: &TaskId, room: &Room, places: &[Named], things: &[(Named, usize)], wish: Wish<'_>) -> GameFile {
+    let place_ids = ids(places);
+    let thing_ids = ids(&things.iter().map(|(named, _)| *named).collect::<Vec<_>>());
+    let mut problem = Problem::default();
+    places.iter().zip(&place_ids).for_each(|((sort, _), place)| problem.place(sort, place));
+    for (((name, _), at), thing) in things.iter().zip(&thing_ids) {
+        problem.thing(name, thing, &place_ids[*at]);
+    }
     // The domain's actions name these, whether the room has one or not.
-    ["sink", "stove", "fridge"].iter().for_each(|sort| declare(sort, "sort"));
-    let (verb, state) = state.asked();
-    let first = wanted[0].name;
-    let (sentence, goal) = match (goal, wanted) {
-        (Goal::PutIn(sort), [_, second]) => {
-            let second = second.name;
-            let placed =
-                |t: &str, p: &str, kind: &str| format!("(kind {t} {kind}-kind) (in {t} {p}) (sort {p} {sort})");
-            let pair = format!("{} {}", placed("?t", "?p", first), placed("?u", "?q", second));
-            let goal = format!("(exists (?t - thing ?p - place ?u - thing ?q - place) (and {pair} (not (= ?t ?u))))");
-            (format!("put a {first} and a {second} in {sort}"), goal)
-        }
-        (Goal::PutIn(sort), _) => {
-            let goal = format!(
-                "(exists (?t - thing ?p - place) (and (kind ?t {first}-kind) {state} (in ?t ?p) (sort ?p {sort})))"
-            );
-            (format!("{verb} a {first} and put it in {sort}"), goal)
-        }
-        (Goal::HoldAt(sort), _) => {
-            let goal = format!(
-                "(exists (?t - thing ?p - place) (and (kind ?t {first}-kind) {state} (holding ?t) (at ?p) (sort ?p {sort})))"
-            );
-            (format!("{verb} a {first} and hold it at {sort}"), goal)
-        }
-        (Goal::HoldByLamp, _) => {
-            let goal =
-                format!("(exists (?t - thing ?l - thing) (and (kind ?t {first}-kind) {state} (holding ?t) (lit ?l)))");
-            (format!("{verb} a {first} and hold it by a lit lamp"), goal)
-        }
-    };
+    ["sink", "stove", "fridge"].iter().for_each(|sort| problem.declare(sort, "sort"));
+    let (sentence, goal) = wish.in_words();
     let listed: Vec<String> = places.iter().map(|(sort, number)| format!("{sort} {number}")).collect();
     let telling = format!("{}: {}.", room.name, listed.join(", "));
     let own = format!(
         "grammar :: \"\"\"\n{{\n    \"room\": [{{\"rhs\": \"{telling}\"}}],\n    \"task\": [{{\"rhs\": \"{sentence}\"}}]\n}}\n\"\"\";\n"
     );
+    let Problem { objects, init, .. } = problem;
     let pddl_problem = format!(
         "(define (problem {})\n (:domain household)\n (:objects\n{objects} )\n (:init\n{init} )\n (:goal {goal}))\n",
         id.to_string().replace('/', "_")

@@ -61,77 +61,101 @@ impl Planner {
     }
 }
 
-/// A shortest plan from `start`, as ground actions.
+/// A state that the search has reached, and how.
+struct Node {
+    state: State,
+    cost: u32,
+    parent: usize,
+    action: u32,
+    closed: bool,
+}
+
+/// Nodes to look at: lowest estimate first, then the deepest, then the latest.
+type Open = BinaryHeap<(Reverse<u32>, u32, usize)>;
+
+/// What A* has reached so far.
+struct Reached {
+    nodes: Vec<Node>,
+    /// Nodes by their state.
+    seen: HashMap<Box<[u64]>, usize>,
+    open: Open,
+}
+
+impl Reached {
+    fn new(start: &State) -> Reached {
+        let root = Node { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false };
+        let seen = HashMap::from_iter([(start.bits().into(), 0)]);
+        Reached { nodes: vec![root], seen, open: Open::from([(Reverse(0u32), 0u32, 0usize)]) }
+    }
+
+    /// The actions that lead to a node.
+    fn plan(&self, mut at: usize) -> Vec<u32> {
+        let mut plan = Vec::new();
+        while at != 0 {
+            plan.push(self.nodes[at].action);
+            at = self.nodes[at].parent;
+        }
+        plan.reverse();
+        plan
+    }
+
+    /// Takes an action in node `id`, whose estimate is passed on.
+    fn take(&mut self, game: &Game, id: usize, action: u32, estimate: u32) {
+        let (mut state, cost) = (self.nodes[id].state.clone(), self.nodes[id].cost + 1);
+        game.apply(&mut state, action);
+        let reached = self.nodes.len();
+        let target = *self.seen.entry(state.bits().into()).or_insert(reached);
+        if target == reached {
+            self.nodes.push(Node { state, cost, parent: id, action, closed: false });
+        } else if self.nodes[target].cost > cost {
+            let node = &mut self.nodes[target];
+            (node.cost, node.parent, node.action, node.closed) = (cost, id, action, false);
+        } else {
+            return;
+        }
+        self.open.push((Reverse(estimate), cost, target));
+    }
+}
+
+/// A shortest plan from `start`, as ground actions: A* with the landmark-cut bound.
 pub fn shortest_plan(game: &Game, start: &State) -> Option<Vec<u32>> {
     let relevant = relevant_ways(game, start);
     let mut bound = Bound::new(game, &relevant);
     let mut useful = vec![false; game.task.actions.len()];
     relevant.iter().for_each(|w| useful[game.task.ways[*w as usize].action as usize] = true);
-
-    struct Node {
-        state: State,
-        cost: u32,
-        parent: usize,
-        action: u32,
-        closed: bool,
-    }
     // A state is two bit sets, and the first of them once more as the key by which it is found.
     let most_states = MOST_STATES.min(MOST_STATE_BYTES / (3 * size_of_val(start.bits())).max(1));
-    let mut nodes = vec![Node { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false }];
-    let mut seen: HashMap<Box<[u64]>, usize> = HashMap::default();
-    seen.insert(start.bits().into(), 0);
-    // Lowest estimate first, then the deepest, then the latest. A node's bound is computed when it is taken, not when it is made.
-    let mut open = BinaryHeap::from([(Reverse(0u32), 0u32, 0usize)]);
-    while let Some((Reverse(estimate), cost, id)) = open.pop() {
+    let mut reached = Reached::new(start);
+    while let Some((Reverse(estimate), cost, id)) = reached.open.pop() {
         if bound.work > MOST_PLANNING {
             return None;
         }
-        if nodes[id].closed || nodes[id].cost < cost {
+        let node = &mut reached.nodes[id];
+        if node.closed || node.cost < cost {
             continue;
         }
-        if game.won(&nodes[id].state) {
-            let mut plan = Vec::new();
-            let mut at = id;
-            while at != 0 {
-                plan.push(nodes[at].action);
-                at = nodes[at].parent;
-            }
-            plan.reverse();
-            return Some(plan);
+        if game.won(&node.state) {
+            return Some(reached.plan(id));
         }
-        let Some(left) = bound.of(&nodes[id].state) else {
-            nodes[id].closed = true;
-            continue;
-        };
-        let cost = nodes[id].cost;
-        if cost + left > estimate {
-            open.push((Reverse(cost + left), cost, id));
+        // A node's bound is computed when it is taken, not when it is made.
+        let left = bound.of(&node.state);
+        node.closed = left.is_none_or(|left| node.cost + left <= estimate);
+        let Some(left) = left else { continue };
+        if !node.closed {
+            reached.open.push((Reverse(node.cost + left), node.cost, id));
             continue;
         }
-        nodes[id].closed = true;
         let mut next = Vec::new();
-        game.possible(&nodes[id].state, |action| {
+        game.possible(&node.state, |action| {
             if useful[action as usize] {
                 next.push(action);
             }
         });
         for action in next {
-            if nodes.len() > most_states {
+            if reached.nodes.len() > most_states {
                 return None;
             }
-            let mut state = nodes[id].state.clone();
-            game.apply(&mut state, action);
-            let reached = nodes.len();
-            let target = *seen.entry(state.bits().into()).or_insert(reached);
-            if target == reached {
-                nodes.push(Node { state, cost: cost + 1, parent: id, action, closed: false });
-            } else if nodes[target].cost > cost + 1 {
-                (nodes[target].cost, nodes[target].parent, nodes[target].action) = (cost + 1, id, action);
-                nodes[target].closed = false;
-            } else {
-                continue;
-            }
-            open.push((Reverse(estimate), cost + 1, target));
+            reached.take(game, id, action, estimate);
         }
     }
     None

@@ -126,41 +126,155 @@ fn vocab(head: &Head, targets: &Targets) -> Result<usize> {
 
 /// Log-prob of every target, and the entropy of its distribution. By the kernel that is the GPU's own, if there is one.
 pub fn forward(gpu: &Gpu, head: Head, targets: &Targets) -> Result<Scores> {
-    forward_by(gpu, gpu.is_hopper(), head, targets)
+    Kernels { gpu, hopper: gpu.is_hopper() }.forward(head, targets)
 }
 
 /// The same, by the kernel that every GPU has.
 pub fn forward_portable(gpu: &Gpu, head: Head, targets: &Targets) -> Result<Scores> {
-    forward_by(gpu, false, head, targets)
+    Kernels { gpu, hopper: false }.forward(head, targets)
 }
 
-fn forward_by(gpu: &Gpu, hopper: bool, head: Head, targets: &Targets) -> Result<Scores> {
-    let (vocab, rows, n) = (vocab(&head, targets)?, targets.rows(), targets.order.len());
-    let hidden = gpu.uninit(rows * head.width)?;
-    embedding::cuda::forward(gpu, &targets.rows, head.hidden, head.width, &hidden)?;
-    let blocks = rows.div_ceil(TILE);
-    let (fill, entries) = if hopper { (HOPPER_BLOCKS, HOPPER_ENTRIES) } else { (BLOCKS, TILE) };
-    let splits = fill.div_ceil(blocks.max(1)).min(vocab.div_ceil(entries));
-    let partial = gpu.uninit::<f32>(3 * splits * rows)?;
-    let raw = gpu.uninit::<f32>(n)?;
-    let found =
-        Scores { found: gpu.uninit(n + rows)?, targets: n, max: gpu.uninit(rows)?, log_sum: gpu.uninit(rows)?, hidden };
-    let [start, token] = [targets.start.arg(), targets.token.arg()];
-    let [tall, wide, width] = [rows, vocab, head.width].map(|n| Arg::from(n as i32));
-    let scale = Arg::from(1.0 / head.temperature);
-    let [hidden, weight] = operands(gpu, hopper, &found.hidden, &head)?;
-    let args = [hidden, weight, start, token, partial.arg(), raw.arg(), tall, wide, width, scale];
-    let (kernel, block, shared) = match hopper {
-        true => ("grouped_logprob_hopper_forward_bf16", [384, 1, 1], HOPPER_STAGES),
-        false => ("grouped_logprob_forward_bf16", [256, 1, 1], STAGES),
-    };
-    gpu.launch(Launch { kernel, grid: [blocks as u32, splits as u32, 1], block, shared, args: &args })?;
-    let sums = [found.max.arg(), found.log_sum.arg(), found.entropy().arg(), found.logprob().arg()];
-    let mut args = vec![partial.arg(), raw.arg(), start];
-    args.extend(sums);
-    args.extend([tall, Arg::from(splits as i32)]);
-    gpu.launch_threads("grouped_logprob_finish_f32", rows, &args)?;
-    Ok(found)
+/// What the loss says of the targets (in [`Targets::order`]), and what the backward pass adds to.
+#[derive(Clone, Copy)]
+pub struct Gradients<'a> {
+    /// Gradients of the targets' log-probs and entropies.
+    pub d_logprob: &'a Slice<f32>,
+    pub d_entropy: &'a Slice<f32>,
+    /// `[vocab, width]`
+    pub d_weight: &'a Slice<f32>,
+    /// `[tokens, width]`
+    pub d_hidden: &'a Slice<bf16>,
+}
+
+/// Adds what the gradients of the targets' log-probs and entropies amount to.
+pub fn backward(gpu: &Gpu, head: Head, targets: &Targets, scores: &Scores, g: Gradients) -> Result<()> {
+    Kernels { gpu, hopper: gpu.is_hopper() }.backward(head, targets, scores, g)
+}
+
+/// The same, by the kernel that every GPU has.
+pub fn backward_portable(gpu: &Gpu, head: Head, targets: &Targets, scores: &Scores, g: Gradients) -> Result<()> {
+    Kernels { gpu, hopper: false }.backward(head, targets, scores, g)
+}
+
+/// Which kernels compute the logits' tiles.
+#[derive(Clone, Copy)]
+struct Kernels<'a> {
+    gpu: &'a Gpu,
+    hopper: bool,
+}
+
+impl Kernels<'_> {
+    fn forward(self, head: Head, targets: &Targets) -> Result<Scores> {
+        let Kernels { gpu, hopper } = self;
+        let (vocab, rows, n) = (vocab(&head, targets)?, targets.rows(), targets.order.len());
+        let hidden = gpu.uninit(rows * head.width)?;
+        embedding::cuda::forward(gpu, &targets.rows, head.hidden, head.width, &hidden)?;
+        let blocks = rows.div_ceil(TILE);
+        let (fill, entries) = if hopper { (HOPPER_BLOCKS, HOPPER_ENTRIES) } else { (BLOCKS, TILE) };
+        let splits = fill.div_ceil(blocks.max(1)).min(vocab.div_ceil(entries));
+        let partial = gpu.uninit::<f32>(3 * splits * rows)?;
+        let raw = gpu.uninit::<f32>(n)?;
+        let found =
+            Scores { found: gpu.uninit(n + rows)?, targets: n, max: gpu.uninit(rows)?, log_sum: gpu.uninit(rows)?, hidden };
+        let [start, token] = [targets.start.arg(), targets.token.arg()];
+        let [tall, wide, width] = [rows, vocab, head.width].map(|n| Arg::from(n as i32));
+        let scale = Arg::from(1.0 / head.temperature);
+        let [hidden, weight] = self.operands(&found.hidden, &head)?;
+        let args = [hidden, weight, start, token, partial.arg(), raw.arg(), tall, wide, width, scale];
+        let (kernel, block, shared) = match hopper {
+            true => ("grouped_logprob_hopper_forward_bf16", [384, 1, 1], HOPPER_STAGES),
+            false => ("grouped_logprob_forward_bf16", [256, 1, 1], STAGES),
+        };
+        gpu.launch(Launch { kernel, grid: [blocks as u32, splits as u32, 1], block, shared, args: &args })?;
+        let sums = [found.max.arg(), found.log_sum.arg(), found.entropy().arg(), found.logprob().arg()];
+        let mut args = vec![partial.arg(), raw.arg(), start];
+        args.extend(sums);
+        args.extend([tall, Arg::from(splits as i32)]);
+        gpu.launch_threads("grouped_logprob_finish_f32", rows, &args)?;
+        Ok(found)
+
+    /// The rows that are read, and the head, as the kernels take them.
+    fn operands(self, hidden: &Slice<bf16>, head: &Head) -> Result<[Arg; 2]> {
+        let map = |matrix| self.gpu.tensor_map(matrix, head.width, 64);
+        if self.hopper { Ok([map(hidden)?, map(head.weight)?]) } else { Ok([hidden.arg(), head.weight.arg()]) }
+    }
+
+    fn backward(self, head: Head, targets: &Targets, scores: &Scores, g: Gradients) -> Result<()> {
+        let (gpu, vocab, rows, width) = (self.gpu, vocab(&head, targets)?, targets.rows(), head.width);
+        let lengths = [g.d_logprob.len(), g.d_entropy.len(), g.d_weight.len(), g.d_hidden.len()];
+        let wanted = [targets.order.len(), targets.order.len(), vocab * width, head.hidden.len()];
+        expect("grouped log-prob backward", lengths == wanted, || format!("gradients of {lengths:?} for {wanted:?}"))?;
+        let stride = vocab.next_multiple_of(8);
+        let chunk = (CHUNK / (2 * stride) / TILE * TILE).clamp(TILE, rows.next_multiple_of(TILE).max(TILE));
+        let d_logits = gpu.uninit::<bf16>(chunk.min(rows) * stride)?;
+        let d_rows = gpu.uninit::<bf16>(rows * width)?;
+        for first in (0..rows).step_by(chunk) {
+            let of = first..first.saturating_add(chunk).min(rows);
+            let n = of.len();
+            let outside = || Error::Shape { op: "grouped log-prob backward", sizes: format!("{rows} rows") };
+            let hidden = scores.hidden.part(of.start * width..of.end * width).ok_or_else(outside)?;
+            self.logit_grads(head, targets, scores, g, (of, &hidden), &d_logits)?;
+            let matrix = |address: u64, stride: usize| Operand {
+                address,
+                dtype: Dtype::Bf16,
+                stride,
+                transposed: false,
+                batch_stride: 0,
+            };
+            let (d, h) = (matrix(d_logits.address(), stride), matrix(hidden.address(), width));
+            let w = matrix(head.weight.address(), width);
+            let d_h = matrix(d_rows.address() + (2 * first * width) as u64, width);
+            let (alpha, batch, bias) = (1.0, 1, None);
+            gpu.matmul(&Matmul { m: n, n: width, k: vocab, batch, alpha, beta: 0.0, a: d, b: w, c: d_h, bias })?;
+            let d = Operand { transposed: true, ..d };
+            let c = Operand { dtype: Dtype::F32, ..matrix(g.d_weight.address(), width) };
+            gpu.matmul(&Matmul { m: vocab, n: width, k: n, batch, alpha, beta: 1.0, a: d, b: h, c, bias })?;
+        }
+        embedding::cuda::backward(gpu, &targets.rows, &d_rows, width, g.d_hidden)
+    }
+
+    /// The gradients of the logits of some rows, whose hidden states are given. What belongs to targets keeps the numbers of the whole
+    /// batch.
+    fn logit_grads(
+        self,
+        head: Head,
+        targets: &Targets,
+        scores: &Scores,
+        g: Gradients,
+        (rows, hidden): (Range<usize>, &Slice<bf16>),
+        d_logits: &Slice<bf16>,
+    ) -> Result<()> {
+        let (gpu, n, vocab) = (self.gpu, rows.len(), vocab(&head, targets)?);
+        let stride = vocab.next_multiple_of(8);
+        let at = |address: u64| Arg::Address(address + 4 * rows.start as u64);
+        let [hidden, weight] = self.operands(hidden, &head)?;
+        let args = [
+            hidden,
+            weight,
+            at(targets.start.address()),
+            targets.token.arg(),
+            at(scores.max.address()),
+            at(scores.log_sum.address()),
+            at(scores.entropy().address()),
+            g.d_logprob.arg(),
+            g.d_entropy.arg(),
+            d_logits.arg(),
+            Arg::from(n as i32),
+            Arg::from(vocab as i32),
+            Arg::from(head.width as i32),
+            Arg::from(stride as i32),
+            Arg::from(1.0 / head.temperature),
+        ];
+        if self.hopper {
+            let tiles = (n.div_ceil(TILE) * stride.div_ceil(HOPPER_ENTRIES)) as u32;
+            let (kernel, grid) = ("grouped_logprob_hopper_grad_bf16", [tiles.min(gpu.multiprocessors()), 1, 1]);
+            gpu.launch(Launch { kernel, grid, block: [384, 1, 1], shared: HOPPER_STAGES, args: &args })
+        } else {
+            let grid = [n.div_ceil(TILE) as u32, stride.div_ceil(TILE) as u32, 1];
+            let (kernel, block) = ("grouped_logprob_grad_bf16", [256, 1, 1]);
+            gpu.launch(Launch { kernel, grid, block, shared: STAGES, args: &args })
+        }
+    }
 }
 
 /// The uses of targets by sequences: a token that sequences share is used by each. Those of target t (in [`Targets::order`]) are
@@ -219,112 +333,4 @@ pub fn policy_loss(gpu: &Gpu, scores: &Scores, targets: &Targets, uses: &Uses, o
     args.extend([Arg::from(n as i32), Arg::from(o)]);
     gpu.launch_threads("grouped_logprob_loss_f32", n, &args)?;
     Ok(loss)
-}
-
-/// The rows that are read, and the head, as the kernels take them.
-fn operands(gpu: &Gpu, hopper: bool, hidden: &Slice<bf16>, head: &Head) -> Result<[Arg; 2]> {
-    let map = |matrix| gpu.tensor_map(matrix, head.width, 64);
-    if hopper { Ok([map(hidden)?, map(head.weight)?]) } else { Ok([hidden.arg(), head.weight.arg()]) }
-}
-
-/// Gradients of the targets' log-probs and entropies, in [`Targets::order`].
-pub type ByTarget<'a> = (&'a Slice<f32>, &'a Slice<f32>);
-
-/// Adds to `d_weight` `[vocab, width]` and `d_hidden` `[tokens, width]` what the gradients `d_logprob` and `d_entropy` of the
-/// targets (in [`Targets::order`]) amount to.
-pub fn backward(
-    gpu: &Gpu,
-    head: Head,
-    targets: &Targets,
-    scores: &Scores,
-    by_target: ByTarget,
-    d_weight: &Slice<f32>,
-    d_hidden: &Slice<bf16>,
-) -> Result<()> {
-    backward_by(gpu, gpu.is_hopper(), head, targets, scores, by_target, d_weight, d_hidden)
-}
-
-/// The same, by the kernel that every GPU has.
-pub fn backward_portable(
-    gpu: &Gpu,
-    head: Head,
-    targets: &Targets,
-    scores: &Scores,
-    by_target: ByTarget,
-    d_weight: &Slice<f32>,
-    d_hidden: &Slice<bf16>,
-) -> Result<()> {
-    backward_by(gpu, false, head, targets, scores, by_target, d_weight, d_hidden)
-}
-
-#[allow(clippy::too_many_arguments)]
-fn backward_by(
-    gpu: &Gpu,
-    hopper: bool,
-    head: Head,
-    targets: &Targets,
-    scores: &Scores,
-    (d_logprob, d_entropy): ByTarget,
-    d_weight: &Slice<f32>,
-    d_hidden: &Slice<bf16>,
-) -> Result<()> {
-    let (vocab, rows, width) = (vocab(&head, targets)?, targets.rows(), head.width);
-    let lengths = [d_logprob.len(), d_entropy.len(), d_weight.len(), d_hidden.len()];
-    let wanted = [targets.order.len(), targets.order.len(), vocab * width, head.hidden.len()];
-    expect("grouped log-prob backward", lengths == wanted, || format!("gradients of {lengths:?} for {wanted:?}"))?;
-    let stride = vocab.next_multiple_of(8);
-    let chunk = (CHUNK / (2 * stride) / TILE * TILE).clamp(TILE, rows.next_multiple_of(TILE).max(TILE));
-    let d_logits = gpu.uninit::<bf16>(chunk.min(rows) * stride)?;
-    let d_rows = gpu.uninit::<bf16>(rows * width)?;
-    for first in (0..rows).step_by(chunk) {
-        let n = chunk.min(rows - first);
-        // A chunk's rows begin here; what belongs to targets keeps the numbers of the whole batch.
-        let at = |address: u64, bytes: usize| Arg::Address(address + (first * bytes) as u64);
-        let outside = || Error::Shape { op: "grouped log-prob backward", sizes: format!("{rows} rows") };
-        let chunk_rows = scores.hidden.part(first * width..(first + n) * width).ok_or_else(outside)?;
-        let hidden = chunk_rows.address();
-        let [hidden_arg, weight] = operands(gpu, hopper, &chunk_rows, &head)?;
-        let args = [
-            hidden_arg,
-            weight,
-            at(targets.start.address(), 4),
-            targets.token.arg(),
-            at(scores.max.address(), 4),
-            at(scores.log_sum.address(), 4),
-            at(scores.entropy().address(), 4),
-            d_logprob.arg(),
-            d_entropy.arg(),
-            d_logits.arg(),
-            Arg::from(n as i32),
-            Arg::from(vocab as i32),
-            Arg::from(width as i32),
-            Arg::from(stride as i32),
-            Arg::from(1.0 / head.temperature),
-        ];
-        if hopper {
-            let tiles = (n.div_ceil(TILE) * stride.div_ceil(HOPPER_ENTRIES)) as u32;
-            let (kernel, grid) = ("grouped_logprob_hopper_grad_bf16", [tiles.min(gpu.multiprocessors()), 1, 1]);
-            gpu.launch(Launch { kernel, grid, block: [384, 1, 1], shared: HOPPER_STAGES, args: &args })?;
-        } else {
-            let grid = [n.div_ceil(TILE) as u32, stride.div_ceil(TILE) as u32, 1];
-            let (kernel, block) = ("grouped_logprob_grad_bf16", [256, 1, 1]);
-            gpu.launch(Launch { kernel, grid, block, shared: STAGES, args: &args })?;
-        }
-        let matrix = |address: u64, stride: usize| Operand {
-            address,
-            dtype: Dtype::Bf16,
-            stride,
-            transposed: false,
-            batch_stride: 0,
-        };
-        let (d, h) = (matrix(d_logits.address(), stride), matrix(hidden, width));
-        let (w, d_h) =
-            (matrix(head.weight.address(), width), matrix(d_rows.address() + (2 * first * width) as u64, width));
-        let (alpha, batch, bias) = (1.0, 1, None);
-        gpu.matmul(&Matmul { m: n, n: width, k: vocab, batch, alpha, beta: 0.0, a: d, b: w, c: d_h, bias })?;
-        let (d, c) =
-            (Operand { transposed: true, ..d }, Operand { dtype: Dtype::F32, ..matrix(d_weight.address(), width) });
-        gpu.matmul(&Matmul { m: vocab, n: width, k: n, batch, alpha, beta: 1.0, a: d, b: h, c, bias })?;
-    }
-    embedding::cuda::backward(gpu, &targets.rows, &d_rows, width, d_hidden)
 }

@@ -12,7 +12,7 @@ use crate::grpo::pcgrad;
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel, part};
 use crate::model::{Architecture, Keep, Model, Params, Policy};
 use crate::ops::adamw::{self, cuda::Rounding, cuda::State};
-use crate::ops::grouped_logprob::cuda::{self as head, Head, Targets};
+use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets};
 use crate::ops::grouped_logprob::{Target, TokenGrad};
 use crate::train::TrainError;
 use crate::train::optimizer::{StepReport, adamw_step};
@@ -125,10 +125,11 @@ impl CudaEngine {
         let by_node: Vec<TokenGrad> = (0..nodes.len()).map(|i| loss(i, logprob[i], entropy[i])).collect();
         let ordered = |of: fn(&TokenGrad) -> f32| targets.order.iter().map(|&i| of(&by_node[i])).collect::<Vec<f32>>();
         let gradients = gpu.tensors(&[&ordered(|g| g.logprob)[..], &ordered(|g| g.entropy)[..]])?;
-        let by_target = (&*gradients[0], &*gradients[1]);
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
         let d_weight = part(&self.grads, &self.layout().head);
-        head::backward(gpu, head, &targets, &scores, by_target, &d_weight, &d_hidden)?;
+        let (d_logprob, d_entropy) = (&gradients[0], &gradients[1]);
+        let sums = Gradients { d_logprob, d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
+        head::backward(gpu, head, &targets, &scores, sums)?;
         Ok(d_hidden)
     }
 

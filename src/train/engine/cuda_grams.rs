@@ -11,7 +11,7 @@ use crate::model::params::Layout;
 use crate::ops::embedding::cuda::Tokens;
 use crate::ops::gradient_cosine::cuda::Samples;
 use crate::ops::gradient_cosine::{InputGrads, Way};
-use crate::ops::grouped_logprob::cuda::{self as head, Head, Targets};
+use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets};
 use crate::ops::linear::cuda::WeightGrad;
 use crate::train::TrainError;
 use half::bf16;
@@ -34,7 +34,9 @@ pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) 
         // Of all samples together, which is not asked for.
         let d_weight = gpu.zeros(weight.len())?;
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
-        head::backward(gpu, head, &targets, &scores, (&d_logprob, &d_entropy), &d_weight, &d_hidden)?;
+        let sums =
+            Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
+        head::backward(gpu, head, &targets, &scores, sums)?;
         (scores.read(gpu, &targets)?.0, d_hidden)
     };
     let mut sink = GramSink::new(gpu, layout, batch.rows())?;
