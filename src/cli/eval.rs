@@ -43,7 +43,8 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     let splits = splits(args.split, &*suite)?;
     interrupt::install().context("cannot listen for Ctrl-C")?;
     let folder = folder(args.out.as_deref(), &home)?;
-    let Some((played, seconds)) = play(&config, &*suite, &evaluate::actor(&config, policy, &prompter), &splits, &folder)?
+    let Some((played, seconds)) =
+        play(&config, &*suite, &evaluate::actor(&config, policy, &prompter), &splits, &folder)?
     else {
         return Ok(ExitCode::from(INTERRUPTED));
     };
@@ -51,7 +52,11 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     let all = results.json(&config, &folder);
     let json = format!("{all:#}\n");
     files::write_file(&folder.join("eval.json"), |w| w.write_all(json.as_bytes()))?;
-    if args.json { output::print_json(&all)? } else { results.print(&config, suite.name(), &folder)? }
+    if args.json {
+        output::print_json(&all)?
+    } else {
+        results.print(&config, suite.name(), &folder)?
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -97,8 +97,7 @@ pub fn backward(p: &mut Probe) -> Result<()> {
         let (d_logprob, d_entropy) = (gpu.tensor(&by(&|g| g.logprob))?, gpu.tensor(&by(&|g| g.entropy))?);
         for backward in [cuda::backward_portable, cuda::backward] {
             let (dw, dh) = (gpu.zeros::<f32>(d_weight.len())?, gpu.zeros::<bf16>(d_hidden.len())?);
-            let sums =
-                cuda::Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: &dw, d_hidden: &dh };
+            let sums = cuda::Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: &dw, d_hidden: &dh };
             p.time(flops(&case, shape.1, 4.0), || backward(gpu, case.cuda_head(), &targets, &scores, sums))?;
             // Of logit gradients that were rounded to bf16: in units of the largest terms of a sum.
             close_rounded(p, &format!("dW of {shape:?}"), &gpu.read(&*dw)?, &d_weight)?;

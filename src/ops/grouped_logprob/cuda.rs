@@ -174,8 +174,13 @@ impl Kernels<'_> {
         let splits = fill.div_ceil(blocks.max(1)).min(vocab.div_ceil(entries));
         let partial = gpu.uninit::<f32>(3 * splits * rows)?;
         let raw = gpu.uninit::<f32>(n)?;
-        let found =
-            Scores { found: gpu.uninit(n + rows)?, targets: n, max: gpu.uninit(rows)?, log_sum: gpu.uninit(rows)?, hidden };
+        let found = Scores {
+            found: gpu.uninit(n + rows)?,
+            targets: n,
+            max: gpu.uninit(rows)?,
+            log_sum: gpu.uninit(rows)?,
+            hidden,
+        };
         let [start, token] = [targets.start.arg(), targets.token.arg()];
         let [tall, wide, width] = [rows, vocab, head.width].map(|n| Arg::from(n as i32));
         let scale = Arg::from(1.0 / head.temperature);
@@ -192,6 +197,7 @@ impl Kernels<'_> {
         args.extend([tall, Arg::from(splits as i32)]);
         gpu.launch_threads("grouped_logprob_finish_f32", rows, &args)?;
         Ok(found)
+    }
 
     /// The rows that are read, and the head, as the kernels take them.
     fn operands(self, hidden: &Slice<bf16>, head: &Head) -> Result<[Arg; 2]> {

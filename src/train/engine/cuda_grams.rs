@@ -34,8 +34,7 @@ pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) 
         // Of all samples together, which is not asked for.
         let d_weight = gpu.zeros(weight.len())?;
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
-        let sums =
-            Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
+        let sums = Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
         head::backward(gpu, head, &targets, &scores, sums)?;
         (scores.read(gpu, &targets)?.0, d_hidden)
     };
