@@ -12,7 +12,7 @@
 //! | | `isolated` | the same classifier on detached hidden states |
 //! | `gcd.labels`, `gcd.lambda`, `gcd.pairs`, `gcd.judgments` | | sources of labels, weight of the term, M and N |
 //! | `gcd.baseline` | `pair`, `batch` | what a judgment's reward is compared with |
-//! | `decouple.method` | `pcgrad` | the gradients of positive and of negative advantages are projected off each other where they disagree ([`crate::grpo::pcgrad`]) |
+//! | `decouple.method` | `pcgrad` | the gradients of positive and of negative advantages are projected off each other where they disagree ([`crate::ops::pcgrad`]) |
 //! | | `contrastive` | good against bad actions by the mean hidden state of their tokens ([`contrast`]), with `decouple.weight` and `decouple.temperature` |
 //! | `grpo.step_advantage` | `gigpo` | plus the advantage of a turn among those at the same observation |
 //! | | `tags` | plus the advantage of a turn's tag reward (RLVMR), with `prompt.tags = true` |

@@ -1,7 +1,6 @@
 //! GRPO: group advantages and the policy loss. Knows no device: it sees numbers and forests.
 
 mod loss;
-pub mod pcgrad;
 mod steps;
 pub use loss::{LossReport, Normaliser, Part, PolicyLoss, Sample};
 

@@ -1,8 +1,9 @@
 //! A model in memory, in f32: forward and backward over a [`Forest`], and its head.
 
 use super::backend::Keep;
+use super::backend::Sink;
 use super::backend::cpu::{Activations, BackwardPass, Dims, ForwardPass, Weights};
-use super::backend::cpu_sink::{Accumulate, Sink};
+use super::backend::cpu_sink::{Accumulate, Cpu};
 use super::{Architecture, Params, transformer};
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
@@ -107,7 +108,13 @@ impl Model {
     }
 
     /// As [`Model::backward`], handing the parameters' gradients to `sink`. The head's is none of them.
-    pub fn backward_into(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], sink: &mut dyn Sink) {
+    pub fn backward_into(
+        &self,
+        forest: &Forest,
+        acts: &mut Activations,
+        d_hidden: &mut [f32],
+        sink: &mut dyn Sink<Cpu>,
+    ) {
         let Ok(()) = transformer::backward(&mut BackwardPass::new(self, forest, acts, d_hidden, sink));
     }
 

@@ -1,26 +1,20 @@
-//! A paged key/value cache whose slots share the pages of a common prefix, for one state of the weights.
+//! A paged key/value cache in host memory, for one state of the weights. The page table is that of every device ([`Pages`]).
 //!
-//! A page holds [`PAGE`] tokens of every layer and kv head. Forking a slot shares its pages; the page that both go on to write is
-//! copied by the first to write it.
+//! A page holds [`PAGE`] tokens of every layer and kv head.
 
 use super::Model;
 use super::backend::cpu::Weights;
+use super::pages::{PAGE, Pages, Slot};
 use crate::ops::decode_attention::Paged;
-use std::sync::Arc;
 
-/// Tokens in a page.
-pub const PAGE: usize = 32;
-
-/// One sequence in the cache.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Slot(pub(crate) u32);
-
-/// Keys and values of many sequences, in pages of fixed length.
+/// Keys and values of many sequences.
 pub struct KvCache {
     shape: PageShape,
     /// The model's parameters with every matrix in panels: decoding multiplies few rows at a time.
     weights: Vec<f32>,
-    slots: Vec<Option<Sequence>>,
+    pages: Pages,
+    /// The content of each page; empty while a sequence that grows has taken it out.
+    memory: Vec<Box<[f32]>>,
 }
 
 /// Where a layer's and head's keys and values lie in a page: keys `[head_dim, PAGE]`, then values `[PAGE, head_dim]`.
@@ -41,31 +35,20 @@ impl PageShape {
     }
 }
 
-/// The pages of one slot.
-#[derive(Clone, Default)]
-pub(crate) struct Sequence {
-    pages: Vec<Arc<[f32]>>,
-    pub len: usize,
+/// A sequence that grows: the pages before its new tokens, which others may share, and the pages that it alone writes.
+pub(crate) struct Growing<'a> {
+    shape: PageShape,
+    /// Tokens before the new ones.
+    pub past: usize,
+    read: Vec<&'a [f32]>,
+    written: Vec<Box<[f32]>>,
 }
 
-impl Sequence {
-    /// Makes room for the tokens `len .. len + more`, copying a shared page before it is written.
-    pub fn reserve(&mut self, more: usize, shape: PageShape) {
-        let last = self.len / PAGE;
-        if let Some(page) = self.pages.get_mut(last)
-            && Arc::get_mut(page).is_none()
-        {
-            *page = Arc::from(&page[..]);
-        }
-        while self.pages.len() * PAGE < self.len + more {
-            self.pages.push(std::iter::repeat_n(0.0, shape.len()).collect());
-        }
-    }
-
-    /// Writes one token's keys and values (`[kv_heads, head_dim]` each) of one layer. Room must be reserved.
-    pub fn write(&mut self, shape: PageShape, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
-        let (d, i) = (shape.head_dim, position % PAGE);
-        let page = Arc::get_mut(&mut self.pages[position / PAGE]).expect("a page being written is never shared");
+impl Growing<'_> {
+    /// Writes one token's keys and values (`[kv_heads, head_dim]` each) of one layer.
+    pub fn write(&mut self, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+        let (shape, d, i) = (self.shape, self.shape.head_dim, position % PAGE);
+        let page = &mut self.written[position / PAGE - self.read.len()];
         for (head, (k, v)) in keys.chunks_exact(d).zip(values.chunks_exact(d)).enumerate() {
             let at = shape.at(layer, head);
             for (j, k) in k.iter().enumerate() {
@@ -74,19 +57,24 @@ impl Sequence {
             page[at + d * PAGE + i * d..][..d].copy_from_slice(v);
         }
     }
+
+    pub fn layer(&self, layer: usize) -> LayerPages<'_> {
+        LayerPages { sequence: self, layer }
+    }
 }
 
 /// A layer of a sequence.
 pub(crate) struct LayerPages<'a> {
-    pub sequence: &'a Sequence,
-    pub shape: PageShape,
-    pub layer: usize,
+    sequence: &'a Growing<'a>,
+    layer: usize,
 }
 
 impl Paged for LayerPages<'_> {
     fn pages(&self, kv: usize) -> impl Iterator<Item = (&[f32], &[f32])> + Clone {
-        let (at, n) = (self.shape.at(self.layer, kv), self.shape.head_dim * PAGE);
-        self.sequence.pages.iter().map(move |page| page[at..at + 2 * n].split_at(n))
+        let Growing { shape, read, written, .. } = self.sequence;
+        let (at, n) = (shape.at(self.layer, kv), shape.head_dim * PAGE);
+        let all = read.iter().copied().chain(written.iter().map(|page| &page[..]));
+        all.map(move |page| page[at..at + 2 * n].split_at(n))
     }
 }
 
@@ -99,65 +87,75 @@ impl KvCache {
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        KvCache { shape, weights: model.panels(), slots: Vec::new() }
+        KvCache { shape, weights: model.panels(), pages: Pages::growing(), memory: Vec::new() }
     }
 
     /// An empty slot.
     pub fn alloc(&mut self) -> Slot {
-        self.insert(Sequence::default())
+        self.pages.alloc()
     }
 
     /// A new slot that shares everything `of` holds.
     pub fn fork(&mut self, of: Slot) -> Slot {
-        let copy = self.slots[of.0 as usize].clone().unwrap_or_default();
-        self.insert(copy)
+        self.pages.fork(of)
     }
 
     /// A new slot that shares the first `len` tokens of `of`.
     pub fn fork_at(&mut self, of: Slot, len: usize) -> Slot {
-        let mut copy = self.slots[of.0 as usize].clone().unwrap_or_default();
-        assert!(len <= copy.len, "a fork at {len} of {} tokens", copy.len);
-        copy.pages.truncate(len.div_ceil(PAGE));
-        copy.len = len;
-        self.insert(copy)
+        self.pages.fork_at(of, len)
     }
 
     /// Gives the slot's pages back; a freed slot must not be used again.
     pub fn free(&mut self, slot: Slot) {
-        self.slots[slot.0 as usize] = None;
+        self.pages.free(slot);
     }
 
     /// Tokens held by the slot.
     pub fn len(&self, slot: Slot) -> usize {
-        self.slots[slot.0 as usize].as_ref().map_or(0, |s| s.len)
+        self.pages.len(slot)
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
         Weights { flat: &self.weights, panels: true, spread: false }
     }
 
-    pub(crate) fn shape(&self) -> PageShape {
-        self.shape
-    }
-
-    /// Takes a slot's sequence out, to be extended and put back.
-    ///
-    /// # Panics
-    /// If the slot is free or already taken: a mistake of the caller, never of its input.
-    pub(crate) fn take(&mut self, slot: Slot) -> Sequence {
-        self.slots[slot.0 as usize].take().expect("a slot is extended once at a time, and not after it was freed")
-    }
-
-    pub(crate) fn put(&mut self, slot: Slot, sequence: Sequence) {
-        self.slots[slot.0 as usize] = Some(sequence);
-    }
-
-    fn insert(&mut self, sequence: Sequence) -> Slot {
-        let free = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
-        });
-        self.slots[free] = Some(sequence);
-        Slot(free as u32)
+    /// Makes each slot (none twice) longer by so many tokens, which `write` writes; a page that is shared is copied before.
+    pub(in crate::model) fn grow(
+        &mut self,
+        slots: &[(Slot, usize)],
+        write: impl FnOnce(Weights<'_>, &mut [Growing<'_>]),
+    ) {
+        let past: Vec<usize> = slots.iter().map(|(slot, _)| self.pages.len(*slot)).collect();
+        for (slot, more) in slots {
+            let copy = self.pages.extend(*slot, *more).expect("the pool grows");
+            let new = || std::iter::repeat_n(0.0, self.shape.len()).collect();
+            self.memory.resize_with(self.pages.count(), new);
+            if let Some((from, to)) = copy {
+                self.memory[to as usize] = self.memory[from as usize].clone();
+            }
+            let len = self.pages.len(*slot) - more;
+            // Of what a page held before, nothing may be read, be it not a number.
+            self.pages.of(*slot)[len.div_ceil(PAGE)..].iter().for_each(|page| self.memory[*page as usize].fill(0.0));
+        }
+        // What is written belongs to one slot, and leaves the memory while the rest is read.
+        let mut written: Vec<Vec<Box<[f32]>>> = Vec::with_capacity(slots.len());
+        for ((slot, _), past) in slots.iter().zip(&past) {
+            let own = &self.pages.of(*slot)[past / PAGE..];
+            written.push(own.iter().map(|page| std::mem::take(&mut self.memory[*page as usize])).collect());
+        }
+        let sequences = slots.iter().zip(&past).zip(written);
+        let mut growing: Vec<Growing<'_>> = sequences
+            .map(|(((slot, _), &past), written)| {
+                let read = self.pages.of(*slot)[..past / PAGE].iter().map(|page| &*self.memory[*page as usize]);
+                Growing { shape: self.shape, past, read: read.collect(), written }
+            })
+            .collect();
+        write(Weights { flat: &self.weights, panels: true, spread: false }, &mut growing);
+        let written: Vec<Vec<Box<[f32]>>> = growing.into_iter().map(|sequence| sequence.written).collect();
+        for (((slot, _), past), written) in slots.iter().zip(past).zip(written) {
+            for (page, content) in self.pages.of(*slot)[past / PAGE..].iter().zip(written) {
+                self.memory[*page as usize] = content;
+            }
+        }
     }
 }

@@ -1,12 +1,17 @@
-//! Which sequence holds which pages of a cache: numbers only, the keys and values lie elsewhere.
+//! The page table of a KV cache, on either device: which sequence holds which pages. Numbers only, the keys and values lie elsewhere.
 //!
 //! Forks share pages by counting references. What is shared is never written: the last page, when it is partly filled and shared,
 //! is copied by the first to go on.
 
-use super::Slot;
-use super::kv_cache::PAGE;
 use crate::device::{Error, Result};
 use std::collections::HashMap;
+
+/// Tokens in a page.
+pub const PAGE: usize = 32;
+
+/// One sequence in a cache.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Slot(pub(crate) u32);
 
 /// A pool of pages, and the slots that hold them.
 #[derive(Debug, Clone)]
@@ -15,6 +20,8 @@ pub struct Pages {
     references: Vec<u32>,
     free: Vec<u32>,
     slots: Vec<Option<Sequence>>,
+    /// The pool grows when it is empty.
+    grows: bool,
 }
 
 #[derive(Debug, Clone, Default)]
@@ -24,8 +31,19 @@ struct Sequence {
 }
 
 impl Pages {
+    /// So many pages, and never more.
     pub fn new(count: usize) -> Pages {
-        Pages { references: vec![0; count], free: (0..count as u32).rev().collect(), slots: Vec::new() }
+        Pages { references: vec![0; count], free: (0..count as u32).rev().collect(), slots: Vec::new(), grows: false }
+    }
+
+    /// As many pages as are needed: [`Pages::check`] and [`Pages::extend`] never fail.
+    pub fn growing() -> Pages {
+        Pages { grows: true, ..Pages::new(0) }
+    }
+
+    /// Pages that there are, used or not.
+    pub fn count(&self) -> usize {
+        self.references.len()
     }
 
     /// An empty slot.
@@ -76,7 +94,7 @@ impl Pages {
     /// Refuses to take more pages than there are.
     fn refuse(&self, asked: usize) -> Result<()> {
         let (free, total) = (self.free.len(), self.references.len());
-        if asked <= free { Ok(()) } else { Err(Error::OutOfPages { asked, free, total, tokens: PAGE }) }
+        if asked <= free || self.grows { Ok(()) } else { Err(Error::OutOfPages { asked, free, total, tokens: PAGE }) }
     }
 
     /// Makes the slot longer by `more` tokens. The page that must be copied (from, to) before they are written, if any.
@@ -89,8 +107,7 @@ impl Pages {
         let fresh = (len + more).div_ceil(PAGE) - pages.len();
         let asked = fresh + usize::from(shared.is_some());
         self.refuse(asked)?;
-        let mut taken = self.free.split_off(self.free.len() - asked);
-        taken.iter().for_each(|page| self.references[*page as usize] = 1);
+        let mut taken = self.take(asked);
         let copy = shared.and_then(|from| Some((from, taken.pop()?)));
         if let Some((from, _)) = copy {
             self.release(from);
@@ -103,6 +120,17 @@ impl Pages {
             sequence.len += more;
         }
         Ok(copy)
+    }
+
+    /// Pages for one slot; there must be so many.
+    fn take(&mut self, count: usize) -> Vec<u32> {
+        let held = self.references.len() as u32;
+        let more = count.saturating_sub(self.free.len()) as u32;
+        self.references.extend((0..more).map(|_| 0));
+        let mut taken: Vec<u32> = (held..held + more).rev().collect();
+        taken.extend(self.free.split_off(self.free.len() - (count - more as usize)));
+        taken.iter().for_each(|page| self.references[*page as usize] = 1);
+        taken
     }
 
     /// Tokens held by the slot.

@@ -9,6 +9,7 @@ pub mod embedding;
 pub mod gradient_cosine;
 pub mod grouped_logprob;
 pub mod linear;
+pub mod pcgrad;
 pub mod philox;
 pub mod qk_norm;
 pub mod residual;

@@ -10,7 +10,7 @@ use crate::ops::advantage::{self, Scale};
 use crate::ops::attention::Shape;
 use crate::ops::linear::Weight;
 use crate::ops::philox::block;
-use crate::ops::{embedding, linear, qk_norm, rmsnorm, rope, swiglu};
+use crate::ops::{embedding, linear, pcgrad, qk_norm, rmsnorm, rope, swiglu};
 use half::bf16;
 
 /// Every check there is.
@@ -35,6 +35,7 @@ pub const CHECKS: &[Check] = &[
     Check { name: "adamw norm", run: grad_norm },
     Check { name: "adamw", run: adamw_steps },
     Check { name: "adamw stochastic", run: adamw_stochastic },
+    Check { name: "pcgrad", run: pcgrad },
     Check { name: "device graph", run: graph_replay },
     Check { name: "grouped_logprob forward", run: head::forward },
     Check { name: "grouped_logprob backward", run: head::backward },
@@ -413,6 +414,21 @@ fn adamw_stochastic(p: &mut Probe) -> Result<()> {
     gpu.zero(&copy)?;
     p.time(Work::Bytes(30 * n), || adamw::cuda::step(gpu, &still, true, &state, &wide, &scale, rounding))?;
     p.equal("with gradients in f32", &copy, &want)
+}
+
+/// Gradients at odds, and others that agree.
+fn pcgrad(p: &mut Probe) -> Result<()> {
+    for (n, sign) in [(8, -1.0), (20_008, -1.0), (20_008, 1.0)] {
+        let positive = randoms(1, n);
+        let mut want: Vec<f32> = positive.iter().zip(randoms(2, n)).map(|(p, x)| 0.3 * x + sign * p).collect();
+        let (on_gpu, sum) = (p.gpu.tensor(&positive)?, p.gpu.tensor(&want)?);
+        let cosine = pcgrad::combine(&positive, &mut want).unwrap_or(f64::NAN);
+        let found = pcgrad::cuda::combine(p.gpu, &on_gpu, &sum)?.unwrap_or(f64::NAN);
+        p.close(&format!("the sum of {n}"), &sum, &want, F32)?;
+        let found = p.gpu.tensor(&[found as f32])?;
+        p.close("the cosine", &found, &[cosine as f32], F32)?;
+    }
+    Ok(())
 }
 
 /// A norm and a product, noted once and replayed with other inputs.

@@ -68,7 +68,7 @@ impl Batch {
         learner: &mut Learner,
         watch: &mut dyn FnMut(f32, f32),
     ) -> Result<Passes> {
-        let (mut total, mut positive, mut cosine) = (Weighted::default(), None, None);
+        let (mut total, mut cosine) = (Weighted::default(), None);
         let (mut packed_tokens, mut shared_tokens) = (0, 0);
         for &part in self.parts {
             let norm = self.norm.with_part(part);
@@ -79,10 +79,10 @@ impl Batch {
                 shared_tokens += micro.iter().map(|s| s.tokens.len()).sum::<usize>();
                 total.add(report, micro.iter().map(|s| s.loss_positions().count()).sum());
             }
-            match (part, &positive) {
-                (Part::Positive, _) => positive = Some(learner.take_grads()?),
-                (Part::Negative, Some(positive)) => cosine = learner.combine(positive)?,
-                _ => {}
+            match part {
+                Part::Positive => learner.set_grads_aside()?,
+                Part::Negative => cosine = learner.combine()?,
+                Part::All | Part::Judgments => {}
             }
         }
         Ok(Passes { report: total.mean(), packed_tokens, shared_tokens, cosine })

@@ -72,10 +72,18 @@ impl Learner {
         self.engine.take_grads()
     }
 
-    /// Adds the gradient of positive advantages to the accumulated one of negative advantages, see
-    /// [`crate::grpo::pcgrad::combine`].
-    pub fn combine(&mut self, positive: &Params) -> Result<Option<f64>> {
-        self.engine.combine(positive)
+    /// Sets the accumulated gradient aside, for [`Learner::combine`]; accumulation begins anew.
+    pub fn set_grads_aside(&mut self) -> Result<()> {
+        self.engine.set_grads_aside()
+    }
+
+    /// Adds the gradient set aside, that of positive advantages, to the accumulated one of negative advantages; their cosine, see
+    /// [`crate::ops::pcgrad::combine`].
+    ///
+    /// # Panics
+    /// When none was set aside.
+    pub fn combine(&mut self) -> Result<Option<f64>> {
+        self.engine.combine()
     }
 
     /// Adds the gradient of the policy loss of one micro-batch; also returns the packed tokens. `watch` is told each scored

@@ -5,7 +5,7 @@ use crate::model::Architecture;
 use crate::model::ConfigError;
 use crate::model::backend::cuda_step::DRAWS;
 use crate::model::families::QWEN2;
-use crate::model::kv_cache::PAGE;
+use crate::model::pages::PAGE;
 use crate::model::params::Layout;
 use crate::ops::grouped_logprob;
 use serde::Serialize;
@@ -80,8 +80,7 @@ pub fn plan(config: &Config, model: &Architecture, place: Place) -> Vec<Part> {
         bytes: params.saturating_mul(width * copies),
         lower: None,
     };
-    // On a GPU, PCGrad's other gradient waits in the host's memory.
-    let gradients = if config.decouple.method == DecoupleMethod::Pcgrad && place == Place::Cpu { 2 } else { 1 };
+    let gradients = if config.decouple.method == DecoupleMethod::Pcgrad { 2 } else { 1 };
     let mut parts = vec![weights("weights", 1, place.width())];
     parts.extend((place == Place::Gpu).then(|| weights("master weights", 1, 4)));
     parts.extend([weights("gradients", gradients, 4), weights("AdamW moments", 2, 4)]);

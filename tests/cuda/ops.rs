@@ -11,7 +11,7 @@ use uncouple::device::{Error, Gpu, Result, Tensor};
 use uncouple::ops::adamw::{self, AdamW};
 use uncouple::ops::advantage::Scale;
 use uncouple::ops::sampling::{self, SamplingParams};
-use uncouple::ops::{advantage, attention, decode_attention, embedding, linear, rmsnorm, rope, swiglu};
+use uncouple::ops::{advantage, attention, decode_attention, embedding, linear, pcgrad, rmsnorm, rope, swiglu};
 use uncouple::selftest::{CHECKS, Size};
 
 /// Times and shares mean nothing here.
@@ -65,7 +65,7 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
     let narrow = attention::Shape { heads: 1, kv_heads: 1, head_dim: 32 };
     let cache = decode_attention::cuda::Cache::new(gpu, attention::Shape { head_dim: 64, ..narrow }, 1, 1).unwrap();
     let row = decode_attention::cuda::Rows::new(gpu, &cache, &[(0, 3)], &[&[0]]).unwrap();
-    let refused: [(&str, Result<()>); 23] = [
+    let refused: [(&str, Result<()>); 25] = [
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(24), &b(12), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(16), &b(8), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(8200), &b(8200), 1e-6, &b(8200), &f(1))),
@@ -79,6 +79,8 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
         ("embedding", embedding::cuda::Moves::new(gpu, &[(0, 2)], [1, 2]).map(|_| ())),
         ("adamw", adamw::cuda::step(gpu, &step, true, &bad_state, &b(8), &f(1), nearest)),
         ("gradient norm", adamw::cuda::grad_norm(gpu, &b(12), 1.0, &f(2))),
+        ("pcgrad", pcgrad::cuda::combine(gpu, &f(12), &f(12)).map(|_| ())),
+        ("pcgrad", pcgrad::cuda::combine(gpu, &f(16), &f(8)).map(|_| ())),
         ("linear", linear::cuda::forward(gpu, &b(16), &b(24), Some(&*b(2)), 8, &b(6))),
         ("linear", linear::cuda::backward_input(gpu, &b(6), &b(24), 8, &b(24))),
         ("decode attention", decode_attention::cuda::Cache::new(gpu, narrow, 1, 1).map(|_| ())),

@@ -6,6 +6,7 @@ mod build;
 mod embedding;
 mod gradient_cosine;
 mod grouped_logprob;
+mod pcgrad;
 mod qk_norm;
 mod rmsnorm;
 mod rope;
@@ -67,7 +68,7 @@ fn sizes_that_do_not_fit_break_a_promise() {
     let b = &Buffer::new(&[0u32; 1024]);
     let (one, odd, eps) = (1i32, 12i32, 1e-6f32);
     let step = [0.0f32; 6];
-    let refused: [(&str, u32, &[Arg]); 14] = [
+    let refused: [(&str, u32, &[Arg]); 16] = [
         ("rmsnorm_forward_bf16", 32, args![b, b, b, b, odd, eps]),
         // More columns than the block holds.
         ("rmsnorm_forward_bf16", 32, args![b, b, b, b, 512i32, eps]),
@@ -82,6 +83,8 @@ fn sizes_that_do_not_fit_break_a_promise() {
         ("rope_rotate_bf16", 32, args![b, b, b, b, one, 32i32, 2i32, 16i32, one]),
         ("adamw_step_bf16", 32, args![b, b, b, b, b, b, 12u64, step]),
         ("adamw_grad_norm_partial_f32", 32, args![b, b, 12u64]),
+        ("pcgrad_dots_f32", 32, args![b, b, b, 12u64]),
+        ("pcgrad_combine_f32", 32, args![b, b, b, 12u64]),
         ("sampling_sample_f32", 1024, args![b, b, b, b, b, b, 6i32, 6i32, [0u32; 5]]),
         // The wrong shape of block.
         ("rmsnorm_backward_dw_f32", 256, args![b, b, one, 64i32]),

@@ -3,7 +3,7 @@
 use proptest::prelude::*;
 use std::collections::BTreeSet;
 use uncouple::device::Error;
-use uncouple::model::kv_cache::PAGE;
+use uncouple::model::pages::PAGE;
 use uncouple::model::{Slot, pages::Pages};
 
 #[derive(Debug, Clone)]
@@ -65,6 +65,7 @@ impl World {
         );
         match self.pages.extend(*slot, more) {
             Ok(copy) => {
+                self.memory.resize(self.pages.count(), [0; PAGE]);
                 if let Some((from, to)) = copy {
                     self.memory[to as usize] = self.memory[from as usize];
                 }
@@ -75,6 +76,7 @@ impl World {
                 }
             }
             Err(error) => {
+                prop_assert_eq!(self.pages.count(), COUNT, "only a pool that cannot grow refuses");
                 let short = matches!(error, Error::OutOfPages { asked, free, .. } if asked > free);
                 prop_assert!(short && error.to_string().contains("rollout.max_live"));
                 // Nothing has changed.
@@ -93,7 +95,7 @@ impl World {
             prop_assert_eq!(&stored.collect::<Vec<_>>(), tokens);
             held.extend(pages);
         }
-        prop_assert_eq!(held.len() + self.pages.left(), COUNT);
+        prop_assert_eq!(held.len() + self.pages.left(), self.pages.count());
         Ok(())
     }
 }
@@ -101,15 +103,20 @@ impl World {
 proptest! {
     #[test]
     fn every_sequence_keeps_its_own(ops in prop::collection::vec(op(), 1..60)) {
-        let (pages, memory) = (Pages::new(COUNT), vec![[0; PAGE]; COUNT]);
-        let mut world = World { pages, memory, slots: Vec::new(), written: 0 };
-        for op in &ops {
-            world.apply(op)?;
+        for pages in [Pages::new(COUNT), Pages::growing()] {
+            let (memory, grows) = (vec![[0; PAGE]; pages.count()], pages.count() == 0);
+            let mut world = World { pages, memory, slots: Vec::new(), written: 0 };
+            for op in &ops {
+                world.apply(op)?;
+            }
+            let most = world.slots.iter().map(|(slot, _)| world.pages.of(*slot).len()).sum::<usize>();
+            while !world.slots.is_empty() {
+                world.apply(&Op::Free(0))?;
+            }
+            prop_assert_eq!(world.pages.left(), world.pages.count());
+            prop_assert!(grows || world.pages.count() == COUNT);
+            prop_assert!(!grows || most == 0 || world.pages.count() > 0);
         }
-        while !world.slots.is_empty() {
-            world.apply(&Op::Free(0))?;
-        }
-        prop_assert_eq!(world.pages.left(), COUNT);
     }
 }
 

@@ -1,7 +1,8 @@
 //! The blocks in f32 on the CPU. Everything but attention and the weight gradients works on blocks of [`BLOCK`] rows that stay in
 //! cache from the norm to the residual; blocks run in parallel.
 
-use super::cpu_sink::{Sink, by_span};
+use super::Sink;
+use super::cpu_sink::{Cpu, by_span};
 use super::{Backward, Forward, Keep};
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
@@ -263,7 +264,7 @@ pub(in crate::model) struct BackwardPass<'a> {
     forward: ForwardPass<'a>,
     /// The gradient of the final hidden states; then scratch, of a layer's output.
     d_hidden: &'a mut [f32],
-    sink: &'a mut dyn Sink,
+    sink: &'a mut dyn Sink<Cpu>,
 }
 
 impl<'a> BackwardPass<'a> {
@@ -274,7 +275,7 @@ impl<'a> BackwardPass<'a> {
         forest: &'a Forest,
         acts: &'a mut Activations,
         d_hidden: &'a mut [f32],
-        sink: &'a mut dyn Sink,
+        sink: &'a mut dyn Sink<Cpu>,
     ) -> BackwardPass<'a> {
         assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
         acts.grads.resize(forest.len(), &model.dims());
@@ -390,7 +391,9 @@ impl<'a> Backward for BackwardPass<'a> {
         let ranges = [Some(&layer.input_norm), layer.qkv_bias.as_ref(), layer.qk_norm.as_ref()];
         for (i, range) in ranges.into_iter().enumerate() {
             let Some(range) = range else { continue };
-            dw.iter().flat_map(|parts| &parts[i]).for_each(|(span, d)| sink.vector(range, *span, d));
+            for (span, d) in dw.iter().flat_map(|parts| &parts[i]) {
+                sink.vector(range, *span, d)?;
+            }
         }
 
         // All matrices of the layer together, so that no core waits between them.
@@ -402,13 +405,13 @@ impl<'a> Backward for BackwardPass<'a> {
             (layer.down.clone(), product(dy, hidden, &a.act, d.ffn)),
         ];
         products.sort_by_key(|p| p.0.start);
-        sink.matrices(&products);
+        sink.matrices(&products)?;
         Ok(())
     }
 
     fn embed_backward(&mut self) -> Result<(), Infallible> {
         let ForwardPass { model, forest, acts } = &self.forward;
-        self.sink.embedding(&model.params.layout.embed, &forest.tokens, &acts.grads.input);
+        self.sink.embedding(&model.params.layout.embed, &forest.tokens, &acts.grads.input)?;
         Ok(())
     }
 }
@@ -435,8 +438,8 @@ impl Model {
 /// What a block of rows adds to a norm weight's or bias's gradient, span by span.
 type Parts = Vec<(usize, Vec<f32>)>;
 
-fn hand_over(sink: &mut dyn Sink, range: &Range<usize>, blocks: Vec<Parts>) {
-    blocks.iter().flatten().for_each(|(span, d)| sink.vector(range, *span, d));
+fn hand_over(sink: &mut dyn Sink<Cpu>, range: &Range<usize>, blocks: Vec<Parts>) -> Result<(), Infallible> {
+    blocks.iter().flatten().try_for_each(|(span, d)| sink.vector(range, *span, d))
 }
 
 /// RMSNorm's backward pass over a block of rows; dw of each span by itself.

@@ -7,7 +7,8 @@
 use super::Forward;
 use super::cpu::{Dims, Weights};
 use crate::device::cpu::BLOCK;
-use crate::model::kv_cache::{KvCache, LayerPages, PAGE, PageShape, Sequence, Slot};
+use crate::model::kv_cache::{Growing, KvCache};
+use crate::model::pages::{PAGE, Slot};
 use crate::model::{Model, transformer};
 use crate::ops::decode_attention::Feed;
 use crate::ops::{decode_attention, embedding, linear, rmsnorm};
@@ -26,10 +27,9 @@ const FEW_ROWS: usize = 48;
 const PROJECTED: usize = BLOCK / 2;
 
 /// Some of the feeds, which go through the model together.
-struct Share<'a> {
-    shape: PageShape,
+struct Share<'a, 'c> {
     feeds: &'a [(Slot, &'a [u32])],
-    sequences: &'a mut [Sequence],
+    sequences: &'a mut [Growing<'c>],
     /// Whether all threads work on it.
     together: bool,
 }
@@ -40,32 +40,30 @@ impl Model {
     pub fn extend(&self, cache: &mut KvCache, feeds: &[(Slot, &[u32])]) -> Vec<f32> {
         let hidden = self.config.hidden_size;
         let mut out = vec![0.0; feeds.len() * hidden];
-        let mut sequences: Vec<Sequence> = feeds.iter().map(|(slot, _)| cache.take(*slot)).collect();
         let rows: usize = feeds.iter().map(|(_, tokens)| tokens.len()).sum();
         let layer = self.params.layout.layers.first().map_or(0, |l| l.down.end - l.input_norm.start);
         let together = layer >= LARGE_LAYER || layer * rows >= LARGE_WORK;
         let share = if together { rows } else { rows.div_ceil(rayon::current_num_threads()).clamp(MIN_ROWS, BLOCK) };
-        let mut tasks = Vec::new();
-        let (mut feeds_left, mut sequences_left, mut out_left) = (feeds, &mut sequences[..], &mut out[..]);
-        while !feeds_left.is_empty() {
-            let (mut n, mut rows) = (0, 0);
-            while n < feeds_left.len() && (n == 0 || rows + feeds_left[n].1.len() <= share) {
-                rows += feeds_left[n].1.len();
-                n += 1;
+        let slots: Vec<(Slot, usize)> = feeds.iter().map(|(slot, tokens)| (*slot, tokens.len())).collect();
+        cache.grow(&slots, |weights, mut sequences| {
+            let mut tasks = Vec::new();
+            let (mut feeds_left, mut out_left) = (feeds, &mut out[..]);
+            while !feeds_left.is_empty() {
+                let (mut n, mut rows) = (0, 0);
+                while n < feeds_left.len() && (n == 0 || rows + feeds_left[n].1.len() <= share) {
+                    rows += feeds_left[n].1.len();
+                    n += 1;
+                }
+                let (feeds, feeds_rest) = feeds_left.split_at(n);
+                let (own, sequences_rest) = std::mem::take(&mut sequences).split_at_mut(n);
+                let (o, out_rest) = std::mem::take(&mut out_left).split_at_mut(n * hidden);
+                (feeds_left, sequences, out_left) = (feeds_rest, sequences_rest, out_rest);
+                tasks.push((Share { feeds, sequences: own, together }, o));
             }
-            let (feeds, feeds_rest) = feeds_left.split_at(n);
-            let (sequences, sequences_rest) = std::mem::take(&mut sequences_left).split_at_mut(n);
-            let (o, out_rest) = std::mem::take(&mut out_left).split_at_mut(n * hidden);
-            (feeds_left, sequences_left, out_left) = (feeds_rest, sequences_rest, out_rest);
-            tasks.push((Share { shape: cache.shape(), feeds, sequences, together }, o));
-        }
-        let weights = cache.weights();
-        tasks.into_par_iter().with_max_len(1).for_each(|(share, out)| {
-            let Ok(()) = transformer::forward(&mut DecodePass::new(self, weights, share, out));
+            tasks.into_par_iter().with_max_len(1).for_each(|(share, out)| {
+                let Ok(()) = transformer::forward(&mut DecodePass::new(self, weights, share, out));
+            });
         });
-        for ((slot, _), sequence) in feeds.iter().zip(sequences) {
-            cache.put(*slot, sequence);
-        }
         out
     }
 
@@ -103,10 +101,10 @@ impl Model {
 }
 
 /// Over tokens whose keys and values are appended to a cache.
-struct DecodePass<'a> {
+struct DecodePass<'a, 'c> {
     model: &'a Model,
     weights: Weights<'a>,
-    share: Share<'a>,
+    share: Share<'a, 'c>,
     tokens: Vec<u32>,
     position: Vec<u32>,
     /// Rows that go through a layer's projections at once.
@@ -118,14 +116,13 @@ struct DecodePass<'a> {
     out: &'a mut [f32],
 }
 
-impl<'a> DecodePass<'a> {
-    fn new(model: &'a Model, weights: Weights<'a>, share: Share<'a>, out: &'a mut [f32]) -> DecodePass<'a> {
+impl<'a, 'c> DecodePass<'a, 'c> {
+    fn new(model: &'a Model, weights: Weights<'a>, share: Share<'a, 'c>, out: &'a mut [f32]) -> DecodePass<'a, 'c> {
         let d = model.dims();
         let tokens: Vec<u32> = share.feeds.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
         let mut position = Vec::with_capacity(tokens.len());
-        for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences.iter_mut()) {
-            position.extend((sequence.len..sequence.len + tokens.len()).map(|p| p as u32));
-            sequence.reserve(tokens.len(), share.shape);
+        for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences.iter()) {
+            position.extend((sequence.past..sequence.past + tokens.len()).map(|p| p as u32));
         }
         let (rows, threads) = (tokens.len(), rayon::current_num_threads());
         let few = share.together && rows <= FEW_ROWS * threads;
@@ -144,7 +141,7 @@ impl<'a> DecodePass<'a> {
     }
 }
 
-impl Forward for DecodePass<'_> {
+impl Forward for DecodePass<'_, '_> {
     type Error = Infallible;
 
     fn layers(&self) -> usize {
@@ -176,12 +173,11 @@ impl Forward for DecodePass<'_> {
         for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences.iter_mut()) {
             let (own, rest) = rows.split_at(tokens.len() * qkv_dim);
             rows = rest;
-            for (row, at) in own.chunks_exact(qkv_dim).zip(sequence.len..) {
+            for (row, at) in own.chunks_exact(qkv_dim).zip(sequence.past..) {
                 let (keys, values) = row[q_dim..].split_at((qkv_dim - q_dim) / 2);
-                sequence.write(share.shape, l, at, keys, values);
+                sequence.write(l, at, keys, values);
             }
-            let cache = LayerPages { sequence, shape: share.shape, layer: l };
-            feeds.push(Feed { qkv: own, past: cache.sequence.len, cache });
+            feeds.push(Feed { qkv: own, past: sequence.past, cache: sequence.layer(l) });
         }
         decode_attention::forward::<PAGE, _>(&feeds, shape, share.together, &mut self.attn);
         Ok(())
@@ -200,12 +196,11 @@ impl Forward for DecodePass<'_> {
         Ok(())
     }
 
-    /// Of each feed's last token; the sequences hold the new tokens from now on.
+    /// Of each feed's last token.
     fn norm(&mut self) -> Result<(), Infallible> {
         let (model, hidden) = (self.model, self.model.config.hidden_size);
         let (mut at, mut last, mut rstd) = (0, Vec::with_capacity(self.out.len()), vec![0.0; self.share.feeds.len()]);
-        for ((_, tokens), sequence) in self.share.feeds.iter().zip(self.share.sequences.iter_mut()) {
-            sequence.len += tokens.len();
+        for (_, tokens) in self.share.feeds {
             at += tokens.len();
             last.extend_from_slice(&self.x[(at - 1) * hidden..at * hidden]);
         }

@@ -1,25 +1,22 @@
 //! Where the backward pass puts the gradients of weights.
 
+use super::{Gradients, Sink};
 use crate::model::Params;
 use crate::ops::linear::{self, WeightGrad};
 use crate::ops::{embedding, residual};
 use rayon::prelude::*;
+use std::convert::Infallible;
 use std::ops::Range;
 
-/// Receives the weights' gradients, tensor by tensor. A `range` is a tensor's place in the flat buffer of [`Params`].
-pub trait Sink {
-    /// Ends of consecutive spans of packed rows, ascending, the last of them the number of rows: a norm weight's or bias's
-    /// gradient is summed within a span, and never across.
-    fn spans(&self) -> &[usize];
+/// Gradients in host memory.
+pub struct Cpu;
 
-    /// Part of a norm weight's or bias's gradient: what some rows of `span` add to it.
-    fn vector(&mut self, range: &Range<usize>, span: usize, d: &[f32]);
-
-    /// Every weight matrix of a layer, by ascending range.
-    fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]);
-
-    /// The gradient `[rows, hidden]` of the rows that `tokens` took from the embedding.
-    fn embedding(&mut self, range: &Range<usize>, tokens: &[u32], d: &[f32]);
+impl Gradients for Cpu {
+    type Error = Infallible;
+    type Vector<'a> = &'a [f32];
+    type Matrix<'a> = WeightGrad<'a>;
+    type Tokens = [u32];
+    type Rows = [f32];
 }
 
 /// The ordinary gradient: everything is added up.
@@ -31,17 +28,18 @@ pub(in crate::model) struct Accumulate<'a> {
 /// Rows of one tile of a weight gradient.
 const WEIGHT_TILE: usize = 256;
 
-impl Sink for Accumulate<'_> {
+impl Sink<Cpu> for Accumulate<'_> {
     fn spans(&self) -> &[usize] {
         &self.rows
     }
 
-    fn vector(&mut self, range: &Range<usize>, _span: usize, d: &[f32]) {
+    fn vector(&mut self, range: &Range<usize>, _span: usize, d: &[f32]) -> Result<(), Infallible> {
         residual::forward(&mut self.grads.flat[range.clone()], d);
+        Ok(())
     }
 
     /// One list of tiles for all of them, so that no core waits for another.
-    fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) {
+    fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) -> Result<(), Infallible> {
         let (mut tiles, mut rest, mut at) = (Vec::new(), &mut self.grads.flat[..], 0);
         for (range, grad) in grads {
             let (dw, tail) = std::mem::take(&mut rest)[range.start - at..].split_at_mut(range.len());
@@ -53,10 +51,12 @@ impl Sink for Accumulate<'_> {
         tiles.into_par_iter().with_max_len(1).for_each(|(dw, g, first)| {
             linear::backward_weight(g.dy, g.out, first, g.x, g.in_features, dw);
         });
+        Ok(())
     }
 
-    fn embedding(&mut self, range: &Range<usize>, tokens: &[u32], d: &[f32]) {
+    fn embedding(&mut self, range: &Range<usize>, tokens: &[u32], d: &[f32]) -> Result<(), Infallible> {
         embedding::backward(tokens, d, d.len() / tokens.len().max(1), &mut self.grads.flat[range.clone()]);
+        Ok(())
     }
 }
 

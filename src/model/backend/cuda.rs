@@ -3,7 +3,8 @@
 //! A residual connection is added by the norm that follows it, and the
 //! gradient of the residual stream lives in one buffer that every layer adds to.
 
-use super::cuda_sink::{Accumulate, CudaSink, spans};
+use super::Sink;
+use super::cuda_sink::{Accumulate, Cuda, spans};
 use super::cuda_step::Graphs;
 use super::{Backward, Forward, Keep};
 use crate::device::{Error, Gpu, Packed, Part, Result, Slice, Tensor};
@@ -197,7 +198,7 @@ impl CudaModel {
         forest: &CudaForest,
         acts: &mut CudaActivations,
         d_hidden: &Slice<bf16>,
-        sink: &mut dyn CudaSink,
+        sink: &mut dyn Sink<Cuda>,
     ) -> Result<()> {
         assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
         let (gpu, c, shape, n) = (&self.gpu, &self.config, self.shape(), forest.len);
@@ -221,7 +222,7 @@ impl CudaModel {
         x: &Slice<bf16>,
         rstd: &Slice<f32>,
         stream: &Slice<bf16>,
-        sink: &mut dyn CudaSink,
+        sink: &mut dyn Sink<Cuda>,
     ) -> Result<()> {
         let w = self.weight(range);
         for (span, rows) in spans(sink) {
@@ -332,7 +333,7 @@ struct BackwardPass<'a> {
     grads: LayerGrads,
     /// The gradient of the residual stream, from the last layer's output down to the embedding.
     stream: Tensor<bf16>,
-    sink: &'a mut dyn CudaSink,
+    sink: &'a mut dyn Sink<Cuda>,
 }
 
 impl<'a> Backward for BackwardPass<'a> {
@@ -358,14 +359,14 @@ impl<'a> Backward for BackwardPass<'a> {
         let (gpu, a, layer, c) = (&model.gpu, acts.layer(l), &model.layout.layers[l], &model.config);
         let (hidden, ffn, q_dim) = (c.hidden_size, c.intermediate_size, model.shape().q_dim());
         linear::cuda::backward_input(gpu, stream, &model.weight(&layer.down), ffn, &g.act)?;
-        sink.matrix(&layer.down, WeightGrad { dy: stream, out: hidden, x: &a.act, in_features: ffn })?;
+        sink.matrices(&[(layer.down.clone(), WeightGrad { dy: stream, out: hidden, x: &a.act, in_features: ffn })])?;
         swiglu::cuda::backward(gpu, &g.act, ffn, &a.gate_up)?;
         linear::cuda::backward_input(gpu, &a.gate_up, &model.weight(&layer.gate_up), hidden, &g.norm)?;
         let products = WeightGrad { dy: &a.gate_up, out: 2 * ffn, x: &a.norm2, in_features: hidden };
-        sink.matrix(&layer.gate_up, products)?;
+        sink.matrices(&[(layer.gate_up.clone(), products)])?;
         model.norm_backward(&layer.post_norm, &g.norm, &a.mid, &a.rstd2, stream, *sink)?;
         linear::cuda::backward_input(gpu, stream, &model.weight(&layer.o), q_dim, &g.attn)?;
-        sink.matrix(&layer.o, WeightGrad { dy: stream, out: hidden, x: &a.attn, in_features: q_dim })
+        sink.matrices(&[(layer.o.clone(), WeightGrad { dy: stream, out: hidden, x: &a.attn, in_features: q_dim })])
     }
 
     fn attend_backward(&mut self, l: usize) -> Result<()> {
@@ -393,7 +394,10 @@ impl<'a> Backward for BackwardPass<'a> {
             }
         }
         linear::cuda::backward_input(gpu, &g.qkv, &model.weight(&layer.qkv), hidden, &g.norm)?;
-        sink.matrix(&layer.qkv, WeightGrad { dy: &g.qkv, out: qkv_dim, x: &a.norm1, in_features: hidden })?;
+        sink.matrices(&[(
+            layer.qkv.clone(),
+            WeightGrad { dy: &g.qkv, out: qkv_dim, x: &a.norm1, in_features: hidden },
+        )])?;
         model.norm_backward(&layer.input_norm, &g.norm, acts.input(l), &a.rstd1, stream, *sink)
     }
 

@@ -5,7 +5,7 @@ use super::Keep;
 use super::cuda::{CudaActivations, CudaModel, part};
 use super::cuda_step::{DRAWS, Drawing, Step, Steps, sampled};
 use crate::device::{Packed, Result, Slice, Tensor, expect};
-use crate::model::kv_cache::PAGE;
+use crate::model::pages::PAGE;
 use crate::model::pages::Pages;
 use crate::model::{Architecture, Decoder, Draw, Policy, Slot};
 use crate::ops::decode_attention::cuda::{self as attention, Cache, Rows};

@@ -1,30 +1,25 @@
 //! Where the backward pass on a GPU puts the gradients of weights.
 
 use super::cuda::part;
-use crate::device::{Gpu, Result, Slice};
+use super::{Gradients, Sink};
+use crate::device::{Error, Gpu, Result, Slice};
 use crate::ops::embedding::{self, cuda::Tokens};
 use crate::ops::linear::{self, cuda::WeightGrad};
 use half::bf16;
 use std::ops::Range;
 
-/// As [`super::cpu_sink::Sink`], of gradients in device memory.
-pub trait CudaSink {
-    /// As [`super::cpu_sink::Sink::spans`].
-    fn spans(&self) -> &[usize];
+/// Gradients in device memory.
+pub struct Cuda;
 
-    /// Lets `add` add what the rows of `span` give to a norm weight's or bias's gradient.
-    fn vector(
-        &mut self,
-        range: &Range<usize>,
-        span: usize,
-        add: &mut dyn FnMut(&Slice<f32>) -> Result<()>,
-    ) -> Result<()>;
+/// Adds part of a vector's gradient to where the sink wants it.
+pub type Add<'a> = &'a mut (dyn FnMut(&Slice<f32>) -> Result<()> + 'a);
 
-    /// A layer's weight matrix.
-    fn matrix(&mut self, range: &Range<usize>, g: WeightGrad<'_>) -> Result<()>;
-
-    /// The gradient `[rows, hidden]` of the rows that `tokens` took from the embedding.
-    fn embedding(&mut self, range: &Range<usize>, tokens: &Tokens, d: &Slice<bf16>) -> Result<()>;
+impl Gradients for Cuda {
+    type Error = Error;
+    type Vector<'a> = Add<'a>;
+    type Matrix<'a> = WeightGrad<'a>;
+    type Tokens = Tokens;
+    type Rows = Slice<bf16>;
 }
 
 /// The ordinary gradient: everything is added up.
@@ -35,22 +30,20 @@ pub(super) struct Accumulate<'a> {
     pub rows: [usize; 1],
 }
 
-impl CudaSink for Accumulate<'_> {
+impl Sink<Cuda> for Accumulate<'_> {
     fn spans(&self) -> &[usize] {
         &self.rows
     }
 
-    fn vector(
-        &mut self,
-        range: &Range<usize>,
-        _span: usize,
-        add: &mut dyn FnMut(&Slice<f32>) -> Result<()>,
-    ) -> Result<()> {
+    fn vector(&mut self, range: &Range<usize>, _span: usize, add: Add<'_>) -> Result<()> {
         add(&part(self.grads, range))
     }
 
-    fn matrix(&mut self, range: &Range<usize>, g: WeightGrad<'_>) -> Result<()> {
-        linear::cuda::backward_weight(self.gpu, g.dy, g.x, g.in_features, &*part(self.grads, range))
+    fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) -> Result<()> {
+        let add = |(range, g): &(Range<usize>, WeightGrad<'_>)| {
+            linear::cuda::backward_weight(self.gpu, g.dy, g.x, g.in_features, &*part(self.grads, range))
+        };
+        grads.iter().try_for_each(add)
     }
 
     fn embedding(&mut self, range: &Range<usize>, tokens: &Tokens, d: &Slice<bf16>) -> Result<()> {
@@ -60,7 +53,7 @@ impl CudaSink for Accumulate<'_> {
 }
 
 /// The rows of each span that has any.
-pub(super) fn spans(sink: &dyn CudaSink) -> Vec<(usize, Range<usize>)> {
+pub(super) fn spans(sink: &dyn Sink<Cuda>) -> Vec<(usize, Range<usize>)> {
     let start = [0].iter().chain(sink.spans());
     let rows = start.zip(sink.spans()).map(|(start, end)| *start..*end);
     rows.enumerate().filter(|(_, rows)| !rows.is_empty()).collect()

@@ -11,6 +11,8 @@ pub mod cuda_decode;
 pub mod cuda_sink;
 pub(crate) mod cuda_step;
 
+use std::ops::Range;
+
 /// Which activations the forward pass keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Keep {
@@ -65,4 +67,33 @@ pub(super) trait Backward {
     fn qkv_backward(&mut self, l: usize) -> Result<(), Self::Error>;
 
     fn embed_backward(&mut self) -> Result<(), Self::Error>;
+}
+
+/// In what form a device hands over the gradients of weights.
+pub trait Gradients {
+    type Error;
+    /// Part of a norm weight's or bias's gradient.
+    type Vector<'a>;
+    /// What a matrix's gradient is the product of.
+    type Matrix<'a>;
+    /// Token ids, and rows `[tokens, hidden]`.
+    type Tokens: ?Sized;
+    type Rows: ?Sized;
+}
+
+/// Receives the weights' gradients from a backward pass, tensor by tensor. A `range` is a tensor's place in the flat buffer of
+/// [`crate::model::Params`].
+pub trait Sink<D: Gradients> {
+    /// Ends of consecutive spans of packed rows, ascending, the last of them the number of rows: a norm weight's or bias's
+    /// gradient is summed within a span, and never across.
+    fn spans(&self) -> &[usize];
+
+    /// What some rows of `span` add to a norm weight's or bias's gradient.
+    fn vector(&mut self, range: &Range<usize>, span: usize, d: D::Vector<'_>) -> Result<(), D::Error>;
+
+    /// Some of a layer's weight matrices, by ascending range.
+    fn matrices(&mut self, grads: &[(Range<usize>, D::Matrix<'_>)]) -> Result<(), D::Error>;
+
+    /// The gradient of the rows that `tokens` took from the embedding.
+    fn embedding(&mut self, range: &Range<usize>, tokens: &D::Tokens, d: &D::Rows) -> Result<(), D::Error>;
 }

@@ -1,13 +1,13 @@
 //! The engine on the CPU, in f32.
 
-use super::{Engine, Export, Scorer};
+use super::{Engine, Export, NONE_ASIDE, Scorer};
 use crate::config::Optim;
 use crate::coupling::{CouplingError, Grams, StateAction};
 use crate::device::Result;
 use crate::forest::Forest;
-use crate::grpo::pcgrad;
 use crate::model::{Activations, Architecture, Keep, Model, Params, Policy};
 use crate::ops::grouped_logprob::TokenGrad;
+use crate::ops::pcgrad;
 use crate::train::TrainError;
 use crate::train::optimizer::{StepReport, update};
 use std::borrow::Cow;
@@ -40,13 +40,15 @@ pub struct CpuEngine {
     scorer: CpuScorer,
     moments: [Params; 2],
     grads: Params,
+    /// See [`Engine::set_grads_aside`].
+    aside: Option<Params>,
     d_hidden: Vec<f32>,
 }
 
 impl CpuEngine {
     pub fn new(model: Model, moments: [Params; 2]) -> CpuEngine {
         let grads = Params::zeros(model.params.layout.clone());
-        CpuEngine { scorer: CpuScorer::new(model), moments, grads, d_hidden: Vec::new() }
+        CpuEngine { scorer: CpuScorer::new(model), moments, grads, aside: None, d_hidden: Vec::new() }
     }
 }
 
@@ -107,7 +109,13 @@ impl Engine for CpuEngine {
         Ok(std::mem::replace(&mut self.grads, zeros))
     }
 
-    fn combine(&mut self, positive: &Params) -> Result<Option<f64>> {
+    fn set_grads_aside(&mut self) -> Result<()> {
+        self.aside = Some(self.take_grads()?);
+        Ok(())
+    }
+
+    fn combine(&mut self) -> Result<Option<f64>> {
+        let positive = self.aside.take().expect(NONE_ASIDE);
         Ok(pcgrad::combine(&positive.flat, &mut self.grads.flat))
     }
 

@@ -3,17 +3,17 @@
 //! The loss itself stays on the host: log-probs come to it, and its gradient by them goes back, a few numbers for each scored
 //! token. So every loss there is trains on either device.
 
-use super::{Engine, Export, Scorer, cuda_grams};
+use super::{Engine, Export, NONE_ASIDE, Scorer, cuda_grams};
 use crate::config::Optim;
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Part, Result, Slice, Tensor, expect};
 use crate::forest::Forest;
-use crate::grpo::pcgrad;
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel, part};
 use crate::model::{Architecture, Keep, Model, Params, Policy};
 use crate::ops::adamw::{self, cuda::Rounding, cuda::State};
 use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets};
 use crate::ops::grouped_logprob::{Target, TokenGrad};
+use crate::ops::pcgrad;
 use crate::train::TrainError;
 use crate::train::optimizer::{StepReport, adamw_step};
 use half::bf16;
@@ -74,6 +74,8 @@ pub struct CudaEngine {
     master: Tensor<f32>,
     moments: [Tensor<f32>; 2],
     grads: Tensor<f32>,
+    /// See [`Engine::set_grads_aside`].
+    aside: Option<Tensor<f32>>,
     /// The gradient's norm, and the factor that clips it.
     norm: Tensor<f32>,
     /// Neighbouring tensors that decay alike, as one.
@@ -103,6 +105,7 @@ impl CudaEngine {
             master: gpu.tensor(&model.params.flat)?,
             moments: [gpu.tensor(&m.flat)?, gpu.tensor(&v.flat)?],
             grads: gpu.zeros(layout.len)?,
+            aside: None,
             norm: gpu.uninit(2)?,
             spans,
             gpu: gpu.clone(),
@@ -223,11 +226,15 @@ impl Engine for CudaEngine {
         Ok(grads)
     }
 
-    fn combine(&mut self, positive: &Params) -> Result<Option<f64>> {
-        let mut negative = self.gpu.read(&*self.grads)?;
-        let cosine = pcgrad::combine(&positive.flat, &mut negative);
-        self.gpu.write(&*self.grads, &negative)?;
-        Ok(cosine)
+    fn set_grads_aside(&mut self) -> Result<()> {
+        let zeros = self.gpu.zeros(self.grads.len())?;
+        self.aside = Some(std::mem::replace(&mut self.grads, zeros));
+        Ok(())
+    }
+
+    fn combine(&mut self) -> Result<Option<f64>> {
+        let positive = self.aside.take().expect(NONE_ASIDE);
+        pcgrad::cuda::combine(&self.gpu, &positive, &self.grads)
     }
 
     fn clear_moments(&mut self) -> Result<()> {

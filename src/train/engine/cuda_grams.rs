@@ -5,8 +5,9 @@ use crate::coupling::CouplingError;
 use crate::coupling::gram::{Batch, Grams, Pass, StateAction};
 use crate::device::{Gpu, Result, Slice, Tensor};
 use crate::model::Keep;
+use crate::model::backend::Sink;
 use crate::model::backend::cuda::{CudaModel, part};
-use crate::model::backend::cuda_sink::CudaSink;
+use crate::model::backend::cuda_sink::{Add, Cuda};
 use crate::model::params::Layout;
 use crate::ops::embedding::cuda::Tokens;
 use crate::ops::gradient_cosine::cuda::Samples;
@@ -81,17 +82,12 @@ impl<'a> GramSink<'a> {
     }
 }
 
-impl CudaSink for GramSink<'_> {
+impl Sink<Cuda> for GramSink<'_> {
     fn spans(&self) -> &[usize] {
         &self.samples.ends
     }
 
-    fn vector(
-        &mut self,
-        range: &Range<usize>,
-        span: usize,
-        add: &mut dyn FnMut(&Slice<f32>) -> Result<()>,
-    ) -> Result<()> {
+    fn vector(&mut self, range: &Range<usize>, span: usize, add: Add<'_>) -> Result<()> {
         let len = range.len();
         if !self.vectors.contains_key(&range.start) {
             let zeros = self.gpu.zeros(self.samples.ends.len() * len)?;
@@ -100,9 +96,10 @@ impl CudaSink for GramSink<'_> {
         add(&part(&self.vectors[&range.start].1, &(span * len..(span + 1) * len)))
     }
 
-    fn matrix(&mut self, range: &Range<usize>, g: WeightGrad<'_>) -> Result<()> {
+    fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) -> Result<()> {
         let square = self.samples.ends.len() * self.samples.ends.len();
-        for tensor in self.layout.within(range) {
+        let tensors = grads.iter().flat_map(|(range, g)| self.layout.within(range).map(move |t| (range, *g, t)));
+        for (range, g, tensor) in tensors {
             let own = &self.layout.entries[tensor].range;
             let columns = (own.start - range.start) / g.in_features..(own.end - range.start) / g.in_features;
             let way = self.samples.way(g.in_features, columns.len());

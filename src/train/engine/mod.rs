@@ -63,9 +63,15 @@ pub trait Engine: Scorer {
     /// The same; accumulation begins anew.
     fn take_grads(&mut self) -> Result<Params>;
 
-    /// Adds the gradient of positive advantages to the accumulated one of negative advantages, see
-    /// [`crate::grpo::pcgrad::combine`].
-    fn combine(&mut self, positive: &Params) -> Result<Option<f64>>;
+    /// Sets the accumulated gradient aside, for [`Engine::combine`]; accumulation begins anew.
+    fn set_grads_aside(&mut self) -> Result<()>;
+
+    /// Adds the gradient set aside, that of positive advantages, to the accumulated one of negative advantages; their cosine, see
+    /// [`crate::ops::pcgrad::combine`].
+    ///
+    /// # Panics
+    /// When none was set aside.
+    fn combine(&mut self) -> Result<Option<f64>>;
 
     /// Forgets the moments.
     fn clear_moments(&mut self) -> Result<()>;
@@ -82,6 +88,8 @@ pub struct Export<'a> {
     pub model: Cow<'a, Model>,
     pub moments: Cow<'a, [Params; 2]>,
 }
+
+const NONE_ASIDE: &str = "a gradient was set aside before";
 
 /// A model that is never trained, where `gpu` says.
 pub fn frozen(model: Model, gpu: Option<&Gpu>) -> Result<Box<dyn Scorer>> {

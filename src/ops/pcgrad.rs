@@ -31,3 +31,30 @@ fn dot(a: &[f32], b: &[f32]) -> f64 {
     let parts: Vec<f64> = a.par_chunks(CHUNK).zip(b.par_chunks(CHUNK)).map(part).collect();
     parts.iter().sum()
 }
+
+/// On a GPU. Lengths are multiples of 8: tensors in a flat buffer are padded.
+pub mod cuda {
+    use crate::device::{Arg, Gpu, Launch, Result, Slice, expect};
+
+    /// Blocks of the sums: four for each multiprocessor of an H100. Fixed, so that they have the same bits everywhere.
+    const GRID: usize = 528;
+
+    /// As [`super::combine`]; one small read.
+    pub fn combine(gpu: &Gpu, positive: &Slice<f32>, negative: &Slice<f32>) -> Result<Option<f64>> {
+        let n = positive.len();
+        expect("pcgrad", n.is_multiple_of(8) && negative.len() == n, || {
+            format!("gradients of {n} and {} elements (a multiple of 8)", negative.len())
+        })?;
+        let blocks = GRID.min(n.div_ceil(8 * 256).max(1));
+        let (partial, factors) = (gpu.uninit::<f64>(3 * blocks)?, gpu.uninit::<f64>(3)?);
+        let (block, shared, len) = ([256, 1, 1], 0, Arg::from(n as u64));
+        let args = [positive.arg(), negative.arg(), partial.arg(), len];
+        gpu.launch(Launch { kernel: "pcgrad_dots_f32", grid: [blocks as u32, 1, 1], block, shared, args: &args })?;
+        let args = [partial.arg(), factors.arg(), Arg::from(blocks as i32)];
+        gpu.launch(Launch { kernel: "pcgrad_factors_f64", grid: [1; 3], block, shared, args: &args })?;
+        let args = [positive.arg(), negative.arg(), factors.arg(), len];
+        gpu.launch_threads("pcgrad_combine_f32", n / 8, &args)?;
+        let cosine = gpu.read(&*factors)?[2];
+        Ok(cosine.is_finite().then_some(cosine))
+    }
+}
