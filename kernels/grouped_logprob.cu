@@ -144,8 +144,9 @@ struct Policy {
 
 // The clipped policy loss of each use of a target (use_start: u32 [targets + 1]; a token that sequences share is used by each):
 // with r = exp(logp − old): −min(r A, clip(r) A), dual clip, + beta k3, − entropy_coef H, times the use's weight.
-// advantage, old, reference, weight, and the results: f32 [uses] (term: the weighted loss; kl; clipped: −1 at the lower bound, 1 at
-// the upper, else 0); target_row: u32 [targets]; d_logprob, d_entropy: f32 [targets], summed over the target's uses in order.
+// advantage, old (not a number: r = 1), reference, weight: f32 [uses]; found: f32 [3, uses], the weighted loss, the KL term, and −1 at
+// the lower bound, 1 at the upper, else 0; target_row: u32 [targets]; d_logprob, d_entropy: f32 [targets], summed over the target's
+// uses in order.
 // Sequence level: `ratio` [uses] is the sequence's, and `through` [uses] the gradient that reaches this logprob by it, both from
 // the host; token level: both null. Computed in f64, as k3 is a small difference; the cost does not show.
 extern "C" __global__ void __launch_bounds__(256)
@@ -154,15 +155,17 @@ extern "C" __global__ void __launch_bounds__(256)
                              const float* __restrict__ advantage, const float* __restrict__ old,
                              const float* __restrict__ reference, const float* __restrict__ weight,
                              const float* __restrict__ ratio, const float* __restrict__ through,
-                             float* __restrict__ d_logprob, float* __restrict__ d_entropy, float* __restrict__ term,
-                             float* __restrict__ kl, float* __restrict__ clipped, int targets, Policy o) {
+                             float* __restrict__ d_logprob, float* __restrict__ d_entropy, float* __restrict__ found,
+                             int targets, int uses, Policy o) {
     const int t = 256 * blockIdx.x + threadIdx.x;
     if (t >= targets) return;
     const double lp = logprob[t], h = entropy[target_row[t]];
     const double lowest = 1.0 - o.epsilon_low, highest = 1.0 + o.epsilon_high;
     double by_logprob = 0.0, by_entropy = 0.0;
     for (unsigned u = use_start[t]; u < use_start[t + 1]; ++u) {
-        const double a = advantage[u], r = ratio ? ratio[u] : exp(lp - old[u]);
+        const float sampled = old[u];
+        const double own = sampled == sampled ? exp(lp - sampled) : 1.0;
+        const double a = advantage[u], r = ratio ? ratio[u] : own;
         const bool low = r < lowest && a < 0.0, high = r > highest && a > 0.0;
         double loss = -(low ? lowest : high ? highest : r) * a, by_ratio = low || high ? 0.0 : -a, d = 0.0, k3 = 0.0;
         const double dual = -static_cast<double>(o.dual_clip) * a;
@@ -177,11 +180,11 @@ extern "C" __global__ void __launch_bounds__(256)
             d = beta * (1.0 - e) * factor;
             if (o.kl_ratio) by_ratio += beta * (e - x - 1.0);
         }
-        by_logprob += weight[u] * (d + (ratio ? through[u] : by_ratio * r));
+        by_logprob += ratio ? weight[u] * d + through[u] : weight[u] * (d + by_ratio * r);
         by_entropy -= static_cast<double>(weight[u]) * o.entropy_coef;
-        term[u] = static_cast<float>(weight[u] * (loss - o.entropy_coef * h));
-        kl[u] = static_cast<float>(k3);
-        clipped[u] = low ? -1.0f : high ? 1.0f : 0.0f;
+        found[u] = static_cast<float>(weight[u] * (loss - o.entropy_coef * h));
+        found[uses + u] = static_cast<float>(k3);
+        found[2 * uses + u] = low ? -1.0f : high ? 1.0f : 0.0f;
     }
     d_logprob[t] = static_cast<float>(by_logprob);
     d_entropy[t] = static_cast<float>(by_entropy);

@@ -4,8 +4,9 @@
 //! words of a turn are rendered where the stand-in stood, and a template whose turns do not add up to its conversations is refused.
 //! What the agent wrote stays as it was sampled, white space too, also where a template would trim it.
 
-use super::prompter::PromptError;
-use crate::model::tokenizer::{Message, Piece, TURN_END, TURN_START, Tokenizer};
+use super::error::PromptError;
+use crate::model::Message;
+use crate::model::tokenizer::{Piece, TURN_END, TURN_START, Tokenizer};
 
 /// Stand-ins whose places in the rendered template are looked up; any text that no template contains will do.
 const OBSERVATION: &str = "UNCOUPLE-OBSERVATION";

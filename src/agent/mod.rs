@@ -3,6 +3,7 @@
 mod action;
 mod command_tokens;
 mod episode;
+mod error;
 mod layout;
 mod memory;
 mod prompter;
@@ -11,7 +12,8 @@ mod template;
 pub use action::{Reader, Refusal};
 pub use command_tokens::{command_tokens, guessed_command};
 pub use episode::{Episode, Finish, Turn};
+pub use error::PromptError;
 pub use memory::{Memory, Next, Shown};
-pub use prompter::{Action, PromptError, Prompter, lead, turn_text};
+pub use prompter::{Action, Prompter, lead, turn_text};
 pub use tag::Tag;
 pub use template::Exchange;

@@ -4,6 +4,7 @@
 
 use super::action::{Reader, Refusal};
 use super::episode::Turn;
+use super::error::PromptError;
 use super::layout::{Frame, Layout};
 use super::memory::Shown;
 use super::tag::Tag;
@@ -23,31 +24,6 @@ const TAGGED_THINK_INSTRUCTION: &str = "You act in a text world. Answer each obs
      <planning></planning> where you lay out the way to the goal, <explore></explore> where you look for something new, \
      <reflection></reflection> where you mend a step that failed, <monitor></monitor> where you go on as planned; then one command \
      inside <action></action>, and nothing else.\n\n";
-
-/// Why prompts cannot be made.
-#[derive(Debug, thiserror::Error)]
-pub enum PromptError {
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error("the tokenizer has no {0} token, which prompt.format needs; use a model whose tokenizer knows ChatML")]
-    NoToken(&'static str),
-    #[error("the chat template cannot frame a turn ({0}); set prompt.format = \"compact\"")]
-    Single(&'static str),
-    #[error(
-        "the chat template cannot be continued turn by turn ({0}); set prompt.history = \"window:3\", where every turn is a \
-         conversation of its own, or prompt.format = \"compact\""
-    )]
-    Template(&'static str),
-    #[error(
-        "the chat template has no place for a question about the turn before ({0}), which judgments need; set gcd.mode = \"off\", \
-         or prompt.format = \"compact\""
-    )]
-    Judgments(&'static str),
-    #[error("prompt.template = {name:?} is neither built in ({built_in}) nor a file that can be read: {source}")]
-    NoTemplate { name: String, built_in: String, source: std::io::Error },
-    #[error("prompt.template: {0:#}")]
-    Words(#[from] minijinja::Error),
-}
 
 /// Lays out observations for the model and reads its commands.
 pub struct Prompter {

@@ -1,6 +1,6 @@
 //! The words around an observation: templates in Jinja's language, built in or the user's own.
 
-use super::prompter::PromptError;
+use super::error::PromptError;
 use crate::files;
 use crate::model::jinja::{self, MAX_SOURCE};
 use minijinja::{AutoEscape, Environment, UndefinedBehavior, Value};

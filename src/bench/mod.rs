@@ -272,6 +272,6 @@ fn grpo_step() -> Box<dyn FnMut()> {
 }
 
 fn learner_step(learner: &mut Learner, grpo: &Grpo, optim: &Optim, samples: &[Sample]) {
-    learner.policy(grpo, samples, Normaliser::new(samples, 1), 1.0, &mut |_, _| {}).expect(ON_CPU);
+    learner.backward_policy(grpo, samples, Normaliser::new(samples, 1), 1.0, &mut |_, _| {}).expect(ON_CPU);
     learner.step(optim, 1e-4).expect(ON_CPU);
 }

@@ -146,6 +146,31 @@ pub struct PolicyLoss<'a> {
     entropy: f64,
 }
 
+/// What a kernel reads of one use of a token by a sample.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UseInput {
+    pub advantage: f32,
+    /// The log-prob when it was sampled; not a number: the policy's own, detached.
+    pub old: f32,
+    /// The frozen reference's log-prob; read if `beta` is not 0.
+    pub reference: f32,
+    /// The use's share of the loss; 0 where it belongs to another pass.
+    pub weight: f32,
+    /// Sequence level: the sequence's ratio, and the gradient that reaches the log-prob by it.
+    pub ratio: f32,
+    pub through: f32,
+}
+
+/// What a kernel found of it.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct UseFound {
+    /// The weighted loss.
+    pub term: f32,
+    pub kl: f32,
+    /// −1 at the lower bound of the ratio, 1 at the upper, else 0.
+    pub clipped: f32,
+}
+
 /// Token `at` of sample `row`.
 #[derive(Clone, Copy)]
 struct Use {
@@ -318,6 +343,37 @@ impl<'a> PolicyLoss<'a> {
             }
         }
         TokenGrad { logprob: d_logprob as f32, entropy: d_entropy as f32 }
+    }
+
+    /// The uses of `nodes()[i]` by samples, as a kernel reads them.
+    pub fn uses(&self, i: usize) -> impl Iterator<Item = UseInput> + '_ {
+        self.uses[self.offsets[i]..self.offsets[i + 1]].iter().map(|&Use { row, at }| {
+            let (sample, r) = (&self.samples[row], &self.rows[row]);
+            UseInput {
+                advantage: sample.advantage[at],
+                old: sample.old_logprobs.as_ref().map_or(f32::NAN, |old| old[at]),
+                reference: sample.ref_logprobs.as_ref().map_or(0.0, |reference| reference[at]),
+                weight: if self.takes(row, at) { r.weight as f32 } else { 0.0 },
+                ratio: r.ratio as f32,
+                through: (r.weight * r.d_ratio * r.ratio / r.tokens as f64) as f32,
+            }
+        })
+    }
+
+    /// Adds to the report what a kernel found of the uses of `nodes()[i]`, in their order.
+    pub fn add(&mut self, i: usize, entropy: f32, found: impl IntoIterator<Item = UseFound>) {
+        for (k, UseFound { term, kl, clipped }) in (self.offsets[i]..self.offsets[i + 1]).zip(found) {
+            let row = &mut self.rows[self.uses[k].row];
+            row.clipped_low += usize::from(clipped < 0.0);
+            row.clipped_high += usize::from(clipped > 0.0);
+            self.loss += f64::from(term);
+            self.kl += f64::from(kl);
+            self.entropy += f64::from(entropy);
+        }
+    }
+
+    pub fn config(&self) -> &Grpo {
+        self.config
     }
 
     pub fn finish(self) -> LossReport {

@@ -6,13 +6,26 @@ use super::chat_syntax::{PERCENT, PERCENT_EACH, translate};
 use super::input::guarded;
 use super::jinja::{self, MAX_OUTPUT, MAX_STEPS};
 use super::python_text;
-use super::tokenizer::Message;
 use jiff::Zoned;
 use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, FormatStyle, State, Value, format_filter};
 use minijinja_contrib::pycompat;
 use std::borrow::Cow;
 use std::sync::Arc;
+
+/// One turn of a conversation.
+#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Message {
+    /// `system`, `user` or `assistant`.
+    pub role: String,
+    pub content: String,
+}
+
+impl Message {
+    pub fn new(role: &str, content: impl Into<String>) -> Message {
+        Message { role: role.into(), content: content.into() }
+    }
+}
 
 /// The only template of its environment.
 const NAME: &str = "chat";

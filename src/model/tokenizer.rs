@@ -1,11 +1,10 @@
 //! The tokenizer and chat template of a model directory.
 
 use super::Architecture;
-use super::chat_template::ChatTemplate;
+use super::chat_template::{ChatTemplate, Message};
 use super::input::{self, guarded};
 use super::jinja::MAX_SOURCE;
 use super::special_tokens::{Declared, declared};
-use serde::Serialize;
 use serde_json::Value;
 use std::collections::HashSet;
 use std::io::ErrorKind;
@@ -75,20 +74,6 @@ pub enum TokenizerError {
     Text { what: &'static str, reason: String },
     #[error("cannot train a tokenizer of {vocab_size} tokens: {reason}")]
     Train { vocab_size: usize, reason: String },
-}
-
-/// One turn of a conversation.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, serde::Deserialize)]
-pub struct Message {
-    /// `system`, `user` or `assistant`.
-    pub role: String,
-    pub content: String,
-}
-
-impl Message {
-    pub fn new(role: &str, content: impl Into<String>) -> Message {
-        Message { role: role.into(), content: content.into() }
-    }
 }
 
 /// A stretch of a prompt.

@@ -1,14 +1,12 @@
 //! Greedy decoding, the repetition penalty, stopping, and the distributions that sampling draws from.
 
 use super::echo;
-use super::inputs::Inputs;
+use super::inputs::{Inputs, NEW_TOKENS};
 use super::tensors::Tensors;
 use crate::model::{KvCache, Model};
 use crate::ops::sampling::{self, SamplingParams};
 use serde_json::{Value, json};
 
-/// Tokens that every generation of a golden set has.
-pub(super) const NEW_TOKENS: usize = 24;
 const PENALTY: f32 = 1.1;
 
 pub fn compute(model: &Model, inputs: &Inputs, raw: &Value, tensors: &mut Tensors) -> Value {

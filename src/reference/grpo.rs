@@ -160,7 +160,7 @@ fn run_case(
     let norm = Normaliser::new(&samples, case.micro);
     let parts = samples.chunks(samples.len().div_ceil(case.micro.max(1)));
     let reports: Vec<LossReport> = parts
-        .map(|part| Ok(learner.policy(&config, part, norm, case.temp, &mut |_, _| {})?.0))
+        .map(|part| Ok(learner.backward_policy(&config, part, norm, case.temp, &mut |_, _| {})?.0))
         .collect::<device::Result<_>>()?;
     let grads = learner.take_grads()?;
     let list = |f: fn(&LossReport) -> f64| reports.iter().map(|r| f(r) as f32).collect::<Vec<f32>>();

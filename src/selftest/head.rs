@@ -1,7 +1,6 @@
 //! The checks of the head: log-probs, their gradient, the policy loss.
 
-use super::ops::close_sums;
-use super::{BF16, F32, Probe, Size, randoms, randoms_bf16};
+use super::{BF16, F32, Probe, Size, close_sums, randoms, randoms_bf16};
 use crate::bench::ceilings::Work;
 use crate::device::{Result, Tensor};
 use crate::ops::grouped_logprob::{self, HeadGrads, Target, TokenGrad, cuda};
@@ -156,10 +155,12 @@ pub fn loss(p: &mut Probe) -> Result<()> {
         old: gpu.tensor(&old)?,
         reference: gpu.tensor(&reference)?,
         weight: gpu.tensor(&weight)?,
+        sequence: None,
     };
     let got = cuda::policy_loss(gpu, &scores, &targets, &uses, o)?;
     p.time(Work::Bytes(28 * of_use.len()), || cuda::policy_loss(gpu, &scores, &targets, &uses, o).map(drop))?;
     close_sums(p, "d log-prob", &got.d_logprob, &d_logprob, 1)?;
     p.close("d entropy", &got.d_entropy, &d_entropy, F32)?;
-    p.close("KL", &got.kl, &kl, 1e-3)
+    let found = got.found.part(kl.len()..2 * kl.len()).expect("three lists of uses");
+    p.close("KL", &found, &kl, 1e-3)
 }

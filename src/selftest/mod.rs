@@ -10,7 +10,7 @@ mod sampling;
 pub use ops::CHECKS;
 
 use crate::bench::ceilings::{Ceilings, Work};
-use crate::device::{Gpu, Real, Result, Slice};
+use crate::device::{Gpu, Real, Result, Slice, Tensor};
 use crate::ops::philox::{block, normals};
 use half::bf16;
 
@@ -141,4 +141,14 @@ fn randoms_bf16(seed: u64, n: usize) -> (Vec<bf16>, Vec<f32>) {
 
 fn widen<T: Real>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.to_f32()).collect()
+}
+
+/// Compares sums of `terms` products of standard normal numbers.
+fn close_sums<T: Real>(p: &mut Probe, what: &str, got: &Slice<T>, want: &[f32], terms: usize) -> Result<()> {
+    // Where a sum nearly cancels, the error of f32 stays that of its terms: scaled down, as all is compared to the same floor.
+    let scale = 1.0 / (terms as f32).sqrt();
+    let rounding = if T::NAME == "bf16" { BF16 } else { F32 };
+    let (gpu, small) = (p.gpu, |x: &[f32]| -> Vec<f32> { x.iter().map(|x| x * scale).collect() });
+    let got: Tensor<f32> = gpu.tensor(&small(&widen(&gpu.read(got)?)))?;
+    p.close(what, &got, &small(want), rounding)
 }

@@ -1,10 +1,11 @@
 //! One check for each op and direction, in the order of a model's step.
 
 use super::{
-    BF16, Check, F32, Probe, Size, attention, decode, gradient_cosine, head, randoms, randoms_bf16, sampling, widen,
+    BF16, Check, F32, Probe, Size, attention, close_sums, decode, gradient_cosine, head, randoms, randoms_bf16,
+    sampling, widen,
 };
 use crate::bench::ceilings::Work;
-use crate::device::{Real, Result, Slice, Tensor};
+use crate::device::{Real, Result};
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
 use crate::ops::attention::Shape;
@@ -170,16 +171,6 @@ fn products(p: &Probe) -> Vec<(usize, usize, usize)> {
 /// Of a product.
 fn flops(rows: usize, n_in: usize, n_out: usize) -> Work {
     Work::Flops(2.0 * (rows * n_in * n_out) as f64)
-}
-
-/// Compares sums of `terms` products of standard normal numbers.
-pub(super) fn close_sums<T: Real>(p: &mut Probe, what: &str, got: &Slice<T>, want: &[f32], terms: usize) -> Result<()> {
-    // Where a sum nearly cancels, the error of f32 stays that of its terms: scaled down, as all is compared to the same floor.
-    let scale = 1.0 / (terms as f32).sqrt();
-    let rounding = if T::NAME == "bf16" { BF16 } else { F32 };
-    let (gpu, small) = (p.gpu, |x: &[f32]| -> Vec<f32> { x.iter().map(|x| x * scale).collect() });
-    let got: Tensor<f32> = gpu.tensor(&small(&widen(&gpu.read(got)?)))?;
-    p.close(what, &got, &small(want), rounding)
 }
 
 fn linear_forward(p: &mut Probe) -> Result<()> {

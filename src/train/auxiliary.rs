@@ -5,11 +5,10 @@
 //! another (Gao et al. 2021): exact, in the memory of a micro-batch.
 
 use super::critic::{self, Critic, CriticLoss};
-use super::learner::Learner;
+use super::learner::{Learner, Span};
 use crate::agent::Episode;
 use crate::config::{Config, DecoupleMethod, GcdMode};
 use crate::device::Result;
-use crate::forest::Forest;
 use crate::gcd::contrast::Contrast;
 use crate::gcd::{Accuracy, AuxiliaryLoss, Label, Pair};
 use std::ops::Range;
@@ -34,35 +33,6 @@ impl LabelledAction {
             LabelledAction { action: episode.state(turn).len()..tokens.len(), tokens, label: pair.label }
         };
         pairs.iter().map(action).collect()
-    }
-}
-
-/// Tokens of a sequence whose mean hidden state a loss reads.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Span<'a> {
-    pub tokens: &'a [u32],
-    /// Not empty.
-    pub span: Range<usize>,
-}
-
-impl Span<'_> {
-    /// Neighbours of about `tokens` tokens together, before sharing.
-    pub(super) fn batches<'a, 'b>(spans: &'a [Span<'b>], tokens: usize) -> impl Iterator<Item = &'a [Span<'b>]> {
-        let mut sum = 0;
-        let mut starts: Vec<usize> = Vec::new();
-        for (i, span) in spans.iter().enumerate() {
-            sum += span.tokens.len();
-            if i == 0 || sum > tokens {
-                starts.push(i);
-                sum = span.tokens.len();
-            }
-        }
-        let ends = starts.iter().skip(1).copied().chain([spans.len()]).collect::<Vec<_>>();
-        starts.into_iter().zip(ends).map(|(start, end)| &spans[start..end])
-    }
-
-    pub(super) fn forest(spans: &[Span<'_>]) -> Forest {
-        Forest::new(&spans.iter().map(|s| s.tokens).collect::<Vec<_>>())
     }
 }
 

@@ -74,7 +74,8 @@ impl Batch {
             let norm = self.norm.with_part(part);
             for micro in &self.micro {
                 let micro = &self.taught[micro.clone()];
-                let (report, packed) = learner.policy(&config.grpo, micro, norm, config.rollout.temperature, watch)?;
+                let (report, packed) =
+                    learner.backward_policy(&config.grpo, micro, norm, config.rollout.temperature, watch)?;
                 packed_tokens += packed;
                 shared_tokens += micro.iter().map(|s| s.tokens.len()).sum::<usize>();
                 total.add(report, micro.iter().map(|s| s.loss_positions().count()).sum());

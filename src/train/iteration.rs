@@ -13,7 +13,7 @@ use crate::env::{Split, Suite};
 use crate::gcd::judgment::{questions, verdict_rate};
 use crate::gcd::theory::Measured;
 use crate::gcd::{self, Agreement, Judge, JudgeLabels, Judged, Labelled, Suggestion};
-use crate::grpo::{Sample, episode_return, samples};
+use crate::grpo::{Sample, episode_return, samples_by};
 use crate::model::Policy;
 use crate::ops::philox::Stream;
 use crate::report::metrics::Record;
@@ -85,7 +85,10 @@ pub fn run(inputs: &Inputs<'_>, mut models: Models<'_>, record: &mut Record) -> 
     drop(cache);
     let judge_seconds = began.elapsed().as_secs_f64();
     // 3) Form the advantages of the groups.
-    let samples = samples(&played.episodes, config);
+    let (scale, eps) = (config.grpo.advantage, config.grpo.advantage_eps.into());
+    let learner = &*models.learner;
+    let samples =
+        samples_by(&played.episodes, config, &|rewards, groups| learner.advantages(rewards, groups, scale, eps))?;
     if samples.is_empty() {
         return Err(TrainError::NoEpisodes(failures(&played).unwrap_or_default()));
     }

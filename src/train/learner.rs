@@ -1,7 +1,6 @@
 //! The training step: losses over micro-batches, and the optimizer step that ends them.
 
 use super::TrainError;
-use super::auxiliary::Span;
 use super::engine::{self, Engine, Export};
 use super::optimizer::StepReport;
 use crate::config::{Grpo, Optim};
@@ -10,8 +9,10 @@ use crate::device::{Gpu, Result};
 use crate::forest::Forest;
 use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample};
 use crate::model::{Architecture, Keep, Model, Params, Policy};
+use crate::ops::advantage::Scale;
 use crate::ops::grouped_logprob::TokenGrad;
 use std::borrow::Cow;
+use std::ops::Range;
 
 /// The policy in training. Gradients add up over micro-batches until [`Learner::step`].
 pub struct Learner {
@@ -88,7 +89,7 @@ impl Learner {
 
     /// Adds the gradient of the policy loss of one micro-batch; also returns the packed tokens. `watch` is told each scored
     /// token's log-prob when it was sampled, and now.
-    pub fn policy(
+    pub fn backward_policy(
         &mut self,
         config: &Grpo,
         samples: &[Sample],
@@ -106,15 +107,14 @@ impl Learner {
         }
         let mut loss = PolicyLoss::new(config, &forest, samples, norm);
         self.engine.forward(&forest, self.keep)?;
-        let nodes = loss.nodes().to_vec();
-        if loss.needs_logprobs() {
-            loss.set_logprobs(&self.engine.logprobs(&forest, &nodes, temperature)?.0);
-        }
-        self.engine.backward(&forest, &nodes, temperature, &mut |i, logprob, entropy| {
-            watch(sampled[nodes[i] as usize], logprob);
-            loss.token(i, logprob, entropy)
-        })?;
+        let watch = &mut |node: u32, logprob| watch(sampled[node as usize], logprob);
+        self.engine.backward_policy(&forest, temperature, &mut loss, watch)?;
         Ok((loss.finish(), forest.len()))
+    }
+
+    /// The advantages of `rewards`, see [`crate::ops::advantage::advantages`].
+    pub fn advantages(&self, rewards: &[f64], groups: &[usize], scale: Scale, eps: f64) -> Result<Vec<f64>> {
+        self.engine.advantages(rewards, groups, scale, eps)
     }
 
     /// Log-prob and entropy of each of `nodes`.
@@ -192,5 +192,34 @@ impl Learner {
     /// Clips, updates the parameters and clears the gradient. A gradient that is not finite changes nothing.
     pub fn step(&mut self, optim: &Optim, lr: f32) -> Result<StepReport> {
         self.engine.step(optim, lr, &mut self.steps)
+    }
+}
+
+/// Tokens of a sequence whose mean hidden state a loss reads.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Span<'a> {
+    pub tokens: &'a [u32],
+    /// Not empty.
+    pub span: Range<usize>,
+}
+
+impl Span<'_> {
+    /// Neighbours of about `tokens` tokens together, before sharing.
+    fn batches<'a, 'b>(spans: &'a [Span<'b>], tokens: usize) -> impl Iterator<Item = &'a [Span<'b>]> {
+        let mut sum = 0;
+        let mut starts: Vec<usize> = Vec::new();
+        for (i, span) in spans.iter().enumerate() {
+            sum += span.tokens.len();
+            if i == 0 || sum > tokens {
+                starts.push(i);
+                sum = span.tokens.len();
+            }
+        }
+        let ends = starts.iter().skip(1).copied().chain([spans.len()]).collect::<Vec<_>>();
+        starts.into_iter().zip(ends).map(|(start, end)| &spans[start..end])
+    }
+
+    fn forest(spans: &[Span<'_>]) -> Forest {
+        Forest::new(&spans.iter().map(|s| s.tokens).collect::<Vec<_>>())
     }
 }

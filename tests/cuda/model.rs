@@ -12,11 +12,12 @@ use std::fs;
 use std::path::Path;
 use uncouple::config::{Config, DecoupleMethod, GcdMode, Grpo, Optim, RatioLevel};
 use uncouple::forest::{Forest, ROOT};
-use uncouple::grpo::{Normaliser, Sample};
+use uncouple::grpo::{LossReport, Normaliser, Part, Sample};
 use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::checkpoint;
 use uncouple::model::families::FAMILIES;
 use uncouple::model::{Activations, Keep, Model, Params};
+use uncouple::ops::advantage::Scale;
 use uncouple::reference;
 use uncouple::train::engine::{CudaEngine, Scorer};
 use uncouple::train::learner::Learner;
@@ -111,7 +112,7 @@ fn grpo_steps() {
         for step in 0..2 {
             let [cpu, gpu] = learners.each_mut().map(|learner| {
                 let norm = Normaliser::new(&samples, 1);
-                let (report, _) = learner.policy(&grpo, &samples, norm, 0.8, &mut |_, _| {}).unwrap();
+                let (report, _) = learner.backward_policy(&grpo, &samples, norm, 0.8, &mut |_, _| {}).unwrap();
                 (report.loss, learner.step(&optim, 1e-3).unwrap())
             });
             assert!((cpu.0 - gpu.0).abs() < 2e-3, "{ratio:?}, loss of step {step}: {} and {}", cpu.0, gpu.0);
@@ -130,6 +131,66 @@ fn grpo_steps() {
     }
 }
 
+/// Losses, metrics and gradients of all options: shared tokens, a reference, a policy's own log-probs, and passes of a part.
+#[test]
+fn the_policy_loss_on_the_device_is_that_of_the_host() {
+    let all = samples();
+    // The third goes on where the first ended: their common tokens carry two losses.
+    let longer = [&all[0].tokens[..], &[5, 11]].concat();
+    let n = longer.len();
+    let third =
+        Sample { tokens: longer, mask: (0..n).map(|t| t >= 20).collect(), advantage: vec![-1.3; n], ..all[0].clone() };
+    let third = Sample { old_logprobs: None, ..third };
+    let mut samples = [all, vec![third]].concat();
+    for sample in &mut samples {
+        sample.ref_logprobs = Some((0..sample.tokens.len()).map(|t| -4.3 - 0.05 * (t % 7) as f32).collect());
+    }
+    let full = Grpo { beta: 0.3, kl_ratio: true, entropy_coef: 0.1, dual_clip: 3.0, ..Grpo::default() };
+    for (ratio, part) in [
+        (RatioLevel::Token, Part::All),
+        (RatioLevel::Token, Part::Negative),
+        (RatioLevel::Sequence, Part::All),
+        (RatioLevel::Sequence, Part::Positive),
+    ] {
+        let grpo = Grpo { ratio, ..full.clone() };
+        let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), false)];
+        learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+        let [cpu, gpu] = learners.each_mut().map(|learner| {
+            let norm = Normaliser::new(&samples, 1).with_part(part);
+            let mut told = Vec::new();
+            let watch = &mut |_, logprob| told.push(logprob);
+            let (report, _) = learner.backward_policy(&grpo, &samples, norm, 0.9, watch).unwrap();
+            (report, learner.take_grads().unwrap().flat, told)
+        });
+        assert_eq!(cpu.2.len(), gpu.2.len());
+        assert!(cpu.2.iter().zip(&gpu.2).all(|(a, b)| (a - b).abs() < 0.05), "{ratio:?}: log-probs");
+        let of = |r: &LossReport| [r.loss, r.kl, r.entropy, r.clip_ratio_low_mean, r.clip_ratio_high_max];
+        for (a, b) in of(&cpu.0).into_iter().zip(of(&gpu.0)) {
+            assert!((a - b).abs() < 0.02 * a.abs().max(0.1), "{ratio:?}, {part:?}: {:?} and {:?}", cpu.0, gpu.0);
+        }
+        let error = relative(&gpu.1, &cpu.1);
+        assert!(error < 0.05, "{ratio:?}, {part:?}: the gradient differs by {error}");
+    }
+}
+
+/// GRPO's group advantages come from the kernel that the device has for them.
+#[test]
+fn advantages_are_those_of_the_host() {
+    let mut learner = Learner::new(common::narrow(true), false);
+    let rewards = [1.0, 0.0, 0.0, 1.0, 0.5, 0.5, 0.5, 2.0, -1.0, 0.25];
+    let groups = [4, 3, 2, 1];
+    let of = |learner: &Learner| {
+        let scales = [Scale::Group, Scale::Batch, Scale::None];
+        scales.map(|scale| learner.advantages(&rewards, &groups, scale, 1e-4).unwrap())
+    };
+    let cpu = of(&learner);
+    learner.to_gpu(&emulated::quick_gpu(), 8).unwrap();
+    let gpu = of(&learner);
+    for (a, b) in cpu.iter().flatten().zip(gpu.iter().flatten()) {
+        assert!((a - b).abs() < 1e-5 && (*a == 0.0) == (*b == 0.0), "{cpu:?} and {gpu:?}");
+    }
+}
+
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     let mut learner = Learner::new(common::narrow(true), false);
@@ -137,13 +198,13 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     let mut samples = samples();
     let norm = Normaliser::new(&samples, 1);
     let grpo = Grpo::default();
-    learner.policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
+    learner.backward_policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
     let taken = learner.take_grads().unwrap();
     assert!(taken.flat.iter().any(|g| *g != 0.0));
     let step = learner.step(&Optim { weight_decay: 0.0, ..Optim::default() }, 1e-3).unwrap();
     assert_eq!((step.grad_norm, learner.steps), (0.0, 1), "they were taken");
     samples[0].advantage.fill(f32::NAN);
-    learner.policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
+    learner.backward_policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
     assert!(learner.step(&Optim::default(), 1e-3).unwrap().skipped);
     assert_eq!(learner.export().unwrap().model.params.flat, common::narrow(true).params.flat);
     assert_eq!(learner.steps, 1);
@@ -340,9 +401,9 @@ fn gradients_of_two_signs_are_projected_on_the_device() {
     learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
     let [cpu, gpu] = learners.each_mut().map(|learner| {
         let norm = Normaliser::new(&samples, 1);
-        learner.policy(&grpo, &samples[..1], norm, 1.0, &mut |_, _| {}).unwrap();
+        learner.backward_policy(&grpo, &samples[..1], norm, 1.0, &mut |_, _| {}).unwrap();
         learner.set_grads_aside().unwrap();
-        learner.policy(&grpo, &samples[1..], norm, 1.0, &mut |_, _| {}).unwrap();
+        learner.backward_policy(&grpo, &samples[1..], norm, 1.0, &mut |_, _| {}).unwrap();
         let cosine = learner.combine().unwrap().unwrap();
         (cosine, learner.take_grads().unwrap().flat)
     });

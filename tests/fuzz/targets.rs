@@ -14,7 +14,7 @@ use uncouple::env::openenv::{Games, Layout, Session};
 use uncouple::env::textgame::{GameFile, Shared, TextGame};
 use uncouple::env::{Environment, Observation, Split, Suite};
 use uncouple::model::checkpoint;
-use uncouple::model::tokenizer::{Message, Tokenizer};
+use uncouple::model::{Message, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::report::{metrics, trajectories::Trajectories};
 use uncouple::rollout::{Actor, RolloutTasks, Settings};

@@ -210,7 +210,7 @@ fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
         ..Sample::default()
     };
     let batch = [sample];
-    learner.policy(&Grpo::default(), &batch, Normaliser::new(&batch, 1), 1.0, &mut |_, _| {}).unwrap();
+    learner.backward_policy(&Grpo::default(), &batch, Normaliser::new(&batch, 1), 1.0, &mut |_, _| {}).unwrap();
     let alone = learner.grads().unwrap().into_owned();
     assert!(alone.flat.iter().any(|g| *g != 0.0));
     let mut loss = f64::INFINITY;
@@ -229,10 +229,8 @@ fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
     // What the head reads is what the model computes.
     let ends: Vec<f64> =
         actions.iter().flat_map(|p| mean(&learner.export().unwrap().model, p, p.action.start)).collect();
-    let spans: Vec<_> = actions
-        .iter()
-        .map(|p| uncouple::train::auxiliary::Span { tokens: &p.tokens, span: p.action.clone() })
-        .collect();
+    let spans: Vec<_> =
+        actions.iter().map(|p| uncouple::train::learner::Span { tokens: &p.tokens, span: p.action.clone() }).collect();
     assert_close("mean hidden", &learner.mean_hidden(&spans, 30).unwrap(), &ends, 1e-5);
 }
 

@@ -132,6 +132,79 @@ fn imports_point_down() {
     assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
 }
 
+/// The members of a folder (files and subfolders) that import each other in a circle; `path` is the folder's, from the crate's root.
+fn circles(folder: &Path, path: &str) -> Vec<String> {
+    let mut texts: BTreeMap<String, Vec<(bool, String)>> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    for entry in fs::read_dir(folder).unwrap() {
+        let entry = entry.unwrap().path();
+        let stem = entry.file_stem().unwrap().to_str().unwrap().to_string();
+        if entry.is_dir() {
+            wrong.extend(circles(&entry, &format!("{path}{stem}::")));
+            let mut inside = Vec::new();
+            sources(&entry, Some(&stem), &mut inside);
+            texts.entry(stem).or_default().extend(inside.into_iter().map(|(_, _, text)| (false, text)));
+        } else if entry.extension().is_some_and(|e| e == "rs") && !["lib", "main", "mod"].contains(&&stem[..]) {
+            texts.entry(stem).or_default().push((true, fs::read_to_string(&entry).unwrap()));
+        }
+    }
+    let members: BTreeSet<String> = texts.keys().cloned().collect();
+    let graph: BTreeMap<&str, BTreeSet<String>> = texts
+        .iter()
+        .map(|(member, texts)| {
+            let found = texts.iter().flat_map(|(direct, text)| siblings(text, path, *direct));
+            (&member[..], found.filter(|name| name != member && members.contains(name)).collect())
+        })
+        .collect();
+    let in_a_circle = graph.keys().filter(|m| reaches(&graph, m, m, &mut BTreeSet::new()));
+    wrong.extend(in_a_circle.map(|m| format!("{path}{m} imports itself in a circle")));
+    wrong
+}
+
+/// What a text in the folder `path` imports of it; `direct`: not from a subfolder. Unit tests may import what they test.
+fn siblings(text: &str, path: &str, direct: bool) -> BTreeSet<String> {
+    let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+    let mut found = BTreeSet::new();
+    for line in code.split(';').filter_map(|statement| statement.split_once("use ").map(|(_, path)| path.trim())) {
+        if let Some(rest) = line.strip_prefix(&format!("crate::{path}")) {
+            found.extend(heads(rest));
+        }
+        if let Some(rest) = line.strip_prefix("super::").filter(|_| direct) {
+            found.extend(heads(rest));
+        }
+    }
+    found
+}
+
+#[test]
+fn no_folder_has_a_circle_of_imports() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let wrong: Vec<String> = fs::read_dir(&src)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.is_dir())
+        .flat_map(|path| circles(&path, &format!("{}::", path.file_name().unwrap().to_str().unwrap())))
+        .collect();
+    assert!(wrong.is_empty(), "\n{}", wrong.join("\n"));
+    // A planted one, through a subfolder.
+    let folder = tempfile::tempdir().unwrap();
+    let file = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    };
+    file("mod.rs", "mod a; mod b; mod c;");
+    file("a.rs", "use super::b::B;");
+    file("b/mod.rs", "mod inner;");
+    file("b/inner.rs", "use crate::room::{c::C, d};");
+    file("c.rs", "use super::d::D;\nuse std::fs;");
+    file("d.rs", "");
+    assert_eq!(circles(folder.path(), "room::"), Vec::<String>::new());
+    file("d.rs", "use super::{c, a::A};");
+    let circle = |name: &str| format!("room::{name} imports itself in a circle");
+    assert_eq!(circles(folder.path(), "room::"), ["a", "b", "c", "d"].map(circle));
+}
+
 #[test]
 fn planted_violations_are_found() {
     let check = |files: &[(&str, &str)]| {

@@ -1,6 +1,5 @@
 //! The server's connections: how many, how long a request may take to come, and how they end.
 
-use super::server::Bounds;
 use axum::Router;
 use axum::body::{HttpBody, to_bytes};
 use axum::extract::{Request, State};
@@ -24,6 +23,17 @@ pub const LONGEST: usize = 1 << 20;
 const CONNECTIONS: u32 = 256;
 /// Time for what is under way when the server ends.
 pub const GRACE: Duration = Duration::from_secs(5);
+
+/// Bounds of a server.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Bounds {
+    /// Most sessions at once, and HTTP requests that play; one more is told that there is no room.
+    pub sessions: usize,
+    /// A session that says nothing for so long is closed, as is another connection after so long.
+    pub idle: Duration,
+    /// Longest time for the head of a request to come, the next one on the same connection included, and for its body.
+    pub request: Duration,
+}
 
 /// Resolves when `stop` holds true.
 pub async fn stopped(stop: &mut watch::Receiver<bool>) {

@@ -17,6 +17,7 @@ mod session;
 mod suite;
 
 pub use client::{Address, Connection, Layout};
-pub use server::{Bounds, ServeError, Server, Stop};
+pub use listen::Bounds;
+pub use server::{ServeError, Server, Stop};
 pub use session::{Games, Session};
 pub use suite::OpenEnv;

@@ -1,7 +1,7 @@
 //! The server: sessions at `/ws`, and over HTTP what there is to play.
 
 use super::access::{self, Names};
-use super::listen::{self, GRACE, LONGEST};
+use super::listen::{self, Bounds, GRACE, LONGEST};
 use super::session::{Games, Refusal, Session};
 use crate::env::{Split, Suite, Task};
 use axum::Router;
@@ -16,7 +16,6 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
 use tokio::select;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 use tokio::task::block_in_place;
@@ -26,17 +25,6 @@ use tokio::time::timeout;
 const PREVIEW: u64 = 100;
 /// What is said to be the number of tasks where there is no end of them.
 const ENDLESS: u64 = i32::MAX as u64;
-
-/// Bounds of a server.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Bounds {
-    /// Most sessions at once, and HTTP requests that play; one more is told that there is no room.
-    pub sessions: usize,
-    /// A session that says nothing for so long is closed, as is another connection after so long.
-    pub idle: Duration,
-    /// Longest time for the head of a request to come, the next one on the same connection included, and for its body.
-    pub request: Duration,
-}
 
 /// Why a server could not be set up.
 #[derive(Debug, thiserror::Error)]

@@ -2,15 +2,12 @@
 
 use foldhash::HashMap;
 
-use super::pddl::PredicateId;
+use super::pddl::{MOST_ARGUMENTS, PredicateId};
 
 /// Index of an object, in the order of the objects' names.
 pub type EntityId = u16;
 /// Index of a fact. Facts that no action changes come first.
 pub type FactId = u32;
-
-/// Most arguments of a predicate: a fact's predicate and arguments are one 128-bit key.
-pub const MOST_ARGUMENTS: usize = 7;
 
 /// A predicate and its arguments as one number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

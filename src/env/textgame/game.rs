@@ -3,13 +3,15 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::facts::{FactId, Key};
-use super::grammar::{Expression, Grammar, Piece, Query, Symbol};
+use super::facts::{EntityId, FactId, Key};
+use super::grammar::{Expression, Grammar, Piece, Query, Symbol, VariableId};
 use super::ground::Task;
-use super::limits::{Budget, MOST_GROUNDING, MOST_SPEECH};
+use super::limits::{Budget, MOST_GROUNDING};
 use super::pddl::{Domain, Problem};
-use super::speaker::Speaker;
 use super::syntax::GameError;
+
+/// What variables stand for; the latest binding of a name counts.
+pub type Context = Vec<(VariableId, EntityId)>;
 
 /// Everything about a game that does not change while it is played: shared by all its episodes.
 #[derive(Debug)]
@@ -21,7 +23,7 @@ pub struct Game {
     pub names: Vec<String>,
     /// Spelled commands in order; a ground action whose spelling depends on the state has none here.
     pub commands: Vec<String>,
-    command_of: Vec<Option<u32>>,
+    pub(super) command_of: Vec<Option<u32>>,
     /// The ways to look at when a changing fact holds, by fact, and those to look at always.
     watching: Vec<Vec<u32>>,
     always: Vec<u32>,
@@ -148,29 +150,13 @@ impl Game {
         believed
     }
 
-    /// How a ground action is spelled in `state`.
-    pub fn command(&self, action: u32, state: &State) -> Result<String, String> {
-        self.spelled(action, state, &Budget::new(MOST_SPEECH))
-    }
-
-    /// [`Game::command`], as one of several that share a budget.
-    pub(super) fn spelled(&self, action: u32, state: &State, budget: &Budget) -> Result<String, String> {
-        if let Some(command) = self.command_of[action as usize] {
-            return Ok(self.commands[command as usize].clone());
-        }
-        let mut out = String::new();
-        let spelling = &self.grammar.spellings[usize::from(self.task.actions[action as usize].schema)];
-        Speaker { game: self, state, budget }.say(&spelling.template, &self.context(action), &mut out)?;
-        Ok(out)
-    }
-
     /// Index into [`Game::commands`] of a ground action, where its spelling does not depend on the state.
     pub fn command_index(&self, action: u32) -> Option<u32> {
         self.command_of[action as usize]
     }
 
     /// The parameters of a ground action as the grammar sees them.
-    pub fn context(&self, action: u32) -> super::speaker::Context {
+    pub fn context(&self, action: u32) -> Context {
         let action = &self.task.actions[action as usize];
         let spelling = &self.grammar.spellings[usize::from(action.schema)];
         spelling.parameters.iter().copied().zip(action.arguments.iter().copied()).collect()

@@ -8,9 +8,9 @@ use std::borrow::Cow;
 
 use foldhash::HashMap;
 
-use super::facts::{EntityId, FactId, Facts, Key, MOST_ARGUMENTS};
+use super::facts::{EntityId, FactId, Facts, Key};
 use super::limits::{Budget, MOST_GROUNDING, TooMuch};
-use super::pddl::{Atom, Condition, Domain, Effect, Problem, Scoped, Term, TypeId};
+use super::pddl::{Atom, Condition, Domain, Effect, MOST_ARGUMENTS, Problem, Scoped, Term, TypeId};
 use super::syntax::GameError;
 
 /// A ground condition that is not a plain conjunction.

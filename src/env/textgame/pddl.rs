@@ -3,7 +3,6 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
-use super::facts::MOST_ARGUMENTS;
 use super::limits::{MOST_DECLARED, MOST_OBJECTS, MOST_TYPES, MOST_VARIABLES};
 use super::syntax::{GameError, Node, Position, read};
 
@@ -11,6 +10,9 @@ use super::syntax::{GameError, Node, Position, read};
 pub type TypeId = u16;
 /// Index into [`Domain::predicates`].
 pub type PredicateId = u16;
+
+/// Most arguments of a predicate: a fact's predicate and arguments are one 128-bit key.
+pub const MOST_ARGUMENTS: usize = 7;
 
 /// A variable (its slot in the action, parameters first) or a named object.
 #[derive(Debug, Clone, PartialEq)]

@@ -1,12 +1,9 @@
 //! Texts of a grammar in a state.
 
-use super::facts::{EntityId, MOST_ARGUMENTS};
-use super::game::{Game, State};
+use super::game::{Context, Game, State};
 use super::grammar::{Expression, Piece, Property, Query, RuleId, Symbol, VariableId};
-use super::limits::{Budget, TooMuch};
-
-/// What variables stand for; the latest binding of a name counts.
-pub type Context = Vec<(VariableId, EntityId)>;
+use super::limits::{Budget, MOST_SPEECH, TooMuch};
+use super::pddl::MOST_ARGUMENTS;
 
 /// Rules nested deeper than this are taken for a circle.
 const DEEPEST: usize = 64;
@@ -180,5 +177,23 @@ impl Speaker<'_> {
             }
         }
         Ok(())
+    }
+}
+
+impl Game {
+    /// How a ground action is spelled in `state`.
+    pub fn command(&self, action: u32, state: &State) -> Result<String, String> {
+        self.spelled(action, state, &Budget::new(MOST_SPEECH))
+    }
+
+    /// [`Game::command`], as one of several that share a budget.
+    pub(super) fn spelled(&self, action: u32, state: &State, budget: &Budget) -> Result<String, String> {
+        if let Some(command) = self.command_of[action as usize] {
+            return Ok(self.commands[command as usize].clone());
+        }
+        let mut out = String::new();
+        let spelling = &self.grammar.spellings[usize::from(self.task.actions[action as usize].schema)];
+        Speaker { game: self, state, budget }.say(&spelling.template, &self.context(action), &mut out)?;
+        Ok(out)
     }
 }

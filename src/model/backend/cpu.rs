@@ -1,13 +1,14 @@
 //! The blocks in f32 on the CPU. Everything but attention and the weight gradients works on blocks of [`BLOCK`] rows that stay in
 //! cache from the norm to the residual; blocks run in parallel.
 
+use super::Keep;
 use super::Sink;
 use super::cpu_sink::{Cpu, by_span};
-use super::{Backward, Forward, Keep};
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
 use crate::model::Model;
 use crate::model::params::LayerLayout;
+use crate::model::transformer::{Backward, Forward};
 use crate::ops::attention::{self, Visibility};
 use crate::ops::linear::WeightGrad;
 use crate::ops::{embedding, linear, qk_norm, rmsnorm, rope, swiglu};

@@ -4,11 +4,11 @@
 //! feeds, and large models, go through the model together: all threads work on each layer in turn. A row's numbers are the same
 //! either way.
 
-use super::Forward;
 use super::cpu::{Dims, Weights};
+use super::kv_cache::{Growing, KvCache};
 use crate::device::cpu::BLOCK;
-use crate::model::kv_cache::{Growing, KvCache};
 use crate::model::pages::{PAGE, Slot};
+use crate::model::transformer::Forward;
 use crate::model::{Model, transformer};
 use crate::ops::decode_attention::Feed;
 use crate::ops::{decode_attention, embedding, linear, rmsnorm};

@@ -3,13 +3,14 @@
 //! A residual connection is added by the norm that follows it, and the
 //! gradient of the residual stream lives in one buffer that every layer adds to.
 
+use super::Keep;
 use super::Sink;
-use super::cuda_sink::{Accumulate, Cuda, spans};
-use super::cuda_step::Graphs;
-use super::{Backward, Forward, Keep};
+use super::cuda_graphs::Graphs;
+use super::cuda_sink::{Accumulate, Cuda, part, spans};
 use crate::device::{Error, Gpu, Packed, Part, Result, Slice, Tensor};
 use crate::forest::Forest;
 use crate::model::params::Layout;
+use crate::model::transformer::{Backward, Forward};
 use crate::model::{Architecture, Model, transformer};
 use crate::ops::attention;
 use crate::ops::attention::cuda::{Backward as Backwards, Visibility};
@@ -431,12 +432,4 @@ impl CudaActivations {
 /// The elements of some rows.
 fn wide(rows: &Range<usize>, width: usize) -> Range<usize> {
     rows.start * width..rows.end * width
-}
-
-/// A tensor's place in a flat buffer of the model's layout.
-///
-/// # Panics
-/// If the buffer is shorter than the layout.
-pub fn part<'a, T: bytemuck::Pod>(flat: &'a Slice<T>, range: &Range<usize>) -> Part<'a, T> {
-    flat.part(range.clone()).expect("a flat buffer holds the whole layout")
 }

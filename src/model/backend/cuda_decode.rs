@@ -2,7 +2,8 @@
 //! to the host is tokens and their log-probs.
 
 use super::Keep;
-use super::cuda::{CudaActivations, CudaModel, part};
+use super::cuda::{CudaActivations, CudaModel};
+use super::cuda_sink::part;
 use super::cuda_step::{DRAWS, Drawing, Step, Steps, sampled};
 use crate::device::{Packed, Result, Slice, Tensor, expect};
 use crate::model::pages::PAGE;

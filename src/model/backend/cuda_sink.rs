@@ -1,8 +1,7 @@
 //! Where the backward pass on a GPU puts the gradients of weights.
 
-use super::cuda::part;
 use super::{Gradients, Sink};
-use crate::device::{Error, Gpu, Result, Slice};
+use crate::device::{Error, Gpu, Part, Result, Slice};
 use crate::ops::embedding::{self, cuda::Tokens};
 use crate::ops::linear::{self, cuda::WeightGrad};
 use half::bf16;
@@ -57,4 +56,12 @@ pub(super) fn spans(sink: &dyn Sink<Cuda>) -> Vec<(usize, Range<usize>)> {
     let start = [0].iter().chain(sink.spans());
     let rows = start.zip(sink.spans()).map(|(start, end)| *start..*end);
     rows.enumerate().filter(|(_, rows)| !rows.is_empty()).collect()
+}
+
+/// A tensor's place in a flat buffer of the model's layout.
+///
+/// # Panics
+/// If the buffer is shorter than the layout.
+pub fn part<'a, T: bytemuck::Pod>(flat: &'a Slice<T>, range: &Range<usize>) -> Part<'a, T> {
+    flat.part(range.clone()).expect("a flat buffer holds the whole layout")
 }

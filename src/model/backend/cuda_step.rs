@@ -5,8 +5,10 @@
 //! a decoder: they serve the next one again, as long as what they read and write lies where it lay.
 
 use super::Keep;
-use super::cuda::{CudaActivations, CudaModel, part};
-use crate::device::{Graph, Packed, Result, Slice, Tensor};
+use super::cuda::{CudaActivations, CudaModel};
+use super::cuda_graphs::Kind;
+use super::cuda_sink::part;
+use crate::device::{Packed, Result, Slice, Tensor};
 use crate::model::Slot;
 use crate::model::pages::Pages;
 use crate::ops::decode_attention::cuda::{Cache, Rows};
@@ -15,31 +17,9 @@ use crate::ops::sampling::cuda::{self as sampling, Logits};
 use crate::ops::sampling::{Sampled, SamplingParams};
 use half::bf16;
 use std::collections::BTreeMap;
-use std::sync::{Mutex, PoisonError};
 
 /// Most rows that are drawn from at once.
 pub(crate) const DRAWS: usize = 256;
-
-/// The graphs that a model's decoders have captured.
-#[derive(Default)]
-pub(super) struct Graphs(Mutex<Vec<Captured>>);
-
-struct Captured {
-    kind: Kind,
-    /// Of all that it reads and writes, but for the model's weights.
-    addresses: Vec<u64>,
-    graph: Graph,
-}
-
-/// What a graph does.
-#[derive(Debug, Clone, Copy, PartialEq)]
-struct Kind {
-    rows: usize,
-    /// Most parts of a context.
-    splits: usize,
-    /// How the next tokens are drawn, if they are.
-    draw: Option<SamplingParams>,
-}
 
 /// A token for each of some sequences, of the vocabulary, for which the cache has room.
 pub(super) struct Step {
@@ -138,7 +118,7 @@ impl Steps {
         let logits = &self.logits;
         model
             .graphs
-            .run(model, kind, addresses, || buffers.compute(model, cache, states, logits, kind.draw.as_ref()))?;
+            .run(&model.gpu, kind, addresses, || buffers.compute(model, cache, states, logits, kind.draw.as_ref()))?;
         if drawing.is_none() {
             return Ok(Vec::new());
         }
@@ -231,24 +211,5 @@ impl Buffers {
         all.extend(self.rows.addresses());
         all.extend(self.acts.addresses());
         all
-    }
-}
-
-impl Graphs {
-    pub fn len(&self) -> usize {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).len()
-    }
-
-    /// Does `work`: by the graph of this kind and these addresses, if there is one, or by itself, to be captured then.
-    fn run(&self, model: &CudaModel, kind: Kind, addresses: Vec<u64>, work: impl Fn() -> Result<()>) -> Result<()> {
-        let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(found) = captured.iter().find(|c| c.kind == kind && c.addresses == addresses) {
-            return found.graph.replay();
-        }
-        work()?;
-        let graph = model.gpu.capture(&work)?;
-        captured.retain(|c| c.kind != kind);
-        captured.push(Captured { kind, addresses, graph });
-        Ok(())
     }
 }

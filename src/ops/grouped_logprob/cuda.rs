@@ -288,12 +288,14 @@ impl Kernels<'_> {
 pub struct Uses {
     pub start: Tensor<u32>,
     pub advantage: Tensor<f32>,
-    /// Log-prob under the policy that sampled.
+    /// Log-prob under the policy that sampled; not a number: the policy's own, so that the ratio is 1.
     pub old: Tensor<f32>,
     /// Log-prob under the frozen reference; read if `beta` is not 0.
     pub reference: Tensor<f32>,
     /// The use's share of the loss.
     pub weight: Tensor<f32>,
+    /// Ratios of whole sequences, and the gradients that reach the log-probs by them; `None`: each token's own ratio.
+    pub sequence: Option<[Tensor<f32>; 2]>,
 }
 
 /// The token-level policy loss; the kernel's struct of this name.
@@ -310,33 +312,28 @@ pub struct Policy {
     pub kl_ratio: i32,
 }
 
-/// What the loss is, by use, and its gradient, by target.
+/// The loss's gradient, by target, and what it is, by use.
 pub struct Loss {
     pub d_logprob: Tensor<f32>,
     pub d_entropy: Tensor<f32>,
-    /// The weighted loss.
-    pub term: Tensor<f32>,
-    pub kl: Tensor<f32>,
-    /// −1 at the lower bound of the ratio, 1 at the upper, else 0.
-    pub clipped: Tensor<f32>,
+    /// `[3, uses]`: the weighted loss, the KL term, and −1 at the lower bound of the ratio, 1 at the upper, else 0.
+    pub found: Tensor<f32>,
 }
 
 /// −min(ρA, clip(ρ)A), dual clip, β·k3 and the entropy bonus, with ρ = exp(logp − old).
 pub fn policy_loss(gpu: &Gpu, scores: &Scores, targets: &Targets, uses: &Uses, o: Policy) -> Result<Loss> {
     let (n, count) = (targets.order.len(), uses.advantage.len());
     let lengths = [uses.start.len() - 1, uses.old.len(), uses.reference.len(), uses.weight.len()];
-    expect("policy loss", lengths == [n, count, count, count], || {
+    let of_sequences = uses.sequence.iter().flatten().all(|list| list.len() == count);
+    expect("policy loss", lengths == [n, count, count, count] && of_sequences, || {
         format!("{lengths:?} targets and values for {n} targets and {count} uses")
     })?;
-    let [d_logprob, d_entropy] = [gpu.uninit(n)?, gpu.uninit(n)?];
-    let [term, kl, clipped] = [gpu.uninit(count)?, gpu.uninit(count)?, gpu.uninit(count)?];
-    let loss = Loss { d_logprob, d_entropy, term, kl, clipped };
+    let loss = Loss { d_logprob: gpu.uninit(n)?, d_entropy: gpu.uninit(n)?, found: gpu.uninit(3 * count)? };
     let mut args = vec![scores.logprob().arg(), scores.entropy().arg(), targets.row.arg(), uses.start.arg()];
     args.extend([&uses.advantage, &uses.old, &uses.reference, &uses.weight].map(|x| x.arg()));
-    // No ratio of whole sequences.
-    args.extend([Arg::NULL, Arg::NULL]);
-    args.extend([&loss.d_logprob, &loss.d_entropy, &loss.term, &loss.kl, &loss.clipped].map(|x| x.arg()));
-    args.extend([Arg::from(n as i32), Arg::from(o)]);
+    args.extend(uses.sequence.as_ref().map_or([Arg::NULL; 2], |lists| lists.each_ref().map(|x| x.arg())));
+    args.extend([loss.d_logprob.arg(), loss.d_entropy.arg(), loss.found.arg()]);
+    args.extend([Arg::from(n as i32), Arg::from(count as i32), Arg::from(o)]);
     gpu.launch_threads("grouped_logprob_loss_f32", n, &args)?;
     Ok(loss)
 }

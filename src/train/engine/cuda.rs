@@ -1,17 +1,21 @@
 //! The engine on a GPU: the model in bf16; master weights, moments and gradients in f32.
 //!
-//! The loss itself stays on the host: log-probs come to it, and its gradient by them goes back, a few numbers for each scored
-//! token. So every loss there is trains on either device.
+//! The policy loss is computed on the device, and what it came to is read when all is done. Other losses stay on the host: log-probs
+//! come to them, and their gradient by them goes back, a few numbers for each scored token. So every loss there is trains on either
+//! device.
 
 use super::{Engine, Export, NONE_ASIDE, Scorer, cuda_grams};
-use crate::config::Optim;
+use crate::config::{Grpo, Optim};
 use crate::coupling::{Grams, StateAction};
-use crate::device::{Gpu, Part, Result, Slice, Tensor, expect};
+use crate::device::{Gpu, Packed, Part, Result, Slice, Tensor, expect};
 use crate::forest::Forest;
-use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel, part};
+use crate::grpo::{PolicyLoss, UseFound};
+use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel};
+use crate::model::backend::cuda_sink::part;
 use crate::model::{Architecture, Keep, Model, Params, Policy};
 use crate::ops::adamw::{self, cuda::Rounding, cuda::State};
-use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets};
+use crate::ops::advantage::{self, Scale};
+use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets, Uses};
 use crate::ops::grouped_logprob::{Target, TokenGrad};
 use crate::ops::pcgrad;
 use crate::train::TrainError;
@@ -186,6 +190,63 @@ impl Engine for CudaEngine {
         self.decoder_backward(&d_hidden)
     }
 
+    /// One pass of the head's forward kernel, whatever the ratio. With ratios of whole sequences the log-probs come to the host once, in
+    /// between.
+    fn backward_policy(
+        &mut self,
+        forest: &Forest,
+        temperature: f32,
+        loss: &mut PolicyLoss<'_>,
+        watch: &mut dyn FnMut(u32, f32),
+    ) -> Result<()> {
+        let nodes = loss.nodes().to_vec();
+        let (gpu, scorer) = (&self.gpu, &self.scorer);
+        let (targets, weight, acts) = (scorer.targets(forest, &nodes)?, scorer.head_weight(), scorer.acts());
+        let head = scorer.head(&weight, acts, temperature);
+        let scores = head::forward(gpu, head, &targets)?;
+        if loss.needs_logprobs() {
+            loss.set_logprobs(&scores.read(gpu, &targets)?.0);
+        }
+        let uses = uses(gpu, loss, &targets)?;
+        let found = head::policy_loss(gpu, &scores, &targets, &uses, kernel_options(loss.config()))?;
+        let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
+        let d_weight = part(&self.grads, &self.layout().head);
+        let (d_logprob, d_entropy) = (&found.d_logprob, &found.d_entropy);
+        let sums = Gradients { d_logprob, d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
+        head::backward(gpu, head, &targets, &scores, sums)?;
+        self.decoder_backward(&d_hidden)?;
+
+        let gpu = &self.gpu;
+        let (logprob, entropy) = scores.read(gpu, &targets)?;
+        nodes.iter().zip(&logprob).for_each(|(node, logprob)| watch(*node, *logprob));
+        let lists = gpu.read(&*found.found)?;
+        let (count, mut at) = (lists.len() / 3, 0);
+        for &i in &targets.order {
+            let used = loss.uses(i).count();
+            let of = at..at + used;
+            loss.add(
+                i,
+                entropy[i],
+                of.map(|u| UseFound { term: lists[u], kl: lists[count + u], clipped: lists[2 * count + u] }),
+            );
+            at += used;
+        }
+        Ok(())
+    }
+
+    fn advantages(&self, rewards: &[f64], groups: &[usize], scale: Scale, eps: f64) -> Result<Vec<f64>> {
+        let rewards: Vec<f32> = rewards.iter().map(|r| *r as f32).collect();
+        let starts = groups.iter().scan(0, |at, size| {
+            *at += *size as u32;
+            Some(*at)
+        });
+        let starts: Vec<u32> = [0].into_iter().chain(starts).collect();
+        let out = self.gpu.uninit(rewards.len())?;
+        let (rewards, starts) = (self.gpu.tensor(&rewards)?, self.gpu.tensor(&starts)?);
+        advantage::cuda::advantages(&self.gpu, &rewards, &starts, scale, eps as f32, &out)?;
+        Ok(self.gpu.read(&*out)?.into_iter().map(f64::from).collect())
+    }
+
     fn backward_hidden(&mut self, _forest: &Forest, d_hidden: &[f32]) -> Result<()> {
         let narrow: Vec<bf16> = d_hidden.iter().map(|d| bf16::from_f32(*d)).collect();
         let d_hidden = self.gpu.tensor(&narrow)?;
@@ -250,6 +311,38 @@ impl Engine for CudaEngine {
         let moments = [self.params(self.gpu.read(&**m)?), self.params(self.gpu.read(&**v)?)];
         let model = Model::new(self.architecture().clone(), self.params(self.gpu.read(&*self.master)?));
         Ok(Export { model: Cow::Owned(model), moments: Cow::Owned(moments) })
+    }
+}
+
+/// What the loss kernel reads, in the order of the targets; one upload.
+fn uses(gpu: &Gpu, loss: &PolicyLoss<'_>, targets: &Targets) -> Result<Uses> {
+    let (mut start, mut lists) = (vec![0u32], [const { Vec::new() }; 6]);
+    for &i in &targets.order {
+        for u in loss.uses(i) {
+            let values = [u.advantage, u.old, u.reference, u.weight, u.ratio, u.through];
+            lists.iter_mut().zip(values).for_each(|(list, value)| list.push(value));
+        }
+        start.push(lists[0].len() as u32);
+    }
+    let mut packed = Packed::default();
+    let start = packed.add(&start);
+    let lists = lists.map(|list: Vec<f32>| packed.add(&list));
+    let mut on = packed.upload(gpu)?;
+    let start = on.take(start);
+    let [advantage, old, reference, weight, ratio, through] = lists.map(|list| on.take(list));
+    let sequence = loss.needs_logprobs().then_some([ratio, through]);
+    Ok(Uses { start, advantage, old, reference, weight, sequence })
+}
+
+/// The options of the loss, as the kernel takes them.
+fn kernel_options(config: &Grpo) -> head::Policy {
+    head::Policy {
+        epsilon_low: config.epsilon_low,
+        epsilon_high: config.epsilon_high,
+        dual_clip: config.dual_clip,
+        beta: config.beta,
+        entropy_coef: config.entropy_coef,
+        kl_ratio: config.kl_ratio.into(),
     }
 }
 

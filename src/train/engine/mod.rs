@@ -13,7 +13,9 @@ use crate::config::Optim;
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
+use crate::grpo::PolicyLoss;
 use crate::model::{Architecture, Keep, Model, Params, Policy};
+use crate::ops::advantage::{self, Scale};
 use crate::ops::grouped_logprob::TokenGrad;
 use std::borrow::Cow;
 
@@ -49,6 +51,30 @@ pub trait Engine: Scorer {
         temperature: f32,
         loss: &mut dyn FnMut(usize, f32, f32) -> TokenGrad,
     ) -> Result<()>;
+
+    /// Adds the gradient of a policy loss of the samples of `forest`, which gets its terms; `watch` is told each scored token and its
+    /// log-prob. A device that computes the loss itself needs no answer from the host between the passes.
+    fn backward_policy(
+        &mut self,
+        forest: &Forest,
+        temperature: f32,
+        loss: &mut PolicyLoss<'_>,
+        watch: &mut dyn FnMut(u32, f32),
+    ) -> Result<()> {
+        let nodes = loss.nodes().to_vec();
+        if loss.needs_logprobs() {
+            loss.set_logprobs(&self.logprobs(forest, &nodes, temperature)?.0);
+        }
+        self.backward(forest, &nodes, temperature, &mut |i, logprob, entropy| {
+            watch(nodes[i], logprob);
+            loss.token(i, logprob, entropy)
+        })
+    }
+
+    /// The advantages of `rewards`, see [`crate::ops::advantage::advantages`].
+    fn advantages(&self, rewards: &[f64], groups: &[usize], scale: Scale, eps: f64) -> Result<Vec<f64>> {
+        Ok(advantage::advantages(rewards, groups, scale, eps))
+    }
 
     /// Adds the gradient of a loss whose gradient by the final hidden states is `d_hidden` `[tokens, hidden]`.
     fn backward_hidden(&mut self, forest: &Forest, d_hidden: &[f32]) -> Result<()>;

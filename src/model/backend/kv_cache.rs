@@ -2,9 +2,9 @@
 //!
 //! A page holds [`PAGE`] tokens of every layer and kv head.
 
-use super::Model;
-use super::backend::cpu::Weights;
-use super::pages::{PAGE, Pages, Slot};
+use super::cpu::Weights;
+use crate::model::Model;
+use crate::model::pages::{PAGE, Pages, Slot};
 use crate::ops::decode_attention::Paged;
 
 /// Keys and values of many sequences.
