@@ -69,7 +69,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         Ok(played) => played,
     };
     let seconds_played = began.elapsed().as_secs_f64();
-    trajectories.append(&evaluated(&config, &played, 0, "eval"))?;
+    trajectories.append(&evaluated(&config, &prompter, &played, 0, "eval")?)?;
     if let Some(line) = evaluate::failures(&played) {
         say(&line);
     }

@@ -3,10 +3,11 @@
 pub mod escape;
 pub mod flawed;
 pub mod heatmap;
-pub mod html;
 pub mod metrics;
+pub mod page;
 pub mod plot;
 pub mod progress;
+pub mod provenance;
 pub mod results;
 pub mod stats;
 pub mod tensorboard;

@@ -1,5 +1,6 @@
 //! Evaluations: the episodes counted, their table for people, `summary.json` for programs.
 
+use super::provenance::Provenance;
 use super::stats::{self, Clusters};
 use comfy_table::{CellAlignment, Table, presets};
 use serde::{Deserialize, Serialize};
@@ -251,6 +252,8 @@ pub struct Summary {
     pub flawed_fit: Option<FlawedFit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judgment_accuracy: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
 }
 
 /// Evaluations before and after GRPO, by split.

@@ -102,7 +102,7 @@ pub fn measured(
 }
 
 /// Adds the means of cosines, `coupling/pp`, `nn` and `pn`, of all parameters, of each kind and of the states; those of each stratum
-/// with its pairs; of projections also `np`; and the sums.
+/// with its pairs; the standard errors of the three means; of projections also `np`; and the sums.
 pub fn recorded(record: Record, m: &Measurement) -> Record {
     let kinds = m.kinds.iter().map(|kind| (format!("coupling/{}/", kind.name), kind.cosine));
     let all = [("coupling/".to_string(), m.cosine), ("coupling/state/".into(), m.state)];
@@ -116,6 +116,10 @@ pub fn recorded(record: Record, m: &Measurement) -> Record {
         for (class, spread) in classes(stratum.cosine) {
             record = record.with(&format!("{prefix}{class}_pairs"), spread.pairs as f64);
         }
+    }
+    let errors = coupling::errors(&m.cosine_matrix, m.samples, &m.positive, &m.negative);
+    for (name, error) in ["pp", "nn", "pn"].into_iter().zip(errors).filter(|(_, error)| error.is_finite()) {
+        record = record.with(&format!("coupling/{name}_error"), error);
     }
     let single = [
         ("coupling/sum/signed", Some(m.sums.signed).filter(|sum| sum.is_finite())),

@@ -7,7 +7,7 @@ use crate::agent::{Episode, Finish, Prompter, Refusal};
 use crate::config::{Config, ConfigError, GcdMode};
 use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
-use crate::gcd::{Accuracy, Asked, judge};
+use crate::gcd::{Accuracy, Asked, Judged, judge};
 use crate::grpo::episode_return;
 use crate::model::Policy;
 use crate::ops::philox::Stream;
@@ -93,13 +93,13 @@ pub fn judges(config: &Config) -> bool {
 }
 
 /// How well the model, or its value head, judges held-out actions: those of an evaluation's episodes, as many good as bad, each
-/// once, at most `eval.judgments`. `None` without GCD. Nothing is learnt from it.
+/// once, at most `eval.judgments`; and what it said of them. `None` without GCD. Nothing is learnt from it.
 pub fn judgments(
     config: &Config,
     learner: &mut Learner,
     prompter: &Prompter,
     episodes: &[Episode],
-) -> Result<Option<Accuracy>, TrainError> {
+) -> Result<Option<(Accuracy, Judged)>, TrainError> {
     if !judges(config) {
         return Ok(None);
     }
@@ -110,7 +110,7 @@ pub fn judgments(
     let judged = judge(config, &mut cache, prompter, episodes, &Asked::new(), size, &settings, stop)?;
     drop(cache);
     let classified = probe::accuracy(config, learner, &probes(episodes, &judged.pairs))?;
-    Ok(Some(classified.unwrap_or(judged.accuracy())))
+    Ok(Some((classified.unwrap_or(judged.accuracy()), judged)))
 }
 
 /// A line about the episodes that the environment failed, if there are any.

@@ -16,6 +16,7 @@ pub mod memory;
 pub mod optimizer;
 pub mod probe;
 pub mod record;
+pub mod report;
 pub mod run_folder;
 mod session;
 pub mod state;
@@ -38,6 +39,7 @@ use crate::files::FileError;
 use crate::gcd::JudgeError;
 use crate::model::checkpoint::CheckpointError;
 use crate::model::tokenizer::TokenizerError;
+use crate::report::page::PageError;
 use crate::rollout::RolloutError;
 use run_folder::RunFolderError;
 use std::path::{Path, PathBuf};
@@ -96,8 +98,10 @@ pub enum TrainError {
     NoDemonstrations(String),
     #[error("not one episode of the iteration can be used: {0}")]
     NoEpisodes(String),
-    #[error("cannot render report.html: {0}")]
-    Report(#[from] minijinja::Error),
+    #[error(transparent)]
+    Page(#[from] PageError),
+    #[error("{} is not the folder of a run (it has no config.toml): name one, e.g. runs/NAME", .0.display())]
+    NoRun(PathBuf),
     #[error("interrupted; everything so far is saved. Go on with: uncouple train --resume --dir {} --name {}", parent(.0), name(.0))]
     Interrupted(PathBuf),
 }

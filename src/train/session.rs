@@ -6,12 +6,12 @@ use super::engine::{self, Export, Scorer};
 use super::iteration::{self, Gcd, Iteration};
 use super::learner::Learner;
 use super::measure::Consistency;
-use super::record::{evaluated, stored};
+use super::record::{Recorder, evaluated, suggested};
 use super::run_folder::{Existing, RunFolder};
 use super::state::{self, State};
 use super::suggest::{self, Renewal};
 use super::warnings::Warnings;
-use super::{TrainError, coupling, evaluate, interrupt, manifest, measure, memory};
+use super::{TrainError, coupling, evaluate, interrupt, manifest, measure, memory, report};
 use crate::agent::{Episode, Prompter};
 use crate::config::{Author, Config, GcdMode, LabelSource, SuggestionMode};
 use crate::device::Gpu;
@@ -19,17 +19,16 @@ use crate::env::Suite;
 use crate::files::FileError;
 use crate::gcd::judge::Verdicts;
 use crate::gcd::judgment::{self, verdict_rate};
-use crate::gcd::{Accuracy, Judge};
-use crate::grpo::episode_return;
+use crate::gcd::{Accuracy, Asked, Judge, Judged};
 use crate::model::checkpoint::{self, CheckpointError, SaveDtype};
 use crate::model::tokenizer::{END_OF_TEXT, TURN_END, Tokenizer};
 use crate::model::{Model, Params, TokenIds};
-use crate::report::html::{self, Page};
 use crate::report::metrics::{self, Metrics, Record};
 use crate::report::progress::{Progress, say};
+use crate::report::provenance::Provenance;
 use crate::report::results::{self, EvalSummary, Evaluation, Row, Summary};
 use crate::report::trajectories::Trajectories;
-use crate::rollout::{Played, RolloutError, Statistics};
+use crate::rollout::{RolloutError, Statistics};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
@@ -46,8 +45,6 @@ const BAD_BATCHES: &str = "bad_batches";
 const BARE: &str = "eval-no-suggestions";
 /// All suggestions of the run, with their evidence.
 const SUGGESTIONS: &str = "suggestions.json";
-/// Episodes shown in report.html.
-const EXAMPLES: u32 = 6;
 
 /// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report; on the CPU.
 pub fn train(config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
@@ -167,6 +164,7 @@ struct Session<'a> {
     metrics: Metrics,
     trajectories: Trajectories,
     warnings: Warnings,
+    provenance: Provenance,
     /// When this process began; the run's earlier wall time is in `earlier`.
     began: Instant,
     earlier: f64,
@@ -225,6 +223,7 @@ impl<'a> Session<'a> {
             false => None,
         };
         let earlier = state.seconds;
+        let provenance = report::begin(&folder, &config, suite, gpu.map(Gpu::describe))?;
         Ok(Session {
             config,
             folder,
@@ -241,6 +240,7 @@ impl<'a> Session<'a> {
             metrics,
             trajectories,
             warnings: Warnings::default(),
+            provenance,
             began,
             earlier,
         })
@@ -427,13 +427,11 @@ impl<'a> Session<'a> {
             Some(Err(why)) => say(&format!("no new suggestions: {why}")),
             None => {}
         }
-        let config = &self.config;
-        let kept = done.played.all().into_iter().map(|(at_sample, e)| {
-            let advantage = at_sample.map(|i| &done.samples[i].advantage[..]);
-            stored(e, at, "grpo", episode_return(e, config), advantage)
-        });
-        let kept: Vec<_> = kept.collect();
-        self.trajectories.append(&kept)?;
+        let none = (Asked::new(), Judged::default());
+        let (asked, judged) = done.gcd.as_ref().map_or((&none.0, &none.1), |gcd| (&gcd.asked, &gcd.judged));
+        let (config, prompter, samples) = (&self.config, &self.prompter, &done.samples[..]);
+        let recorder = Recorder { config, prompter, iteration: at, phase: "grpo", samples, asked, judged };
+        self.trajectories.append(&recorder.episodes(&done.played)?)?;
         self.state.iterations += 1;
         self.state.env_steps += done.played.all().iter().map(|(_, e)| e.turns.len() as u64).sum::<u64>();
         self.state.tokens += tokens as u64;
@@ -453,6 +451,7 @@ impl<'a> Session<'a> {
             true => "suggestions: none, no flawed action is in the danger zone".into(),
             false => format!("suggestions: {}", sentences.join(" ")),
         });
+        self.trajectories.suggest(renewal.iterations.into(), &suggested(renewal))?;
         Ok(keep_suggestions(&self.folder, &self.state.renewals)?)
     }
 
@@ -513,10 +512,12 @@ impl<'a> Session<'a> {
         let mut record = record.with("verdict_rate", verdict_rate(episodes)).with("seconds/games", games);
         let (mut line, mut times) = (format!("{stage}:{splits}"), format!("games {games:.1} s"));
         let e = &config.eval;
-        let mut accuracy = None;
+        let (mut accuracy, mut judged) = (None, Judged::default());
         if evaluate::judges(config) {
             let clock = Clock::begin(say, stage, &format!("judging at most {} actions (eval.judgments)", e.judgments));
-            accuracy = evaluate::judgments(config, &mut self.learner, &self.prompter, episodes)?;
+            if let Some(done) = evaluate::judgments(config, &mut self.learner, &self.prompter, episodes)? {
+                (accuracy, judged) = (Some(done.0), done.1);
+            }
             times += &format!(", judgments {:.1} s", clock.seconds());
             record = record.with("seconds/judgments", clock.seconds());
         }
@@ -541,7 +542,11 @@ impl<'a> Session<'a> {
         }
         say(&format!("{line} ({times})"));
         self.metrics.append(&record)?;
-        self.store(&played, "eval")?;
+        let (config, prompter, iteration) = (&self.config, &self.prompter, at.into());
+        let none = Asked::new();
+        let recorder =
+            Recorder { config, prompter, iteration, phase: "eval", samples: &[], asked: &none, judged: &judged };
+        self.trajectories.append(&recorder.episodes(&played)?)?;
         self.state.next_eval = at + 1;
         Ok((evaluation, accuracy.and_then(|a| a.all)))
     }
@@ -557,21 +562,15 @@ impl<'a> Session<'a> {
         let clock = Clock::begin(&say, "without suggestions", "playing the same games");
         let played = evaluate::evaluate(&self.config, self.suite, policy, &self.prompter, &evaluate::SPLITS)?;
         let (seconds, episodes) = (clock.seconds(), &played.episodes);
-        self.prompter.suggest(&sentences);
         let (evaluation, at) = (evaluate::count(episodes), self.state.iterations);
         let record = Record::new(BARE, at.into(), self.seconds());
         let (record, line) = with_splits(record, &evaluation);
         let record = with_details(with_returns(record, &self.config, episodes), episodes);
         say(&format!("without suggestions:{line} (games {seconds:.1} s)"));
         self.metrics.append(&record.with("seconds/games", seconds))?;
-        self.store(&played, BARE)?;
+        self.trajectories.append(&evaluated(&self.config, &self.prompter, &played, at.into(), BARE)?)?;
+        self.prompter.suggest(&sentences);
         Ok(evaluation)
-    }
-
-    /// Keeps the episodes of an evaluation.
-    fn store(&mut self, played: &Played, phase: &str) -> Result<(), TrainError> {
-        let kept = evaluated(&self.config, played, self.state.iterations.into(), phase);
-        Ok(self.trajectories.append(&kept)?)
     }
 
     /// Saves all that resuming needs. Broken weights are never saved, while gradients are bad no older checkpoint goes, and a step
@@ -598,6 +597,11 @@ impl<'a> Session<'a> {
             state::save(dir, &export, self.learner.critic.as_ref(), &self.state, &self.ids, tokenizer)
         })?;
         self.saved = Some(state);
+        report::note(&self.folder, &mut self.provenance)?;
+        // The run does not depend on its page.
+        if let Err(why) = report::write(self.folder.path()) {
+            say(&format!("report.html is not up to date: {why}"));
+        }
         Ok(())
     }
 
@@ -622,6 +626,7 @@ impl<'a> Session<'a> {
         let began = Instant::now();
         let baselines = evaluate::baselines(&self.config, self.suite, &evaluate::SPLITS)?;
         timed("final/baselines", began);
+        report::note(&self.folder, &mut self.provenance)?;
         let summary = Summary {
             phase_seconds,
             coupling: coupling.map(|measurement| measurement.summary()),
@@ -638,18 +643,11 @@ impl<'a> Session<'a> {
             flawed_fit: self.state.flawed.fit(),
             baselines,
             judgment_accuracy,
+            provenance: Some(self.provenance.clone()),
         };
-        let page = html::render(&Page {
-            name: &self.folder.name(),
-            config: &self.config.to_toml(),
-            summary: &summary,
-            rows: &rows,
-            records: &records,
-            episodes: &self.trajectories.examples("eval", EXAMPLES)?,
-        })?;
-        self.folder.write("report.html", page.as_bytes())?;
         let json = format!("{:#}\n", serde_json::json!(summary));
         self.folder.write("summary.json", json.as_bytes())?;
+        report::write(self.folder.path())?;
         Ok(Outcome { folder: self.folder.path().into(), rows, summary })
     }
 }

@@ -9,7 +9,9 @@ use uncouple::report::html::{self, Page};
 use uncouple::report::metrics::{self, Metrics, Record};
 use uncouple::report::results::{self, EvalEpisode, EvalSummary, Evaluation, SplitTable, Summary, TypeRow, Unreadable};
 use uncouple::report::stats;
-use uncouple::report::trajectories::{Episode, Trajectories, Turn};
+use uncouple::report::trajectories::{
+    Episode, EpisodeIndex, Evidence, Judgment, Reader, Suggestion, Trajectories, Turn,
+};
 
 fn record(phase: &str, step: u64, loss: f64) -> Record {
     Record::new(phase, step, step as f64).with("loss", loss)
@@ -146,56 +148,110 @@ fn tensorboard_events_read_back() {
 }
 
 fn episode(iteration: u64, success: bool, actions: &[&str]) -> Episode {
-    let turn = |action: &&str| Turn {
+    let turn = |(i, action): (usize, &&str)| Turn {
         observation: "You see a <b>mug</b>.".into(),
         action: action.to_string(),
+        command: Some(action.to_string()),
         valid: true,
-        tokens: vec![1, 2, 3],
+        prompt: 0..4 * i + 1,
+        sampled: 4 * i + 1..4 * i + 4,
         logprob_sum: -1.25,
+        q: 0.75,
+        label: Some("bad".into()),
+        flaw: Some("repeated".into()),
         reward: 0.0,
         advantage: Some(0.5),
+        judgments: vec![
+            Judgment { label: "bad".into(), verdict: Some("good".into()), text: "I would look.".into() },
+            Judgment { label: "bad".into(), verdict: None, text: "mug mug".into() },
+        ],
     };
     Episode {
         iteration,
         phase: "grpo".into(),
         split: "train".into(),
         task: "clean-and-place/3/17".into(),
+        kind: "clean-and-place".into(),
         group: 1,
         sample: 2,
         reward: f64::from(u8::from(success)),
         success,
         finish: "won".into(),
         seconds: 0.5,
-        turns: actions.iter().map(turn).collect(),
+        repeats: 1,
+        loops: 2,
+        suggestions: vec!["do not look the same twice.".into()],
+        tokens: (0..4 * actions.len() as u32).collect(),
+        turns: actions.iter().enumerate().map(turn).collect(),
     }
+}
+
+/// All episodes of training, read back.
+fn played(run: &Path) -> Vec<Episode> {
+    let kept = Reader::open(run).unwrap().expect("there is a database");
+    let mut groups: Vec<(u64, u32)> =
+        kept.index("grpo", 0.5).unwrap().iter().map(|episode| (episode.iteration, episode.group)).collect();
+    groups.dedup();
+    groups.into_iter().flat_map(|(iteration, group)| kept.group("grpo", iteration, group).unwrap()).collect()
 }
 
 #[test]
 fn trajectories_read_back_and_resume_deletes_what_comes_again() {
     let dir = tempfile::tempdir().unwrap();
+    assert!(Reader::open(dir.path()).unwrap().is_none());
     let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
-    kept.append(&[episode(1, true, &["look", "take mug"]), episode(2, false, &["look"; 5])]).unwrap();
-    let third =
-        [episode(3, true, &["a", "b"]), episode(3, false, &["a"; 4]), episode(3, true, &["a"]), episode(3, false, &[])];
-    kept.append(&third).unwrap();
-    let [long, failed, short, empty] = &third;
-    let examples = kept.examples("grpo", 3).unwrap();
-    assert_eq!(
-        examples.iter().collect::<Vec<_>>(),
-        [empty, short, failed],
-        "failures and successes in turn, short first"
-    );
-    assert_eq!(kept.examples("grpo", 9).unwrap().last(), Some(long));
-    assert!(kept.examples("eval", 9).unwrap().is_empty());
+    let all = [episode(1, true, &["look", "take mug"]), episode(2, false, &["look"; 5]), episode(3, false, &[])];
+    kept.append(&all).unwrap();
+    let item = Evidence { task: "a/1".into(), observation: "x".into(), action: "look".into(), ..Evidence::default() };
+    let made = Suggestion { text: "look less.".into(), evidence: vec![item.clone(), item] };
+    for iteration in [2, 3] {
+        kept.suggest(iteration, std::slice::from_ref(&made)).unwrap();
+    }
+    assert_eq!(played(dir.path()), all);
+    let reader = Reader::open(dir.path()).unwrap().unwrap();
+    assert_eq!(reader.suggestions().unwrap(), [(2, made.clone()), (3, made.clone())]);
+    let index = reader.index("grpo", 0.7).unwrap();
+    let counts = |e: &EpisodeIndex| (e.turns, e.flawed, e.likely, e.judged);
+    assert_eq!(index.iter().map(counts).collect::<Vec<_>>(), [(2, 2, 2, 2), (5, 5, 5, 5), (0, 0, 0, 0)]);
+    assert_eq!(counts(&reader.index("grpo", 0.8).unwrap()[0]), (2, 2, 0, 2));
+    let confusion = reader.confusion().unwrap();
+    assert_eq!(confusion.iter().map(|c| c.count).sum::<u64>(), 14);
     drop(kept);
 
     let kept = Trajectories::open(dir.path(), &[("eval", 0), ("grpo", 3)]).unwrap();
-    assert_eq!(kept.examples("grpo", 9).unwrap(), [episode(2, false, &["look"; 5])]);
+    assert_eq!(played(dir.path()), all[..2]);
     drop(kept);
     let db = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
     let count =
         |table: &str| db.query_row(&format!("select count(*) from {table}"), [], |r| r.get::<_, i64>(0)).unwrap();
-    assert_eq!((count("episodes"), count("turns")), (2, 7), "the turns go with their episodes");
+    let tables = ["episodes", "turns", "judgments", "suggestions", "evidence"].map(count);
+    assert_eq!(tables, [2, 7, 14, 1, 2], "what belongs to an episode or a suggestion goes with it");
+}
+
+/// The SQL of the page that explains the tables.
+fn documented_queries() -> Vec<String> {
+    let page = include_str!("../../docs/trajectories.md");
+    page.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_string()).collect()
+}
+
+#[test]
+fn the_documented_queries_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
+    let won = Episode { sample: 3, ..episode(2, true, &["look", "take mug"]) };
+    kept.append(&[episode(2, false, &["look"; 5]), won]).unwrap();
+    let item = Evidence { observation: "You see a <b>mug</b>.".into(), action: "look".into(), ..Evidence::default() };
+    kept.suggest(2, &[Suggestion { text: "look less.".into(), evidence: vec![item] }]).unwrap();
+    let db = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
+    let queries = documented_queries();
+    assert_eq!(queries.len(), 10);
+    for query in queries {
+        let mut statement = db.prepare(&query).unwrap_or_else(|e| panic!("{query}: {e}"));
+        let rows = statement.query_map([], |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
+        assert!(rows.map(Result::unwrap).count() > 0, "{query}: nothing found");
+    }
+    let prompt: String = db.query_row(&documented_queries()[9], [], |row| row.get(0)).unwrap();
+    assert_eq!(prompt, "[0,1,2,3,4]");
 }
 
 #[test]
@@ -238,10 +294,12 @@ fn a_database_says_which_schema_it_has_and_another_is_refused_by_name() {
         let before = fs::read(&file).unwrap();
         let error = Trajectories::open(dir.path(), &[("grpo", 0)]).err().unwrap().to_string();
         assert!(error.contains("trajectories.sqlite") && error.contains(who), "{error}");
+        let read = Reader::open(dir.path()).err().unwrap().to_string();
+        assert!(read.contains(who), "{read}");
         assert_eq!(fs::read(&file).unwrap(), before, "it is left as it is");
     }
     sql(&format!("pragma user_version = {}", text(schema)));
-    assert_eq!(Trajectories::open(dir.path(), &[]).unwrap().examples("grpo", 9).unwrap().len(), 1);
+    assert_eq!(played(dir.path()).len(), 1);
 }
 
 #[test]
