@@ -91,11 +91,13 @@ fn name_commit(root: &Path) {
         return;
     }
     let top = git(&["rev-parse", "--show-toplevel"]).and_then(|top| fs::canonicalize(top).ok());
-    let (Some(commit), true) = (git(&["rev-parse", "HEAD"]), top.is_some() && top == fs::canonicalize(root).ok()) else {
+    let (Some(commit), true) = (git(&["rev-parse", "HEAD"]), top.is_some() && top == fs::canonicalize(root).ok())
+    else {
         return;
     };
     let sources = ["src", "kernels", "build.rs", "Cargo.toml", "Cargo.lock"];
-    let changed = git(&[&["status", "--porcelain", "--"][..], &sources].concat()).is_some_and(|files| !files.is_empty());
+    let changed =
+        git(&[&["status", "--porcelain", "--"][..], &sources].concat()).is_some_and(|files| !files.is_empty());
     println!("cargo::rustc-env=UNCOUPLE_COMMIT={commit}{}", if changed { "+" } else { "" });
     // It grows with every commit and checkout.
     let log = git(&["rev-parse", "--git-path", "logs/HEAD"]).map(|log| root.join(log));

@@ -55,6 +55,7 @@ pub fn figure(summary: &Summary) -> Option<Figure> {
         name: "flawed actions, by tenths of q".into(),
         values: tenths.iter().map(|f| Some(f.as_ref()?.contribution)).collect(),
         interval: Some(tenths.iter().map(|f| f.as_ref()?.contribution_ci).collect()),
+        labels: Some(tenths.iter().map(|f| Some(f.as_ref()?.count.to_string())).collect()),
         dots: true,
         ..Line::default()
     };
@@ -63,7 +64,7 @@ pub fn figure(summary: &Summary) -> Option<Figure> {
     Some(Figure {
         title: "Flawed actions against q·r·(q − 1)".into(),
         note: format!(
-            "r = {} by least squares over {counts} actions; bars and band: 95 % intervals, groups as clusters.",
+            "r = {} by least squares over {counts} actions; bars and band: 95 % intervals, groups as clusters; above the points: actions.",
             estimate(fit.risk, fit.ci)
         ),
         x: "probability q".into(),
@@ -132,8 +133,9 @@ fn halves(unlikely: &ClusterMean, likely: &ClusterMean) -> String {
 }
 
 fn estimate(value: f64, ci: Option<[f64; 2]>) -> String {
+    let number = |x: f64| format!("{x:.4}").replace('-', "−");
     match ci {
-        Some([low, high]) => format!("{value:.4} [{low:.4}, {high:.4}]"),
-        None => format!("{value:.4}"),
+        Some([low, high]) => format!("{} [{}, {}]", number(value), number(low), number(high)),
+        None => number(value),
     }
 }

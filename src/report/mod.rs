@@ -1,5 +1,6 @@
 //! What a run leaves behind for people and programs: metrics, trajectories, tables, the report page.
 
+pub mod compare;
 pub mod escape;
 pub mod flawed;
 pub mod heatmap;

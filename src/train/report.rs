@@ -101,6 +101,7 @@ impl Loaded {
             config: &self.config.to_toml(),
             summary: &self.summary,
             finished: self.finished,
+            seed: self.config.run.seed,
             iterations: self.config.run.iterations,
             records: &self.records,
             heat: heat.filter(|_| self.finished).and_then(|json| Heat::of_json(&json)),

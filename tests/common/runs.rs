@@ -88,6 +88,7 @@ pub fn state(run: &Path) -> serde_json::Value {
 fn timeless(mut json: serde_json::Value) -> serde_json::Value {
     json.as_object_mut().unwrap().remove("seconds").expect("it says how long it took");
     json.as_object_mut().unwrap().remove("phase_seconds");
+    json.as_object_mut().unwrap().remove("provenance");
     json
 }
 

@@ -421,7 +421,14 @@ fn trajectories(input: &[u8], bases: &Bases) {
     let Ok(kept) = Trajectories::open(&run, &[("eval", 2), ("grpo", 2)]) else { return };
     drop(kept);
     let Ok(Some(kept)) = Reader::open(&run) else { return };
-    _ = (kept.index("grpo", 0.5), kept.group("grpo", 1, 0), kept.suggestions(), kept.confusion(), kept.kinds());
+    _ = (
+        kept.index("grpo", 0.5),
+        kept.group("grpo", 1, 0),
+        kept.suggestions(),
+        kept.confusion(),
+        kept.evaluated(),
+        kept.volume(),
+    );
 }
 
 fn schema(input: &[u8], _: &Bases) {

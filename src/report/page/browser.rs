@@ -52,7 +52,11 @@ pub struct Made {
 }
 
 /// The index, and a packed text for each of its groups.
-pub fn select(reader: &Reader, threshold: f64, decode: &dyn Fn(&[u32]) -> String) -> Result<(Index, Vec<String>), FileError> {
+pub fn select(
+    reader: &Reader,
+    threshold: f64,
+    decode: &dyn Fn(&[u32]) -> String,
+) -> Result<(Index, Vec<String>), FileError> {
     let episodes = reader.index("grpo", threshold)?;
     let suggestions = reader.suggestions()?;
     let all: Vec<&[EpisodeIndex]> =

@@ -32,7 +32,13 @@ const FAMILIES: [Family; 45] = [
     ("grpo", RETURN, "Groups whose returns are all alike", "share of groups", &["frac_reward_zero_std"]),
     ("grpo", BEHAVIOUR, "Episode length", "turns", &["episode_length"]),
     ("grpo", BEHAVIOUR, "Sampled tokens in an episode", "tokens", &["completions/mean_length"]),
-    ("grpo", BEHAVIOUR, "Loops, repeats, invalid turns", "share of turns", &["loop_rate", "repeat_rate", "invalid_rate"]),
+    (
+        "grpo",
+        BEHAVIOUR,
+        "Loops, repeats, invalid turns",
+        "share of turns",
+        &["loop_rate", "repeat_rate", "invalid_rate"],
+    ),
     ("grpo", BEHAVIOUR, "Repeated actions in episodes won and lost", "share of turns", &["repeat_rate/*"]),
     ("grpo", BEHAVIOUR, "Turns that hold a verdict", "share of turns", &["verdict_rate"]),
     ("grpo", BEHAVIOUR, "Turns that could not be read, by why", "turns", &["refused/*"]),
@@ -71,7 +77,13 @@ const FAMILIES: [Family; 45] = [
     ("grpo", COUPLING, "Permutation test", "p", &["coupling/p_value"]),
     ("grpo", COUPLING, "Samples without a gradient", "samples", &["coupling/zero_gradients"]),
     ("grpo", SPEED, "Throughput", "tokens / s", &["tokens_per_second"]),
-    ("grpo", SPEED, "Time of an iteration", "s", &["seconds/rollout", "seconds/gcd", "seconds/train", "seconds/coupling"]),
+    (
+        "grpo",
+        SPEED,
+        "Time of an iteration",
+        "s",
+        &["seconds/rollout", "seconds/gcd", "seconds/train", "seconds/coupling"],
+    ),
     ("grpo", SPEED, "GCD's part of the time", "share", &["seconds/gcd_share"]),
     ("grpo", SPEED, "Tokens shared by forest batches", "tokens without sharing / with", &["sharing"]),
     ("sft", COLD, "Loss", "nats a token", &["loss"]),
@@ -90,7 +102,8 @@ const OF_SPLITS: [(&str, &str, &str); 5] = [
 ];
 
 /// What other parts of the page show.
-const ELSEWHERE: [&str; 6] = ["/success", "/loop_rate/", "/repeat_rate/", "consistency/", "judgment_accuracy", "/success/"];
+const ELSEWHERE: [&str; 6] =
+    ["/success", "/loop_rate/", "/repeat_rate/", "consistency/", "judgment_accuracy", "/success/"];
 
 /// The curves that no other part of the page shows, by subject; every metric is in one figure, or among the constants.
 pub fn subjects(records: &[Record]) -> Vec<Subject> {
@@ -112,7 +125,8 @@ pub fn subjects(records: &[Record]) -> Vec<Subject> {
 }
 
 fn is_elsewhere(phase: &Phase<'_>, name: &str) -> bool {
-    let coupling = ["pp", "nn", "pn"].iter().any(|class| name.starts_with("coupling/") && name.contains(&format!("/{class}")));
+    let coupling =
+        ["pp", "nn", "pn"].iter().any(|class| name.starts_with("coupling/") && name.contains(&format!("/{class}")));
     let strata = ["same_state", "same_verb", "other_verb"].iter().any(|stratum| name.contains(stratum));
     let own = matches!(name.split('/').nth(1), Some("pp" | "nn" | "pn" | "pp_error" | "nn_error" | "pn_error"));
     match phase.name {
@@ -228,7 +242,10 @@ pub fn coupling(records: &[Record], marks: &[Mark]) -> Option<Figure> {
 
 /// How alike the policy's actions are in one state.
 pub fn consistency(records: &[Record]) -> Option<Figure> {
-    let lines = [("states where half of the samples agree", "consistency/high"), ("mean share of the most frequent", "consistency/mean")];
+    let lines = [
+        ("states where half of the samples agree", "consistency/high"),
+        ("mean share of the most frequent", "consistency/mean"),
+    ];
     let made = Phase::of(records, "eval").figure("Consistency", "share", &lines)?;
     Some(Figure { range: Some([0.0, 1.0]), points: true, ..made })
 }

@@ -31,8 +31,7 @@ fn line(
     split: &str,
     of: &dyn Fn(&[EvalEpisode]) -> Option<Estimate>,
 ) -> Line {
-    let estimates: Vec<Option<Estimate>> =
-        evaluations.values().map(|evaluation| of(evaluation.get(split)?)).collect();
+    let estimates: Vec<Option<Estimate>> = evaluations.values().map(|evaluation| of(evaluation.get(split)?)).collect();
     Line {
         name: name.into(),
         values: estimates.iter().map(|e| e.map(|e| e.value)).collect(),
@@ -72,12 +71,13 @@ pub fn loops(evaluations: &BTreeMap<u64, Evaluation>) -> Vec<Figure> {
                 (!some.is_empty()).then(|| of(SplitTable::new(&some)))
             }
         };
-        let line = |name: &str, won, of| line(name, evaluations, split, &rate(won, of));
+        let line =
+            |style, name: &str, won, of| Line { style: Some(style), ..line(name, evaluations, split, &rate(won, of)) };
         let lines = vec![
-            line("loops, won", true, |t| t.loop_rate),
-            line("loops, lost", false, |t| t.loop_rate),
-            line("repeats, won", true, |t| t.repeat_rate).thin(),
-            line("repeats, lost", false, |t| t.repeat_rate).thin(),
+            line(0, "loops, won", true, |t| t.loop_rate),
+            line(1, "loops, lost", false, |t| t.loop_rate),
+            line(2, "repeats, won", true, |t| t.repeat_rate).thin(),
+            line(3, "repeats, lost", false, |t| t.repeat_rate).thin(),
         ];
         figure(split, "share of turns", evaluations, lines)
     };

@@ -41,6 +41,12 @@ pub struct Line {
     pub thin: bool,
     /// Points without a line.
     pub dots: bool,
+    /// What stands above its points.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub labels: Option<Vec<Option<String>>>,
+    /// Which colour, dash and mark it has, where that is not its place.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub style: Option<usize>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]

@@ -40,7 +40,10 @@ impl Heat {
     pub fn of_json(json: &[u8]) -> Option<Heat> {
         let measured: Measured = serde_json::from_slice(json).ok()?;
         let row = |g: Group| (g.name, [g.cosine.pp.mean, g.cosine.nn.mean, g.cosine.pn.mean]);
-        let all = measured.layers.into_iter().chain(measured.kinds.into_iter().filter(|kind| kind.name != "embedding" && kind.name != "head"));
+        let all = measured
+            .layers
+            .into_iter()
+            .chain(measured.kinds.into_iter().filter(|kind| kind.name != "embedding" && kind.name != "head"));
         Some(Heat { when: "at the end".into(), rows: all.map(row).collect() })
     }
 

@@ -42,6 +42,7 @@ pub struct Run<'a> {
     pub summary: &'a Summary,
     /// Whether the run came to its end; if not, `summary` is that of its last checkpoint.
     pub finished: bool,
+    pub seed: u64,
     /// GRPO iterations planned.
     pub iterations: u32,
     pub records: &'a [Record],
@@ -198,6 +199,7 @@ fn provenance(run: &Run<'_>) -> Vec<(String, String)> {
         facts.push((nth("time"), format!("{} to {} (UTC)", p.began, p.seen)));
     }
     let content = of.games.content.as_ref().map(|hash| format!(", files sha256 {hash}")).unwrap_or_default();
+    facts.push(("seed".into(), run.seed.to_string()));
     facts.push(("games".into(), format!("{}{content}", of.games.suite)));
     let panels = of.games.panels.iter().map(|(split, hash)| (format!("games of {split}"), format!("sha256 {hash}")));
     facts.extend(panels);

@@ -29,8 +29,7 @@ pub fn verdicts(episodes: &[Evaluated], before: (&str, u64), after: (&str, u64))
     let (first, last) = (games(episodes, before), games(episodes, after));
     let of = |(split, first): (&String, &BTreeMap<&str, bool>)| {
         let last = last.get(split)?;
-        let pairs: Vec<(bool, bool)> =
-            first.iter().filter_map(|(task, won)| Some((*won, *last.get(task)?))).collect();
+        let pairs: Vec<(bool, bool)> = first.iter().filter_map(|(task, won)| Some((*won, *last.get(task)?))).collect();
         (!pairs.is_empty()).then(|| verdict(split, &pairs))
     };
     first.iter().filter_map(of).collect()
@@ -60,7 +59,7 @@ fn verdict(split: &str, pairs: &[(bool, bool)]) -> Verdict {
         _ => ("none", "the interval holds 0, so that no change is shown"),
     };
     let few = if pairs.len() < FEW { "; with so few games only large changes could be" } else { "" };
-    let points = |share: f64| format!("{:+.1}", 100.0 * share);
+    let points = |share: f64| format!("{:+.1}", 100.0 * share).replace('-', "−");
     let text = format!(
         "{} points [{}, {}], {} games gained and {} lost of {}: {says}{few}.",
         points(value),

@@ -179,8 +179,8 @@ fn insert(db: &mut Connection, episodes: &[Episode]) -> rusqlite::Result<()> {
             let (iteration, steps) = (e.iteration as i64, e.turns.len() as i64);
             let (said, tokens) = (json(&e.suggestions), json(&e.tokens));
             let id = episode.insert(params![
-                iteration, e.phase, e.split, e.task, e.kind, e.group, e.sample, e.reward, e.success, e.finish, steps, e.repeats, e.loops,
-                e.seconds, said, tokens
+                iteration, e.phase, e.split, e.task, e.kind, e.group, e.sample, e.reward, e.success, e.finish, steps,
+                e.repeats, e.loops, e.seconds, said, tokens
             ])?;
             for (i, t) in e.turns.iter().enumerate() {
                 insert_turn(&mut turn, (id, i as i64), t)?;
@@ -219,12 +219,22 @@ fn insert_suggestions(db: &mut Connection, made: u64, suggestions: &[Suggestion]
     for (place, suggestion) in suggestions.iter().enumerate() {
         let place = place as i64;
         transaction.execute("insert into suggestions values (?1, ?2, ?3)", params![made, place, suggestion.text])?;
-        let mut evidence = transaction
-            .prepare_cached("insert into evidence values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?;
+        let mut evidence =
+            transaction.prepare_cached("insert into evidence values (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11)")?;
         for (item, e) in suggestion.evidence.iter().enumerate() {
             let (item, count) = (item as i64, e.count as i64);
             evidence.execute(params![
-                made, place, item, e.task, e.observation, e.action, e.flaw, count, e.sampled, e.resampled, e.advantage
+                made,
+                place,
+                item,
+                e.task,
+                e.observation,
+                e.action,
+                e.flaw,
+                count,
+                e.sampled,
+                e.resampled,
+                e.advantage
             ])?;
         }
     }

@@ -116,9 +116,8 @@ impl Reader {
         let sql = "select id, iteration, phase, split, task, kind, group_id, sample, reward, success, finish, repeats, loops, seconds,
                           suggestions, tokens
                    from episodes where phase = ?1 and iteration = ?2 and group_id = ?3 order by sample";
-        let episodes = self.all(sql, params![phase, iteration as i64, group], |row| {
-            Ok((row.get::<_, i64>(0)?, episode(row)?))
-        })?;
+        let episodes =
+            self.all(sql, params![phase, iteration as i64, group], |row| Ok((row.get::<_, i64>(0)?, episode(row)?)))?;
         episodes
             .into_iter()
             .map(|(id, mut episode)| {
