@@ -79,7 +79,7 @@ pub fn seeds(runs: &[Compared]) -> Vec<Seeds> {
         let members = || runs.iter().filter(move |run| run.method == method);
         let shares: Vec<f64> = members().filter_map(|run| Some(run.summary.eval.last.get(split)?.success)).collect();
         let like = members().next()?.name.clone();
-        let (mean, ci) = (stats::mean(&shares), stats::student(&shares)?);
+        let (mean, ci) = (stats::mean(&shares), stats::student(&shares)?.map(|end| end.clamp(0.0, 1.0)));
         Some(Seeds { split: split.clone(), like, runs: shares.len(), mean, ci })
     };
     splits.iter().flat_map(|split| methods.iter().filter_map(move |method| of(split, *method))).collect()

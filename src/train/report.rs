@@ -10,6 +10,7 @@ use crate::files::{self, FileError};
 use crate::model::tokenizer::Tokenizer;
 use crate::report::metrics::{self, Record};
 use crate::report::page::{self, Heat};
+use crate::report::progress::say;
 use crate::report::provenance::{self, Games, Process, Provenance};
 use crate::report::results::{self, EvalSummary, Summary};
 use crate::report::trajectories::Reader;
@@ -28,7 +29,11 @@ pub fn begin(
     suite: &dyn Suite,
     device: Option<String>,
 ) -> Result<Provenance, TrainError> {
-    let mut all: Provenance = read_json(&folder.path().join(provenance::FILE))?.unwrap_or_default();
+    let earlier = read_json(&folder.path().join(provenance::FILE)).unwrap_or_else(|why| {
+        say(&format!("what is known of earlier processes of this run is lost: {why}"));
+        None
+    });
+    let mut all: Provenance = earlier.unwrap_or_default();
     let panel = |split| -> Result<_, TrainError> {
         Ok((format!("{split}"), evaluate::panel_hash(suite, &evaluate::panel(config, suite, &[split])?)))
     };
@@ -140,7 +145,7 @@ fn so_far(path: &Path, records: &[Record]) -> Result<Summary, TrainError> {
         eval: EvalSummary { cold_start, ..EvalSummary::default() },
         flawed: state.flawed.points(),
         flawed_fit: state.flawed.fit(),
-        provenance: read_json(&path.join(provenance::FILE))?,
+        provenance: read_json(&path.join(provenance::FILE)).unwrap_or_default(),
         ..Summary::default()
     })
 }

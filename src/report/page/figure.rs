@@ -121,7 +121,8 @@ impl<'a> Phase<'a> {
 
     /// The values of `value` at the steps that have any of `names`.
     fn line(&self, name: &str, value: &str, names: &[&str]) -> Line {
-        let values = self.steps(names).into_iter().map(|record| record.values.get(value).copied()).collect();
+        let finite = |record: &Record| record.values.get(value).copied().filter(|value| value.is_finite());
+        let values = self.steps(names).into_iter().map(finite).collect();
         Line { name: name.into(), values, ..Line::default() }
     }
 

@@ -1,6 +1,7 @@
 //! What a run shows for each split, and what it does not.
 
 use crate::report::results::Estimate;
+use crate::report::stats;
 use crate::report::trajectories::Evaluated;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -15,8 +16,9 @@ const FEW: usize = 50;
 pub struct Verdict {
     pub split: String,
     pub games: usize,
-    pub before: f64,
-    pub after: f64,
+    /// Success rates, with Wilson intervals.
+    pub before: Estimate,
+    pub after: Estimate,
     /// Difference of the success rates, game by game.
     pub change: Estimate,
     pub text: String,
@@ -69,7 +71,10 @@ fn verdict(split: &str, pairs: &[(bool, bool)]) -> Verdict {
         lost,
         pairs.len()
     );
-    let rate = |which: fn(&(bool, bool)) -> bool| count(which) / n;
+    let rate = |which: fn(&(bool, bool)) -> bool| {
+        let won = count(which);
+        Estimate { value: won / n, ci: stats::wilson(won as u64, pairs.len() as u64) }
+    };
     let (before, after) = (rate(|pair| pair.0), rate(|pair| pair.1));
     Verdict { split: split.into(), games: pairs.len(), before, after, change, text, kind }
 }
@@ -85,7 +90,7 @@ mod tests {
             verdict("L0", &pairs)
         };
         let rise = of(30, 5, 65);
-        assert_eq!((rise.kind, rise.before, rise.after), ("rise", 0.7, 0.95));
+        assert_eq!((rise.kind, rise.before.value, rise.after.value), ("rise", 0.7, 0.95));
         // (b − c)/n ± 1.96 √((b + c)/n − ((b − c)/n)²)/√n
         assert!((rise.change.ci[0] - 0.1449).abs() < 1e-3 && (rise.change.ci[1] - 0.3551).abs() < 1e-3, "{rise:?}");
         assert_eq!(of(5, 30, 65).kind, "fall");
