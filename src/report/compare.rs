@@ -167,13 +167,16 @@ fn overlay(runs: &[Compared], (phase, metric, title, y, points): (&str, &str, &s
     };
     let all: Vec<BTreeMap<u64, f64>> = runs.iter().map(values).collect();
     let steps: BTreeSet<u64> = all.iter().flat_map(BTreeMap::keys).copied().collect();
+    let split = metric.strip_suffix("/success");
     let line = |(run, values): (&Compared, &BTreeMap<u64, f64>)| Line {
         name: run.name.clone(),
         values: steps.iter().map(|step| values.get(step).copied()).collect(),
+        interval: split.map(|split| steps.iter().map(|step| wilson(run, split, *values.get(step)?)).collect()),
         ..Line::default()
     };
     (!steps.is_empty()).then(|| Figure {
         title: title.into(),
+        range: y.starts_with("share").then_some([0.0, 1.0]),
         x: if phase == "sft" { "optimiser step" } else { "iteration" }.into(),
         y: y.into(),
         at: steps.iter().map(|step| *step as f64).collect(),
@@ -181,6 +184,12 @@ fn overlay(runs: &[Compared], (phase, metric, title, y, points): (&str, &str, &s
         points,
         ..Figure::default()
     })
+}
+
+/// The interval of a success rate: every evaluation of a run plays as many games as its first.
+fn wilson(run: &Compared, split: &str, share: f64) -> Option<[f64; 2]> {
+    let games = run.summary.eval.cold_start.get(split)?.games;
+    Some(stats::wilson((share * games as f64).round() as u64, games))
 }
 
 /// The comparison as a page.

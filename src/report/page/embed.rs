@@ -33,7 +33,7 @@ pub struct Assets {
 }
 
 impl Assets {
-    pub fn new() -> Assets {
+    pub fn of_the_page() -> Assets {
         let hashes = |texts: &[&str]| texts.iter().map(|text| format!(" 'sha256-{}'", hash(text))).collect::<String>();
         let policy = format!(
             "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src{}; style-src{}; \

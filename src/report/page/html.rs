@@ -13,7 +13,7 @@ pub fn page(template: &str, words: Value, data: &impl Serialize, texts: &[String
     templates.set_formatter(escaped);
     templates.add_template("frame", include_str!("../assets/frame.html"))?;
     templates.add_template("page", template)?;
-    let Assets { policy, styles, scripts } = Assets::new();
+    let Assets { policy, styles, scripts } = Assets::of_the_page();
     // Base64 has no character that HTML knows.
     let text = |(i, text): (usize, &String)| format!("<script type=\"text/plain\" id=\"text-{i}\">{text}</script>\n");
     let texts: String = texts.iter().enumerate().map(text).collect();
