@@ -22,7 +22,8 @@ const HOPPER: [&str; 2] = ["-gencode", "arch=compute_90a,code=sm_90a"];
 const OTHERS: [&str; 4] = ["-gencode", "arch=compute_80,code=sm_80", "-gencode", "arch=compute_80,code=compute_80"];
 
 /// Variables that decide what is built.
-const VARIABLES: [&str; 6] = ["UNCOUPLE_CUDA", "UNCOUPLE_NVCC", "NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV"];
+const VARIABLES: [&str; 7] =
+    ["UNCOUPLE_CUDA", "UNCOUPLE_NVCC", "NVCC", "CUDA_HOME", "CUDA_PATH", "VIRTUAL_ENV", "UNCOUPLE_COMMIT"];
 
 fn main() -> ExitCode {
     match build() {
@@ -38,6 +39,7 @@ fn build() -> Result<(), String> {
     VARIABLES.iter().for_each(|v| println!("cargo::rerun-if-env-changed={v}"));
     println!("cargo::rerun-if-changed=build.rs");
     let root = PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default());
+    name_commit(&root);
     let out = PathBuf::from(env::var_os("OUT_DIR").unwrap_or_default());
     let table = out.join("kernels.rs");
 
@@ -76,6 +78,31 @@ fn build() -> Result<(), String> {
 
     let modules = compile_all(&nvcc, &folder, &sources, &out)?;
     write_if_new(&table, &table_text(&modules)).map_err(|e| format!("{}: {e}", table.display()))
+}
+
+/// Tells the program which commit it is built from: `UNCOUPLE_COMMIT`, or what git says, with `+` where sources differ from it. Says
+/// nothing where there is no git, or where the folder is not the root of a repository.
+fn name_commit(root: &Path) {
+    let git = |arguments: &[&str]| -> Option<String> {
+        let output = Command::new("git").arg("-C").arg(root).args(arguments).output().ok()?;
+        output.status.success().then(|| String::from_utf8_lossy(&output.stdout).trim().to_string())
+    };
+    if env::var("UNCOUPLE_COMMIT").is_ok_and(|commit| !commit.is_empty()) {
+        return;
+    }
+    let top = git(&["rev-parse", "--show-toplevel"]).and_then(|top| fs::canonicalize(top).ok());
+    let (Some(commit), true) = (git(&["rev-parse", "HEAD"]), top.is_some() && top == fs::canonicalize(root).ok())
+    else {
+        return;
+    };
+    let sources = ["src", "kernels", "build.rs", "Cargo.toml", "Cargo.lock"];
+    let changed =
+        git(&[&["status", "--porcelain", "--"][..], &sources].concat()).is_some_and(|files| !files.is_empty());
+    println!("cargo::rustc-env=UNCOUPLE_COMMIT={commit}{}", if changed { "+" } else { "" });
+    // It grows with every commit and checkout.
+    let log = git(&["rev-parse", "--git-path", "logs/HEAD"]).map(|log| root.join(log));
+    log.into_iter().filter(|log| log.exists()).for_each(|log| println!("cargo::rerun-if-changed={}", log.display()));
+    println!("cargo::rerun-if-changed={}", root.join("src").display());
 }
 
 fn advice() -> String {

@@ -72,6 +72,11 @@ fn interrupted(dir: &Path, name: &str, phase: &str, lines: usize) -> Value {
     let mend = format!("uncouple train --resume --dir {} --name {name}", dir.display());
     assert!(told.contains(&mend), "{told}");
     assert!(!run.join("summary.json").exists(), "it was not finished");
+    let page = fs::read_to_string(run.join("report.html")).unwrap();
+    assert!(
+        page.contains("not finished: ") && page.contains("--dir"),
+        "its report tells how far it came, and its command"
+    );
     state(&run)
 }
 

@@ -82,6 +82,11 @@ impl Prompter {
         self.suggestions = sentences.to_vec();
     }
 
+    /// The sentences that episodes begin with.
+    pub fn suggestions(&self) -> &[String] {
+        &self.suggestions
+    }
+
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }

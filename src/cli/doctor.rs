@@ -4,6 +4,7 @@ use super::{DoctorArgs, output};
 use crate::device::cpu::{self, Mat};
 use crate::device::kernels::MODULES;
 use crate::device::{cublaslt_version, cuda};
+use crate::report::provenance::COMMIT;
 use anyhow::Result;
 use rayon::prelude::*;
 use serde::Serialize;
@@ -60,9 +61,8 @@ pub fn run(args: DoctorArgs) -> Result<ExitCode> {
     Ok(if problem { ExitCode::FAILURE } else { ExitCode::SUCCESS })
 }
 
-/// A build that wants its commit known sets `UNCOUPLE_COMMIT`.
 fn version() -> Check {
-    let commit = option_env!("UNCOUPLE_COMMIT").map(|c| format!(" (commit {c})")).unwrap_or_default();
+    let commit = COMMIT.map(|c| format!(" (commit {c})")).unwrap_or_default();
     Check::ok("version", format!("uncouple {}{commit}", env!("CARGO_PKG_VERSION")))
 }
 

@@ -99,7 +99,7 @@ fn play(
         Ok(played) => played,
     };
     let seconds = began.elapsed().as_secs_f64();
-    trajectories.append(&evaluated(config, &played, 0, "eval"))?;
+    trajectories.append(&evaluated(config, actor.prompter, &played, 0, "eval")?)?;
     if let Some(line) = evaluate::failures(&played) {
         say(&line);
     }

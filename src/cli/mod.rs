@@ -8,6 +8,7 @@ mod env;
 mod eval;
 mod output;
 pub mod reference;
+mod report;
 mod selftest;
 mod theory;
 mod train;
@@ -32,6 +33,10 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate a run or a model on the evaluation splits
     Eval(EvalArgs),
+    /// Write the report of a run, at any time; of several: a page that compares them
+    Report(ReportArgs),
+    /// Compare the results of runs in a table
+    Compare(CompareArgs),
     /// Gradient coupling of a run's samples: cosines of all pairs of their gradients
     Coupling(coupling::CouplingArgs),
     /// Look at this machine and say what training will find here
@@ -156,6 +161,26 @@ pub enum SplitArg {
 }
 
 #[derive(Debug, Args)]
+pub struct ReportArgs {
+    /// Run folders
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// The page's file [default: report.html in the run; of several, comparison.html here]
+    #[arg(long, value_name = "FILE")]
+    pub out: Option<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+pub struct CompareArgs {
+    /// Run folders; differences are from the first
+    #[arg(value_name = "RUN", required = true)]
+    pub runs: Vec<PathBuf>,
+    /// Print results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Debug, Args)]
 pub struct DoctorArgs {
     /// Folder where runs will be kept
     #[arg(long, default_value = "runs")]
@@ -246,6 +271,8 @@ pub enum BenchArg {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Report(args) => report::report(args),
+        Command::Compare(args) => report::compare(args),
         Command::Coupling(args) => coupling::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Selftest(args) => selftest::run(args),

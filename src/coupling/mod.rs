@@ -11,4 +11,4 @@ pub use gram::{Grams, SampleError, StateAction};
 pub use measure::{CouplingError, Group, Measurement, Sums, Weights, measure};
 pub use output::{FOLDER, write};
 pub use probe::{Command, Probe, ProbeError, ProbeSample, Side};
-pub use strata::{Means, Spread, Strata, Stratum, Traits};
+pub use strata::{Means, Spread, Strata, Stratum, Traits, errors};

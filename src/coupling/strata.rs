@@ -84,6 +84,25 @@ impl Means {
     }
 }
 
+/// Standard errors of the mean cosines of pp, nn and pn, by the jackknife over samples: pairs that share a sample are not independent.
+/// Not a number where a class has fewer than three samples.
+pub fn errors(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize]) -> [f64; 3] {
+    let without = |class: &[usize], i: usize| class.iter().copied().filter(|j| *j != i).collect::<Vec<_>>();
+    let mean = |rows: &[usize], columns: &[usize]| spread(matrix, n, rows, columns, &|_, _| true).mean;
+    let variance = |class: &[usize], of: &dyn Fn(usize) -> f64| {
+        let left_out: Vec<f64> = class.iter().map(|i| of(*i)).collect();
+        let (count, centre) = (class.len() as f64, stats::mean(&left_out));
+        (count - 1.0) / count * left_out.iter().map(|mean| (mean - centre).powi(2)).sum::<f64>()
+    };
+    let within = |class: &[usize]| {
+        let error = variance(class, &|i| mean(&without(class, i), &without(class, i))).sqrt();
+        if class.len() < 3 { f64::NAN } else { error }
+    };
+    let across = variance(positive, &|i| mean(&without(positive, i), negative))
+        + variance(negative, &|i| mean(positive, &without(negative, i)));
+    [within(positive), within(negative), across.sqrt()]
+}
+
 fn spread(matrix: &[f64], n: usize, rows: &[usize], columns: &[usize], keep: Keep<'_>) -> Spread {
     let pairs = rows.iter().flat_map(|i| columns.iter().map(move |j| (*i, *j))).filter(|(i, j)| i != j && keep(*i, *j));
     Spread::of(&pairs.map(|(i, j)| matrix[i * n + j]).collect::<Vec<_>>())

@@ -72,6 +72,16 @@ pub enum Flaw {
 impl Flaw {
     pub const ALL: [Flaw; 4] = [Flaw::Idle, Flaw::Repeated, Flaw::Circular, Flaw::Astray];
 
+    /// Short name for tables and queries.
+    pub fn name(self) -> &'static str {
+        match self {
+            Flaw::Idle => "idle",
+            Flaw::Repeated => "repeated",
+            Flaw::Circular => "circular",
+            Flaw::Astray => "astray",
+        }
+    }
+
     /// What such an action did, after "which".
     pub fn description(self) -> &'static str {
         match self {

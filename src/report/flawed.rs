@@ -1,7 +1,7 @@
 //! Flawed actions in the report: what their probabilities and advantages show, in words that follow the data.
 
-use super::plot::{self, Dot};
-use super::results::{ClusterMean, FlawedFit, Summary};
+use super::page::figure::{Figure, Line};
+use super::results::{ClusterMean, Flawed, FlawedFit, Summary};
 use serde::Serialize;
 
 /// The section of the page; its words are the program's own.
@@ -11,8 +11,6 @@ pub struct Section {
     pub findings: Vec<String>,
     pub headings: [&'static str; 6],
     pub rows: Vec<[String; 6]>,
-    /// `None` where there is nothing to set against a curve.
-    pub svg: Option<String>,
 }
 
 const HEADINGS: [&str; 6] = ["mean q", "actions", "groups", "mean advantage A", "mean q × A", "curve q·r·(q − 1)"];
@@ -35,18 +33,47 @@ pub fn section(summary: &Summary) -> Option<Section> {
             f.expected.map_or("–".into(), |expected| format!("{expected:.4}")),
         ]
     });
-    let svg = summary.flawed_fit.and_then(|fit| {
-        let q = |step: u32| f64::from(step) / f64::from(STEPS);
-        let curve: Vec<(f64, f64)> = (0..=STEPS).map(|step| (q(step), q(step) * fit.risk * (q(step) - 1.0))).collect();
-        let dot = |f: &super::results::Flawed| Dot { x: f.probability, y: f.contribution, interval: f.contribution_ci };
-        let dots: Vec<Dot> = flawed.iter().map(dot).collect();
-        plot::curve_with(&curve, &dots, ["probability q", "q × advantage (return)"])
-    });
     let findings = match &summary.flawed_fit {
         Some(fit) => findings(summary, fit),
         None => vec![nothing(summary)],
     };
-    Some(Section { findings, headings: HEADINGS, rows: rows.collect(), svg })
+    Some(Section { findings, headings: HEADINGS, rows: rows.collect() })
+}
+
+/// The curve that comes nearest, and the tenths of q beside it; `None` where there is nothing to set against a curve.
+pub fn figure(summary: &Summary) -> Option<Figure> {
+    let fit = summary.flawed_fit?;
+    let steps = (0..=STEPS).map(|step| (f64::from(step) / f64::from(STEPS), None));
+    let mut points: Vec<(f64, Option<&Flawed>)> = steps.collect();
+    points.extend(summary.flawed.iter().map(|f| (f.probability, Some(f))));
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (at, tenths): (Vec<f64>, Vec<Option<&Flawed>>) = points.into_iter().unzip();
+    let curve = |risk: f64| at.iter().map(|q| Some(q * risk * (q - 1.0))).collect::<Vec<_>>();
+    let ends = fit.ci.map(|[low, high]| curve(low).into_iter().zip(curve(high)));
+    let band = ends.map(|ends| ends.map(|(a, b)| Some([a?.min(b?), a?.max(b?)])).collect());
+    let measured = Line {
+        name: "flawed actions, by tenths of q".into(),
+        values: tenths.iter().map(|f| Some(f.as_ref()?.contribution)).collect(),
+        interval: Some(tenths.iter().map(|f| f.as_ref()?.contribution_ci).collect()),
+        labels: Some(tenths.iter().map(|f| Some(f.as_ref()?.count.to_string())).collect()),
+        dots: true,
+        ..Line::default()
+    };
+    let fitted = Line { name: "q·r·(q − 1)".into(), values: curve(fit.risk), interval: band, ..Line::default() };
+    let counts = actions(summary);
+    Some(Figure {
+        title: "Flawed actions against q·r·(q − 1)".into(),
+        note: format!(
+            "r = {} by least squares over {counts} actions; bars and band: 95 % intervals, groups as clusters; above the points: actions.",
+            estimate(fit.risk, fit.ci)
+        ),
+        x: "probability q".into(),
+        y: "q × advantage (return)".into(),
+        at,
+        lines: vec![fitted, measured],
+        points: true,
+        ..Figure::default()
+    })
 }
 
 fn actions(summary: &Summary) -> u64 {
@@ -106,8 +133,9 @@ fn halves(unlikely: &ClusterMean, likely: &ClusterMean) -> String {
 }
 
 fn estimate(value: f64, ci: Option<[f64; 2]>) -> String {
+    let number = |x: f64| format!("{x:.4}").replace('-', "−");
     match ci {
-        Some([low, high]) => format!("{value:.4} [{low:.4}, {high:.4}]"),
-        None => format!("{value:.4}"),
+        Some([low, high]) => format!("{} [{}, {}]", number(value), number(low), number(high)),
+        None => number(value),
     }
 }

@@ -12,7 +12,7 @@ pub struct Map {
 }
 
 /// Nothing but the page's own styles is loaded or run.
-pub(super) const POLICY: &str = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
+const POLICY: &str = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; \
      base-uri 'none'; form-action 'none'\">";
 
 /// The page. Every text in it is escaped.

@@ -1,7 +1,8 @@
 //! Evaluations: the episodes counted, their table for people, `summary.json` for programs.
 
+use super::provenance::Provenance;
 use super::stats::{self, Clusters};
-use comfy_table::{CellAlignment, Table, presets};
+use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -84,7 +85,7 @@ pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<Row> {
     splits.into_iter().flat_map(|split| stages.iter().filter_map(move |(s, e)| row(split, s, e))).collect()
 }
 
-/// Headings of the table, here and in the report page.
+/// Headings of the table in the report page.
 pub const HEADINGS: [&str; 7] =
     ["split", "stage", "success %", "repeated actions %", "turns in loops %", "episode length", "games"];
 
@@ -105,17 +106,42 @@ impl Row {
     }
 }
 
-/// The table for a terminal or a log: no colours, so nothing to turn off.
+/// The tables for a terminal or a log, no wider than 80 columns: success first, then how it was played.
 pub fn table(rows: &[Row]) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(HEADINGS);
+    let mut stages: Vec<&str> = Vec::new();
+    let mut splits: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
     for row in rows {
-        table.add_row(row.cells());
+        if !stages.contains(&&row.stage[..]) {
+            stages.push(&row.stage);
+        }
+        splits.entry(&row.split).or_default().push(row);
     }
-    for column in table.column_iter_mut().skip(2) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    format!("{table}\n[95 % intervals: Wilson for success, normal for the others]")
+    let success = splits.iter().map(|(split, of)| {
+        let at = |stage: &&str| of.iter().find(|row| row.stage == *stage).map(|row| percent(row.result.success));
+        let games = of.iter().map(|row| row.result.games).max().unwrap_or(0).to_string();
+        let cells = stages.iter().map(|stage| at(stage).unwrap_or("–".into()));
+        [split.to_string()].into_iter().chain(cells).chain([games]).collect::<Vec<_>>()
+    });
+    let headings: Vec<String> = stages.iter().map(|stage| format!("{stage} %")).collect();
+    let headings: Vec<&str> =
+        ["split"].into_iter().chain(headings.iter().map(String::as_str)).chain(["games"]).collect();
+    let right: Vec<usize> = (1..headings.len()).collect();
+    let first = fitted(&headings, success, &right);
+    let played = rows.iter().map(|row| {
+        let r = &row.result;
+        let cells = [half(r.repeat_rate, 100.0, 1), half(r.loop_rate, 100.0, 1), half(r.episode_length, 1.0, 2)];
+        [row.split.clone(), row.stage.clone()].into_iter().chain(cells).collect::<Vec<_>>()
+    });
+    let second = fitted(&PLAYED, played, &[2, 3, 4]);
+    format!("success\n{first}\nplay\n{second}\n[95 % intervals: Wilson for success, normal for the others]")
+}
+
+const PLAYED: [&str; 5] = ["split", "stage", "repeats %", "in loops %", "turns"];
+
+/// An estimate and half of its interval.
+fn half(e: Estimate, scale: f64, decimals: usize) -> String {
+    let half = scale * (e.ci[1] - e.ci[0]) / 2.0;
+    format!("{:.decimals$} ± {half:.decimals$}", scale * e.value)
 }
 
 /// Turns of a split that held no command that could be read.
@@ -160,7 +186,7 @@ impl TypeRow {
 pub fn unreadable_table(splits: &BTreeMap<String, Unreadable>) -> String {
     let reasons = |u: &Unreadable| u.reasons.iter().map(|(why, n)| format!("{why} {n}")).collect::<Vec<_>>().join(", ");
     let rows = splits.iter().map(|(split, u)| [split.clone(), percent(u.rate), u.turns.to_string(), reasons(u)]);
-    aligned(&["split", "unreadable turns %", "turns", "why"], rows, &[1, 2])
+    fitted(&["split", "unreadable turns %", "turns", "why"], rows, &[1, 2])
 }
 
 /// Success by task type for a terminal or a log.
@@ -169,14 +195,24 @@ pub fn type_table(types: &[TypeRow]) -> String {
         let kind: String = t.kind.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
         [t.split.clone(), kind, percent(t.success), t.games.to_string()]
     });
-    aligned(&["split", "task type", "success %", "games"], rows, &[2, 3])
+    fitted(&["split", "task type", "success %", "games"], rows, &[2, 3])
 }
 
-/// A table whose columns `right` hold numbers.
-fn aligned<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [String; N]>, right: &[usize]) -> String {
+/// Columns of the narrowest terminal that tables are made for.
+const WIDTH: u16 = 80;
+
+/// A table whose columns `right` hold numbers; longer texts are broken into lines.
+pub fn fitted<R: IntoIterator<Item = String>>(
+    headings: &[&str],
+    rows: impl Iterator<Item = R>,
+    right: &[usize],
+) -> String {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(headings);
-    table.add_rows(rows);
+    table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    for row in rows {
+        table.add_row(row);
+    }
     for (_, column) in table.column_iter_mut().enumerate().filter(|(i, _)| right.contains(i)) {
         column.set_cell_alignment(CellAlignment::Right);
     }
@@ -185,7 +221,12 @@ fn aligned<const N: usize>(headings: &[&str; N], rows: impl Iterator<Item = [Str
 
 /// A share with its interval.
 fn percent(e: Estimate) -> String {
-    format!("{:.1} [{:.1}, {:.1}]", 100.0 * e.value, 100.0 * e.ci[0], 100.0 * e.ci[1])
+    percent_of(e.value, e.ci)
+}
+
+/// The same of a value and the ends of its interval.
+pub fn percent_of(value: f64, [low, high]: [f64; 2]) -> String {
+    format!("{:.1} [{:.1}, {:.1}]", 100.0 * value, 100.0 * low, 100.0 * high)
 }
 
 /// Success rates, as fractions, of players who do not learn: the floor and the ceiling of a split; `None` where the environment has
@@ -216,13 +257,7 @@ pub fn baseline_cells(baselines: &BTreeMap<String, Baselines>) -> Vec<[String; 4
 
 /// What stands beside every result, for a terminal or a log.
 pub fn baseline_table(baselines: &BTreeMap<String, Baselines>) -> String {
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(BASELINE_HEADINGS);
-    table.add_rows(baseline_cells(baselines));
-    for column in table.column_iter_mut().skip(1) {
-        column.set_cell_alignment(CellAlignment::Right);
-    }
-    table.to_string()
+    fitted(&BASELINE_HEADINGS, baseline_cells(baselines).into_iter(), &[1, 2, 3])
 }
 
 /// `summary.json`: what a run came to. A part that did not run is absent.
@@ -251,6 +286,8 @@ pub struct Summary {
     pub flawed_fit: Option<FlawedFit>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judgment_accuracy: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub provenance: Option<Provenance>,
 }
 
 /// Evaluations before and after GRPO, by split.

@@ -40,6 +40,17 @@ pub fn normal(values: &[f64]) -> [f64; 2] {
     [mean(values) - half, mean(values) + half]
 }
 
+/// 97.5 % quantiles of Student's t, by degrees of freedom from 1.
+const STUDENT: [f64; 15] =
+    [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131];
+
+/// 95 % interval of a mean of few values by Student's t; `None` of fewer than two.
+pub fn student(values: &[f64]) -> Option<[f64; 2]> {
+    let t = STUDENT.get(values.len().checked_sub(2)?).copied().unwrap_or(Z);
+    let half = t * std(values) / (values.len() as f64).sqrt();
+    Some([mean(values) - half, mean(values) + half])
+}
+
 /// A share of parts in wholes: Σ numerators / Σ denominators over clusters (episodes), with its 95 % interval by linearisation.
 pub fn ratio(numerators: &[f64], denominators: &[f64]) -> (f64, [f64; 2]) {
     let total: f64 = denominators.iter().sum();

@@ -3,13 +3,13 @@
 use super::TrainError;
 use super::evaluate::{self, SPLITS};
 use super::measure::{self, Consistency};
-use super::record::evaluated;
+use super::record::Recorder;
 use super::run::WITHOUT_SUGGESTIONS;
 use super::trainer::Trainer;
 use crate::agent::Episode;
 use crate::config::Config;
-use crate::gcd::Accuracy;
 use crate::gcd::judgment::verdict_rate;
+use crate::gcd::{Accuracy, JudgeLabels, Judged};
 use crate::report::metrics::Record;
 use crate::report::progress::say;
 use crate::report::results::{self, Evaluation};
@@ -24,10 +24,10 @@ impl Trainer<'_> {
         let (played, evaluation, mut line) = self.play_panels(stage, &mut record, say)?;
         let mut times = vec![format!("games {:.1} s", record.values["seconds/games"])];
         let e = self.setting.config.eval.clone();
-        let mut accuracy = None;
+        let (mut accuracy, mut judged) = (None, Judged::default());
         if evaluate::judges(&self.setting.config) {
             let clock = Clock::begin(say, stage, &format!("judging at most {} actions (eval.judgments)", e.judgments));
-            accuracy = self.judge_panels(&played.episodes, &mut record)?;
+            (accuracy, judged) = self.judge_panels(&played.episodes, &mut record)?;
             times.push(clock.end("judgments", &mut record));
         }
         if e.consistency_states > 0 {
@@ -46,7 +46,7 @@ impl Trainer<'_> {
             line += &format!(" judgments {:.1} %", 100.0 * all);
         }
         say(&format!("{line} ({})", times.join(", ")));
-        self.keep_evaluation(record, &played)?;
+        self.keep_evaluation(record, &played, &judged)?;
         self.run.state.next_eval = self.run.state.iterations + 1;
         Ok((evaluation, accuracy))
     }
@@ -59,12 +59,13 @@ impl Trainer<'_> {
         }
         self.prompter.suggest(&[]);
         let mut record = Record::new(WITHOUT_SUGGESTIONS, self.run.state.iterations.into(), 0.0);
-        let played = self.play_panels("without suggestions", &mut record, &say);
+        let done = self.play_panels("without suggestions", &mut record, &say).and_then(|(played, evaluation, line)| {
+            say(&format!("{line} (games {:.1} s)", record.values["seconds/games"]));
+            self.keep_evaluation(record, &played, &Judged::default())?;
+            Ok(evaluation)
+        });
         self.prompter.suggest(&sentences);
-        let (played, evaluation, line) = played?;
-        say(&format!("{line} (games {:.1} s)", record.values["seconds/games"]));
-        self.keep_evaluation(record, &played)?;
-        Ok(evaluation)
+        done
     }
 
     /// Plays one episode of each game, and records what came of them; also in one line.
@@ -89,20 +90,29 @@ impl Trainer<'_> {
         Ok((played, evaluation, format!("{stage}:{splits}")))
     }
 
-    /// The share of judgments that are right, where there are any.
-    fn judge_panels(&mut self, episodes: &[Episode], record: &mut Record) -> Result<Option<f64>, TrainError> {
+    /// The share of judgments that are right, where there are any, and the judgments.
+    fn judge_panels(&mut self, episodes: &[Episode], record: &mut Record) -> Result<(Option<f64>, Judged), TrainError> {
         let (config, critic) = (&self.setting.config, self.critic.as_ref());
-        let accuracy = evaluate::judgments(config, &mut self.learner, critic, &self.prompter, episodes)?;
-        let Some(Accuracy { all: Some(all), good, bad, .. }) = accuracy else { return Ok(None) };
-        record.set("judgment_accuracy", all);
-        record.set_known([("judgment_accuracy/good", good), ("judgment_accuracy/bad", bad)]);
-        Ok(Some(all))
+        let done = evaluate::judgments(config, &mut self.learner, critic, &self.prompter, episodes)?;
+        let Some((Accuracy { all, good, bad, .. }, judged)) = done else { return Ok((None, Judged::default())) };
+        let values = [("judgment_accuracy", all), ("judgment_accuracy/good", good), ("judgment_accuracy/bad", bad)];
+        record.set_known(values);
+        Ok((all, judged))
     }
 
-    fn keep_evaluation(&mut self, mut record: Record, played: &Played) -> Result<(), TrainError> {
+    fn keep_evaluation(&mut self, mut record: Record, played: &Played, judged: &Judged) -> Result<(), TrainError> {
         record.seconds = self.run.seconds();
         self.run.record(&record)?;
-        self.run.store(&evaluated(&self.setting.config, played, record.step, &record.phase))
+        let recorder = Recorder {
+            config: &self.setting.config,
+            prompter: &self.prompter,
+            iteration: record.step,
+            phase: &record.phase,
+            samples: &[],
+            judge_labels: &JudgeLabels::new(),
+            judged,
+        };
+        self.run.store(&recorder.episodes(played)?)
     }
 }
 

@@ -101,7 +101,7 @@ pub fn measured(
 }
 
 /// Adds the means of cosines, `coupling/pp`, `nn` and `pn`, of all parameters, of each kind and of the states; those of each stratum
-/// with its pairs; of projections also `np`; and the sums.
+/// with its pairs; the standard errors of the three means; of projections also `np`; and the sums.
 pub fn record(m: &Measurement, record: &mut Record) {
     let kinds = m.kinds.iter().map(|kind| (format!("coupling/{}/", kind.name), kind.cosine));
     let all = [("coupling/".to_string(), m.cosine), ("coupling/state/".into(), m.state)];
@@ -114,6 +114,10 @@ pub fn record(m: &Measurement, record: &mut Record) {
         for (class, spread) in classes(stratum.cosine) {
             record.set(&format!("{prefix}{class}_pairs"), spread.pairs as f64);
         }
+    }
+    let errors = coupling::errors(&m.cosine_matrix, m.samples, &m.positive, &m.negative);
+    for (name, error) in ["pp", "nn", "pn"].into_iter().zip(errors).filter(|(_, error)| error.is_finite()) {
+        record.set(&format!("coupling/{name}_error"), error);
     }
     record.set_known([
         ("coupling/sum/signed", Some(m.sums.signed).filter(|sum| sum.is_finite())),

@@ -8,7 +8,7 @@ use crate::agent::{Episode, Finish, Prompter, Refusal};
 use crate::config::{Config, ConfigError, GcdMode};
 use crate::env::baseline::{self, Baselines};
 use crate::env::{Split, Suite, Task};
-use crate::gcd::{Accuracy, JudgeLabels, Labelled, judge};
+use crate::gcd::{Accuracy, JudgeLabels, Judged, Labelled, judge};
 use crate::grpo::episode_return;
 use crate::model::Policy;
 use crate::ops::philox::Stream;
@@ -91,14 +91,14 @@ pub fn judges(config: &Config) -> bool {
 }
 
 /// How well the model, or its value head, judges held-out actions: those of an evaluation's episodes, as many good as bad, each
-/// once, at most `eval.judgments`. `None` without GCD. Nothing is learnt from it.
+/// once, at most `eval.judgments`; and what it said of them. `None` without GCD. Nothing is learnt from it.
 pub fn judgments(
     config: &Config,
     learner: &mut Learner,
     critic: Option<&Critic>,
     prompter: &Prompter,
     episodes: &[Episode],
-) -> Result<Option<Accuracy>, TrainError> {
+) -> Result<Option<(Accuracy, Judged)>, TrainError> {
     if !judges(config) {
         return Ok(None);
     }
@@ -110,10 +110,11 @@ pub fn judgments(
     let judged = judge(config, &actor, &mut cache, of, size)?;
     drop(cache);
     let actions = LabelledAction::of(episodes, &judged.pairs);
-    Ok(Some(match critic {
+    let accuracy = match critic {
         Some(critic) => auxiliary::accuracy(config, learner, critic, &actions)?,
         None => judged.accuracy(),
-    }))
+    };
+    Ok(Some((accuracy, judged)))
 }
 
 /// A line about the episodes that the environment failed, if there are any.

@@ -18,6 +18,7 @@ pub mod measure;
 pub mod memory;
 pub mod optimizer;
 pub mod record;
+pub mod report;
 mod run;
 pub mod run_folder;
 mod start;
@@ -43,6 +44,7 @@ use crate::files::FileError;
 use crate::gcd::JudgeError;
 use crate::model::checkpoint::CheckpointError;
 use crate::model::tokenizer::TokenizerError;
+use crate::report::page::PageError;
 use crate::rollout::RolloutError;
 use run_folder::RunFolderError;
 use std::path::{Path, PathBuf};
@@ -101,8 +103,10 @@ pub enum TrainError {
     NoDemonstrations(String),
     #[error("not one episode of the iteration can be used: {0}")]
     NoEpisodes(String),
-    #[error("cannot render report.html: {0}")]
-    Report(#[from] minijinja::Error),
+    #[error(transparent)]
+    Page(#[from] PageError),
+    #[error("{} is not the folder of a run (it has no config.toml): name one, e.g. runs/NAME", .0.display())]
+    NoRun(PathBuf),
     #[error("interrupted; everything so far is saved. Go on with: uncouple train --resume --dir {} --name {}", parent(.0), name(.0))]
     Interrupted(PathBuf),
 }

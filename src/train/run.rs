@@ -1,16 +1,19 @@
 //! A run on disk: where it stands, what it has recorded, and how it goes on after a stop.
 
-use super::TrainError;
 use super::critic::Critic;
 use super::learner::Learner;
+use super::record::suggested;
 use super::run_folder::RunFolder;
 use super::state::{self, State};
 use super::suggest::SuggestionUpdate;
+use super::{TrainError, report};
 use crate::config;
 use crate::files::FileError;
 use crate::model::TokenIds;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::metrics::{Metrics, Record};
+use crate::report::progress::say;
+use crate::report::provenance::Provenance;
 use crate::report::trajectories::{self, Trajectories};
 use std::time::Instant;
 
@@ -29,6 +32,8 @@ pub(super) struct Run {
     metrics: Metrics,
     /// The state that the checkpoint of its step has, where that stands; without the wall time.
     saved: Option<State>,
+    /// The processes that worked on it, this one last.
+    provenance: Provenance,
     /// When this process began; the run's earlier wall time is in `earlier`.
     began: Instant,
     earlier: f64,
@@ -56,7 +61,12 @@ impl BadBatch {
 
 impl Run {
     /// Goes on at `state`: what an earlier process recorded after that comes again.
-    pub fn open(folder: RunFolder, state: State, saved: Option<State>, began: Instant) -> Result<Run, TrainError> {
+    pub fn open(
+        folder: RunFolder,
+        state: State,
+        saved: Option<State>,
+        (began, provenance): (Instant, Provenance),
+    ) -> Result<Run, TrainError> {
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
             "sft" => r.step <= u64::from(state.sft_steps),
             "grpo" => r.step <= u64::from(state.iterations),
@@ -66,7 +76,7 @@ impl Run {
         let next = [("grpo", u64::from(state.iterations) + 1), ("eval", eval), (WITHOUT_SUGGESTIONS, eval)];
         let trajectories = Trajectories::open(folder.path(), &next)?;
         let earlier = state.seconds;
-        let run = Run { folder, state, trajectories, metrics, saved, began, earlier };
+        let run = Run { folder, state, trajectories, metrics, saved, provenance, began, earlier };
         if run.folder.resumed() {
             run.keep_suggestions()?;
         }
@@ -76,6 +86,12 @@ impl Run {
     /// Wall time of the run so far.
     pub fn seconds(&self) -> f64 {
         self.earlier + self.began.elapsed().as_secs_f64()
+    }
+
+    /// Where the run comes from, as of now.
+    pub fn note(&mut self) -> Result<Provenance, TrainError> {
+        report::note(&self.folder, &mut self.provenance)?;
+        Ok(self.provenance.clone())
     }
 
     pub fn record(&mut self, record: &Record) -> Result<(), TrainError> {
@@ -88,6 +104,7 @@ impl Run {
 
     /// Keeps new suggestions, for the prompts of later iterations, with the evidence they rest on.
     pub fn add_suggestions(&mut self, update: &SuggestionUpdate) -> Result<(), TrainError> {
+        self.trajectories.suggest(update.iterations.into(), &suggested(update))?;
         self.state.suggestion_updates.push(update.clone());
         Ok(self.keep_suggestions()?)
     }
@@ -148,6 +165,11 @@ impl Run {
             state::save(dir, &export, critic, &self.state, ids, tokenizer)
         })?;
         self.saved = Some(state);
+        self.note()?;
+        // The run does not depend on its page.
+        if let Err(why) = report::write(self.folder.path()) {
+            say(&format!("report.html is not up to date: {why}"));
+        }
         Ok(())
     }
 }

@@ -114,7 +114,7 @@ pub fn suggestions(dir: &Path) -> Result<Vec<String>, TrainError> {
     if dir.join(STATE).exists() { Ok(read(dir)?.last_suggestions()) } else { Ok(Vec::new()) }
 }
 
-fn read(dir: &Path) -> Result<State, TrainError> {
+pub(super) fn read(dir: &Path) -> Result<State, TrainError> {
     let file = dir.join(STATE);
     let text = files::read(&file, files::MOST_KEPT).map_err(|e| FileError::new("read", &file, e))?;
     serde_json::from_slice(&text).map_err(|e| unreadable(&file, e))

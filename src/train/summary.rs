@@ -1,14 +1,10 @@
 //! The end of a run: its summary and its report.
 
 use super::trainer::{Outcome, Trainer};
-use super::{TrainError, coupling, evaluate};
-use crate::report::html::{self, Page};
+use super::{TrainError, coupling, evaluate, report};
 use crate::report::metrics;
 use crate::report::results::{self, EvalSummary, Evaluation, Summary};
 use std::time::Instant;
-
-/// Episodes shown in report.html.
-const EXAMPLES: u32 = 6;
 
 impl Trainer<'_> {
     /// Measures what is left to measure, and writes summary.json and report.html. `last` is the final evaluation, `bare` the one without
@@ -19,6 +15,7 @@ impl Trainer<'_> {
         bare: Evaluation,
         judgment_accuracy: Option<f64>,
     ) -> Result<Outcome, TrainError> {
+        let provenance = self.run.note()?;
         let (state, folder, config) = (&self.run.state, &self.run.folder, &self.setting.config);
         let first = state.cold_start.clone().unwrap_or_default();
         let records = metrics::read(folder.path())?;
@@ -49,19 +46,12 @@ impl Trainer<'_> {
             flawed_fit: state.flawed.fit(),
             baselines,
             judgment_accuracy,
+            provenance: Some(provenance),
         };
         let rows = results::rows(&[("cold start", &first), ("final", &last), ("final, no suggestions", &bare)]);
-        let page = html::render(&Page {
-            name: &folder.name(),
-            config: &config.to_toml(),
-            summary: &summary,
-            rows: &rows,
-            records: &records,
-            episodes: &self.run.trajectories.examples("eval", EXAMPLES)?,
-        })?;
-        folder.write("report.html", page.as_bytes())?;
         let json = format!("{:#}\n", serde_json::json!(summary));
         folder.write("summary.json", json.as_bytes())?;
+        report::write(folder.path())?;
         Ok(Outcome { folder: folder.path().into(), rows, summary })
     }
 }

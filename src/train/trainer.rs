@@ -6,18 +6,17 @@ use super::engine::{self, Export, Scorer};
 use super::iteration::{self, Inputs, Iteration};
 use super::learn::Models;
 use super::learner::Learner;
-use super::record::stored;
+use super::record::Recorder;
 use super::run::{BadBatch, Run, Weights};
 use super::run_folder::{Existing, RunFolder};
 use super::start::{REFERENCE, Start, check_prompts, reference};
 use super::warnings::Warnings;
-use super::{TrainError, coupling, interrupt, manifest, suggest};
+use super::{TrainError, coupling, interrupt, manifest, report, suggest};
 use crate::agent::Prompter;
 use crate::config::{Author, Config, LabelSource, SuggestionMode};
 use crate::device::Gpu;
 use crate::env::Suite;
-use crate::gcd::Judge;
-use crate::grpo::episode_return;
+use crate::gcd::{Judge, Judged};
 use crate::model::TokenIds;
 use crate::model::checkpoint::{self, SaveDtype};
 use crate::report::metrics::Record;
@@ -121,7 +120,8 @@ impl<'a> Trainer<'a> {
             true => Some(engine::frozen(reference(&folder, &state)?, *gpu)?),
             false => None,
         };
-        let run = Run::open(folder, state, saved, began)?;
+        let provenance = report::begin(&folder, config, *suite, gpu.map(Gpu::describe))?;
+        let run = Run::open(folder, state, saved, (began, provenance))?;
         let warnings = Warnings::default();
         Ok(Trainer { setting, run, prompter, learner, critic, reference, ids, demonstrations, warnings })
     }
@@ -268,14 +268,19 @@ impl<'a> Trainer<'a> {
             Some(Err(why)) => say(&format!("no new suggestions: {why}")),
             None => {}
         }
-        let (episodes, config) = (done.played.all(), &self.setting.config);
-        let kept = episodes.iter().map(|(at_sample, e)| {
-            let advantage = at_sample.map(|i| &done.samples[i].advantage[..]);
-            stored(e, record.step, "grpo", episode_return(e, config), advantage)
-        });
-        self.run.store(&kept.collect::<Vec<_>>())?;
+        let nothing = Judged::default();
+        let recorder = Recorder {
+            config: &self.setting.config,
+            prompter: &self.prompter,
+            iteration: record.step,
+            phase: "grpo",
+            samples: &done.samples,
+            judge_labels: &done.judge_labels,
+            judged: done.judged.as_ref().unwrap_or(&nothing),
+        };
+        self.run.store(&recorder.episodes(&done.played)?)?;
         self.run.state.iterations += 1;
-        self.run.state.env_steps += episodes.iter().map(|(_, e)| e.turns.len() as u64).sum::<u64>();
+        self.run.state.env_steps += done.played.all().iter().map(|(_, e)| e.turns.len() as u64).sum::<u64>();
         self.run.state.tokens += done.tokens as u64;
         for step in &done.steps {
             let bad = || BadBatch::new(format!("grpo-{}.json", record.step), done.sequences().into_iter());

@@ -88,6 +88,7 @@ pub fn state(run: &Path) -> serde_json::Value {
 fn timeless(mut json: serde_json::Value) -> serde_json::Value {
     json.as_object_mut().unwrap().remove("seconds").expect("it says how long it took");
     json.as_object_mut().unwrap().remove("phase_seconds");
+    json.as_object_mut().unwrap().remove("provenance");
     json
 }
 
@@ -119,9 +120,12 @@ fn records(run: &Path) -> Vec<Record> {
 
 fn episodes(run: &Path) -> Vec<String> {
     let db = rusqlite::Connection::open(run.join("trajectories.sqlite")).unwrap();
-    let sql = "select concat_ws('|', phase, iteration, split, task, group_id, sample, reward, success, finish, steps,
-                      (select group_concat(concat_ws('|', observation, action, valid, tokens, logprob_sum, reward, advantage),
-                                           '|' order by turn) from turns where episode = id))
+    let sql = "select concat_ws('|', phase, iteration, split, task, kind, group_id, sample, reward, success, finish, steps, repeats, loops, suggestions, tokens,
+                      (select group_concat(concat_ws('|', observation, action, command, valid, prompt_start, action_start, action_end, logprob_sum,
+                                                     q, label, flaw, reward, advantage),
+                                           '|' order by turn) from turns where episode = id),
+                      (select group_concat(concat_ws('|', turn, sample, label, verdict, text), '|' order by turn, sample)
+                       from judgments where episode = id))
                from episodes order by phase, iteration, group_id, sample, id";
     let mut statement = db.prepare(sql).unwrap();
     statement.query_map([], |row| row.get(0)).unwrap().collect::<Result<_, _>>().unwrap()

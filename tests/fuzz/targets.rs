@@ -16,7 +16,8 @@ use uncouple::env::{Environment, Observation, Split, Suite};
 use uncouple::model::checkpoint;
 use uncouple::model::{Message, Tokenizer};
 use uncouple::ops::philox::Stream;
-use uncouple::report::{metrics, trajectories::Trajectories};
+use uncouple::report::metrics;
+use uncouple::report::trajectories::{Reader, Trajectories};
 use uncouple::rollout::{Actor, RolloutTasks, Settings};
 use uncouple::train::{checkpoints, memory, state};
 
@@ -412,7 +413,16 @@ fn trajectories(input: &[u8], bases: &Bases) {
     _ = fs::remove_dir_all(bases.scratch.join("sqlite"));
     let run = bases.put("sqlite", "trajectories.sqlite", input);
     let Ok(kept) = Trajectories::open(&run, &[("eval", 2), ("grpo", 2)]) else { return };
-    _ = kept.examples("eval", 6);
+    drop(kept);
+    let Ok(Some(kept)) = Reader::open(&run) else { return };
+    _ = (
+        kept.index("grpo", 0.5),
+        kept.group("grpo", 1, 0),
+        kept.suggestions(),
+        kept.confusion(),
+        kept.evaluated(),
+        kept.volume(),
+    );
 }
 
 fn schema(input: &[u8], _: &Bases) {

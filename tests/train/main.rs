@@ -7,6 +7,7 @@ mod emulated;
 
 mod ablation;
 mod agent;
+mod browser;
 mod cli;
 mod config;
 mod coupling;

@@ -5,11 +5,13 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use uncouple::gcd::theory::Measured;
-use uncouple::report::html::{self, Page};
 use uncouple::report::metrics::{self, Metrics, Record};
+use uncouple::report::page::{self, Run};
 use uncouple::report::results::{self, EvalEpisode, EvalSummary, Evaluation, SplitTable, Summary, TypeRow, Unreadable};
 use uncouple::report::stats;
-use uncouple::report::trajectories::{Episode, Trajectories, Turn};
+use uncouple::report::trajectories::{
+    Episode, EpisodeIndex, Evidence, Judgment, Reader, Suggestion, Trajectories, Turn,
+};
 
 fn record(phase: &str, step: u64, loss: f64) -> Record {
     Record::new(phase, step, step as f64).with("loss", loss)
@@ -146,56 +148,110 @@ fn tensorboard_events_read_back() {
 }
 
 fn episode(iteration: u64, success: bool, actions: &[&str]) -> Episode {
-    let turn = |action: &&str| Turn {
+    let turn = |(i, action): (usize, &&str)| Turn {
         observation: "You see a <b>mug</b>.".into(),
         action: action.to_string(),
+        command: Some(action.to_string()),
         valid: true,
-        tokens: vec![1, 2, 3],
+        prompt: 0..4 * i + 1,
+        sampled: 4 * i + 1..4 * i + 4,
         logprob_sum: -1.25,
+        q: 0.75,
+        label: Some("bad".into()),
+        flaw: Some("repeated".into()),
         reward: 0.0,
         advantage: Some(0.5),
+        judgments: vec![
+            Judgment { label: "bad".into(), verdict: Some("good".into()), text: "I would look.".into() },
+            Judgment { label: "bad".into(), verdict: None, text: "mug mug".into() },
+        ],
     };
     Episode {
         iteration,
         phase: "grpo".into(),
         split: "train".into(),
         task: "clean-and-place/3/17".into(),
+        kind: "clean-and-place".into(),
         group: 1,
         sample: 2,
         reward: f64::from(u8::from(success)),
         success,
         finish: "won".into(),
         seconds: 0.5,
-        turns: actions.iter().map(turn).collect(),
+        repeats: 1,
+        loops: 2,
+        suggestions: vec!["do not look the same twice.".into()],
+        tokens: (0..4 * actions.len() as u32).collect(),
+        turns: actions.iter().enumerate().map(turn).collect(),
     }
+}
+
+/// All episodes of training, read back.
+fn played(run: &Path) -> Vec<Episode> {
+    let kept = Reader::open(run).unwrap().expect("there is a database");
+    let mut groups: Vec<(u64, u32)> =
+        kept.index("grpo", 0.5).unwrap().iter().map(|episode| (episode.iteration, episode.group)).collect();
+    groups.dedup();
+    groups.into_iter().flat_map(|(iteration, group)| kept.group("grpo", iteration, group).unwrap()).collect()
 }
 
 #[test]
 fn trajectories_read_back_and_resume_deletes_what_comes_again() {
     let dir = tempfile::tempdir().unwrap();
+    assert!(Reader::open(dir.path()).unwrap().is_none());
     let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
-    kept.append(&[episode(1, true, &["look", "take mug"]), episode(2, false, &["look"; 5])]).unwrap();
-    let third =
-        [episode(3, true, &["a", "b"]), episode(3, false, &["a"; 4]), episode(3, true, &["a"]), episode(3, false, &[])];
-    kept.append(&third).unwrap();
-    let [long, failed, short, empty] = &third;
-    let examples = kept.examples("grpo", 3).unwrap();
-    assert_eq!(
-        examples.iter().collect::<Vec<_>>(),
-        [empty, short, failed],
-        "failures and successes in turn, short first"
-    );
-    assert_eq!(kept.examples("grpo", 9).unwrap().last(), Some(long));
-    assert!(kept.examples("eval", 9).unwrap().is_empty());
+    let all = [episode(1, true, &["look", "take mug"]), episode(2, false, &["look"; 5]), episode(3, false, &[])];
+    kept.append(&all).unwrap();
+    let item = Evidence { task: "a/1".into(), observation: "x".into(), action: "look".into(), ..Evidence::default() };
+    let made = Suggestion { text: "look less.".into(), evidence: vec![item.clone(), item] };
+    for iteration in [2, 3] {
+        kept.suggest(iteration, std::slice::from_ref(&made)).unwrap();
+    }
+    assert_eq!(played(dir.path()), all);
+    let reader = Reader::open(dir.path()).unwrap().unwrap();
+    assert_eq!(reader.suggestions().unwrap(), [(2, made.clone()), (3, made.clone())]);
+    let index = reader.index("grpo", 0.7).unwrap();
+    let counts = |e: &EpisodeIndex| (e.turns, e.flawed, e.likely, e.judged);
+    assert_eq!(index.iter().map(counts).collect::<Vec<_>>(), [(2, 2, 2, 2), (5, 5, 5, 5), (0, 0, 0, 0)]);
+    assert_eq!(counts(&reader.index("grpo", 0.8).unwrap()[0]), (2, 2, 0, 2));
+    let confusion = reader.confusion().unwrap();
+    assert_eq!(confusion.iter().map(|c| c.count).sum::<u64>(), 14);
     drop(kept);
 
     let kept = Trajectories::open(dir.path(), &[("eval", 0), ("grpo", 3)]).unwrap();
-    assert_eq!(kept.examples("grpo", 9).unwrap(), [episode(2, false, &["look"; 5])]);
+    assert_eq!(played(dir.path()), all[..2]);
     drop(kept);
     let db = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
     let count =
         |table: &str| db.query_row(&format!("select count(*) from {table}"), [], |r| r.get::<_, i64>(0)).unwrap();
-    assert_eq!((count("episodes"), count("turns")), (2, 7), "the turns go with their episodes");
+    let tables = ["episodes", "turns", "judgments", "suggestions", "evidence"].map(count);
+    assert_eq!(tables, [2, 7, 14, 1, 2], "what belongs to an episode or a suggestion goes with it");
+}
+
+/// The SQL of the page that explains the tables.
+fn documented_queries() -> Vec<String> {
+    let page = include_str!("../../docs/trajectories.md");
+    page.split("```sql\n").skip(1).map(|rest| rest.split("```").next().unwrap().to_string()).collect()
+}
+
+#[test]
+fn the_documented_queries_answer() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
+    let won = Episode { sample: 3, ..episode(2, true, &["look", "take mug"]) };
+    kept.append(&[episode(2, false, &["look"; 5]), won]).unwrap();
+    let item = Evidence { observation: "You see a <b>mug</b>.".into(), action: "look".into(), ..Evidence::default() };
+    kept.suggest(2, &[Suggestion { text: "look less.".into(), evidence: vec![item] }]).unwrap();
+    let db = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
+    let queries = documented_queries();
+    assert_eq!(queries.len(), 10);
+    for query in queries {
+        let mut statement = db.prepare(&query).unwrap_or_else(|e| panic!("{query}: {e}"));
+        let rows = statement.query_map([], |row| row.get::<_, rusqlite::types::Value>(0)).unwrap();
+        assert!(rows.map(Result::unwrap).count() > 0, "{query}: nothing found");
+    }
+    let prompt: String = db.query_row(&documented_queries()[9], [], |row| row.get(0)).unwrap();
+    assert_eq!(prompt, "[0,1,2,3,4]");
 }
 
 #[test]
@@ -238,10 +294,12 @@ fn a_database_says_which_schema_it_has_and_another_is_refused_by_name() {
         let before = fs::read(&file).unwrap();
         let error = Trajectories::open(dir.path(), &[("grpo", 0)]).err().unwrap().to_string();
         assert!(error.contains("trajectories.sqlite") && error.contains(who), "{error}");
+        let read = Reader::open(dir.path()).err().unwrap().to_string();
+        assert!(read.contains(who), "{read}");
         assert_eq!(fs::read(&file).unwrap(), before, "it is left as it is");
     }
     sql(&format!("pragma user_version = {}", text(schema)));
-    assert_eq!(Trajectories::open(dir.path(), &[]).unwrap().examples("grpo", 9).unwrap().len(), 1);
+    assert_eq!(played(dir.path()).len(), 1);
 }
 
 #[test]
@@ -299,9 +357,10 @@ fn the_table_sets_cold_start_against_final() {
     assert_eq!(names[..3], [("L0", "cold start"), ("L0", "final"), ("L1", "cold start")]);
     let table = results::table(&rows);
     assert!(
-        table.contains("75.0 [53.1, 88.8]") && table.contains("20.2 [18.7, 21.7]") && table.contains("40.4 ["),
+        table.contains("75.0 [53.1, 88.8]") && table.contains("20.2 ± 1.5") && table.contains("40.4 ± 3.0"),
         "{table}"
     );
+    assert!(table.find("success") < table.find("repeats") && table.lines().all(|l| l.chars().count() <= 80), "{table}");
     assert!(!table.contains('\u{1b}'), "no colours");
     let json = serde_json::to_value(&rows[1]).unwrap();
     assert_eq!((&json["split"], &json["stage"], &json["games"]), (&"L0".into(), &"final".into(), &20.into()));
@@ -352,40 +411,127 @@ fn the_summary_has_exactly_the_documented_form() {
     assert_eq!(serde_json::from_value::<Summary>(json).unwrap(), summary);
 }
 
+/// A page of this, with nothing else.
+fn page_with(summary: &Summary, records: &[Record], trajectories: Option<&Reader>) -> String {
+    page::render(&Run {
+        name: "a",
+        config: "",
+        summary,
+        finished: true,
+        seed: 7,
+        iterations: 2,
+        records,
+        heat: None,
+        trajectories,
+        notice: None,
+        threshold: 0.5,
+        decode: &|tokens| format!("{tokens:?}"),
+    })
+    .unwrap()
+}
+
+/// What is packed in the element `id` of a page.
+fn unpacked(page: &str, id: &str) -> serde_json::Value {
+    let start = format!("id=\"{id}\">");
+    let at = page.find(&start).unwrap_or_else(|| panic!("{id} is not there")) + start.len();
+    let text = &page[at..at + page[at..].find('<').unwrap()];
+    let bytes = base64::Engine::decode(&base64::engine::general_purpose::STANDARD, text).unwrap();
+    serde_json::from_reader(flate2::read::GzDecoder::new(&bytes[..])).unwrap()
+}
+
 #[test]
 fn the_report_page_is_self_contained_and_escapes_everything() {
     // Markup, an escape sequence of terminals, and a mark that reverses what follows.
-    let evil = "<script>alert('x')</script>\u{1b}[31m\u{202e}\r";
+    let evil = "</script><script>alert('x')</script>\u{1b}[31m\u{202e}\r";
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
     let mut bad = episode(1, false, &[evil]);
-    (bad.task, bad.finish, bad.split) = (evil.into(), evil.into(), evil.into());
+    (bad.task, bad.finish, bad.split, bad.kind) = (evil.into(), evil.into(), evil.into(), evil.into());
     bad.turns[0].observation = evil.into();
-    let (before, after) = (evaluation(5), evaluation(15));
-    let rows = results::rows(&[(evil, &before), ("final", &after)]);
+    let evaluated = |iteration, success| Episode { iteration, success, phase: "eval".into(), ..bad.clone() };
+    kept.append(&[bad.clone(), evaluated(0, false), evaluated(1, true)]).unwrap();
+    let item = Evidence { observation: evil.into(), action: evil.into(), ..Evidence::default() };
+    kept.suggest(1, &[Suggestion { text: evil.into(), evidence: vec![item] }]).unwrap();
+    let reader = Reader::open(dir.path()).unwrap().unwrap();
     let records: Vec<Record> = (1..50)
         .flat_map(|i| {
-            [record("sft", i, 1.0 / i as f64), record("grpo", i, f64::NAN).with("reward", i as f64).with(evil, 1.0)]
+            [
+                record("sft", i, 1.0 / i as f64),
+                record("grpo", i, f64::NAN).with("reward", i as f64).with(evil, i as f64),
+            ]
         })
         .collect();
-    let page = html::render(&Page {
+    let summary = Summary { train_steps: 7, ..Summary::default() };
+    let page = page::render(&Run {
         name: evil,
         config: evil,
-        summary: &Summary { train_steps: 7, ..Summary::default() },
-        rows: &rows,
+        summary: &summary,
+        finished: false,
+        seed: 7,
+        iterations: 99,
         records: &records,
-        episodes: &[bad],
+        heat: None,
+        trajectories: Some(&reader),
+        notice: Some(evil.into()),
+        threshold: 0.5,
+        decode: &|_| evil.into(),
     })
     .unwrap();
-    assert!(!page.contains("<script") && !page.contains("alert('"), "{page}");
+    assert!(!page.contains("alert('"), "nothing of it is in the page as it was written");
     assert!(page.contains("&lt;script&gt;") && page.contains(r"\u{1b}[31m\u{202e}\u{d}"));
-    assert!(!page.contains(|c: char| c.is_control() && c != '\n' || c == '\u{202e}'), "nothing unseen");
-    let policy =
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline';";
+    // The page's own code holds no such character either.
+    assert!(!page.contains(|c: char| c.is_control() && c != '\n' && c != '\t' || c == '\u{202e}'), "nothing unseen");
+    let policy = "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; script-src 'sha256-";
     assert!(page.find(policy) < page.find("<title>") && page.contains(policy), "before anything it is to hold back");
-    for link in ["src=", "href=", "url(", "@import"] {
+    assert!(!page.contains("unsafe-inline") && !page.contains("unsafe-eval"));
+    for link in [" src=", "url(", "@import", "href=\"http"] {
         assert!(!page.contains(link), "{link}: an outside resource");
     }
-    assert_eq!(page.matches("<svg").count(), 3, "sft loss, grpo reward and the evil metric; NaN draws nothing");
-    assert!(page.contains("75.0 [53.1, 88.8]") && page.contains("7 training steps"));
+    assert!(page.contains("not finished: 49 of 99 GRPO iterations") && page.contains("7 training steps"));
+    assert!(page.contains("1 games gained and 0 lost of 1"), "{page}");
+
+    let data = unpacked(&page, "data");
+    let titles = |subject: &serde_json::Value| -> Vec<String> {
+        subject["figures"].as_array().unwrap().iter().map(|f| f["title"].as_str().unwrap().into()).collect()
+    };
+    let subjects = data["subjects"].as_array().unwrap();
+    let all: Vec<(&str, Vec<String>)> = subjects.iter().map(|s| (s["title"].as_str().unwrap(), titles(s))).collect();
+    let want = [
+        ("Return and success", vec!["Return".to_string()]),
+        ("Other metrics", vec![evil.to_string()]),
+        ("Cold start", vec!["Loss".to_string()]),
+    ];
+    assert_eq!(all, want, "NaN draws nothing");
+    assert_eq!(data["browser"]["groups"][0]["task"], evil, "as it is: the page's script makes it text");
+    assert_eq!(data["success"][0]["lines"][0]["interval"][1].as_array().unwrap().len(), 2);
+    let members = unpacked(&page, "text-0");
+    let turn = &members[0]["turns"][0];
+    assert_eq!((&turn["action"], &turn["q"], &turn["flaw"]), (&evil.into(), &0.75.into(), &"repeated".into()));
+    assert_eq!(turn["judgments"][1], serde_json::json!(["bad", null, "mug mug"]));
+}
+
+#[test]
+fn a_large_run_is_told_by_groups_of_every_iteration() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
+    let actions: Vec<String> = (0..20).map(|i| format!("go shelf {i}")).collect();
+    let actions: Vec<&str> = actions.iter().map(String::as_str).collect();
+    for iteration in 1..=60 {
+        let all: Vec<Episode> = (0..32)
+            .map(|i| Episode { group: i / 8, sample: i % 8, ..episode(iteration, i % 3 == 0, &actions) })
+            .collect();
+        kept.append(&all).unwrap();
+    }
+    kept.suggest(7, &[Suggestion::default()]).unwrap();
+    let page = page_with(&Summary::default(), &[], Reader::open(dir.path()).unwrap().as_ref());
+    let index = unpacked(&page, "data")["browser"].clone();
+    let groups = index["groups"].as_array().unwrap();
+    let iterations: std::collections::BTreeSet<u64> =
+        groups.iter().map(|group| group["iteration"].as_u64().unwrap()).collect();
+    assert_eq!((groups.len(), iterations.len()), (125, 60), "20,000 turns, of every iteration");
+    assert_eq!((&index["of_groups"], &index["of_turns"]), (&240.into(), &38_400.into()));
+    assert!(page.len() < 2_000_000, "{}", page.len());
+    assert_eq!(unpacked(&page, "text-124")[0]["turns"].as_array().unwrap().len(), 20);
 }
 
 /// The page of a run whose groups took these flawed actions (probability, advantage).
@@ -393,7 +539,7 @@ fn page_of(groups: &[&[(f64, f64)]]) -> String {
     let mut measured = Measured::default();
     groups.iter().for_each(|group| measured.add(group));
     let summary = Summary { flawed: measured.points(), flawed_fit: measured.fit(), ..Summary::default() };
-    html::render(&Page { name: "a", config: "", summary: &summary, rows: &[], records: &[], episodes: &[] }).unwrap()
+    page_with(&summary, &[], None)
 }
 
 #[test]
@@ -407,12 +553,13 @@ fn what_the_report_says_of_flawed_actions_follows_the_data() {
         "above 0, as where a flawed action costs return",
         "(42 actions in 21 groups)",
         "the likely ones have the higher one",
-        "probability q",
-        "q × advantage (return)",
-        "<svg",
     ] {
         assert!(page.contains(part), "{part}: {page}");
     }
+    let figure = &unpacked(&page, "data")["flawed"][0];
+    assert_eq!((&figure["x"], &figure["y"]), (&"probability q".into(), &"q × advantage (return)".into()));
+    let counts = figure["lines"][1]["labels"].as_array().unwrap().iter().filter_map(|label| label.as_str());
+    assert_eq!(counts.map(|count| count.parse::<u64>().unwrap()).sum::<u64>(), 80);
     // The other way round: what is likely is punished, and what is flawed pays.
     let paid: Vec<_> = costly.iter().map(|g| g.map(|(q, a)| (q, -a))).collect();
     let page = page_of(&paid.iter().map(|g| &g[..]).collect::<Vec<_>>());
@@ -429,16 +576,15 @@ fn what_the_report_says_of_flawed_actions_follows_the_data() {
     // Nothing is claimed of zeros, of what is certain, or of nothing.
     let page = page_of(&[&[(0.3, 0.0), (0.9, 0.0)], &[(0.95, 0.0)]]);
     assert!(page.contains("The 3 flawed actions have a mean advantage of 0 in every row"), "{page}");
-    assert!(!page.contains("<svg") && !page.contains("Least squares"));
+    assert!(unpacked(&page, "data")["flawed"].as_array().unwrap().is_empty() && !page.contains("Least squares"));
     let page = page_of(&[&[(1.0, -0.5)]]);
-    assert!(page.contains("are certain or never sampled") && !page.contains("<svg"), "{page}");
-    assert!(!page_of(&[]).contains("Flawed actions"));
+    assert!(page.contains("are certain or never sampled"), "{page}");
+    assert!(!page_of(&[]).contains("<h2>Flawed actions"));
 }
 
 #[test]
 fn a_report_of_an_empty_run_still_renders() {
-    let summary = Summary::default();
-    let page = Page { name: "a", config: "", summary: &summary, rows: &[], records: &[], episodes: &[] };
-    let page = html::render(&page).unwrap();
-    assert!(page.contains("<h1>a</h1>") && !page.contains("Learning curves"));
+    let page = page_with(&Summary::default(), &[], None);
+    assert!(page.contains("<h1>a</h1>") && page.contains("nothing yet to set against the cold start"));
+    assert!(!page.contains("<h2>Curves"));
 }

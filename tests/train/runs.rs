@@ -54,14 +54,31 @@ fn a_run_leaves_everything_the_design_names() {
     assert_eq!(checkpoints(&run), [40, 42], "after the cold start and at the end");
     assert_eq!(fs::read_dir(run.join("tensorboard")).unwrap().count(), 1);
     let page = fs::read_to_string(run.join("report.html")).unwrap();
-    assert!(page.contains("cold start") && page.contains("grpo") && page.contains("<svg"));
+    assert!(page.contains("cold start") && page.contains("grpo") && page.contains("data-figures=\"success\""));
+    assert!(page.contains("finished") && page.contains("Where this run comes from"));
 
     let summary: serde_json::Value = serde_json::from_slice(&fs::read(run.join("summary.json")).unwrap()).unwrap();
     let keys = |json: &serde_json::Value| json.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(
         keys(&summary),
-        ["seconds", "phase_seconds", "train_steps", "env_steps", "tokens", "eval", "baselines", "coupling"]
+        [
+            "seconds",
+            "phase_seconds",
+            "train_steps",
+            "env_steps",
+            "tokens",
+            "eval",
+            "baselines",
+            "coupling",
+            "provenance"
+        ]
     );
+    let provenance = &summary["provenance"];
+    assert_eq!(keys(&provenance["games"]["panels"]), ["L0", "L1", "L2"]);
+    assert_eq!(provenance["sessions"].as_array().unwrap().len(), 1);
+    for key in ["version", "command", "host", "system", "device", "began", "seen"] {
+        assert!(!provenance["sessions"][0][key].is_null(), "{key}: {provenance}");
+    }
     assert_eq!(keys(&summary["eval"]), ["cold_start", "final"]);
     for stage in ["cold_start", "final"] {
         assert_eq!(keys(&summary["eval"][stage]), ["L0", "L1", "L2"]);
