@@ -416,6 +416,7 @@ fn pcgrad(p: &mut Probe) -> Result<()> {
         let cosine = pcgrad::combine(&positive, &mut want).unwrap_or(f64::NAN);
         let found = pcgrad::cuda::combine(p.gpu, &on_gpu, &sum)?.unwrap_or(f64::NAN);
         p.close(&format!("the sum of {n}"), &sum, &want, F32)?;
+        p.time(Work::Bytes(20 * n), || pcgrad::cuda::combine(p.gpu, &on_gpu, &sum).map(drop))?;
         let found = p.gpu.tensor(&[found as f32])?;
         p.close("the cosine", &found, &[cosine as f32], F32)?;
     }

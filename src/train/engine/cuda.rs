@@ -218,12 +218,12 @@ impl Engine for CudaEngine {
 
         let gpu = &self.gpu;
         let (logprob, entropy) = scores.read(gpu, &targets)?;
-        nodes.iter().zip(&logprob).for_each(|(node, logprob)| watch(*node, *logprob));
         let lists = gpu.read(&*found.found)?;
         let (count, mut at) = (lists.len() / 3, 0);
         for &i in &targets.order {
             let used = loss.uses(i).count();
             let of = at..at + used;
+            watch(nodes[i], logprob[i]);
             loss.add(
                 i,
                 entropy[i],
