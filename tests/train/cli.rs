@@ -229,6 +229,12 @@ fn reports_and_comparisons(run: &std::path::Path) {
     assert!(uncouple(&["report", name]).status.success());
     let early = std::fs::read_to_string(&page).unwrap();
     assert!(early.contains("not finished: 2 of 2 GRPO iterations") && early.contains("Where this run comes from"));
+    // The summary of an earlier end, which the run has left behind.
+    let mut old: serde_json::Value = serde_json::from_slice(&summary).unwrap();
+    old["train_steps"] = 1.into();
+    std::fs::write(run.join("summary.json"), old.to_string()).unwrap();
+    assert!(uncouple(&["report", name]).status.success());
+    assert!(std::fs::read_to_string(&page).unwrap().contains("not finished: 2 of 2"));
     std::fs::write(run.join("summary.json"), summary).unwrap();
     let nothing = uncouple(&["report", "no-such-run"]);
     let told = String::from_utf8_lossy(&nothing.stderr).into_owned();
