@@ -16,13 +16,8 @@ pub struct Dot {
     pub interval: Option<[f64; 2]>,
 }
 
-/// Points (x, y) as an SVG element; values that are not finite are left out. `None` without a point. `axes` are what x and y are, with
-/// their units.
-pub fn curve(points: &[(f64, f64)], axes: [&str; 2]) -> Option<String> {
-    curve_with(points, &[], axes)
-}
-
-/// The same with dots beside the line.
+/// A line through points (x, y) with dots beside it, as an SVG element; values that are not finite are left out. `None` without a point.
+/// `axes` are what x and y are, with their units.
 pub fn curve_with(points: &[(f64, f64)], dots: &[Dot], axes: [&str; 2]) -> Option<String> {
     let points: Vec<_> = points.iter().copied().filter(|(x, y)| x.is_finite() && y.is_finite()).collect();
     let dots: Vec<_> = dots.iter().copied().filter(|dot| dot.x.is_finite() && dot.y.is_finite()).collect();

@@ -75,14 +75,18 @@ impl Loaded {
         }
         let config = Config::load(Some(&file), &[])?;
         let records = metrics::read(path)?;
-        let finished: Option<Summary> = read_json(&path.join(SUMMARY))?;
+        let last = RunFolder::finished_checkpoints(path)?.pop();
+        let state = last.map_or_else(|| Ok(State::default()), |(_, dir)| state::read(&dir))?;
+        // A run that was made longer has the summary of its earlier end until the new one.
+        let finished: Option<Summary> =
+            read_json(&path.join(SUMMARY))?.filter(|summary: &Summary| summary.train_steps >= state.train_steps);
         let (trajectories, notice) = match Reader::open(path) {
             Ok(found) => (found, None),
             Err(e) => (None, Some(format!("Trajectories are left out: {e}"))),
         };
         let (summary, finished) = match finished {
             Some(summary) => (summary, true),
-            None => (so_far(path, &records)?, false),
+            None => (so_far(path, &state, &records), false),
         };
         Ok(Loaded { path: path.into(), config, summary, finished, records, trajectories, notice })
     }
@@ -132,11 +136,9 @@ pub fn write(path: &Path) -> Result<PathBuf, TrainError> {
 }
 
 /// The summary of a run that is under way: what its last checkpoint knows.
-fn so_far(path: &Path, records: &[Record]) -> Result<Summary, TrainError> {
-    let last = RunFolder::finished_checkpoints(path)?.pop();
-    let state = last.map_or_else(|| Ok(State::default()), |(_, dir)| state::read(&dir))?;
+fn so_far(path: &Path, state: &State, records: &[Record]) -> Summary {
     let cold_start = state.cold_start.as_ref().map(results::summarise).unwrap_or_default();
-    Ok(Summary {
+    Summary {
         seconds: records.iter().map(|record| record.seconds).fold(state.seconds, f64::max),
         phase_seconds: metrics::phase_seconds(records),
         train_steps: state.train_steps,
@@ -147,7 +149,7 @@ fn so_far(path: &Path, records: &[Record]) -> Result<Summary, TrainError> {
         flawed_fit: state.flawed.fit(),
         provenance: read_json(&path.join(provenance::FILE)).unwrap_or_default(),
         ..Summary::default()
-    })
+    }
 }
 
 /// A file of the folder as JSON; `None` where there is none.

@@ -205,6 +205,43 @@ fn usage_errors_exit_with_2() {
     assert!(stdout(&uncouple(&["--version"])).starts_with("uncouple "));
 }
 
+/// Of a finished run, and of one that is not.
+fn reports_and_comparisons(run: &std::path::Path) {
+    let (name, page) = (run.to_str().unwrap(), run.join("report.html"));
+    let written = std::fs::read_to_string(&page).unwrap();
+    std::fs::remove_file(&page).unwrap();
+    assert_eq!(stdout(&uncouple(&["report", name])).trim(), page.to_str().unwrap());
+    assert!(std::fs::read_to_string(&page).unwrap() == written, "the same as training wrote");
+
+    let table = stdout(&uncouple(&["compare", name, name]));
+    for part in ["less the first", "L0", "mean final %", "Newcombe"] {
+        assert!(table.contains(part), "{part}: {table}");
+    }
+    assert!(table.lines().filter(|l| l.starts_with('│')).all(|l| l.chars().count() <= 80), "{table}");
+    let json: serde_json::Value = serde_json::from_str(&stdout(&uncouple(&["compare", "--json", name, name]))).unwrap();
+    assert_eq!(json["runs"][1]["difference"][0], 0.0);
+    let both = run.join("both.html");
+    let output = uncouple(&["report", name, name, "--out", both.to_str().unwrap()]);
+    assert!(output.status.success() && std::fs::read_to_string(&both).unwrap().contains("comparison of runs"));
+
+    let summary = std::fs::read(run.join("summary.json")).unwrap();
+    std::fs::remove_file(run.join("summary.json")).unwrap();
+    assert!(uncouple(&["report", name]).status.success());
+    let early = std::fs::read_to_string(&page).unwrap();
+    assert!(early.contains("not finished: 2 of 2 GRPO iterations") && early.contains("Where this run comes from"));
+    // The summary of an earlier end, which the run has left behind.
+    let mut old: serde_json::Value = serde_json::from_slice(&summary).unwrap();
+    old["train_steps"] = 1.into();
+    std::fs::write(run.join("summary.json"), old.to_string()).unwrap();
+    assert!(uncouple(&["report", name]).status.success());
+    assert!(std::fs::read_to_string(&page).unwrap().contains("not finished: 2 of 2"));
+    std::fs::write(run.join("summary.json"), summary).unwrap();
+    let nothing = uncouple(&["report", "no-such-run"]);
+    let told = String::from_utf8_lossy(&nothing.stderr).into_owned();
+    assert!(!nothing.status.success() && told.contains("no-such-run is not the folder of a run"), "{told}");
+    assert!(!uncouple(&["compare", name]).status.success(), "one run is no comparison");
+}
+
 #[test]
 fn a_small_run_trains_prints_its_results_and_is_evaluated() {
     let dir = tempfile::tempdir().unwrap();
@@ -230,6 +267,7 @@ fn a_small_run_trains_prints_its_results_and_is_evaluated() {
         assert!(summary["phase_seconds"][part].as_f64().is_some_and(|s| s > 0.0), "{part}: {summary}");
     }
 
+    reports_and_comparisons(&dir.path().join("a"));
     let run = dir.path().join("a");
     let (run, model) = (run.to_str().unwrap(), run.join("checkpoints/step-42"));
     let model = model.to_str().unwrap();

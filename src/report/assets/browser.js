@@ -119,6 +119,8 @@ function browserView(index) {
   const open = async (group) => {
     current = group;
     list.querySelectorAll("button").forEach((button) => button.setAttribute("aria-pressed", String(button.dataset.group === groupId(group))));
+    const pressed = list.querySelector("[aria-pressed=true]");
+    if (pressed) list.scrollTop = Math.max(0, Math.min(pressed.offsetTop - list.offsetTop, Math.max(list.scrollTop, pressed.offsetTop - list.offsetTop + pressed.offsetHeight - list.clientHeight)));
     const members = await loadGroup(index.groups.indexOf(group));
     if (current !== group) return members;
     const suggestions = members[0].suggestions;

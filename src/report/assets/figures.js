@@ -223,7 +223,8 @@ function draw(figure, parent) {
     return [figure.at, ...lines];
   };
   const paint = () => {
-    const width = Math.max(canvas.clientWidth, 240);
+    // A page of paper is narrower than most windows.
+    const width = Math.min(Math.max(canvas.clientWidth, 240), printing ? (figure.wide ? 660 : 310) : Infinity);
     const hidden = plot ? plot.series.map((s) => !s.show) : null;
     if (plot) plot.destroy();
     plot = new uPlot(options(figure, width, theme()), data(), canvas);

@@ -139,8 +139,7 @@ type Shown = (&'static str, Option<Figure>, Vec<(String, f64)>);
 
 fn of_families(phase: &Phase<'_>, left: &mut BTreeSet<&str>) -> Vec<Shown> {
     let mut shown = Vec::new();
-    for (of, subject, title, y, patterns) in FAMILIES.iter().filter(|family| family.0 == phase.name) {
-        debug_assert_eq!(*of, phase.name);
+    for (_, subject, title, y, patterns) in FAMILIES.iter().filter(|family| family.0 == phase.name) {
         let mut lines: Vec<(String, &str)> = Vec::new();
         for pattern in *patterns {
             let matching: Vec<&str> = left.iter().copied().filter(|name| matches(pattern, name).is_some()).collect();

@@ -85,7 +85,8 @@ pub fn render(run: &Run<'_>) -> Result<String, PageError> {
         notice => run.notice,
         status => status(run),
         summary => run.summary,
-        verdicts => verdicts(run, &episodes),
+        verdicts => verdicts(&episodes, EVAL),
+        bare => verdicts(&episodes, BARE),
         provenance => provenance(run),
         headings => HEADINGS,
         rows => rows.iter().map(Row::cells).collect::<Vec<_>>(),
@@ -167,14 +168,13 @@ fn rows(episodes: &[Evaluated]) -> Vec<Row> {
     results::rows(&stages)
 }
 
-fn verdicts(run: &Run<'_>, episodes: &[Evaluated]) -> Vec<verdict::Verdict> {
-    let iterations = || episodes.iter().filter(|e| e.phase == EVAL).map(|e| e.iteration);
-    match (iterations().min(), iterations().max()) {
-        (Some(first), Some(last)) if last > first => verdict::verdicts(episodes, (EVAL, first), (EVAL, last)),
-        _ => {
-            debug_assert!(run.summary.eval.last.is_empty() || episodes.is_empty());
-            Vec::new()
-        }
+/// The last evaluation of the phase `last` against the first of all.
+fn verdicts(episodes: &[Evaluated], last: &str) -> Vec<verdict::Verdict> {
+    let iterations = |phase: &str| episodes.iter().filter(move |e| e.phase == phase).map(|e| e.iteration).collect();
+    let [first, last_of]: [Vec<u64>; 2] = [EVAL, last].map(iterations);
+    match (first.iter().min(), last_of.iter().max()) {
+        (Some(first), Some(at)) if at > first => verdict::verdicts(episodes, (EVAL, *first), (last, *at)),
+        _ => Vec::new(),
     }
 }
 
