@@ -1,5 +1,5 @@
-// The backward pass of kernels/attention.cu on Hopper (sm_90a): the same formulas, owners and order of sums, by tensor copies and
-// products of warpgroups.
+// The backward pass of kernels/attention.cu on Hopper (sm_90a): the same formulas, owners and order of sums, by TMA copies and
+// WGMMA products.
 //
 // qkv, d_o: tensor maps over bf16 [tokens, (heads + 2 kv_heads) · D] and [tokens, heads · D], in boxes of 64 × 64, 128-byte swizzle;
 // softmax, reach, tiles, d_qkv as there, reach with zeros up to a multiple of 128; rows: f32 [heads, 2, tokens rounded up to 64],

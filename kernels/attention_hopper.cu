@@ -1,5 +1,5 @@
-// The forward pass of kernels/attention.cu on Hopper (sm_90a): the same formula, the same statistics, by tensor copies and products
-// of warpgroups.
+// The forward pass of kernels/attention.cu on Hopper (sm_90a): the same formula, the same statistics, by TMA copies and WGMMA
+// products.
 //
 // qkv: a tensor map over bf16 [tokens, (heads + 2 kv_heads) · D], rotated, in boxes of 64 × 64, 128-byte swizzle; reach: u32, as
 // many as there are tokens and then zeros up to a multiple of 128; tiles: as there, of 64 keys; order: u32 [tokens / QUERIES
@@ -12,7 +12,7 @@
 // in registers. Tiles of 128 keys and values go round in stages of shared memory, so that the copies run ahead, into the block's
 // next tile of queries too. Scores of a tile are multiplied while the values of the one before weigh in, and warpgroups take
 // turns at asking for products, so that the exponentials of one hide under the products of another. Blocks go through tiles of
-// queries there and back: what is left over evens out.
+// queries forwards, then backwards: what is left over evens out.
 //
 // Flops: 4 D heads a visible pair. Floor on an H100 (800 TFLOP/s), one sequence of 8192, 16 heads of 128: 0.34 ms. Predicted:
 // 550 to 620 TFLOP/s there (0.44 to 0.50 ms) and 400 with heads of 64; 450 and 330 in sequences of 1024. Checked by emulation only.
@@ -43,7 +43,7 @@ struct Plan {
 };
 static_assert(sizeof(Plan<64>) == 157888 && sizeof(Plan<128>) == 164968, "the shared memory that the host gives");
 
-// The tiles of queries of this block, with a head each: there and back through the list.
+// The tiles of queries of this block, with a head each: forwards, then backwards through the list.
 struct Work {
     int turn = 0;
     __device__ int next(int count) {

@@ -1,4 +1,4 @@
-// The two products of kernels/grouped_logprob.cu on Hopper (sm_90a), by tensor copies and products of warpgroups: the forward pass'
+// The two products of kernels/grouped_logprob.cu on Hopper (sm_90a), by TMA copies and WGMMA products: the forward pass'
 // online softmax and the gradient of the logits. Formulas, arguments and results are those of that file, but hidden and W come as
 // tensor maps, in boxes of 64 × 64, 128-byte swizzle.
 //

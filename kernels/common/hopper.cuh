@@ -2,7 +2,7 @@
 //
 // An mbarrier completes a phase when its arrivals have come and the bytes that they announced were copied; phases have parity
 // 0, 1, 0, … A wait for the parity of the phase before the first passes at once. Shared memory that ordinary stores wrote is
-// shown to the copy engine and to products of warpgroups by a fence, before the barrier that tells of it.
+// shown to the copy engine and to WGMMA products by a fence, before the barrier that tells of it.
 #pragma once
 #include "common/bf16.cuh"
 

@@ -85,7 +85,7 @@ pub struct Turn {
     /// The environment's reward.
     pub reward: f32,
     /// Whether the fewest steps to the goal became fewer; `None` where the environment does not know, or was not asked.
-    pub nearer: Option<bool>,
+    pub progressed: Option<bool>,
 }
 
 impl Turn {

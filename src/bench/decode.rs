@@ -4,7 +4,7 @@ use super::ceilings::{Ceilings, Work};
 use super::gpu_shapes::Shape;
 use crate::device::{Gpu, Result};
 use crate::model::backend::cuda::CudaModel;
-use crate::model::{Decoder, Draw, Policy, Slot};
+use crate::model::{Decoder, Policy, SampleRequest, SequenceId};
 use crate::ops::philox::{block, uniform};
 use crate::ops::sampling::SamplingParams;
 use serde::Serialize;
@@ -61,7 +61,7 @@ pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<DecodeR
 
 fn row(gpu: &Gpu, ceilings: &Ceilings, s: &Settings, model: &CudaModel, batch: usize) -> Result<DecodeRow> {
     let mut decoder = model.decoder()?;
-    // Once before it counts: graphs are noted, plans are made.
+    // Once before it counts: graphs are captured, plans are made.
     generate(gpu, &mut *decoder, s, batch)?;
     let (prefill, rest) = generate(gpu, &mut *decoder, s, batch)?;
     let step = rest / (s.new - 1) as f64;
@@ -81,27 +81,27 @@ fn generate(gpu: &Gpu, decoder: &mut dyn Decoder, s: &Settings, batch: usize) ->
     let vocab = s.shape.config.vocab_size as u32;
     let prompt = |i: usize| -> Vec<u32> { (0..s.prompt as u64).map(|t| block(2, i as u64, t)[0] % vocab).collect() };
     let prompts: Vec<Vec<u32>> = (0..batch).map(prompt).collect();
-    let slots: Vec<Slot> = prompts.iter().map(|_| decoder.alloc()).collect();
+    let slots: Vec<SequenceId> = prompts.iter().map(|_| decoder.new_sequence()).collect();
     let (params, mut tokens) = (SamplingParams::default(), Vec::new());
-    let draw = |decoder: &mut dyn Decoder, at: usize| -> Result<Vec<[u32; 1]>> {
+    let request = |decoder: &mut dyn Decoder, at: usize| -> Result<Vec<[u32; 1]>> {
         let number = |i: usize| uniform(block(3, i as u64, at as u64)[0]);
-        let draw = |(i, slot): (usize, &Slot)| Draw { slot: *slot, seen: &[], uniform: number(i) };
-        let drawn = decoder.draw(&slots.iter().enumerate().map(draw).collect::<Vec<_>>(), &params)?;
-        Ok(drawn.iter().map(|sampled| [sampled.token]).collect())
+        let request = |(i, slot): (usize, &SequenceId)| SampleRequest { slot: *slot, seen: &[], uniform: number(i) };
+        let sampled = decoder.sample(&slots.iter().enumerate().map(request).collect::<Vec<_>>(), &params)?;
+        Ok(sampled.iter().map(|sampled| [sampled.token]).collect())
     };
     let prefill = gpu.timed(|| {
-        let feeds: Vec<(Slot, &[u32])> =
+        let inputs: Vec<(SequenceId, &[u32])> =
             slots.iter().zip(&prompts).map(|(slot, prompt)| (*slot, &prompt[..])).collect();
-        decoder.extend(&feeds)?;
-        tokens = draw(decoder, 0)?;
+        decoder.append(&inputs)?;
+        tokens = request(decoder, 0)?;
         Ok(())
     })?;
     let rest = gpu.timed(|| {
         for at in 1..s.new {
-            let feeds: Vec<(Slot, &[u32])> =
+            let inputs: Vec<(SequenceId, &[u32])> =
                 slots.iter().zip(&tokens).map(|(slot, token)| (*slot, &token[..])).collect();
-            decoder.extend(&feeds)?;
-            tokens = draw(decoder, at)?;
+            decoder.append(&inputs)?;
+            tokens = request(decoder, at)?;
         }
         Ok(())
     })?;

@@ -75,7 +75,7 @@ pub struct Cost {
     /// Gradient of trajectories and judgments.
     pub train_seconds: f64,
     /// Tokens of that gradient, packed.
-    pub packed_tokens: usize,
+    pub unique_tokens: usize,
     /// What is added to the time of rollout and gradient, as a share of it.
     pub added: f64,
 }
@@ -160,7 +160,7 @@ impl Size {
                 set_apart(&mut rows);
             }
             let (seconds, packed) = gradient(config, learner, &rows);
-            (cost.train_seconds, cost.packed_tokens) = (cost.train_seconds + seconds, cost.packed_tokens + packed);
+            (cost.train_seconds, cost.unique_tokens) = (cost.train_seconds + seconds, cost.unique_tokens + packed);
         }
         Ok(())
     }
@@ -192,5 +192,5 @@ fn gradient(config: &Config, learner: &mut Learner, rows: &[Sample]) -> (f64, us
     let passes = Batch::new(config, rows).accumulate(config, learner, &mut |_, _| {}).expect(super::ON_CPU);
     let seconds = began.elapsed().as_secs_f64();
     learner.take_grads().expect(super::ON_CPU);
-    (seconds, passes.packed_tokens)
+    (seconds, passes.unique_tokens)
 }

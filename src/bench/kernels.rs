@@ -6,7 +6,7 @@ use crate::forest::Forest;
 use crate::ops::adamw::{self, AdamW};
 use crate::ops::attention::cuda::Backward;
 use crate::ops::decode_attention::cuda::{self as decode_attention, PAGE};
-use crate::ops::gradient_cosine::{Way, cuda as gradient_cosine};
+use crate::ops::gradient_cosine::{GramMethod, cuda as gradient_cosine};
 use crate::ops::grouped_logprob::{self, Target};
 use crate::ops::linear::cuda::WeightGrad;
 use crate::ops::philox::block;
@@ -297,6 +297,6 @@ impl Bench<'_> {
         let g = WeightGrad { dy: &dy, out: hidden, x: &x, in_features: hidden };
         let (name, flops) =
             (format!("gradient_cosine {rows}x{hidden}x{hidden} ghost"), 2.0 * (rows * rows) as f64 * hidden as f64);
-        self.row(name, Work::Flops(flops), &[()], |()| batch.add(gpu, Way::Ghost, g, 0..hidden, &gram))
+        self.row(name, Work::Flops(flops), &[()], |()| batch.add(gpu, GramMethod::Ghost, g, 0..hidden, &gram))
     }
 }

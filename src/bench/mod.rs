@@ -17,9 +17,9 @@ pub use peer::PeerError;
 use crate::config::{Config, Grpo, Optim};
 use crate::device::Result;
 use crate::device::cpu::{self, Mat};
-use crate::grpo::{Normaliser, Sample};
+use crate::grpo::{LossNormalizer, Sample};
 use crate::model::families::QWEN2;
-use crate::model::{Architecture, Draw, Model, Params, Policy};
+use crate::model::{Architecture, Model, Params, Policy, SampleRequest};
 use crate::ops::advantage::{Scale, advantages};
 use crate::ops::philox;
 use crate::ops::sampling::SamplingParams;
@@ -215,8 +215,8 @@ fn decode(
     params: &SamplingParams,
 ) -> Result<Vec<(Vec<u32>, Vec<f32>)>> {
     let mut decoder = model.decoder()?;
-    let roots: Vec<_> = prompts.iter().map(|p| (decoder.alloc(), &p[..])).collect();
-    decoder.extend(&roots)?;
+    let roots: Vec<_> = prompts.iter().map(|p| (decoder.new_sequence(), &p[..])).collect();
+    decoder.append(&roots)?;
     let (mut slots, mut rows) = (Vec::new(), Vec::new());
     for (root, prompt) in roots {
         for copy in 0..copies {
@@ -225,23 +225,23 @@ fn decode(
         }
     }
     for step in 0..new {
-        let draws: Vec<Draw<'_>> = slots
+        let requests: Vec<SampleRequest<'_>> = slots
             .iter()
             .zip(&rows)
             .enumerate()
             .map(|(i, (slot, (seen, _)))| {
                 let uniform = philox::uniform(philox::block(3, i as u64, step as u64)[0]);
-                Draw { slot: *slot, seen, uniform }
+                SampleRequest { slot: *slot, seen, uniform }
             })
             .collect();
-        let drawn = decoder.draw(&draws, params)?;
-        for ((tokens, logprobs), sampled) in rows.iter_mut().zip(drawn) {
+        let sampled = decoder.sample(&requests, params)?;
+        for ((tokens, logprobs), sampled) in rows.iter_mut().zip(sampled) {
             tokens.push(sampled.token);
             logprobs.push(sampled.logprob);
         }
         if step + 1 < new {
-            let feeds: Vec<_> = slots.iter().zip(&rows).map(|(s, (t, _))| (*s, &t[t.len() - 1..])).collect();
-            decoder.extend(&feeds)?;
+            let inputs: Vec<_> = slots.iter().zip(&rows).map(|(s, (t, _))| (*s, &t[t.len() - 1..])).collect();
+            decoder.append(&inputs)?;
         }
     }
     Ok(rows)
@@ -272,6 +272,6 @@ fn grpo_step() -> Box<dyn FnMut()> {
 }
 
 fn learner_step(learner: &mut Learner, grpo: &Grpo, optim: &Optim, samples: &[Sample]) {
-    learner.backward_policy(grpo, samples, Normaliser::new(samples, 1), 1.0, &mut |_, _| {}).expect(ON_CPU);
+    learner.backward_policy(grpo, samples, LossNormalizer::new(samples, 1), 1.0, &mut |_, _| {}).expect(ON_CPU);
     learner.step(optim, 1e-4).expect(ON_CPU);
 }

@@ -95,7 +95,7 @@ fn run_gcd(json: bool) -> Result<ExitCode> {
                 rollout.clone(),
                 seconds(cost.judge_seconds),
                 seconds(cost.train_seconds),
-                cost.packed_tokens.to_string(),
+                cost.unique_tokens.to_string(),
                 format!("{:.1}", 100.0 * cost.added),
             ]);
         }

@@ -29,8 +29,8 @@ pub fn compare(args: CompareArgs) -> Result<ExitCode> {
     ensure!(args.runs.len() > 1, "compare needs two runs or more: name their folders, e.g. runs/a runs/b");
     let runs = load(&args.runs)?;
     if args.json {
-        let (standing, seeds, notes) = (compare::lines(&runs), compare::seeds(&runs), compare::notes(&runs));
-        output::print_json(&serde_json::json!({ "runs": standing, "seeds": seeds, "notes": notes }))?;
+        let (lines, seeds, notes) = (compare::lines(&runs), compare::seeds(&runs), compare::notes(&runs));
+        output::print_json(&serde_json::json!({ "runs": lines, "seeds": seeds, "notes": notes }))?;
     } else {
         output::print(&compare::table(&runs))?;
     }

@@ -48,7 +48,7 @@ pub struct Override {
 }
 
 impl Override {
-    /// `a.b=value` of `--set`: the value is TOML; anything that is not is taken as a bare string.
+    /// `a.b=value` of `--set`: the value is TOML; anything that is not is taken as a plain string.
     pub fn parse(text: &str) -> Result<Override, ConfigError> {
         let (key, value) = text.split_once('=').ok_or(ConfigError::NotAnOverride { text: text.into() })?;
         let (key, typed) = (key.trim(), value.trim());

@@ -18,7 +18,7 @@ use crate::model::backend::Sink;
 use crate::model::backend::cpu_sink::Cpu;
 use crate::model::params::Layout;
 use crate::model::{Activations, Architecture, Keep, Model};
-use crate::ops::gradient_cosine::{self as op, HeadRows, InputGrads, Part, Way};
+use crate::ops::gradient_cosine::{self as op, GramMethod, HeadRows, InputGrads, Part};
 use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
 use crate::ops::linear::WeightGrad;
 use rayon::prelude::*;
@@ -197,7 +197,7 @@ impl<'a> Batch<'a> {
             scale: &self.scale,
             ends: &self.ends,
         };
-        ways[usize::from(rows.way() == Way::Ghost)] += 1;
+        ways[usize::from(rows.way() == GramMethod::Ghost)] += 1;
         let tied = layout.head == layout.embed;
         grams[layout.within(&layout.head).start] = rows.gram(Some(&pass.inputs).filter(|_| tied));
         if !tied {
@@ -318,10 +318,10 @@ impl Sink<Cpu> for GramSink<'_> {
             .collect();
         for (matrix, ((_, g), (first, groups))) in grads.iter().zip(&groups).enumerate() {
             let way = op::cheaper(rows, samples, g.in_features, g.out);
-            self.ways[usize::from(way == Way::Ghost)] += 1;
+            self.ways[usize::from(way == GramMethod::Ghost)] += 1;
             match way {
-                Way::Ghost => jobs.extend(op::ghost_tiles(rows).map(|tile| Job::Ghost(matrix, tile))),
-                Way::Slab => {
+                GramMethod::Ghost => jobs.extend(op::ghost_tiles(rows).map(|tile| Job::Ghost(matrix, tile))),
+                GramMethod::Materialized => {
                     for (i, columns) in groups.iter().enumerate() {
                         let tiles = op::slab_tiles(columns.clone(), g.in_features, samples);
                         jobs.extend(tiles.map(|tile| Job::Slab(matrix, first + i, tile)));

@@ -139,7 +139,7 @@ impl<T> Deref for Tensor<T> {
     }
 }
 
-/// Launches noted once, to be repeated at the price of one. The tensors that they use must outlive it.
+/// Launches captured once, to be repeated at the price of one. The tensors that they use must outlive it.
 pub struct Graph {
     number: u64,
     gpu: Gpu,
@@ -287,7 +287,7 @@ impl Gpu {
         Ok(if self.is_simulated() { f64::NAN } else { time.as_secs_f64() })
     }
 
-    /// Notes what `work` asks for, instead of doing it. Reading and writing from the host cannot be noted.
+    /// Captures `work` into a graph without executing it. Reading and writing from the host cannot be captured.
     pub fn capture(&self, mut work: impl FnMut() -> Result<()>) -> Result<Graph> {
         Ok(Graph { number: self.0.capture(&mut work)?, gpu: self.clone() })
     }

@@ -43,7 +43,7 @@ pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, PromptError>
 }
 
 /// The answer that the cold start teaches.
-pub fn lesson(better: &str, label: Label) -> String {
+pub fn taught_answer(better: &str, label: Label) -> String {
     format!("I would {better}.\n{VERDICT}{}", label.name())
 }
 
@@ -274,6 +274,6 @@ fn sample(pair: &Pair, answer: &Answer, advantage: f32) -> Sample {
         ref_logprobs: None,
         episode: pair.episode,
         judgment: true,
-        whole: 0,
+        trajectory_loss_tokens: 0,
     }
 }

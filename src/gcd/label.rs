@@ -119,8 +119,8 @@ pub fn flaws(episode: &Episode, cycle: usize) -> Vec<Option<Flaw>> {
 
 /// Good when the fewest steps to the goal became fewer.
 fn by_oracle(episode: &Episode) -> Vec<Option<Label>> {
-    let label = |nearer| if nearer { Label::Good } else { Label::Bad };
-    episode.turns.iter().map(|turn| turn.nearer.map(label)).collect()
+    let label = |progressed| if progressed { Label::Good } else { Label::Bad };
+    episode.turns.iter().map(|turn| turn.progressed.map(label)).collect()
 }
 
 /// How many turns have which label.

@@ -33,7 +33,7 @@ pub struct Sample {
     pub judgment: bool,
     /// One of several sequences of a trajectory that has so many loss tokens (0: the only one). The loss of a trajectory weighs
     /// the same, however it is laid out; a ratio at sequence level is one for each sequence.
-    pub whole: usize,
+    pub trajectory_loss_tokens: usize,
 }
 
 impl Sample {
@@ -48,7 +48,7 @@ impl Sample {
             ref_logprobs: logprobs(&self.ref_logprobs),
             episode: self.episode,
             judgment: self.judgment,
-            whole: self.loss_positions().count(),
+            trajectory_loss_tokens: self.loss_positions().count(),
         }
     }
 
@@ -73,7 +73,7 @@ pub enum Part {
 
 /// What the aggregation divides by: totals of the whole generation batch.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub struct Normaliser {
+pub struct LossNormalizer {
     trajectories: Totals,
     judgments: Totals,
     /// Micro-batches the generation batch is split into.
@@ -96,16 +96,17 @@ impl Totals {
     fn of<'a>(samples: impl Iterator<Item = &'a Sample>) -> Totals {
         samples.fold(Totals { tokens: 0, sequences: 0.0 }, |sum, s| {
             let tokens = s.loss_positions().count();
-            let share = if s.whole == 0 { 1.0 } else { tokens as f64 / s.whole as f64 };
+            let share =
+                if s.trajectory_loss_tokens == 0 { 1.0 } else { tokens as f64 / s.trajectory_loss_tokens as f64 };
             Totals { tokens: sum.tokens + tokens, sequences: sum.sequences + share }
         })
     }
 }
 
-impl Normaliser {
+impl LossNormalizer {
     /// The totals of `samples`, the whole generation batch.
-    pub fn new(samples: &[Sample], micro_batches: usize) -> Normaliser {
-        Normaliser {
+    pub fn new(samples: &[Sample], micro_batches: usize) -> LossNormalizer {
+        LossNormalizer {
             trajectories: Totals::of(samples.iter().filter(|s| !s.judgment)),
             judgments: Totals::of(samples.iter().filter(|s| s.judgment)),
             micro_batches,
@@ -120,13 +121,13 @@ impl Normaliser {
     }
 
     /// The same with another weight of the judgments' term than 1.
-    pub fn with_lambda(self, lambda: f32) -> Normaliser {
-        Normaliser { lambda: lambda.into(), ..self }
+    pub fn with_lambda(self, lambda: f32) -> LossNormalizer {
+        LossNormalizer { lambda: lambda.into(), ..self }
     }
 
     /// The same for a pass that takes only a part of the tokens.
-    pub fn with_part(self, part: Part) -> Normaliser {
-        Normaliser { part, ..self }
+    pub fn with_part(self, part: Part) -> LossNormalizer {
+        LossNormalizer { part, ..self }
     }
 }
 
@@ -217,7 +218,7 @@ impl<'a> PolicyLoss<'a> {
     ///
     /// # Panics
     /// When the forest is not that of the samples, or `beta > 0` and a sample has no reference log-probs.
-    pub fn new(config: &'a Grpo, forest: &Forest, samples: &'a [Sample], norm: Normaliser) -> PolicyLoss<'a> {
+    pub fn new(config: &'a Grpo, forest: &Forest, samples: &'a [Sample], norm: LossNormalizer) -> PolicyLoss<'a> {
         assert_eq!(forest.paths.len(), samples.len(), "policy loss: one sample for each sequence of the forest");
         assert!(
             config.beta == 0.0 || samples.iter().all(|s| s.ref_logprobs.is_some()),
@@ -246,7 +247,8 @@ impl<'a> PolicyLoss<'a> {
                 false => (norm.trajectories, keyed.len() - judged, 1.0),
                 true => (norm.judgments, judged, norm.lambda),
             };
-            let tokens = if sample.whole == 0 { row.tokens.max(1) } else { sample.whole };
+            let tokens =
+                if sample.trajectory_loss_tokens == 0 { row.tokens.max(1) } else { sample.trajectory_loss_tokens };
             row.weight = factor
                 * match config.aggregation {
                     Aggregation::TokenMean => 1.0 / term.tokens as f64,

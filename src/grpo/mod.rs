@@ -2,7 +2,7 @@
 
 mod loss;
 mod steps;
-pub use loss::{LossReport, Normaliser, Part, PolicyLoss, Sample, UseFound, UseInput};
+pub use loss::{LossNormalizer, LossReport, Part, PolicyLoss, Sample, UseFound, UseInput};
 
 use crate::agent::Episode;
 use crate::config::Config;
@@ -60,7 +60,7 @@ fn sample(index: usize, episode: &Episode, advantage: f32) -> Sample {
         ref_logprobs: None,
         episode: index,
         judgment: false,
-        whole: 0,
+        trajectory_loss_tokens: 0,
     };
     for turn in &episode.turns {
         sample.mask[turn.tokens.clone()].fill(true);

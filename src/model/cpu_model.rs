@@ -119,7 +119,7 @@ impl Model {
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.params.flat, panels: false, spread: false }
+        Weights { flat: &self.params.flat, packed: false, spread: false }
     }
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.

@@ -11,7 +11,7 @@ pub const PAGE: usize = 32;
 
 /// One sequence in a cache.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct Slot(pub(crate) u32);
+pub struct SequenceId(pub(crate) u32);
 
 /// A pool of pages, and the slots that hold them.
 #[derive(Debug, Clone)]
@@ -47,12 +47,12 @@ impl Pages {
     }
 
     /// An empty slot.
-    pub fn alloc(&mut self) -> Slot {
+    pub fn new_sequence(&mut self) -> SequenceId {
         self.insert(Sequence::default())
     }
 
     /// A new slot that shares everything `of` holds.
-    pub fn fork(&mut self, of: Slot) -> Slot {
+    pub fn fork(&mut self, of: SequenceId) -> SequenceId {
         self.fork_at(of, self.len(of))
     }
 
@@ -60,7 +60,7 @@ impl Pages {
     ///
     /// # Panics
     /// If `of` holds fewer: a mistake of the caller, never of its input.
-    pub fn fork_at(&mut self, of: Slot, len: usize) -> Slot {
+    pub fn fork_at(&mut self, of: SequenceId, len: usize) -> SequenceId {
         let mut copy = self.sequence(of).clone();
         assert!(len <= copy.len, "a fork at {len} of {} tokens", copy.len);
         copy.pages.truncate(len.div_ceil(PAGE));
@@ -70,16 +70,16 @@ impl Pages {
     }
 
     /// Gives the slot's pages back; a freed slot must not be used again.
-    pub fn free(&mut self, slot: Slot) {
+    pub fn free(&mut self, slot: SequenceId) {
         for page in self.slots[slot.0 as usize].take().unwrap_or_default().pages {
             self.release(page);
         }
     }
 
     /// Whether there are pages to make slots (each at most once) longer by so many tokens.
-    pub fn check(&self, feeds: impl Iterator<Item = (Slot, usize)>) -> Result<()> {
+    pub fn check(&self, inputs: impl Iterator<Item = (SequenceId, usize)>) -> Result<()> {
         let (mut fresh, mut written) = (0, HashMap::<u32, u32>::new());
-        for (slot, more) in feeds {
+        for (slot, more) in inputs {
             let Sequence { pages, len } = self.sequence(slot);
             fresh += (len + more).div_ceil(PAGE) - pages.len();
             if len % PAGE > 0 && more > 0 {
@@ -100,7 +100,7 @@ impl Pages {
     /// Makes the slot longer by `more` tokens. The page that must be copied (from, to) before they are written, if any.
     ///
     /// Changes nothing when there are too few pages.
-    pub fn extend(&mut self, slot: Slot, more: usize) -> Result<Option<(u32, u32)>> {
+    pub fn append(&mut self, slot: SequenceId, more: usize) -> Result<Option<(u32, u32)>> {
         let Sequence { pages, len } = self.sequence(slot);
         let partial = if len % PAGE > 0 && more > 0 { pages.last().copied() } else { None };
         let shared = partial.filter(|page| self.references[*page as usize] > 1);
@@ -134,12 +134,12 @@ impl Pages {
     }
 
     /// Tokens held by the slot.
-    pub fn len(&self, slot: Slot) -> usize {
+    pub fn len(&self, slot: SequenceId) -> usize {
         self.sequence(slot).len
     }
 
     /// The slot's pages, in order.
-    pub fn of(&self, slot: Slot) -> &[u32] {
+    pub fn of(&self, slot: SequenceId) -> &[u32] {
         &self.sequence(slot).pages
     }
 
@@ -148,7 +148,7 @@ impl Pages {
         self.free.len()
     }
 
-    fn sequence(&self, slot: Slot) -> &Sequence {
+    fn sequence(&self, slot: SequenceId) -> &Sequence {
         self.slots[slot.0 as usize].as_ref().expect("a slot is not used after it was freed")
     }
 
@@ -160,12 +160,12 @@ impl Pages {
         }
     }
 
-    fn insert(&mut self, sequence: Sequence) -> Slot {
+    fn insert(&mut self, sequence: Sequence) -> SequenceId {
         let at = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
             self.slots.push(None);
             self.slots.len() - 1
         });
         self.slots[at] = Some(sequence);
-        Slot(at as u32)
+        SequenceId(at as u32)
     }
 }

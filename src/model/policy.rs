@@ -1,6 +1,6 @@
 //! A model as rollouts see it, wherever its numbers live.
 
-use super::{Architecture, KvCache, Model, Slot};
+use super::{Architecture, KvCache, Model, SequenceId};
 use crate::device::Result;
 use crate::device::cpu::BLOCK;
 use crate::ops::sampling::{self, Sampled, SamplingParams};
@@ -14,10 +14,10 @@ pub trait Policy: Sync {
     fn decoder(&self) -> Result<Box<dyn Decoder + '_>>;
 }
 
-/// What one token is drawn by.
-pub struct Draw<'a> {
+/// How one token is sampled.
+pub struct SampleRequest<'a> {
     /// The sequence that it continues; holds at least one token.
-    pub slot: Slot,
+    pub slot: SequenceId,
     /// The sequence so far, for the repetition penalty.
     pub seen: &'a [u32],
     /// In (0, 1).
@@ -27,17 +27,17 @@ pub struct Draw<'a> {
 /// A policy with the keys and values of many sequences, which may share their prefixes.
 pub trait Decoder {
     /// An empty slot.
-    fn alloc(&mut self) -> Slot;
+    fn new_sequence(&mut self) -> SequenceId;
     /// A new slot that shares everything `of` holds.
-    fn fork(&mut self, of: Slot) -> Result<Slot>;
-    /// A new slot that shares the first `len` tokens of `of`. Something must be appended before anything is drawn from it.
-    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot>;
+    fn fork(&mut self, of: SequenceId) -> Result<SequenceId>;
+    /// A new slot that shares the first `len` tokens of `of`. Something must be appended before anything is sampled from it.
+    fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId>;
     /// Gives a slot back; it must not be used again.
-    fn free(&mut self, slot: Slot);
+    fn free(&mut self, slot: SequenceId);
     /// Appends tokens to slots (each at most once, none empty). When there are too few pages, nothing is changed.
-    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()>;
-    /// The next token of each draw's slot; appending it is the caller's.
-    fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>>;
+    fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()>;
+    /// The next token of each request's slot; appending it is the caller's.
+    fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>>;
 }
 
 impl Policy for Model {
@@ -59,18 +59,18 @@ struct CpuDecoder<'a> {
 
 impl CpuDecoder<'_> {
     /// Where a slot's state is.
-    fn state(&self, slot: Slot) -> Range<usize> {
+    fn state(&self, slot: SequenceId) -> Range<usize> {
         let (at, width) = (slot.0 as usize, self.model.config.hidden_size);
         at * width..(at + 1) * width
     }
 }
 
 impl Decoder for CpuDecoder<'_> {
-    fn alloc(&mut self) -> Slot {
-        self.cache.alloc()
+    fn new_sequence(&mut self) -> SequenceId {
+        self.cache.new_sequence()
     }
 
-    fn fork(&mut self, of: Slot) -> Result<Slot> {
+    fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
         let slot = self.cache.fork(of);
         let (from, to) = (self.state(of), self.state(slot));
         self.states.resize(self.states.len().max(from.end).max(to.end), 0.0);
@@ -78,17 +78,17 @@ impl Decoder for CpuDecoder<'_> {
         Ok(slot)
     }
 
-    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
+    fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
         Ok(self.cache.fork_at(of, len))
     }
 
-    fn free(&mut self, slot: Slot) {
+    fn free(&mut self, slot: SequenceId) {
         self.cache.free(slot);
     }
 
-    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
-        let rows = self.model.extend(&mut self.cache, feeds);
-        for ((slot, _), row) in feeds.iter().zip(rows.chunks_exact(self.model.config.hidden_size)) {
+    fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
+        let rows = self.model.append(&mut self.cache, inputs);
+        for ((slot, _), row) in inputs.iter().zip(rows.chunks_exact(self.model.config.hidden_size)) {
             let at = self.state(*slot);
             self.states.resize(self.states.len().max(at.end), 0.0);
             self.states[at].copy_from_slice(row);
@@ -96,21 +96,23 @@ impl Decoder for CpuDecoder<'_> {
         Ok(())
     }
 
-    fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+    fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         let vocab = self.model.config.vocab_size;
-        let hidden = |draws: &[Draw<'_>]| -> Vec<f32> {
-            draws.iter().flat_map(|draw| &self.states[self.state(draw.slot)]).copied().collect()
+        let hidden = |requests: &[SampleRequest<'_>]| -> Vec<f32> {
+            requests.iter().flat_map(|request| &self.states[self.state(request.slot)]).copied().collect()
         };
-        let sample = |(row, draw): (&mut [f32], &Draw<'_>)| sampling::sample(row, draw.seen, params, draw.uniform);
-        if self.model.shares_columns(self.model.params.layout.head.len(), draws.len()) {
-            let mut logits = self.model.next_logits(&self.cache, &hidden(draws), true);
-            return Ok(logits.par_chunks_exact_mut(vocab).zip(draws).map(sample).collect());
+        let sample = |(row, request): (&mut [f32], &SampleRequest<'_>)| {
+            sampling::sample(row, request.seen, params, request.uniform)
+        };
+        if self.model.shares_columns(self.model.params.layout.head.len(), requests.len()) {
+            let mut logits = self.model.next_logits(&self.cache, &hidden(requests), true);
+            return Ok(logits.par_chunks_exact_mut(vocab).zip(requests).map(sample).collect());
         }
         // Each thread samples from the logits that it made, while they are in its cache.
-        let share = draws.len().div_ceil(rayon::current_num_threads()).clamp(1, BLOCK);
-        let sampled = draws.par_chunks(share).flat_map_iter(|draws| {
-            let mut logits = self.model.next_logits(&self.cache, &hidden(draws), false);
-            logits.chunks_exact_mut(vocab).zip(draws).map(sample).collect::<Vec<_>>()
+        let share = requests.len().div_ceil(rayon::current_num_threads()).clamp(1, BLOCK);
+        let sampled = requests.par_chunks(share).flat_map_iter(|requests| {
+            let mut logits = self.model.next_logits(&self.cache, &hidden(requests), false);
+            logits.chunks_exact_mut(vocab).zip(requests).map(sample).collect::<Vec<_>>()
         });
         Ok(sampled.collect())
     }

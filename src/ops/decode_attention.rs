@@ -18,24 +18,24 @@ pub trait Paged: Sync {
 }
 
 /// New tokens of a sequence: their rows of rotated qkv, and the cache, which holds `past` tokens before them, and them.
-pub struct Feed<'a, P> {
+pub struct Input<'a, P> {
     pub qkv: &'a [f32],
     pub past: usize,
     pub cache: P,
 }
 
-/// One task: queries of a feed, by one kv head's keys.
+/// One task: queries of an input, by one kv head's keys.
 struct Piece {
-    feed: usize,
+    input: usize,
     rows: Range<usize>,
     kv: usize,
     keys: Range<usize>,
 }
 
 impl Piece {
-    /// What the rows of a feed are computed in: blocks of queries over all their keys, or, when they are few, single queries over
-    /// parts of them. A function of the feed alone.
-    fn of(feed: usize, new: usize, past: usize, kv_heads: usize) -> Vec<Piece> {
+    /// What the rows of an input are computed in: blocks of queries over all their keys, or, when they are few, single queries over
+    /// parts of them. A function of the input alone.
+    fn of(input: usize, new: usize, past: usize, kv_heads: usize) -> Vec<Piece> {
         let (rows, keys) = if new < BLOCKED { (1, SPLIT) } else { (QUERIES, usize::MAX) };
         let mut pieces = Vec::new();
         for start in (0..new).step_by(rows) {
@@ -43,43 +43,43 @@ impl Piece {
             let seen = past + rows.end;
             for kv in 0..kv_heads {
                 let parts = (0..seen).step_by(keys).map(|start| start..start.saturating_add(keys).min(seen));
-                pieces.extend(parts.map(|keys| Piece { feed, rows: rows.clone(), kv, keys }));
+                pieces.extend(parts.map(|keys| Piece { input, rows: rows.clone(), kv, keys }));
             }
         }
         pieces
     }
 
     fn same_queries(&self, other: &Piece) -> bool {
-        (self.feed, &self.rows, self.kv) == (other.feed, &other.rows, other.kv)
+        (self.input, &self.rows, self.kv) == (other.input, &other.rows, other.kv)
     }
 }
 
-/// Attention of the new tokens of many sequences; `out` `[rows of all feeds, q_dim]`. With `spread` on all cores. A row's result
-/// depends on its own feed only.
-pub fn forward<const PAGE: usize, P: Paged>(feeds: &[Feed<'_, P>], shape: Shape, spread: bool, out: &mut [f32]) {
+/// Attention of the new tokens of many sequences; `out` `[rows of all inputs, q_dim]`. With `spread` on all cores. A row's result
+/// depends on its own input only.
+pub fn forward<const PAGE: usize, P: Paged>(inputs: &[Input<'_, P>], shape: Shape, spread: bool, out: &mut [f32]) {
     let (qkv_dim, q_dim) = (shape.qkv_dim(), shape.q_dim());
-    let rows = |feed: &Feed<'_, P>| feed.qkv.len() / qkv_dim;
-    let pieces = feeds.iter().enumerate().flat_map(|(i, feed)| Piece::of(i, rows(feed), feed.past, shape.kv_heads));
+    let rows = |input: &Input<'_, P>| input.qkv.len() / qkv_dim;
+    let pieces = inputs.iter().enumerate().flat_map(|(i, input)| Piece::of(i, rows(input), input.past, shape.kv_heads));
     let pieces: Vec<Piece> = pieces.collect();
-    let run = |scratch: &mut Scratch, piece: &Piece| scratch.run::<PAGE, P>(&feeds[piece.feed], shape, piece);
+    let run = |scratch: &mut Scratch, piece: &Piece| scratch.run::<PAGE, P>(&inputs[piece.input], shape, piece);
     let found: Vec<Found> = if spread {
         pieces.par_iter().map_init(Scratch::default, run).collect()
     } else {
         let mut scratch = Scratch::default();
         pieces.iter().map(|piece| run(&mut scratch, piece)).collect()
     };
-    let first: Vec<usize> = feeds
+    let first: Vec<usize> = inputs
         .iter()
-        .scan(0, |at, feed| {
-            *at += rows(feed);
-            Some(*at - rows(feed))
+        .scan(0, |at, input| {
+            *at += rows(input);
+            Some(*at - rows(input))
         })
         .collect();
     let mut found = found.into_iter();
     for parts in pieces.chunk_by(Piece::same_queries) {
         let piece = &parts[0];
         let whole = Found::join(found.by_ref().take(parts.len()), shape.head_dim);
-        let (n, at) = (piece.rows.len(), first[piece.feed] + piece.rows.start);
+        let (n, at) = (piece.rows.len(), first[piece.input] + piece.rows.start);
         for (i, head) in whole.chunks_exact(shape.head_dim).enumerate() {
             let h = piece.kv * shape.group() + i / n;
             out[(at + i % n) * q_dim + h * shape.head_dim..][..shape.head_dim].copy_from_slice(head);
@@ -121,27 +121,27 @@ struct Scratch {
 }
 
 impl Scratch {
-    fn run<const PAGE: usize, P: Paged>(&mut self, feed: &Feed<'_, P>, shape: Shape, piece: &Piece) -> Found {
+    fn run<const PAGE: usize, P: Paged>(&mut self, input: &Input<'_, P>, shape: Shape, piece: &Piece) -> Found {
         let (d, width) = (shape.head_dim, shape.group() * shape.head_dim);
         let Piece { rows, kv, keys, .. } = piece;
-        if feed.qkv.len() / shape.qkv_dim() >= BLOCKED {
-            return Found { out: self.block::<PAGE, P>(feed, shape, piece), stats: Vec::new() };
+        if input.qkv.len() / shape.qkv_dim() >= BLOCKED {
+            return Found { out: self.block::<PAGE, P>(input, shape, piece), stats: Vec::new() };
         }
         let mut out = vec![0.0; width];
-        let q = &feed.qkv[rows.start * shape.qkv_dim() + kv * width..][..width];
-        let pages = feed.cache.pages(*kv).skip(keys.start / PAGE);
+        let q = &input.qkv[rows.start * shape.qkv_dim() + kv * width..][..width];
+        let pages = input.cache.pages(*kv).skip(keys.start / PAGE);
         let stats = decode::<PAGE>(q, d, keys.len(), pages, &mut self.scores, &mut out);
         Found { out, stats }
     }
 
     /// A block of queries: over what came before from pages, brought together tile by tile, and over the new tokens themselves.
-    fn block<const PAGE: usize, P: Paged>(&mut self, feed: &Feed<'_, P>, shape: Shape, piece: &Piece) -> Vec<f32> {
+    fn block<const PAGE: usize, P: Paged>(&mut self, input: &Input<'_, P>, shape: Shape, piece: &Piece) -> Vec<f32> {
         let (d, kv, rows) = (shape.head_dim, piece.kv, &piece.rows);
-        self.online.begin(&feed.qkv[rows.start * shape.qkv_dim()..], shape, kv, rows.len());
-        let mut pages = feed.cache.pages(kv);
+        self.online.begin(&input.qkv[rows.start * shape.qkv_dim()..], shape, kv, rows.len());
+        let mut pages = input.cache.pages(kv);
         let wide = KEYS / PAGE * PAGE;
-        for start in (0..feed.past).step_by(wide) {
-            let len = wide.min(feed.past - start);
+        for start in (0..input.past).step_by(wide) {
+            let len = wide.min(input.past - start);
             self.keys.resize(d * wide, 0.0);
             self.values.clear();
             for (i, (keys, values)) in pages.by_ref().take(len.div_ceil(PAGE)).enumerate() {
@@ -155,7 +155,7 @@ impl Scratch {
         for start in (0..rows.end).step_by(KEYS) {
             let tile = start..(start + KEYS).min(rows.end);
             let visible = |i: usize| (rows.start + i + 1).saturating_sub(start);
-            self.online.add(shape, rows.len(), Tile::of_rows(feed.qkv, shape, kv, &tile), visible);
+            self.online.add(shape, rows.len(), Tile::of_rows(input.qkv, shape, kv, &tile), visible);
         }
         self.online.finish(shape).to_vec()
     }

@@ -19,24 +19,24 @@ use std::ops::Range;
 
 /// One of two exact ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Way {
-    Slab,
+pub enum GramMethod {
+    Materialized,
     Ghost,
 }
 
 /// Flops of a way, for a matrix `[out, in]`.
-pub fn flops(way: Way, rows: usize, samples: usize, in_features: usize, out: usize) -> f64 {
+pub fn flops(way: GramMethod, rows: usize, samples: usize, in_features: usize, out: usize) -> f64 {
     let [n, b, i, o] = [rows, samples, in_features, out].map(|x| x as f64);
     match way {
-        Way::Slab => 2.0 * (n + b * b) * i * o,
-        Way::Ghost => n * n * (i + o),
+        GramMethod::Materialized => 2.0 * (n + b * b) * i * o,
+        GramMethod::Ghost => n * n * (i + o),
     }
 }
 
 /// The way of fewer flops.
-pub fn cheaper(rows: usize, samples: usize, in_features: usize, out: usize) -> Way {
+pub fn cheaper(rows: usize, samples: usize, in_features: usize, out: usize) -> GramMethod {
     let cost = |way| flops(way, rows, samples, in_features, out);
-    if cost(Way::Ghost) < cost(Way::Slab) { Way::Ghost } else { Way::Slab }
+    if cost(GramMethod::Ghost) < cost(GramMethod::Materialized) { GramMethod::Ghost } else { GramMethod::Materialized }
 }
 
 /// Part of a Gram matrix: (i, j, value); what is above the diagonal stands for both halves.
@@ -276,7 +276,7 @@ impl HeadRows<'_> {
     }
 
     /// The way that [`HeadRows::gram`] takes.
-    pub fn way(&self) -> Way {
+    pub fn way(&self) -> GramMethod {
         cheaper(self.target.len(), self.ends.len(), self.width, self.vocab())
     }
 
@@ -284,8 +284,8 @@ impl HeadRows<'_> {
     /// Logit gradients exist for some tokens of the vocabulary at a time.
     pub fn gram(&self, tied: Option<&InputGrads>) -> Vec<f64> {
         match self.way() {
-            Way::Slab => self.by_slabs(tied),
-            Way::Ghost => self.by_pairs(tied),
+            GramMethod::Materialized => self.by_slabs(tied),
+            GramMethod::Ghost => self.by_pairs(tied),
         }
     }
 

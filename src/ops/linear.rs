@@ -11,7 +11,7 @@ use rayon::prelude::*;
 pub struct Weight<'a> {
     data: &'a [f32],
     in_features: usize,
-    panels: bool,
+    packed: bool,
     spread: bool,
 }
 
@@ -21,7 +21,7 @@ const PANEL: usize = 16;
 const TILE: usize = 6;
 /// Rows of a tile where a panel is one vector wide: fewer sums would wait for each other.
 const TALL: usize = 2 * TILE;
-/// Rows that are taken through all panels together: they stay in the second-level cache.
+/// Rows that are taken through all packed weights together: they stay in the second-level cache.
 const ROWS: usize = 16 * TILE;
 /// Tasks for each thread of a product that is spread.
 const SHARES: usize = 2;
@@ -29,23 +29,23 @@ const SHARES: usize = 2;
 impl<'a> Weight<'a> {
     /// W as it is stored, `[out, in]`.
     pub fn new(data: &'a [f32], in_features: usize) -> Weight<'a> {
-        Weight { data, in_features, panels: false, spread: false }
+        Weight { data, in_features, packed: false, spread: false }
     }
 
-    /// W as [`to_panels`] leaves it: a product of few rows spends much of its time bringing W into such an order.
-    pub fn panels(data: &'a [f32], in_features: usize) -> Weight<'a> {
-        Weight { data, in_features, panels: true, spread: false }
+    /// W as [`pack`] leaves it: a product of few rows spends much of its time bringing W into such an order.
+    pub fn packed(data: &'a [f32], in_features: usize) -> Weight<'a> {
+        Weight { data, in_features, packed: true, spread: false }
     }
 
-    /// Splits products with panels over all cores by output features: for few rows and a W that no cache holds. Changes no result.
+    /// Splits products with packed weights over all cores by output features: for few rows and a W that no cache holds. Changes no result.
     pub fn spread(self, spread: bool) -> Weight<'a> {
         Weight { spread, ..self }
     }
 
     fn product(&self, x: &[f32], accumulate: bool, y: &mut [f32]) {
-        let Weight { data, in_features, panels, spread } = *self;
+        let Weight { data, in_features, packed, spread } = *self;
         let (rows, out) = (x.len() / in_features, data.len() / in_features);
-        if !panels {
+        if !packed {
             let (w, x) = (Mat::transposed(data, in_features), Mat::rows(x, in_features));
             return gemm((rows, out, in_features), y, out, accumulate, 1.0, x, w);
         }
@@ -65,7 +65,7 @@ impl<'a> Weight<'a> {
     }
 }
 
-/// `y = x Wᵀ`, or `y += x Wᵀ`, with W in panels; `y` row by row.
+/// `y = x Wᵀ`, or `y += x Wᵀ`, with packed W; `y` row by row.
 fn panel_product(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, y: &mut [&mut [f32]]) {
     let out = w.len() / in_features;
     let tiled = if exact_products() { 0 } else { out / PANEL * PANEL };
@@ -82,7 +82,7 @@ fn panel_product(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, y: 
     }
 }
 
-/// The product with whole panels; `y` row by row. While a panel is used, the next one is fetched: with few rows,
+/// The product with whole panels of packed weights; `y` row by row. While a panel is used, the next one is fetched: with few rows,
 /// W comes from memory about as slowly as it is multiplied.
 struct Tiles<'a, 'b> {
     x: &'a [f32],
@@ -112,9 +112,9 @@ impl Tiles<'_, '_> {
     fn run<S: Simd, const V: usize>(self, simd: S) {
         let Tiles { x, w, in_features, accumulate, y } = self;
         let share = in_features.div_ceil((x.len() / in_features).div_ceil(TILE)) * PANEL;
-        let panels = w.chunks_exact(PANEL * in_features);
-        let mut ahead = panels.clone().skip(1);
-        for (i, panel) in panels.enumerate() {
+        let packed = w.chunks_exact(PANEL * in_features);
+        let mut ahead = packed.clone().skip(1);
+        for (i, panel) in packed.enumerate() {
             let mut ahead = ahead.next().unwrap_or_default().chunks(share);
             let panel = S::as_simd_f32s(panel).0.as_chunks().0;
             let tall = if V == 1 { y.len() / TALL * TALL } else { 0 };
@@ -167,8 +167,8 @@ fn tile<S: Simd, const V: usize, const R: usize>(
 }
 
 /// Copies W, `[out, in]`, into panels of 16 output features, each `[in, 16]` (the last may be narrower).
-pub fn to_panels(w: &[f32], in_features: usize, panels: &mut [f32]) {
-    for (w, panel) in w.chunks(PANEL * in_features).zip(panels.chunks_mut(PANEL * in_features)) {
+pub fn pack(w: &[f32], in_features: usize, packed: &mut [f32]) {
+    for (w, panel) in w.chunks(PANEL * in_features).zip(packed.chunks_mut(PANEL * in_features)) {
         let width = w.len() / in_features;
         for (i, row) in w.chunks_exact(in_features).enumerate() {
             for (j, x) in row.iter().enumerate() {

@@ -1,7 +1,7 @@
 //! Judges a replay: one row per quantity of a golden set.
 //!
 //! The limit of every quantity is ten of the set's own noise floors. Where a set states no floor, it follows from one it
-//! states, as noted beside each quantity; where a floor is exactly 0 it is f32's spacing times the quantity's magnitude.
+//! states, as said beside each quantity; where a floor is exactly 0 it is f32's spacing times the quantity's magnitude.
 //! Every tensor and file of the stored outputs is either an input or judged: a name that no rule knows fails.
 
 use super::compare::{self, EPS, Floor, Row};

@@ -7,7 +7,7 @@ use super::{GRPO_GRADS_CASE, ReferenceError, echo, sketch};
 use crate::config::{self, Aggregation, RatioLevel};
 use crate::device;
 use crate::forest::Forest;
-use crate::grpo::{LossReport, Normaliser, Sample};
+use crate::grpo::{LossNormalizer, LossReport, Sample};
 use crate::model::Params;
 use crate::ops::advantage::{Scale, advantages};
 use crate::train::learner::Learner;
@@ -157,7 +157,7 @@ fn run_case(
 ) -> device::Result<(Map<String, Value>, Params)> {
     let config = config_of(inputs, case);
     let samples = samples_of(inputs, case, fed, given, width);
-    let norm = Normaliser::new(&samples, case.micro);
+    let norm = LossNormalizer::new(&samples, case.micro);
     let parts = samples.chunks(samples.len().div_ceil(case.micro.max(1)));
     let reports: Vec<LossReport> = parts
         .map(|part| Ok(learner.backward_policy(&config, part, norm, case.temp, &mut |_, _| {})?.0))

@@ -23,7 +23,7 @@ pub struct Compared {
 
 /// A result of a split beside the first run's.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Standing {
+pub struct RunLine {
     pub split: String,
     pub run: String,
     pub cold_start: Option<f64>,
@@ -45,12 +45,12 @@ pub struct Seeds {
 }
 
 /// The last result of each run and split; a run that has not ended has none.
-pub fn lines(runs: &[Compared]) -> Vec<Standing> {
+pub fn lines(runs: &[Compared]) -> Vec<RunLine> {
     let splits: BTreeSet<&String> = runs.iter().flat_map(|run| run.summary.eval.last.keys()).collect();
     let first = |split: &String| runs.first()?.summary.eval.last.get(split);
     let line = |split: &String, (i, run): (usize, &Compared)| {
         let of = run.summary.eval.last.get(split)?;
-        Some(Standing {
+        Some(RunLine {
             split: split.clone(),
             run: run.name.clone(),
             cold_start: run.summary.eval.cold_start.get(split).map(|s| s.success),
@@ -108,7 +108,7 @@ pub fn notes(runs: &[Compared]) -> Vec<String> {
     notes
 }
 
-fn line_cells(line: &Standing) -> [String; 5] {
+fn line_cells(line: &RunLine) -> [String; 5] {
     let points = |x: f64| format!("{:+.1}", 100.0 * x);
     let difference =
         |(value, [low, high]): (f64, [f64; 2])| format!("{} [{}, {}]", points(value), points(low), points(high));

@@ -18,7 +18,7 @@ pub struct Record {
     pub phase: String,
     /// Wall time since the run began.
     pub seconds: f64,
-    /// Named values, in TRL's names where TRL has one. Not-a-number is written as null and not read back.
+    /// Named values, in TRL's names where TRL has one. Not-a-number is written as null and not read again.
     #[serde(flatten, deserialize_with = "numbers")]
     pub values: BTreeMap<String, f64>,
 }

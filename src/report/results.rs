@@ -299,7 +299,7 @@ pub struct EvalSummary {
     pub last: BTreeMap<String, SplitSummary>,
     /// The last one again, without suggestions in the prompt.
     #[serde(default, rename = "final_without_suggestions", skip_serializing_if = "BTreeMap::is_empty")]
-    pub bare: BTreeMap<String, SplitSummary>,
+    pub without_suggestions: BTreeMap<String, SplitSummary>,
 }
 
 impl EvalSummary {

@@ -2,7 +2,7 @@
 
 use super::{Actor, PrefixCache, RolloutError, Settings};
 use crate::agent::Prompter;
-use crate::model::{Draw, Slot};
+use crate::model::{SampleRequest, SequenceId};
 use crate::ops::philox;
 use crate::ops::sampling::Sampled;
 
@@ -19,7 +19,7 @@ pub struct Answer {
 
 /// An answer being written.
 struct Writer {
-    slot: Slot,
+    slot: SequenceId,
     /// The prompt, then what is written.
     context: Vec<u32>,
     index: usize,
@@ -51,9 +51,9 @@ pub(super) fn answers(
             if (actor.interrupted)() {
                 return Err(RolloutError::Interrupted);
             }
-            let draws: Vec<Draw> = writers.iter().map(|w| w.draw(settings)).collect();
-            let drawn = cache.draw(&draws, &settings.sampling)?;
-            writers.iter_mut().zip(drawn).for_each(|(w, drawn)| w.write(prompter, drawn));
+            let requests: Vec<SampleRequest> = writers.iter().map(|w| w.request(settings)).collect();
+            let sampled = cache.sample(&requests, &settings.sampling)?;
+            writers.iter_mut().zip(sampled).for_each(|(w, sampled)| w.write(prompter, sampled));
             let (over, on): (Vec<Writer>, Vec<Writer>) =
                 writers.into_iter().partition(|w| w.answer.ended || w.answer.tokens.len() >= settings.max_turn_tokens);
             for w in over {
@@ -61,10 +61,10 @@ pub(super) fn answers(
                 done[w.index / count][w.index % count] = w.answer;
             }
             writers = on;
-            let feeds: Vec<(Slot, &[u32])> =
+            let inputs: Vec<(SequenceId, &[u32])> =
                 writers.iter().map(|w| (w.slot, &w.context[w.context.len() - 1..])).collect();
-            if !feeds.is_empty() {
-                cache.extend(&feeds)?;
+            if !inputs.is_empty() {
+                cache.append(&inputs)?;
             }
         }
         first += prompts.len();
@@ -74,17 +74,17 @@ pub(super) fn answers(
 }
 
 impl Writer {
-    /// What the next token is drawn by.
-    fn draw(&self, settings: &Settings) -> Draw<'_> {
+    /// How the next token is sampled.
+    fn request(&self, settings: &Settings) -> SampleRequest<'_> {
         let stream = settings.stream.part(self.index as u64);
         let block = philox::block(settings.seed, stream, self.answer.tokens.len() as u64);
-        Draw { slot: self.slot, seen: &self.context, uniform: philox::uniform(block[0]) }
+        SampleRequest { slot: self.slot, seen: &self.context, uniform: philox::uniform(block[0]) }
     }
 
-    fn write(&mut self, prompter: &Prompter, drawn: Sampled) {
-        self.context.push(drawn.token);
-        self.answer.tokens.push(drawn.token);
-        self.answer.logprobs.push(drawn.logprob);
-        self.answer.ended = prompter.ends_turn(drawn.token);
+    fn write(&mut self, prompter: &Prompter, sampled: Sampled) {
+        self.context.push(sampled.token);
+        self.answer.tokens.push(sampled.token);
+        self.answer.logprobs.push(sampled.logprob);
+        self.answer.ended = prompter.ends_turn(sampled.token);
     }
 }

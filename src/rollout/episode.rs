@@ -4,7 +4,7 @@ use super::stepper::{Event, Response, Stepper};
 use super::{Open, PrefixCache, RolloutContext, RolloutError, Settings, too_long};
 use crate::agent::{Action, Episode, Finish, Memory, Next, Refusal, Turn};
 use crate::env::{EnvError, Observation, Task};
-use crate::model::{Draw, Slot};
+use crate::model::{SampleRequest, SequenceId};
 use crate::ops::philox;
 use crate::ops::sampling::Sampled;
 use std::sync::mpsc::Sender;
@@ -18,7 +18,7 @@ pub(super) struct ActiveEpisode {
     /// Place in the rollout; also names its random numbers.
     pub index: usize,
     /// Its place in the cache; `None` until it has forked its group's prompt.
-    pub slot: Option<Slot>,
+    pub slot: Option<SequenceId>,
     /// It has begun another sequence than its place in the cache holds.
     pub is_new_sequence: bool,
     pub episode: Episode,
@@ -146,24 +146,24 @@ impl ActiveEpisode {
         }
     }
 
-    /// What the next token is drawn by.
-    pub fn draw(&self, slot: Slot, settings: &Settings) -> Draw<'_> {
+    /// How the next token is sampled.
+    pub fn request(&self, slot: SequenceId, settings: &Settings) -> SampleRequest<'_> {
         let tokens = &self.episode.tokens;
         let stream = settings.stream.part(self.index as u64);
         let uniform = philox::uniform(philox::block(settings.seed, stream, tokens.len() as u64)[0]);
-        Draw { slot, seen: &tokens[self.start..], uniform }
+        SampleRequest { slot, seen: &tokens[self.start..], uniform }
     }
 
-    /// Takes the token that was drawn and, when it ends the turn, plays the turn.
-    pub fn advance(&mut self, context: &RolloutContext<'_>, drawn: Sampled) -> Result<(), RolloutError> {
+    /// Takes the token that was sampled and, when it ends the turn, plays the turn.
+    pub fn advance(&mut self, context: &RolloutContext<'_>, next: Sampled) -> Result<(), RolloutError> {
         let settings = context.settings;
         let at = self.episode.tokens.len();
         self.pending.clear();
-        self.append(&[drawn.token]);
-        self.episode.logprobs[at] = drawn.logprob;
+        self.append(&[next.token]);
+        self.episode.logprobs[at] = next.logprob;
 
         let sampled = at + 1;
-        if context.prompter.ends_turn(drawn.token) {
+        if context.prompter.ends_turn(next.token) {
             let written = context.prompter.read(&self.episode.tokens[self.turn..at])?;
             self.play(context, written, sampled)
         } else if sampled - self.start >= context.limit.tokens {
@@ -230,9 +230,9 @@ impl ActiveEpisode {
                 return Ok(());
             }
         };
-        let nearer = self.distance.zip(distance).map(|(before, after)| after < before);
+        let progressed = self.distance.zip(distance).map(|(before, after)| after < before);
         self.distance = distance;
-        self.record(written, sampled, reply.valid, reply.reward, nearer);
+        self.record(written, sampled, reply.valid, reply.reward, progressed);
         if reply.won {
             self.episode.success = true;
             self.finish(Finish::Won);
@@ -266,11 +266,11 @@ impl ActiveEpisode {
         Ok(())
     }
 
-    fn record(&mut self, written: Action, sampled: usize, valid: bool, reward: f32, nearer: Option<bool>) {
+    fn record(&mut self, written: Action, sampled: usize, valid: bool, reward: f32, progressed: Option<bool>) {
         let Action { text: action, command, thought } = written;
         let (refusal, command) = (command.as_ref().err().copied(), command.ok());
         let (observation, start, tokens) = (self.shown.text.clone(), self.start, self.turn..sampled);
-        let turn = Turn { observation, action, command, start, tokens, thought, valid, refusal, reward, nearer };
+        let turn = Turn { observation, action, command, start, tokens, thought, valid, refusal, reward, progressed };
         self.episode.turns.push(turn);
     }
 

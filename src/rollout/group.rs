@@ -3,13 +3,13 @@
 use super::PrefixCache;
 use super::episode::ActiveEpisode;
 use crate::agent::{Episode, Finish};
-use crate::model::Slot;
+use crate::model::SequenceId;
 
 #[derive(Default)]
 pub(super) struct Group {
     pub prompt: Vec<u32>,
     /// Holds the prompt until the last member has forked it.
-    pub slot: Option<Slot>,
+    pub slot: Option<SequenceId>,
     /// The model has read the prompt.
     pub is_read: bool,
     /// Members that have not forked the prompt yet.
@@ -30,7 +30,7 @@ impl Group {
     ) -> Result<ActiveEpisode, Box<Episode>> {
         if self.prompt.is_empty() {
             self.prompt.clone_from(&entrant.episode.tokens);
-            self.slot = Some(cache.alloc());
+            self.slot = Some(cache.new_sequence());
         }
         if self.prompt == entrant.episode.tokens {
             return Ok(entrant);
@@ -53,7 +53,7 @@ impl Group {
     pub fn evict(&mut self, cache: &mut PrefixCache<'_>) -> bool {
         let Some(slot) = self.slot.as_mut().filter(|_| self.is_read) else { return false };
         cache.free(*slot);
-        *slot = cache.alloc();
+        *slot = cache.new_sequence();
         self.is_read = false;
         true
     }

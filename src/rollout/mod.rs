@@ -70,7 +70,7 @@ pub struct Settings {
     pub seed: u64,
     /// What the tokens are sampled for: tells rollouts under one seed apart.
     pub stream: Stream,
-    /// Ask environments how far the goal is, for [`crate::agent::Turn::nearer`].
+    /// Ask environments how far the goal is, for [`crate::agent::Turn::progressed`].
     pub distances: bool,
 }
 

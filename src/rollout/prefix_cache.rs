@@ -1,7 +1,7 @@
 //! A decoder that remembers what it has read: prompts share their prefixes with sequences that were left in it, and with each other.
 
 use crate::device::{Error, Result};
-use crate::model::{Architecture, Decoder, Draw, Policy, Slot};
+use crate::model::{Architecture, Decoder, Policy, SampleRequest, SequenceId};
 use crate::ops::sampling::{Sampled, SamplingParams};
 use std::collections::{HashMap, VecDeque};
 
@@ -12,9 +12,9 @@ pub struct PrefixCache<'a> {
     config: &'a Architecture,
     decoder: Box<dyn Decoder + 'a>,
     /// The tokens of each sequence.
-    tokens: HashMap<Slot, Vec<u32>>,
+    tokens: HashMap<SequenceId, Vec<u32>>,
     /// Finished sequences, the oldest first.
-    kept: VecDeque<Slot>,
+    kept: VecDeque<SequenceId>,
     /// Most tokens of all sequences, as if no two shared any, while some are kept.
     budget: usize,
     computed: usize,
@@ -37,33 +37,33 @@ impl<'a> PrefixCache<'a> {
     }
 
     /// An empty sequence.
-    pub fn alloc(&mut self) -> Slot {
-        let slot = self.decoder.alloc();
+    pub fn new_sequence(&mut self) -> SequenceId {
+        let slot = self.decoder.new_sequence();
         self.tokens.insert(slot, Vec::new());
         slot
     }
 
     /// A new sequence that holds what `of` holds.
-    pub fn fork(&mut self, of: Slot) -> Result<Slot> {
+    pub fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
         let slot = self.decoder.fork(of)?;
         self.tokens.insert(slot, self.tokens.get(&of).cloned().unwrap_or_default());
         Ok(slot)
     }
 
     /// Gives a sequence back; it must not be used again.
-    pub fn free(&mut self, slot: Slot) {
+    pub fn free(&mut self, slot: SequenceId) {
         self.tokens.remove(&slot);
         self.decoder.free(slot);
     }
 
     /// The sequence is finished: it stays as long as there is room.
-    pub fn keep(&mut self, slot: Slot) {
+    pub fn keep(&mut self, slot: SequenceId) {
         self.kept.push_back(slot);
         self.shrink();
     }
 
     /// Gives kept sequences back, those that are still there.
-    pub fn forget(&mut self, slots: &[Slot]) {
+    pub fn forget(&mut self, slots: &[SequenceId]) {
         for slot in slots {
             if let Some(at) = self.kept.iter().position(|kept| kept == slot) {
                 self.kept.remove(at);
@@ -73,14 +73,14 @@ impl<'a> PrefixCache<'a> {
     }
 
     /// Appends tokens to sequences (each at most once, none empty).
-    pub fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
+    pub fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         loop {
-            match self.decoder.extend(feeds) {
+            match self.decoder.append(inputs) {
                 Err(Error::OutOfPages { .. }) if self.drop_oldest() => {}
                 other => break other?,
             }
         }
-        for (slot, tokens) in feeds {
+        for (slot, tokens) in inputs {
             self.computed += tokens.len();
             self.tokens.entry(*slot).or_default().extend_from_slice(tokens);
         }
@@ -88,13 +88,13 @@ impl<'a> PrefixCache<'a> {
         Ok(())
     }
 
-    /// The next token of each draw's sequence; appending it is the caller's.
-    pub fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
-        self.decoder.draw(draws, params)
+    /// The next token of each request's sequence; appending it is the caller's.
+    pub fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+        self.decoder.sample(requests, params)
     }
 
     /// A sequence for each prompt. What a prompt has in common with a kept sequence, or with another prompt, is not read again.
-    pub fn read(&mut self, prompts: &[&[u32]]) -> Result<Vec<Slot>> {
+    pub fn read(&mut self, prompts: &[&[u32]]) -> Result<Vec<SequenceId>> {
         let mut order: Vec<usize> = (0..prompts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
         // Where each prompt forks, and in which round: a prompt is forked in a round after it was read.
@@ -110,10 +110,10 @@ impl<'a> PrefixCache<'a> {
                 kept.chain(read).fold((0, Source::Nothing, 0), |best, next| if next.0 > best.0 { next } else { best });
             plans.push((shared, source, round));
         }
-        let mut slots: Vec<Option<Slot>> = vec![None; prompts.len()];
+        let mut slots: Vec<Option<SequenceId>> = vec![None; prompts.len()];
         let rounds = plans.iter().map(|(_, _, round)| round + 1).max().unwrap_or(0);
         for round in 0..rounds {
-            let mut feeds = Vec::new();
+            let mut inputs = Vec::new();
             for ((shared, source, _), &i) in plans.iter().zip(&order).filter(|((_, _, r), _)| *r == round) {
                 let source = match source {
                     Source::Nothing => None,
@@ -123,25 +123,25 @@ impl<'a> PrefixCache<'a> {
                 };
                 let (slot, shared) = match source {
                     Some(of) => (self.fork_at(of, *shared)?, *shared),
-                    None => (self.alloc(), 0),
+                    None => (self.new_sequence(), 0),
                 };
                 slots[i] = Some(slot);
-                feeds.push((slot, &prompts[i][shared..]));
+                inputs.push((slot, &prompts[i][shared..]));
             }
-            self.extend(&feeds)?;
+            self.append(&inputs)?;
         }
         Ok(slots.into_iter().flatten().collect())
     }
 
     /// A new sequence that holds what `prompt` begins with like the sequence `of`, and how many tokens that is; the rest is for the
     /// caller to append.
-    pub fn branch(&mut self, of: Slot, prompt: &[u32]) -> Result<(Slot, usize)> {
+    pub fn branch(&mut self, of: SequenceId, prompt: &[u32]) -> Result<(SequenceId, usize)> {
         let shared = self.tokens.get(&of).map_or(0, |tokens| common(tokens, prompt));
         Ok((self.fork_at(of, shared)?, shared))
     }
 
-    /// A new sequence that holds the first `len` tokens of `of`. Something must be appended before anything is drawn from it.
-    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
+    /// A new sequence that holds the first `len` tokens of `of`. Something must be appended before anything is sampled from it.
+    fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
         let slot = self.decoder.fork_at(of, len)?;
         let tokens = self.tokens.get(&of).map_or_else(Vec::new, |tokens| tokens[..len].to_vec());
         self.tokens.insert(slot, tokens);
@@ -165,11 +165,11 @@ impl<'a> PrefixCache<'a> {
 #[derive(Clone, Copy)]
 enum Source {
     Nothing,
-    Kept(Slot),
+    Kept(SequenceId),
     Prompt(usize),
 }
 
-/// Tokens that a prompt can take over from a sequence. Its last one it reads itself: the next token is drawn from what the model
+/// Tokens that a prompt can take over from a sequence. Its last one it reads itself: the next token is sampled from what the model
 /// makes of that.
 fn common(sequence: &[u32], prompt: &[u32]) -> usize {
     let same = sequence.iter().zip(prompt).take_while(|(a, b)| a == b).count();

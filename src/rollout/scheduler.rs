@@ -6,7 +6,7 @@ use super::stepper::{Event, Response};
 use super::{Actor, Limit, Played, PrefixCache, RolloutContext, RolloutError, RolloutTasks};
 use crate::agent::Episode;
 use crate::device::Error;
-use crate::model::{Draw, Slot};
+use crate::model::{SampleRequest, SequenceId};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -149,8 +149,9 @@ impl<'a, 'c> Scheduler<'a, 'c> {
         if !playing.is_empty() {
             let slots = self.append(&mut playing)?;
             let settings = self.context.settings;
-            let draws: Vec<Draw> = playing.iter().zip(slots).map(|(e, slot)| e.draw(slot, settings)).collect();
-            let sampled = self.cache.draw(&draws, &settings.sampling)?;
+            let requests: Vec<SampleRequest> =
+                playing.iter().zip(slots).map(|(e, slot)| e.request(slot, settings)).collect();
+            let sampled = self.cache.sample(&requests, &settings.sampling)?;
             let context = &self.context;
             playing.par_iter_mut().zip(sampled).try_for_each(|(e, sampled)| e.advance(context, sampled))?;
         }
@@ -160,7 +161,7 @@ impl<'a, 'c> Scheduler<'a, 'c> {
     }
 
     /// Appends everything pending to the model's cache; the slot of each playing episode. Out of pages, the youngest are preempted.
-    fn append(&mut self, playing: &mut Vec<ActiveEpisode>) -> Result<Vec<Slot>, RolloutError> {
+    fn append(&mut self, playing: &mut Vec<ActiveEpisode>) -> Result<Vec<SequenceId>, RolloutError> {
         self.begin_sequences(playing)?;
         loop {
             let mut prompts: Vec<usize> =
@@ -168,10 +169,10 @@ impl<'a, 'c> Scheduler<'a, 'c> {
             prompts.sort_unstable();
             prompts.dedup();
             prompts.retain(|&g| !self.groups[g].is_read);
-            let mut inputs: Vec<(Slot, &[u32])> = Vec::with_capacity(prompts.len() + playing.len());
+            let mut inputs: Vec<(SequenceId, &[u32])> = Vec::with_capacity(prompts.len() + playing.len());
             inputs.extend(prompts.iter().filter_map(|&g| Some((self.groups[g].slot?, &self.groups[g].prompt[..]))));
             inputs.extend(playing.iter().filter_map(|e| Some((e.slot?, &e.pending[..]))));
-            match if inputs.is_empty() { Ok(()) } else { self.cache.extend(&inputs) } {
+            match if inputs.is_empty() { Ok(()) } else { self.cache.append(&inputs) } {
                 Err(Error::OutOfPages { .. }) if self.preempt(playing) => {}
                 appended => {
                     appended?;
@@ -197,7 +198,7 @@ impl<'a, 'c> Scheduler<'a, 'c> {
         for episode in playing.iter_mut().filter(|e| e.is_new_sequence) {
             let (slot, held) = match episode.slot {
                 Some(old) => self.cache.branch(old, &episode.pending)?,
-                None => (self.cache.alloc(), 0),
+                None => (self.cache.new_sequence(), 0),
             };
             episode.slot.into_iter().for_each(|old| self.cache.keep(old));
             episode.pending.drain(..held);

@@ -3,7 +3,7 @@
 use super::{BF16, Probe, Size, randoms_bf16};
 use crate::bench::ceilings::Work;
 use crate::device::Result;
-use crate::ops::gradient_cosine::{self as op, Way, cuda::Samples};
+use crate::ops::gradient_cosine::{self as op, GramMethod, cuda::Samples};
 use crate::ops::linear::{WeightGrad, cuda};
 
 /// Errors are in units of the gradients' lengths.
@@ -24,7 +24,7 @@ pub fn both_ways(p: &mut Probe) -> Result<()> {
         }
         let (x, dy, batch) = (gpu.tensor(&x)?, gpu.tensor(&dy)?, Samples::new(gpu, ends)?);
         let g = cuda::WeightGrad { dy: &dy, out, x: &x, in_features: n_in };
-        for (way, allowed) in [(Way::Slab, f64::from(BF16)), (Way::Ghost, 1e-5)] {
+        for (way, allowed) in [(GramMethod::Materialized, f64::from(BF16)), (GramMethod::Ghost, 1e-5)] {
             let gram = gpu.tensor(&vec![1.0f64; samples * samples])?;
             let flops = op::flops(way, rows, samples, n_in, columns.len());
             p.time(Work::Flops(flops), || batch.add(gpu, way, g, columns.clone(), &gram))?;

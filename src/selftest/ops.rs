@@ -423,7 +423,7 @@ fn pcgrad(p: &mut Probe) -> Result<()> {
     Ok(())
 }
 
-/// A norm and a product, noted once and replayed with other inputs.
+/// A norm and a product, captured once and replayed with other inputs.
 fn graph_replay(p: &mut Probe) -> Result<()> {
     let (gpu, rows, hidden) = (p.gpu, 5, 64);
     let (w, w_wide) = randoms_bf16(1, hidden);

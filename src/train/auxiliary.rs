@@ -44,7 +44,7 @@ pub struct Learned {
     /// The value head's, before it learns.
     pub accuracy: Option<Accuracy>,
     /// Tokens that were back-propagated through the policy, packed.
-    pub packed_tokens: usize,
+    pub unique_tokens: usize,
 }
 
 /// Whether the configuration has auxiliary losses.
@@ -82,7 +82,7 @@ pub fn learn(
         let spans = spans(actions, |action| loss.embedded(action));
         let evaluated = loss.evaluate(&learner.mean_hidden(&spans, micro_tokens)?, &labels);
         if let Some(gradient) = evaluated.d_embeddings {
-            learned.packed_tokens += learner.backward_spans(&spans, micro_tokens, &gradient)?;
+            learned.unique_tokens += learner.backward_spans(&spans, micro_tokens, &gradient)?;
         }
         learned.losses.push((loss.metric(), evaluated.loss));
         learned.accuracy = learned.accuracy.or(evaluated.accuracy);

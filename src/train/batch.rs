@@ -4,14 +4,14 @@ use super::learner::Learner;
 use crate::config::{Aggregation, Config, DecoupleMethod};
 use crate::device::Result;
 use crate::forest::Forest;
-use crate::grpo::{LossReport, Normaliser, Part, Sample};
+use crate::grpo::{LossNormalizer, LossReport, Part, Sample};
 use std::ops::Range;
 
 /// What is taught in an iteration.
 pub struct Batch {
     taught: Vec<Sample>,
     micro: Vec<Range<usize>>,
-    norm: Normaliser,
+    norm: LossNormalizer,
     /// Each has a pass of its own.
     parts: &'static [Part],
 }
@@ -20,8 +20,8 @@ pub struct Batch {
 pub struct Passes {
     pub report: LossReport,
     /// Tokens of all passes, after and before prefix sharing.
-    pub packed_tokens: usize,
-    pub shared_tokens: usize,
+    pub unique_tokens: usize,
+    pub total_tokens: usize,
     /// Cosine between the gradients of positive and of negative advantages (PCGrad).
     pub cosine: Option<f64>,
 }
@@ -36,7 +36,7 @@ impl Batch {
             || config.grpo.aggregation == Aggregation::MicroTokenMean;
         let taught: Vec<Sample> = rows.iter().filter(|s| all || teaches(s)).cloned().collect();
         let micro = micro_batches(config, &taught);
-        let norm = Normaliser::new(rows, micro.len()).with_lambda(config.gcd.lambda);
+        let norm = LossNormalizer::new(rows, micro.len()).with_lambda(config.gcd.lambda);
         let parts: &[Part] = match config.decouple.method {
             DecoupleMethod::Pcgrad if taught.iter().any(|s| s.judgment) => {
                 &[Part::Positive, Part::Negative, Part::Judgments]
@@ -69,15 +69,15 @@ impl Batch {
         watch: &mut dyn FnMut(f32, f32),
     ) -> Result<Passes> {
         let (mut total, mut cosine) = (Weighted::default(), None);
-        let (mut packed_tokens, mut shared_tokens) = (0, 0);
+        let (mut unique_tokens, mut total_tokens) = (0, 0);
         for &part in self.parts {
             let norm = self.norm.with_part(part);
             for micro in &self.micro {
                 let micro = &self.taught[micro.clone()];
                 let (report, packed) =
                     learner.backward_policy(&config.grpo, micro, norm, config.rollout.temperature, watch)?;
-                packed_tokens += packed;
-                shared_tokens += micro.iter().map(|s| s.tokens.len()).sum::<usize>();
+                unique_tokens += packed;
+                total_tokens += micro.iter().map(|s| s.tokens.len()).sum::<usize>();
                 total.add(report, micro.iter().map(|s| s.loss_positions().count()).sum());
             }
             match part {
@@ -86,7 +86,7 @@ impl Batch {
                 Part::All | Part::Judgments => {}
             }
         }
-        Ok(Passes { report: total.mean(), packed_tokens, shared_tokens, cosine })
+        Ok(Passes { report: total.mean(), unique_tokens, total_tokens, cosine })
     }
 }
 

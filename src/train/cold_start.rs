@@ -12,21 +12,21 @@ use rayon::prelude::*;
 /// One demonstrated episode as tokens.
 pub struct Demonstration {
     /// The sequences of the episode, in which the commands are taught.
-    episode: Vec<Lesson>,
+    episode: Vec<SftSequence>,
     /// Judgments of the demonstrated commands, and of others in their place.
-    good: Vec<Lesson>,
-    bad: Vec<Lesson>,
+    good: Vec<SftSequence>,
+    bad: Vec<SftSequence>,
 }
 
 /// A sequence to learn from; `mask` marks what is taught: what the agent writes, its end tokens included.
 #[derive(Default)]
-struct Lesson {
+struct SftSequence {
     tokens: Vec<u32>,
     mask: Vec<bool>,
 }
 
 /// One demonstrated episode as text.
-pub struct Script {
+pub struct Trajectory {
     /// The task's id.
     task: String,
     /// Not empty.
@@ -46,8 +46,8 @@ struct Turn {
 }
 
 /// The demonstrations of `config.sft.games` training games, the first ones of the split.
-pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainError> {
-    let play = |index| -> Result<Script, TrainError> {
+pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory>, TrainError> {
+    let play = |index| -> Result<Trajectory, TrainError> {
         if interrupt::interrupted() {
             return Err(RolloutError::Interrupted.into());
         }
@@ -56,9 +56,9 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
         let (mut observation, mut turns) = (env.reset()?, Vec::<Turn>::new());
         while turns.len() < config.env.max_steps as usize
             && !observation.done
-            && let Some(command) = env.demonstrate().or_else(|| wander(config, index, &turns, &observation))
+            && let Some(command) = env.demonstrate().or_else(|| random_action(config, index, &turns, &observation))
         {
-            let slip = slip(config, index, &turns, &observation);
+            let slip = noise_action(config, index, &turns, &observation);
             let worse = match teaches_judgments(config) {
                 true => off_plan(config, index, &turns, &observation, &[Some(&command), env.expert().as_ref()]),
                 false => None,
@@ -72,7 +72,7 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
             let reason = "it demonstrates nothing: set sft.steps = 0, or leave this task out".into();
             return Err(EnvError::Failed { name: task.id, reason }.into());
         }
-        Ok(Script { task: task.id, turns })
+        Ok(Trajectory { task: task.id, turns })
     };
     (0..u64::from(config.sft.games)).into_par_iter().map(play).collect()
 }
@@ -80,7 +80,7 @@ pub fn scripts(config: &Config, suite: &dyn Suite) -> Result<Vec<Script>, TrainE
 /// Now and then another command than the demonstrator's: the last one once more, or any that would do something. What the
 /// demonstrator does next teaches how to recover; without slips a learner's first mistake leads where nothing was ever taught
 /// (Laskey et al. 2017, noise injection).
-fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
+fn noise_action(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
     let [chance, kind, choice, _] = philox::block(config.run.seed, Stream::Slips.part(index), turns.len() as u64);
     if philox::uniform(chance) >= config.sft.slip {
         None
@@ -89,8 +89,8 @@ fn slip(config: &Config, index: u64, turns: &[Turn], observation: &Observation) 
     }
 }
 
-/// Any command that would do something, where nothing is taught: then a script only shows a new tokenizer the words of the game.
-fn wander(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
+/// Any command that would do something, where nothing is taught: then a trajectory only shows a new tokenizer the words of the game.
+fn random_action(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
     let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turns.len() as u64);
     let commands = if config.sft.steps == 0 { &observation.admissible[..] } else { &[] };
     another(turns, commands, [kind, choice]).filter(|_| !commands.is_empty())
@@ -128,13 +128,13 @@ fn tag(turns: &[Turn], at: usize, command: &str) -> Tag {
 }
 
 /// The texts of the demonstrations, to train a tokenizer on.
-pub fn texts(config: &Config, scripts: &[Script]) -> Vec<String> {
-    let turns = || scripts.iter().flat_map(|script| &script.turns);
+pub fn texts(config: &Config, trajectories: &[Trajectory]) -> Vec<String> {
+    let turns = || trajectories.iter().flat_map(|trajectory| &trajectory.turns);
     let mut texts = Vec::new();
-    for (index, script) in scripts.iter().enumerate() {
-        texts.extend(Some(lead(&suggested(config, index, script))).filter(|lead| !lead.is_empty()));
-        for (at, Turn { observation, command, .. }) in script.turns.iter().enumerate() {
-            let tag = config.prompt.tags.then(|| tag(&script.turns, at, command));
+    for (index, trajectory) in trajectories.iter().enumerate() {
+        texts.extend(Some(lead(&suggested(config, index, trajectory))).filter(|lead| !lead.is_empty()));
+        for (at, Turn { observation, command, .. }) in trajectory.turns.iter().enumerate() {
+            let tag = config.prompt.tags.then(|| tag(&trajectory.turns, at, command));
             // What every format writes around a command is not for the tokenizer to learn.
             texts.extend([observation.text.clone(), turn_text(Format::Compact, tag, command)]);
         }
@@ -143,29 +143,29 @@ pub fn texts(config: &Config, scripts: &[Script]) -> Vec<String> {
         let question = judgment::question(config.prompt.format);
         texts.extend(turns().enumerate().flat_map(|(i, turn)| {
             let label = if i % 2 == 0 { Label::Good } else { Label::Bad };
-            [question.to_string(), judgment::lesson(&turn.better, label)]
+            [question.to_string(), judgment::taught_answer(&turn.better, label)]
         }));
     }
     texts
 }
 
-/// Lays scripts out; those that the model cannot begin to read are left out, by name.
+/// Lays trajectories out; those that the model cannot begin to read are left out, by name.
 pub fn demonstrations(
     config: &Config,
     prompter: &Prompter,
-    scripts: &[Script],
+    trajectories: &[Trajectory],
     context: usize,
     say: &dyn Fn(&str),
 ) -> Result<Vec<Demonstration>, TrainError> {
     let (mut all, mut left_out) = (Vec::new(), Vec::new());
-    for (index, script) in scripts.iter().enumerate() {
-        match demonstration(config, prompter, (index, script), context)? {
+    for (index, trajectory) in trajectories.iter().enumerate() {
+        match demonstration(config, prompter, (index, trajectory), context)? {
             Ok(demonstration) => all.push(demonstration),
             Err(reason) => left_out.push(reason),
         }
     }
     let Some(first) = left_out.first() else { return Ok(all) };
-    let line = format!("{} of {} demonstrations are left out, first: {first}", left_out.len(), scripts.len());
+    let line = format!("{} of {} demonstrations are left out, first: {first}", left_out.len(), trajectories.len());
     if all.is_empty() {
         return Err(TrainError::NoDemonstrations(line));
     }
@@ -173,26 +173,26 @@ pub fn demonstrations(
     Ok(all)
 }
 
-/// Lays script number `index` out exactly as an episode of the same words would be; at most `context` tokens in a sequence.
+/// Lays trajectory number `index` out exactly as an episode of the same words would be; at most `context` tokens in a sequence.
 /// `Err(reason)` when the first prompt leaves no room for an answer.
 fn demonstration(
     config: &Config,
     prompter: &Prompter,
-    (index, script): (usize, &Script),
+    (index, trajectory): (usize, &Trajectory),
     context: usize,
 ) -> Result<Result<Demonstration, String>, TrainError> {
-    let (mut episode, mut past) = (Vec::<Lesson>::new(), Vec::new());
+    let (mut episode, mut past) = (Vec::<SftSequence>::new(), Vec::new());
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     let (mut memory, mut written) = (Memory::default(), Vec::new());
-    let suggestions = suggested(config, index, script);
-    for (turn, Turn { observation, command, slip, better, worse }) in script.turns.iter().enumerate() {
+    let suggestions = suggested(config, index, trajectory);
+    for (turn, Turn { observation, command, slip, better, worse }) in trajectory.turns.iter().enumerate() {
         let next = memory.show(&written, prompter.next_under(&suggestions, &past, observation)?);
         if matches!(next, Next::Sequence(_)) {
-            episode.push(Lesson::default());
+            episode.push(SftSequence::default());
         }
         let (Next::More(shown) | Next::Sequence(shown)) = next;
         if turn == 0 && shown.len() >= context {
-            return Ok(Err(too_long(&script.task, shown.len(), context, "model's context")));
+            return Ok(Err(too_long(&trajectory.task, shown.len(), context, "model's context")));
         }
         past.push(Exchange { observation: &observation.text, action: command.clone() });
         let last = episode.len() - 1;
@@ -200,26 +200,26 @@ fn demonstration(
         sequence.extend(&shown, false);
         if teaches_judgments(config) {
             let state = &sequence.tokens;
-            let answer = |command: &str| prompter.teach(tag(&script.turns, turn, command), command);
+            let answer = |command: &str| prompter.teach(tag(&trajectory.turns, turn, command), command);
             good.push(judged(config, prompter, state, &answer(better)?, better, Label::Good)?);
             if let Some(worse) = worse {
                 bad.push(judged(config, prompter, state, &answer(worse)?, better, Label::Bad)?);
             }
         }
-        written = prompter.teach(tag(&script.turns, turn, command), command)?;
+        written = prompter.teach(tag(&trajectory.turns, turn, command), command)?;
         sequence.extend(&written, !slip);
     }
     for sequence in &mut episode {
         sequence.tokens.truncate(context);
         sequence.mask.truncate(context);
     }
-    [&mut good, &mut bad].into_iter().for_each(|of| of.retain(|lesson| lesson.tokens.len() <= context));
+    [&mut good, &mut bad].into_iter().for_each(|of| of.retain(|sequence| sequence.tokens.len() <= context));
     Ok(Ok(Demonstration { episode, good, bad }))
 }
 
 /// What demonstration number `index` is shown with.
-fn suggested(config: &Config, index: usize, script: &Script) -> Vec<String> {
-    let commands: Vec<&str> = script.turns.iter().map(|turn| &turn.command[..]).collect();
+fn suggested(config: &Config, index: usize, trajectory: &Trajectory) -> Vec<String> {
+    let commands: Vec<&str> = trajectory.turns.iter().map(|turn| &turn.command[..]).collect();
     suggest::made_up(config, index as u64, &commands)
 }
 
@@ -231,15 +231,15 @@ fn judged(
     written: &[u32],
     better: &str,
     label: Label,
-) -> Result<Lesson, TrainError> {
-    let mut lesson = Lesson { tokens: state.to_vec(), mask: vec![false; state.len()] };
-    lesson.extend(written, false);
-    lesson.extend(&judgment::ask(prompter, config.prompt.format)?, false);
-    lesson.extend(&prompter.say(&judgment::lesson(better, label))?, true);
-    Ok(lesson)
+) -> Result<SftSequence, TrainError> {
+    let mut sequence = SftSequence { tokens: state.to_vec(), mask: vec![false; state.len()] };
+    sequence.extend(written, false);
+    sequence.extend(&judgment::ask(prompter, config.prompt.format)?, false);
+    sequence.extend(&prompter.say(&judgment::taught_answer(better, label))?, true);
+    Ok(sequence)
 }
 
-impl Lesson {
+impl SftSequence {
     fn extend(&mut self, tokens: &[u32], taught: bool) {
         self.tokens.extend_from_slice(tokens);
         self.mask.resize(self.tokens.len(), taught);
@@ -258,11 +258,11 @@ pub fn batch<'a>(config: &Config, all: &'a [Demonstration], step: u32) -> Vec<(&
     let mut batch = Vec::new();
     for i in 0..config.sft.batch {
         let demo = &all[draw(i.into()) % all.len()];
-        batch.extend(demo.episode.iter().map(Lesson::parts));
+        batch.extend(demo.episode.iter().map(SftSequence::parts));
         for j in 1..=judgments {
-            let lessons = if (i + j) % 2 == 0 { &demo.good } else { &demo.bad };
-            let chosen = draw(u64::from(j) << 32 | u64::from(i)) % lessons.len().max(1);
-            batch.extend(lessons.get(chosen).map(Lesson::parts));
+            let sequences = if (i + j) % 2 == 0 { &demo.good } else { &demo.bad };
+            let chosen = draw(u64::from(j) << 32 | u64::from(i)) % sequences.len().max(1);
+            batch.extend(sequences.get(chosen).map(SftSequence::parts));
         }
     }
     batch

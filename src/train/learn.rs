@@ -67,9 +67,9 @@ pub fn learn(
             }
         };
         let passes = batch.accumulate(config, learner, watch)?;
-        (packed, shared) = (packed + passes.packed_tokens, shared + passes.shared_tokens);
+        (packed, shared) = (packed + passes.unique_tokens, shared + passes.total_tokens);
         auxiliary = auxiliary::learn(config, learner, critic.as_deref_mut(), &rows.actions)?;
-        if !batch.is_empty() || auxiliary.packed_tokens > 0 {
+        if !batch.is_empty() || auxiliary.unique_tokens > 0 {
             steps.push(learner.step(&config.optim, lr)?);
         }
         if let Some(critic) = critic.as_deref_mut().filter(|_| !rows.actions.is_empty()) {
@@ -89,9 +89,9 @@ pub fn learn(
         record.set_known([("gcd/accuracy", of.all), ("gcd/accuracy/good", of.good), ("gcd/accuracy/bad", of.bad)]);
     }
     let epochs = config.grpo.epochs as usize;
-    let all = packed + auxiliary.packed_tokens * epochs;
+    let all = packed + auxiliary.unique_tokens * epochs;
     let gcd_share = (all - batch.trajectory_tokens() * epochs) as f64 / all.max(1) as f64;
-    Ok(Learned { steps, tokens: packed + auxiliary.packed_tokens, gcd_share })
+    Ok(Learned { steps, tokens: packed + auxiliary.unique_tokens, gcd_share })
 }
 
 /// The last epoch's losses add up over its micro-batches, the rest are means over the tokens that were taught.

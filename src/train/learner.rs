@@ -7,7 +7,7 @@ use crate::config::{Grpo, Optim};
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
-use crate::grpo::{LossReport, Normaliser, PolicyLoss, Sample};
+use crate::grpo::{LossNormalizer, LossReport, PolicyLoss, Sample};
 use crate::model::{Architecture, Keep, Model, Params, Policy};
 use crate::ops::advantage::Scale;
 use crate::ops::grouped_logprob::TokenGrad;
@@ -93,7 +93,7 @@ impl Learner {
         &mut self,
         config: &Grpo,
         samples: &[Sample],
-        norm: Normaliser,
+        norm: LossNormalizer,
         temperature: f32,
         watch: &mut dyn FnMut(f32, f32),
     ) -> Result<(LossReport, usize)> {

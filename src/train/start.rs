@@ -1,6 +1,6 @@
 //! What training begins with, or goes on with: the model, its tokenizer, and the state of a checkpoint.
 
-use super::cold_start::{self, Script};
+use super::cold_start::{self, Trajectory};
 use super::critic::Critic;
 use super::learner::Learner;
 use super::run_folder::RunFolder;
@@ -46,9 +46,9 @@ impl Start {
     }
 
     /// The embedded model: random weights, and a tokenizer made for the demonstrations.
-    pub fn embedded(config: &Config, scripts: &[Script]) -> Result<Start, TrainError> {
+    pub fn embedded(config: &Config, trajectories: &[Trajectory]) -> Result<Start, TrainError> {
         let shape = memory::model_shape(config).map_err(CheckpointError::from)?;
-        let tokenizer = Tokenizer::train(&cold_start::texts(config, scripts), shape.vocab_size)?;
+        let tokenizer = Tokenizer::train(&cold_start::texts(config, trajectories), shape.vocab_size)?;
         let model = Model::new(shape.clone(), Params::random(&shape, config.run.seed));
         let eos = tokenizer.id(TURN_END).into_iter().collect();
         let ids = TokenIds { bos: None, eos, pad: tokenizer.id(END_OF_TEXT) };

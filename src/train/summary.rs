@@ -7,12 +7,12 @@ use crate::report::results::{self, EvalSummary, Evaluation, Summary};
 use std::time::Instant;
 
 impl Trainer<'_> {
-    /// Measures what is left to measure, and writes summary.json and report.html. `last` is the final evaluation, `bare` the one without
+    /// Measures what is left to measure, and writes summary.json and report.html. `last` is the final evaluation, `without` the same without
     /// suggestions.
     pub fn report(
         &mut self,
         last: Evaluation,
-        bare: Evaluation,
+        without: Evaluation,
         judgment_accuracy: Option<f64>,
     ) -> Result<Outcome, TrainError> {
         let provenance = self.run.note()?;
@@ -40,7 +40,7 @@ impl Trainer<'_> {
             eval: EvalSummary {
                 cold_start: results::summarise(&first),
                 last: results::summarise(&last),
-                bare: results::summarise(&bare),
+                without_suggestions: results::summarise(&without),
             },
             flawed: state.flawed.points(),
             flawed_fit: state.flawed.fit(),
@@ -48,7 +48,7 @@ impl Trainer<'_> {
             judgment_accuracy,
             provenance: Some(provenance),
         };
-        let rows = results::rows(&[("cold start", &first), ("final", &last), ("final, no suggestions", &bare)]);
+        let rows = results::rows(&[("cold start", &first), ("final", &last), ("final, no suggestions", &without)]);
         let json = format!("{:#}\n", serde_json::json!(summary));
         folder.write("summary.json", json.as_bytes())?;
         report::write(folder.path())?;

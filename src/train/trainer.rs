@@ -101,10 +101,11 @@ impl<'a> Trainer<'a> {
             last => last,
         };
         let to_learn = given.as_ref().map_or(0, |s| s.state.sft_steps) < config.sft.steps;
-        let scripts = if to_learn || given.is_none() { cold_start::scripts(config, *suite)? } else { Vec::new() };
+        let trajectories =
+            if to_learn || given.is_none() { cold_start::trajectories(config, *suite)? } else { Vec::new() };
         let Start { mut learner, critic, state, tokenizer, mut ids } = match given {
             Some(start) => start,
-            None => Start::embedded(config, &scripts)?,
+            None => Start::embedded(config, &trajectories)?,
         };
         let width = learner.architecture().hidden_size;
         let critic = critic.or_else(|| config.gcd.mode.has_critic().then(|| Critic::new(width)));
@@ -113,7 +114,7 @@ impl<'a> Trainer<'a> {
         check_prompts(config, &prompter)?;
         ids.stop_at(prompter.end());
         let context = learner.architecture().max_position_embeddings;
-        let taught = if to_learn { &scripts[..] } else { &[] };
+        let taught = if to_learn { &trajectories[..] } else { &[] };
         let demonstrations = cold_start::demonstrations(config, &prompter, taught, context, &say)?;
         prompter.suggest(&state.last_suggestions());
         let reference = match config.grpo.beta > 0.0 && state.iterations > 0 {

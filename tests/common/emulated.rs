@@ -33,8 +33,8 @@ struct Emulated(Mutex<State>);
 struct State {
     /// By their first address. Guard zones keep them apart.
     buffers: BTreeMap<u64, Buffer>,
-    /// What is noted now.
-    noting: Option<Vec<Command>>,
+    /// What is captured now.
+    capturing: Option<Vec<Command>>,
     graphs: BTreeMap<u64, Vec<Command>>,
     next_graph: u64,
     /// The kernel that does nothing.
@@ -73,9 +73,9 @@ impl State {
 
     /// Does it, or notes it.
     fn ask(&mut self, command: Command) -> Result<()> {
-        match &mut self.noting {
-            Some(noted) => {
-                noted.push(command);
+        match &mut self.capturing {
+            Some(captured) => {
+                captured.push(command);
                 Ok(())
             }
             None => self.run(&command),
@@ -218,13 +218,13 @@ impl Driver for Emulated {
 
     fn upload(&self, from: &[u8], to: u64) -> Result<()> {
         let state = self.state();
-        assert!(state.noting.is_none(), "an upload cannot be noted");
+        assert!(state.capturing.is_none(), "an upload cannot be captured");
         state.write(from, to)
     }
 
     fn download(&self, from: u64, to: &mut [u8]) -> Result<()> {
         let state = self.state();
-        assert!(state.noting.is_none(), "a download cannot be noted");
+        assert!(state.capturing.is_none(), "a download cannot be captured");
         state.read(from, to)
     }
 
@@ -271,14 +271,14 @@ impl Driver for Emulated {
     }
 
     fn capture(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<u64> {
-        self.state().noting = Some(Vec::new());
+        self.state().capturing = Some(Vec::new());
         let done = work();
         let mut state = self.state();
-        let noted = state.noting.take().unwrap_or_default();
+        let captured = state.capturing.take().unwrap_or_default();
         done?;
         let number = state.next_graph;
         state.next_graph += 1;
-        state.graphs.insert(number, noted);
+        state.graphs.insert(number, captured);
         Ok(number)
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use uncouple::device::Result;
-use uncouple::model::{Architecture, Decoder, Draw, Model, Policy, Slot};
+use uncouple::model::{Architecture, Decoder, Model, Policy, SampleRequest, SequenceId};
 use uncouple::ops::sampling::{Sampled, SamplingParams};
 
 /// Writes these tokens in every sequence, whatever it reads; `model` lends it its places in the cache.
@@ -28,43 +28,43 @@ struct Writer<'a> {
     slots: Box<dyn Decoder + 'a>,
     tokens: &'a [u32],
     /// How much of it stands in each slot.
-    written: HashMap<Slot, usize>,
+    written: HashMap<SequenceId, usize>,
 }
 
 impl Decoder for Writer<'_> {
-    fn alloc(&mut self) -> Slot {
-        let slot = self.slots.alloc();
+    fn new_sequence(&mut self) -> SequenceId {
+        let slot = self.slots.new_sequence();
         self.written.insert(slot, 0);
         slot
     }
 
-    fn fork(&mut self, of: Slot) -> Result<Slot> {
+    fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
         let slot = self.slots.fork(of)?;
         self.written.insert(slot, self.written[&of]);
         Ok(slot)
     }
 
     /// What goes on from an earlier point is another prompt: the script begins anew.
-    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
+    fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
         let slot = self.slots.fork_at(of, len)?;
         self.written.insert(slot, 0);
         Ok(slot)
     }
 
-    fn free(&mut self, slot: Slot) {
+    fn free(&mut self, slot: SequenceId) {
         self.slots.free(slot);
     }
 
-    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
-        self.slots.extend(feeds)
+    fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
+        self.slots.append(inputs)
     }
 
-    fn draw(&mut self, draws: &[Draw<'_>], _: &SamplingParams) -> Result<Vec<Sampled>> {
-        let mut next = |draw: &Draw<'_>| {
-            let at = self.written.entry(draw.slot).or_default();
+    fn sample(&mut self, requests: &[SampleRequest<'_>], _: &SamplingParams) -> Result<Vec<Sampled>> {
+        let mut next = |request: &SampleRequest<'_>| {
+            let at = self.written.entry(request.slot).or_default();
             *at += 1;
             Sampled { token: self.tokens[*at - 1], logprob: LOGPROB }
         };
-        Ok(draws.iter().map(&mut next).collect())
+        Ok(requests.iter().map(&mut next).collect())
     }
 }

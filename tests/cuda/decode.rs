@@ -8,7 +8,7 @@ use uncouple::forest::Forest;
 use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::backend::cuda_decode::CudaDecoder;
 use uncouple::model::families::QWEN2;
-use uncouple::model::{Architecture, Decoder, Draw, Keep, Model, Params, Policy, Slot};
+use uncouple::model::{Architecture, Decoder, Keep, Model, Params, Policy, SampleRequest, SequenceId};
 use uncouple::ops::sampling::SamplingParams;
 
 const HIDDEN: usize = 64;
@@ -56,21 +56,21 @@ fn pieces_and_forks_are_the_whole() {
     let model = CudaModel::new(&gpu, &model(), 128).unwrap();
     let prompt: Vec<u32> = (0..45).map(|i| i * 7 % 96).collect();
     let mut decoder = CudaDecoder::new(&model, 8).unwrap();
-    let one = decoder.alloc();
-    decoder.extend(&[(one, &prompt)]).unwrap();
-    let states = |decoder: &mut CudaDecoder, slots: &[Slot]| -> Vec<f32> {
+    let one = decoder.new_sequence();
+    decoder.append(&[(one, &prompt)]).unwrap();
+    let states = |decoder: &mut CudaDecoder, slots: &[SequenceId]| -> Vec<f32> {
         gpu.read(&decoder.hidden(slots).unwrap()).unwrap().iter().map(|x| x.to_f32()).collect()
     };
     assert_near("prefill", &states(&mut decoder, &[one]), &at_once(&model, &gpu, &[&prompt]));
 
     // Both go on from a page that they share, at different speeds, beside a sequence of their own.
-    let (two, three) = (decoder.fork(one).unwrap(), decoder.alloc());
+    let (two, three) = (decoder.fork(one).unwrap(), decoder.new_sequence());
     assert_eq!(states(&mut decoder, &[two]), states(&mut decoder, &[one]), "a fork goes on from the same state");
     let (mut first, mut second, mut third) = (prompt.clone(), prompt.clone(), vec![5]);
-    decoder.extend(&[(three, &[5])]).unwrap();
+    decoder.append(&[(three, &[5])]).unwrap();
     for step in 0..4u32 {
         let (token, pair, other) = ([10 + step], [60 + step, 70 + step], [step]);
-        decoder.extend(&[(one, &token), (two, &pair), (three, &other)]).unwrap();
+        decoder.append(&[(one, &token), (two, &pair), (three, &other)]).unwrap();
         first.extend(token);
         second.extend(pair);
         third.extend(other);
@@ -83,7 +83,7 @@ fn pieces_and_forks_are_the_whole() {
 
     // A fork in the middle of a page goes on otherwise, and the sequence that it came from as before.
     let middle = decoder.fork_at(one, 40).unwrap();
-    decoder.extend(&[(middle, &[50, 51]), (one, &[7])]).unwrap();
+    decoder.append(&[(middle, &[50, 51]), (one, &[7])]).unwrap();
     first.push(7);
     let (forked, got) = ([&prompt[..40], &[50, 51]].concat(), states(&mut decoder, &[middle, one]));
     assert_near("forked in the middle", &got, &at_once(&model, &gpu, &[&forked, &first]));
@@ -93,9 +93,9 @@ fn pieces_and_forks_are_the_whole() {
     // Pages that were given back serve again.
     decoder.free(one);
     decoder.free(two);
-    let again = decoder.alloc();
-    decoder.extend(&[(again, &first[..33])]).unwrap();
-    decoder.extend(&[(again, &first[33..])]).unwrap();
+    let again = decoder.new_sequence();
+    decoder.append(&[(again, &first[..33])]).unwrap();
+    decoder.append(&[(again, &first[33..])]).unwrap();
     assert_near("again", &states(&mut decoder, &[again]), &want[..HIDDEN]);
 }
 
@@ -105,16 +105,17 @@ fn tokens_are_drawn_as_on_the_cpu() {
     let on_cpu = model();
     let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
     let params = SamplingParams { temperature: 0.7, top_k: 20, repetition_penalty: 1.2, ..SamplingParams::default() };
-    // More draws than one batch of logits holds, of slots in any order, some of them often.
+    // More requests than one batch of logits holds, of slots in any order, some of them often.
     let seen = [3, 4, 3];
-    let drawn = |decoder: &mut dyn Decoder| {
-        let slots = [decoder.alloc(), decoder.alloc(), decoder.alloc()];
-        let feeds: [(Slot, &[u32]); 3] = [(slots[0], &[1, 2, 3]), (slots[1], &[9; 40]), (slots[2], &[77])];
-        decoder.extend(&feeds).unwrap();
-        let draw = |i: usize| Draw { slot: slots[i * 2 % 3], seen: &seen, uniform: (i as f32 + 0.5) / 260.0 };
-        decoder.draw(&(0..260).map(draw).collect::<Vec<_>>(), &params).unwrap()
+    let sampled = |decoder: &mut dyn Decoder| {
+        let slots = [decoder.new_sequence(), decoder.new_sequence(), decoder.new_sequence()];
+        let inputs: [(SequenceId, &[u32]); 3] = [(slots[0], &[1, 2, 3]), (slots[1], &[9; 40]), (slots[2], &[77])];
+        decoder.append(&inputs).unwrap();
+        let request =
+            |i: usize| SampleRequest { slot: slots[i * 2 % 3], seen: &seen, uniform: (i as f32 + 0.5) / 260.0 };
+        decoder.sample(&(0..260).map(request).collect::<Vec<_>>(), &params).unwrap()
     };
-    let (got, want) = (drawn(&mut CudaDecoder::new(&model, 4).unwrap()), drawn(&mut *on_cpu.decoder().unwrap()));
+    let (got, want) = (sampled(&mut CudaDecoder::new(&model, 4).unwrap()), sampled(&mut *on_cpu.decoder().unwrap()));
     assert_eq!(got.len(), want.len());
     // States differ by the noise of bf16, so a few numbers fall on the other side of a boundary between two tokens.
     let other = got.iter().zip(&want).filter(|(g, w)| g.token != w.token).count();
@@ -135,26 +136,27 @@ fn graphs_decode_as_passes_do() {
     let (prompt, short): (Vec<u32>, [u32; 3]) = ((0..510).map(|i| i * 7 % 96).collect(), [7, 8, 9]);
     let played = |company: bool| {
         let mut decoder = CudaDecoder::new(&model, 24).unwrap();
-        let (one, two, other) = (decoder.alloc(), decoder.alloc(), decoder.alloc());
-        decoder.extend(&[(one, &prompt), (two, &short)]).unwrap();
+        let (one, two, other) = (decoder.new_sequence(), decoder.new_sequence(), decoder.new_sequence());
+        decoder.append(&[(one, &prompt), (two, &short)]).unwrap();
         let three = decoder.fork(one).unwrap();
         let slots = [one, two, three];
-        let mut drawn = Vec::new();
+        let mut all = Vec::new();
         for step in 0..4 {
-            let draw = |slot: &Slot| Draw { slot: *slot, seen: &[], uniform: 0.2 + 0.2 * step as f32 };
-            let sampled = decoder.draw(&slots.each_ref().map(draw), &SamplingParams::default()).unwrap();
+            let request =
+                |slot: &SequenceId| SampleRequest { slot: *slot, seen: &[], uniform: 0.2 + 0.2 * step as f32 };
+            let sampled = decoder.sample(&slots.each_ref().map(request), &SamplingParams::default()).unwrap();
             let tokens: Vec<[u32; 1]> = sampled.iter().map(|s| [s.token]).collect();
-            drawn.extend(sampled);
+            all.extend(sampled);
             // The last step is one sequence's alone.
             let playing = if step < 3 { 3 } else { 1 };
-            let mut feeds: Vec<(Slot, &[u32])> =
+            let mut inputs: Vec<(SequenceId, &[u32])> =
                 slots.into_iter().zip(tokens.iter().map(|t| &t[..])).take(playing).collect();
             if company {
-                feeds.push((other, &[1, 2]));
+                inputs.push((other, &[1, 2]));
             }
-            decoder.extend(&feeds).unwrap();
+            decoder.append(&inputs).unwrap();
         }
-        (drawn, gpu.read(&decoder.hidden(&slots).unwrap()).unwrap())
+        (all, gpu.read(&decoder.hidden(&slots).unwrap()).unwrap())
     };
     let by_pass = played(true);
     assert_eq!(model.graphs(), 0);
@@ -168,13 +170,13 @@ fn limits_are_named() {
     let gpu = emulated::quick_gpu();
     let model = CudaModel::new(&gpu, &model(), 128).unwrap();
     let mut decoder = CudaDecoder::new(&model, 2).unwrap();
-    let slot = decoder.alloc();
-    let error = decoder.extend(&[(slot, &[1; 65])]).unwrap_err();
+    let slot = decoder.new_sequence();
+    let error = decoder.append(&[(slot, &[1; 65])]).unwrap_err();
     assert!(error.to_string().contains("rollout.max_live"), "{error}");
     // What is refused changes nothing: another is still empty, and there is room for what fits.
-    let other = decoder.alloc();
-    assert!(decoder.extend(&[(other, &[1; 10]), (slot, &[1; 60])]).is_err());
-    decoder.extend(&[(other, &[1; 32]), (slot, &[1; 32])]).unwrap();
-    assert!(matches!(decoder.extend(&[(slot, &[1; 129])]), Err(Error::Shape { .. })));
-    assert!(matches!(decoder.extend(&[(slot, &[96])]), Err(Error::Shape { .. })), "not in the vocabulary");
+    let other = decoder.new_sequence();
+    assert!(decoder.append(&[(other, &[1; 10]), (slot, &[1; 60])]).is_err());
+    decoder.append(&[(other, &[1; 32]), (slot, &[1; 32])]).unwrap();
+    assert!(matches!(decoder.append(&[(slot, &[1; 129])]), Err(Error::Shape { .. })));
+    assert!(matches!(decoder.append(&[(slot, &[96])]), Err(Error::Shape { .. })), "not in the vocabulary");
 }

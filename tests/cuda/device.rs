@@ -49,7 +49,7 @@ fn a_graph_repeats_what_was_noted() {
     let launch =
         || gpu.launch(Launch { kernel: "planted_copy", grid: [2, 1, 1], block: [32, 1, 1], shared: 0, args: &args });
     let graph = gpu.capture(launch).unwrap();
-    assert_eq!(gpu.read(&y).unwrap(), [0.0; 40], "noted, not done");
+    assert_eq!(gpu.read(&y).unwrap(), [0.0; 40], "captured, not done");
     for value in [2.0, 3.0] {
         gpu.write(&x, &[value; 40]).unwrap();
         graph.replay().unwrap();

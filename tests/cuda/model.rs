@@ -12,7 +12,7 @@ use std::fs;
 use std::path::Path;
 use uncouple::config::{Config, DecoupleMethod, GcdMode, Grpo, Optim, RatioLevel};
 use uncouple::forest::{Forest, ROOT};
-use uncouple::grpo::{LossReport, Normaliser, Part, Sample};
+use uncouple::grpo::{LossNormalizer, LossReport, Part, Sample};
 use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::checkpoint;
 use uncouple::model::families::FAMILIES;
@@ -111,7 +111,7 @@ fn grpo_steps() {
         learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
         for step in 0..2 {
             let [cpu, gpu] = learners.each_mut().map(|learner| {
-                let norm = Normaliser::new(&samples, 1);
+                let norm = LossNormalizer::new(&samples, 1);
                 let (report, _) = learner.backward_policy(&grpo, &samples, norm, 0.8, &mut |_, _| {}).unwrap();
                 (report.loss, learner.step(&optim, 1e-3).unwrap())
             });
@@ -156,7 +156,7 @@ fn the_policy_loss_on_the_device_is_that_of_the_host() {
         let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), false)];
         learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
         let [cpu, gpu] = learners.each_mut().map(|learner| {
-            let norm = Normaliser::new(&samples, 1).with_part(part);
+            let norm = LossNormalizer::new(&samples, 1).with_part(part);
             let mut told = Vec::new();
             let watch = &mut |_, logprob| told.push(logprob);
             let (report, _) = learner.backward_policy(&grpo, &samples, norm, 0.9, watch).unwrap();
@@ -196,7 +196,7 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     let mut learner = Learner::new(common::narrow(true), false);
     learner.to_gpu(&emulated::quick_gpu(), 8).unwrap();
     let mut samples = samples();
-    let norm = Normaliser::new(&samples, 1);
+    let norm = LossNormalizer::new(&samples, 1);
     let grpo = Grpo::default();
     learner.backward_policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
     let taken = learner.take_grads().unwrap();
@@ -378,12 +378,12 @@ fn losses_of_hidden_states_have_the_gradients_of_the_cpu() {
                 learn(&config, learner, config.gcd.mode.has_critic().then_some(&mut critic), &actions).unwrap();
             (learned, learner.take_grads().unwrap().flat)
         });
-        assert_eq!(cpu.0.packed_tokens, gpu.0.packed_tokens);
+        assert_eq!(cpu.0.unique_tokens, gpu.0.unique_tokens);
         assert_eq!(cpu.0.losses.len(), gpu.0.losses.len());
         for ((name, a), (_, b)) in cpu.0.losses.iter().zip(&gpu.0.losses) {
             assert!((a - b).abs() < 0.01 * a.abs(), "{mode:?}, {method:?}: {name} {a} and {b}");
         }
-        match cpu.0.packed_tokens {
+        match cpu.0.unique_tokens {
             0 => assert!(gpu.1.iter().all(|g| *g == 0.0), "an isolated head leaves the policy alone"),
             _ => assert!(relative(&gpu.1, &cpu.1) < 0.05, "{mode:?}, {method:?}: {}", relative(&gpu.1, &cpu.1)),
         }
@@ -400,7 +400,7 @@ fn gradients_of_two_signs_are_projected_on_the_device() {
     let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), false)];
     learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
     let [cpu, gpu] = learners.each_mut().map(|learner| {
-        let norm = Normaliser::new(&samples, 1);
+        let norm = LossNormalizer::new(&samples, 1);
         learner.backward_policy(&grpo, &samples[..1], norm, 1.0, &mut |_, _| {}).unwrap();
         learner.set_grads_aside().unwrap();
         learner.backward_policy(&grpo, &samples[1..], norm, 1.0, &mut |_, _| {}).unwrap();

@@ -39,7 +39,7 @@ fn refused(url: &str) -> String {
 }
 
 /// The first admissible commands, now and then an unknown one; what was shown.
-fn wander(env: &mut dyn Environment, steps: usize) -> Result<(Vec<String>, Vec<Observation>), EnvError> {
+fn random_walk(env: &mut dyn Environment, steps: usize) -> Result<(Vec<String>, Vec<Observation>), EnvError> {
     let (mut commands, mut seen) = (Vec::new(), vec![env.reset()?]);
     while commands.len() < steps && !seen[commands.len()].done {
         let options = &seen[commands.len()].admissible;
@@ -59,10 +59,10 @@ fn our_client_plays_what_our_server_serves_word_for_word() {
         assert_eq!(served.len(split), household.len(split));
         let (here, there) = (household.task(split, index).unwrap(), served.task(split, index).unwrap());
         assert_eq!((&there.kind, there.split, &there.id), (&here.kind, split, &format!("{split}/{index}")));
-        let (commands, expected) = wander(&mut *household.open(&here).unwrap(), 12).unwrap();
+        let (commands, expected) = random_walk(&mut *household.open(&here).unwrap(), 12).unwrap();
         let mut env = served.open(&there).unwrap();
         assert!(env.is_remote());
-        assert_eq!(wander(&mut *env, 12).unwrap(), (commands, expected));
+        assert_eq!(random_walk(&mut *env, 12).unwrap(), (commands, expected));
     }
     let ids = |suite: &dyn Suite| (0..4).map(|i| suite.task(Split::Train, i).unwrap().id).collect::<Vec<_>>();
     let other = OpenEnv::open(&serving(BOUNDS), "", LIMITS, 1).unwrap();
@@ -133,7 +133,7 @@ fn every_message_of_a_session_has_its_answer() {
 fn two_hundred_sessions_lose_nothing() {
     let served = connected(&serving(Bounds { sessions: 200, ..BOUNDS }), Limits { workers: 200, ..LIMITS });
     let household = Household::new(0);
-    let local = |i| wander(&mut *household.open(&household.task(Split::L0, i).unwrap()).unwrap(), 6).unwrap();
+    let local = |i| random_walk(&mut *household.open(&household.task(Split::L0, i).unwrap()).unwrap(), 6).unwrap();
     let expected: Vec<_> = (0..128).map(local).collect();
     let play = |i: usize| -> Vec<Duration> {
         let (commands, seen) = &expected[i % 128];
@@ -331,7 +331,7 @@ fn a_server_killed_mid_episode_is_replaced_or_given_up() {
     let served = connected(&format!("127.0.0.1:{port}"), LIMITS);
     let household = Household::new(0);
     let (commands, expected) =
-        wander(&mut *household.open(&household.task(Split::L1, 2).unwrap()).unwrap(), 8).unwrap();
+        random_walk(&mut *household.open(&household.task(Split::L1, 2).unwrap()).unwrap(), 8).unwrap();
     let mut env = served.open(&served.task(Split::L1, 2).unwrap()).unwrap();
     assert_eq!(env.reset().unwrap(), expected[0]);
     assert_eq!(env.step(&commands[0]).unwrap(), expected[1]);
@@ -727,7 +727,7 @@ fn the_reference_client_plays_our_server() {
     for python in PACKAGES.iter().filter_map(|package| python(package)) {
         let household = Household::new(0);
         let task = household.task(Split::L1, 3).unwrap();
-        let (commands, expected) = wander(&mut *household.open(&task).unwrap(), 6).unwrap();
+        let (commands, expected) = random_walk(&mut *household.open(&task).unwrap(), 6).unwrap();
         let url = serving(BOUNDS);
         let output = Command::new(&python).arg(fixture("openenv_client.py")).arg(url).args(&commands).output().unwrap();
         let (said, errors) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));

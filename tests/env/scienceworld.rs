@@ -59,7 +59,7 @@ fn soon() -> Instant {
 }
 
 /// Plays valid actions, chosen by a simple rule, and some invalid ones; what was done and shown.
-fn wander(simulator: &mut Simulator, task: &str, steps: usize) -> (Vec<String>, Vec<Observation>) {
+fn random_walk(simulator: &mut Simulator, task: &str, steps: usize) -> (Vec<String>, Vec<Observation>) {
     let mut seen = vec![simulator.reset(task, soon()).unwrap()];
     let mut actions = Vec::new();
     for i in 0..steps {
@@ -118,7 +118,7 @@ fn says_what_the_official_package_says_and_repeats_itself() {
     let _turn = turn();
     let Some(rules) = rules(true) else { return };
     let mut simulator = Simulator::start(&rules, soon()).unwrap();
-    let ours: Vec<_> = TASKS.map(|task| (task, wander(&mut simulator, task, 10))).into();
+    let ours: Vec<_> = TASKS.map(|task| (task, random_walk(&mut simulator, task, 10))).into();
     let episodes: Vec<_> = ours.iter().map(|(task, (actions, _))| (*task, actions.clone())).collect();
     let (theirs, their_seconds) = official(&episodes);
     assert_eq!(theirs.len(), ours.len());

@@ -139,15 +139,15 @@ fn every_golden_quantity_is_within_ten_noise_floors() {
 fn a_set_without_outputs_replays_the_same() {
     for model in ["tiny-tied", "mini-hd64"] {
         let (_keep, set) = set_of(&[model]);
-        let (full, bare) = (set.join("full"), set.join("bare"));
+        let (full, without) = (set.join("full"), set.join("without"));
         reference::replay(&set, model, &full, None).unwrap();
         strip_outputs(&set, model);
-        reference::replay(&set, model, &bare, None).unwrap();
-        let (full, bare) = (files(&full), files(&bare));
-        assert!(full.keys().eq(bare.keys()), "{:?} and {:?}", full.keys(), bare.keys());
+        reference::replay(&set, model, &without, None).unwrap();
+        let (full, without) = (files(&full), files(&without));
+        assert!(full.keys().eq(without.keys()), "{:?} and {:?}", full.keys(), without.keys());
         for (path, content) in &full {
             // Advantages are fed to the losses in f32 and computed in f64, so even these bytes agree.
-            assert!(bare[path] == *content, "{model}: {} differs", path.display());
+            assert!(without[path] == *content, "{model}: {} differs", path.display());
         }
     }
 }

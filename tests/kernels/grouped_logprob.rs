@@ -2,7 +2,7 @@ use crate::*;
 use kernel_emulator::{Swizzle, TensorMap, Tiling, args, launch};
 use uncouple::config::{Aggregation, Grpo, RatioLevel};
 use uncouple::forest::Forest;
-use uncouple::grpo::{Normaliser, PolicyLoss, Sample};
+use uncouple::grpo::{LossNormalizer, PolicyLoss, Sample};
 use uncouple::ops::grouped_logprob::{self as op, Head, HeadGrads, Target, TokenGrad};
 
 const SHARED: usize = 48 << 10;
@@ -223,7 +223,7 @@ fn loss() {
     let full =
         Grpo { epsilon_low: 0.1, epsilon_high: 0.3, dual_clip: 1.5, beta: 0.2, entropy_coef: 0.05, ..plain.clone() };
     for config in [plain.clone(), full.clone(), Grpo { kl_ratio: true, ..full }, Grpo { dual_clip: 3.0, ..plain }] {
-        let norm = Normaliser::new(&samples, 1);
+        let norm = LossNormalizer::new(&samples, 1);
         let mut cpu = PolicyLoss::new(&config, &forest, &samples, norm);
         let nodes = cpu.nodes().to_vec();
         let n = nodes.len();

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use uncouple::forest::Forest;
 use uncouple::model::families::{LLAMA, QWEN3};
-use uncouple::model::{Architecture, Draw, Model, Policy, checkpoint};
+use uncouple::model::{Architecture, Model, Policy, SampleRequest, checkpoint};
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::train::learner::Learner;
 
@@ -91,13 +91,13 @@ fn greedy_decoding_writes_the_same_tokens() {
         let (model, golden) = (checkpoint::load(&fixture(name)).unwrap(), Golden::of(name));
         for (prompt, want) in golden.tokens("ids").iter().zip(golden.tokens("greedy")) {
             let mut decoder = model.decoder().unwrap();
-            let slot = decoder.alloc();
-            decoder.extend(&[(slot, &prompt[..PROMPT])]).unwrap();
+            let slot = decoder.new_sequence();
+            decoder.append(&[(slot, &prompt[..PROMPT])]).unwrap();
             let mut written = Vec::new();
             while written.len() < want.len() {
-                let drawn = decoder.draw(&[Draw { slot, seen: &[], uniform: 0.5 }], &greedy).unwrap();
-                decoder.extend(&[(slot, &[drawn[0].token])]).unwrap();
-                written.push(drawn[0].token);
+                let sampled = decoder.sample(&[SampleRequest { slot, seen: &[], uniform: 0.5 }], &greedy).unwrap();
+                decoder.append(&[(slot, &[sampled[0].token])]).unwrap();
+                written.push(sampled[0].token);
             }
             assert_eq!(written, want, "{name}");
         }

@@ -4,7 +4,7 @@ use proptest::prelude::*;
 use std::collections::BTreeSet;
 use uncouple::device::Error;
 use uncouple::model::pages::PAGE;
-use uncouple::model::{Slot, pages::Pages};
+use uncouple::model::{SequenceId, pages::Pages};
 
 #[derive(Debug, Clone)]
 enum Op {
@@ -31,7 +31,7 @@ const COUNT: usize = 12;
 struct World {
     pages: Pages,
     memory: Vec<[u32; PAGE]>,
-    slots: Vec<(Slot, Vec<u32>)>,
+    slots: Vec<(SequenceId, Vec<u32>)>,
     written: u32,
 }
 
@@ -39,7 +39,7 @@ impl World {
     fn apply(&mut self, op: &Op) -> Result<(), TestCaseError> {
         let n = self.slots.len();
         match *op {
-            Op::Alloc => self.slots.push((self.pages.alloc(), Vec::new())),
+            Op::Alloc => self.slots.push((self.pages.new_sequence(), Vec::new())),
             _ if n == 0 => {}
             Op::Fork(i) => {
                 let (slot, tokens) = self.slots[i % n].clone();
@@ -61,9 +61,9 @@ impl World {
         let (left, held) = (self.pages.left(), self.pages.of(*slot).to_vec());
         prop_assert_eq!(
             self.pages.check([(*slot, more)].into_iter()).is_ok(),
-            self.pages.clone().extend(*slot, more).is_ok()
+            self.pages.clone().append(*slot, more).is_ok()
         );
-        match self.pages.extend(*slot, more) {
+        match self.pages.append(*slot, more) {
             Ok(copy) => {
                 self.memory.resize(self.pages.count(), [0; PAGE]);
                 if let Some((from, to)) = copy {
@@ -123,29 +123,29 @@ proptest! {
 #[test]
 fn a_shared_page_is_copied_by_the_first_to_write_it() {
     let mut pages = Pages::new(3);
-    let one = pages.alloc();
-    assert_eq!(pages.extend(one, PAGE + 1).unwrap(), None);
+    let one = pages.new_sequence();
+    assert_eq!(pages.append(one, PAGE + 1).unwrap(), None);
     let two = pages.fork(one);
     assert_eq!(pages.of(one), pages.of(two));
     let shared = pages.of(one)[1];
-    let (from, to) = pages.extend(one, 1).unwrap().unwrap();
+    let (from, to) = pages.append(one, 1).unwrap().unwrap();
     assert_eq!((from, to), (shared, pages.of(one)[1]));
-    assert_eq!(pages.extend(two, 1).unwrap(), None);
+    assert_eq!(pages.append(two, 1).unwrap(), None);
     assert_eq!((pages.of(two)[0], pages.of(two)[1]), (pages.of(one)[0], shared));
-    assert!(matches!(pages.extend(two, PAGE), Err(Error::OutOfPages { asked: 1, free: 0, total: 3, .. })));
+    assert!(matches!(pages.append(two, PAGE), Err(Error::OutOfPages { asked: 1, free: 0, total: 3, .. })));
 }
 
 #[test]
 fn pages_for_many_are_counted_before_any_is_taken() {
     let mut pages = Pages::new(6);
-    let one = pages.alloc();
-    pages.extend(one, PAGE + 1).unwrap();
+    let one = pages.new_sequence();
+    pages.append(one, PAGE + 1).unwrap();
     let (two, three, four) = (pages.fork(one), pages.fork_at(one, PAGE + 1), pages.fork_at(one, PAGE));
     // Of the three that hold the second page, two copy it; the fourth begins a page of its own.
     let all = [one, two, three, four];
     pages.check(all.into_iter().map(|slot| (slot, 1))).unwrap();
     let refused = pages.check(all.into_iter().map(|slot| (slot, PAGE))).unwrap_err();
     assert!(matches!(refused, Error::OutOfPages { asked: 6, free: 4, total: 6, .. }), "{refused:?}");
-    all.into_iter().for_each(|slot| assert!(pages.extend(slot, 1).is_ok()));
+    all.into_iter().for_each(|slot| assert!(pages.append(slot, 1).is_ok()));
     assert_eq!(pages.left(), 1);
 }

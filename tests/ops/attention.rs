@@ -5,7 +5,7 @@ use crate::common;
 use common::numeric::{assert_close, assert_gradient, below, dot, values, wide};
 use uncouple::forest::{Forest, ROOT};
 use uncouple::ops::attention::{self, Shape, Visibility};
-use uncouple::ops::decode_attention::{self, Feed, Paged};
+use uncouple::ops::decode_attention::{self, Input, Paged};
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
     Shape { heads, kv_heads, head_dim }
@@ -292,24 +292,24 @@ fn appending_equals<const PAGE: usize>(s: Shape) {
     attention::forward(&qkv, s, &visibility, &mut out, &mut softmax);
     let held: Vec<Pages<PAGE>> =
         cases.iter().map(|(past, new)| Pages::new(&qkv[..(past + new) * s.qkv_dim()], s)).collect();
-    let feeds = |cases: &[(usize, usize)], held: &[Pages<PAGE>]| {
-        let feed = |(&(past, new), cache)| (past * s.qkv_dim()..(past + new) * s.qkv_dim(), past, cache);
-        let feeds: Vec<_> = cases.iter().zip(held).map(feed).collect();
-        let feeds: Vec<_> = feeds.into_iter().map(|(at, past, cache)| Feed { qkv: &qkv[at], past, cache }).collect();
+    let inputs = |cases: &[(usize, usize)], held: &[Pages<PAGE>]| {
+        let input = |(&(past, new), cache)| (past * s.qkv_dim()..(past + new) * s.qkv_dim(), past, cache);
+        let inputs: Vec<_> = cases.iter().zip(held).map(input).collect();
+        let inputs: Vec<_> = inputs.into_iter().map(|(at, past, cache)| Input { qkv: &qkv[at], past, cache }).collect();
         let mut got = vec![f32::NAN; cases.iter().map(|(_, new)| new * s.q_dim()).sum()];
-        decode_attention::forward::<PAGE, _>(&feeds, s, false, &mut got);
+        decode_attention::forward::<PAGE, _>(&inputs, s, false, &mut got);
         let mut spread = vec![f32::NAN; got.len()];
-        pooled(3, || decode_attention::forward::<PAGE, _>(&feeds, s, true, &mut spread));
+        pooled(3, || decode_attention::forward::<PAGE, _>(&inputs, s, true, &mut spread));
         assert!(got == spread, "on several threads");
         got
     };
-    let together = feeds(&cases, &held);
+    let together = inputs(&cases, &held);
     let mut rows = &together[..];
     for ((past, new), held) in cases.iter().zip(held) {
         let (own, rest) = rows.split_at(new * s.q_dim());
         rows = rest;
         let want = wide(&out[past * s.q_dim()..(past + new) * s.q_dim()]);
         assert_close(&format!("{new} tokens behind {past}, {s:?}"), own, &want, 2e-6);
-        assert!(feeds(&[(*past, *new)], &[held]) == own, "beside others");
+        assert!(inputs(&[(*past, *new)], &[held]) == own, "beside others");
     }
 }

@@ -40,16 +40,16 @@ fn forward_with_and_without_bias_and_adding() {
 fn forward_from_panels() {
     for (rows, n_in, out) in SHAPES {
         let (x, w, b) = (values(1, rows * n_in, 1.0), values(2, out * n_in, 1.0), values(3, out, 1.0));
-        let (mut panels, mut y) = (vec![f32::NAN; w.len()], vec![f32::NAN; rows * out]);
-        linear::to_panels(&w, n_in, &mut panels);
-        linear::forward(&x, Weight::panels(&panels, n_in), Some(&b), &mut y);
-        assert_close("panels", &y, &reference(&wide(&x), &wide(&w), &wide(&b), n_in), 1e-6);
+        let (mut packed, mut y) = (vec![f32::NAN; w.len()], vec![f32::NAN; rows * out]);
+        linear::pack(&w, n_in, &mut packed);
+        linear::forward(&x, Weight::packed(&packed, n_in), Some(&b), &mut y);
+        assert_close("packed", &y, &reference(&wide(&x), &wide(&w), &wide(&b), n_in), 1e-6);
 
         // Spread over threads: the same to the bit.
         for threads in [1, 3] {
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
             let mut spread = vec![f32::NAN; rows * out];
-            let w = Weight::panels(&panels, n_in).spread(true);
+            let w = Weight::packed(&packed, n_in).spread(true);
             pool.install(|| linear::forward(&x, w, Some(&b), &mut spread));
             assert!(spread == y, "{rows} rows, {n_in} to {out}, {threads} threads");
         }

@@ -67,7 +67,7 @@ fn rotates_forward_and_back() {
         assert_gradient("x", objective, &wide(&x), &want);
 
         rotate(&mut y, row_len, heads, &position, &t, true);
-        assert_close("there and back", &y, &wide(&x), 1e-6);
+        assert_close("forwards and backwards", &y, &wide(&x), 1e-6);
     }
 }
 

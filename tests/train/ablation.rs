@@ -12,7 +12,7 @@ use uncouple::forest::Forest;
 use uncouple::gcd::Label::{self, Bad, Good};
 use uncouple::gcd::contrast::contrast;
 use uncouple::gcd::critic::{Classified, classify};
-use uncouple::grpo::{Normaliser, Part, PolicyLoss, Sample};
+use uncouple::grpo::{LossNormalizer, Part, PolicyLoss, Sample};
 use uncouple::model::{Model, checkpoint};
 use uncouple::ops::pcgrad;
 use uncouple::report::metrics::{self, Record};
@@ -192,7 +192,7 @@ fn micro_batches_of_pairs_change_nothing() {
         config.grpo.micro_tokens = micro_tokens;
         let (mut learner, mut critic, _) = learner(random_model(tiny_config(true, 2), 7));
         let learned = learn(&config, &mut learner, Some(&mut critic), &labelled()).unwrap();
-        (learner.grads().unwrap().flat.clone(), learned.packed_tokens)
+        (learner.grads().unwrap().flat.clone(), learned.unique_tokens)
     };
     let ((whole, packed), (parts, apart)) = (gradient(1000), gradient(20));
     assert_close("gradient", &parts, &wide(&whole), 1e-5);
@@ -210,14 +210,14 @@ fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
         ..Sample::default()
     };
     let batch = [sample];
-    learner.backward_policy(&Grpo::default(), &batch, Normaliser::new(&batch, 1), 1.0, &mut |_, _| {}).unwrap();
+    learner.backward_policy(&Grpo::default(), &batch, LossNormalizer::new(&batch, 1), 1.0, &mut |_, _| {}).unwrap();
     let alone = learner.grads().unwrap().into_owned();
     assert!(alone.flat.iter().any(|g| *g != 0.0));
     let mut loss = f64::INFINITY;
     for _ in 0..20 {
         let config = config(GcdMode::Isolated, DecoupleMethod::None);
         let learned = learn(&config, &mut learner, Some(&mut critic), &actions).unwrap();
-        assert_eq!(learned.packed_tokens, 0);
+        assert_eq!(learned.unique_tokens, 0);
         let now = learned.losses[0].1;
         assert!(now < loss, "{now} after {loss}");
         loss = now;
@@ -277,7 +277,7 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
         let clip = Grpo { epsilon_low: 0.999, epsilon_high: 1e3, ..Grpo::default() };
         let config = Grpo { ratio, beta: 0.1, entropy_coef: 0.02, ..clip };
         let moved = |part: Part, samples: &[Sample], node: usize, step: f32| {
-            let norm = Normaliser::new(samples, 1).with_lambda(0.5).with_part(part);
+            let norm = LossNormalizer::new(samples, 1).with_lambda(0.5).with_part(part);
             let mut loss = PolicyLoss::new(&config, &forest, samples, norm);
             let mut logprobs = values(7, loss.nodes().len(), 0.4).iter().map(|x| x - 1.0).collect::<Vec<f32>>();
             logprobs[node] += step;

@@ -16,7 +16,7 @@ use uncouple::coupling::{
 use uncouple::forest::Forest;
 use uncouple::model::tokenizer::Tokenizer;
 use uncouple::model::{Activations, Keep, Model, Params};
-use uncouple::ops::gradient_cosine::{self as op, Way};
+use uncouple::ops::gradient_cosine::{self as op, GramMethod};
 use uncouple::ops::grouped_logprob::TokenGrad;
 use uncouple::ops::linear::WeightGrad;
 use uncouple::report::metrics;
@@ -119,9 +119,9 @@ fn ghost_and_slab_agree_across_tiles() {
 
 #[test]
 fn the_way_of_fewer_flops_is_taken() {
-    assert_eq!(op::cheaper(800, 8, 896, 896), Way::Ghost);
-    assert_eq!(op::cheaper(1200, 8, 896, 896), Way::Slab);
-    assert!(op::flops(Way::Ghost, 800, 8, 896, 896) < op::flops(Way::Slab, 800, 8, 896, 896));
+    assert_eq!(op::cheaper(800, 8, 896, 896), GramMethod::Ghost);
+    assert_eq!(op::cheaper(1200, 8, 896, 896), GramMethod::Materialized);
+    assert!(op::flops(GramMethod::Ghost, 800, 8, 896, 896) < op::flops(GramMethod::Materialized, 800, 8, 896, 896));
 }
 
 #[test]

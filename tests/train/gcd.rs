@@ -10,11 +10,11 @@ use uncouple::env::household::Household;
 use uncouple::env::{EnvError, Environment, Split, Suite, Task};
 use uncouple::forest::Forest;
 use uncouple::gcd::judgment::{
-    Accuracy, Judged, Pair, PairDraw, lesson, opening, pairs, question, verdict, verdict_rate,
+    Accuracy, Judged, Pair, PairDraw, opening, pairs, question, taught_answer, verdict, verdict_rate,
 };
 use uncouple::gcd::label::{Agreement, JudgeLabels, Label, LabelCounts, Labelled, labels};
 use uncouple::gcd::theory;
-use uncouple::grpo::{Normaliser, PolicyLoss, Sample};
+use uncouple::grpo::{LossNormalizer, PolicyLoss, Sample};
 use uncouple::model::families::QWEN2;
 use uncouple::model::{Architecture, Model, Params, Tokenizer};
 use uncouple::ops::philox::Stream;
@@ -26,11 +26,11 @@ use uncouple::train::{TrainError, suite, train};
 
 use Label::{Bad, Good};
 
-/// An episode of turns (observation, action, valid, nearer); each turn is two tokens after one of its observation.
+/// An episode of turns (observation, action, valid, progressed); each turn is two tokens after one of its observation.
 fn episode(turns: &[(&str, &str, bool, Option<bool>)]) -> Episode {
     let task = Task { id: "t".into(), kind: "t".into(), split: Split::Train };
     let mut episode = Episode::new(task, 0, 0);
-    for (i, (observation, action, valid, nearer)) in turns.iter().enumerate() {
+    for (i, (observation, action, valid, progressed)) in turns.iter().enumerate() {
         episode.tokens.extend([100, i as u32, i as u32 % 2 + 50]);
         episode.turns.push(Turn {
             start: 0,
@@ -42,7 +42,7 @@ fn episode(turns: &[(&str, &str, bool, Option<bool>)]) -> Episode {
             valid: *valid,
             refusal: None,
             reward: 0.0,
-            nearer: *nearer,
+            progressed: *progressed,
         });
     }
     episode.logprobs = vec![-0.5; episode.tokens.len()];
@@ -105,7 +105,7 @@ fn sources_are_combined_as_configured() {
 #[test]
 fn verdicts_are_read_strictly() {
     for label in [Good, Bad] {
-        assert_eq!(verdict(&lesson("go shelf 1", label)), Some(label));
+        assert_eq!(verdict(&taught_answer("go shelf 1", label)), Some(label));
     }
     for text in [
         "",
@@ -282,7 +282,7 @@ fn batch() -> Vec<Sample> {
 }
 
 /// Loss of a tabular model, log p(token | parent token) = log softmax(table[parent]); with its gradient by the table.
-fn tabular(config: &Grpo, samples: &[Sample], norm: Normaliser, table: &[f64]) -> (f64, Vec<f64>) {
+fn tabular(config: &Grpo, samples: &[Sample], norm: LossNormalizer, table: &[f64]) -> (f64, Vec<f64>) {
     let forest = Forest::new(&samples.iter().map(|s| &s.tokens[..]).collect::<Vec<_>>());
     let mut loss = PolicyLoss::new(config, &forest, samples, norm);
     let nodes = loss.nodes().to_vec();
@@ -314,10 +314,10 @@ fn the_loss_is_grpo_plus_lambda_gcd() {
     for aggregation in AGGREGATIONS {
         let config = Grpo { aggregation, beta: 0.1, ..Grpo::default() };
         let part = |judgment| -> Vec<Sample> { samples.iter().filter(|s| s.judgment == judgment).cloned().collect() };
-        let alone = |part: &[Sample]| tabular(&config, part, Normaliser::new(part, 1), &table);
+        let alone = |part: &[Sample]| tabular(&config, part, LossNormalizer::new(part, 1), &table);
         let (policy, gcd) = (alone(&part(false)), alone(&part(true)));
         for lambda in [0.0f32, 0.5, 1.0] {
-            let norm = Normaliser::new(&samples, 1).with_lambda(lambda);
+            let norm = LossNormalizer::new(&samples, 1).with_lambda(lambda);
             let (loss, grad) = tabular(&config, &samples, norm, &table);
             let sum = |a: f64, b: f64| a + f64::from(lambda) * b;
             assert!((loss - sum(policy.0, gcd.0)).abs() < 1e-6, "{aggregation:?} {lambda}");
@@ -334,7 +334,7 @@ fn the_gradient_of_the_combined_loss_is_that_of_finite_differences() {
     let table: Vec<f64> = (0..16).map(|i| (i * 5 % 7) as f64 * 0.2).collect();
     for aggregation in AGGREGATIONS {
         let config = Grpo { aggregation, beta: 0.1, ..Grpo::default() };
-        let norm = Normaliser::new(&samples, 1).with_lambda(0.7);
+        let norm = LossNormalizer::new(&samples, 1).with_lambda(0.7);
         let (_, grad) = tabular(&config, &samples, norm, &table);
         for i in 0..16 {
             let at = |step: f64| {

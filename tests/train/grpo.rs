@@ -7,7 +7,7 @@ use uncouple::agent::{Episode, Finish, Tag, Turn};
 use uncouple::config::{Aggregation, Config, Grpo, RatioLevel, StepAdvantage};
 use uncouple::env::{Split, Task};
 use uncouple::forest::{Forest, ROOT};
-use uncouple::grpo::{LossReport, Normaliser, PolicyLoss, Sample, episode_return, samples};
+use uncouple::grpo::{LossNormalizer, LossReport, PolicyLoss, Sample, episode_return, samples};
 use uncouple::ops::advantage::{Scale, advantages};
 use uncouple::rollout::Played;
 
@@ -36,7 +36,7 @@ fn run(
     config: &Grpo,
     forest: &Forest,
     samples: &[Sample],
-    norm: Normaliser,
+    norm: LossNormalizer,
     logprob: &dyn Fn(usize, usize) -> f32,
     entropy: &dyn Fn(usize, usize) -> f32,
 ) -> (LossReport, HashMap<u32, (f64, f64)>) {
@@ -150,7 +150,7 @@ fn losses_and_metrics_are_those_of_trl() {
                 })
                 .collect();
             let micro = case["micro"].as_u64().unwrap() as usize;
-            let norm = Normaliser::new(&all, micro);
+            let norm = LossNormalizer::new(&all, micro);
             assert_eq!(norm.tokens() as u64, case["num_items_in_batch"].as_u64().unwrap(), "{model} {name}");
             for k in 0..micro {
                 let from = k * rows / micro;
@@ -250,7 +250,7 @@ proptest! {
     #[test]
     fn gradients_are_those_of_the_loss(batch in batch(), config in options(), detached: bool, salt: u32) {
         let shared = forest(&batch, true);
-        let norm = Normaliser::new(&batch, 2);
+        let norm = LossNormalizer::new(&batch, 2);
         let logprob = |row: usize, at: usize| noise(shared.paths[row][at], salt);
         let entropy = |row: usize, at: usize| noise(shared.paths[row][at], salt ^ 1) + 2.0;
         // The detached old policy is the current one, held fixed while the log-probs move.
@@ -291,7 +291,7 @@ proptest! {
     #[test]
     fn a_forest_is_as_good_as_its_sequences(batch in batch(), config in options(), salt: u32) {
         let (shared, alone) = (forest(&batch, true), forest(&batch, false));
-        let norm = Normaliser::new(&batch, 1);
+        let norm = LossNormalizer::new(&batch, 1);
         let logprob = |row: usize, at: usize| noise(shared.paths[row][at], salt);
         let entropy = |row: usize, at: usize| noise(shared.paths[row][at], salt ^ 1) + 2.0;
         let (a, by_shared) = run(&config, &shared, &batch, norm, &logprob, &entropy);
@@ -320,7 +320,7 @@ proptest! {
     fn micro_batches_add_up(batch in batch(), config in options(), cut in 0usize..5, salt: u32) {
         prop_assume!(config.aggregation != Aggregation::MicroTokenMean);
         let cut = cut.min(batch.len());
-        let norm = Normaliser::new(&batch, 2);
+        let norm = LossNormalizer::new(&batch, 2);
         let alone = forest(&batch, false);
         let value = |from: usize, salt: u32| {
             let paths = &alone.paths;
@@ -349,7 +349,7 @@ fn dual_clip_bounds_the_loss_of_a_bad_token() {
     let at_ratio = |dual_clip: f32, ratio: f32| {
         let config = Grpo { dual_clip, ..Grpo::default() };
         let value = move |_: usize, _: usize| ratio.ln() - 3.0;
-        let (report, grads) = run(&config, &packed, &batch, Normaliser::new(&batch, 1), &value, &|_, _| 0.0);
+        let (report, grads) = run(&config, &packed, &batch, LossNormalizer::new(&batch, 1), &value, &|_, _| 0.0);
         (report.loss, grads[&1].0)
     };
     let (loss, grad) = at_ratio(0.0, 5.0);
@@ -372,13 +372,18 @@ fn the_parts_of_a_trajectory_weigh_as_the_whole() {
     let two = row(&[1, 2, 3, 1, 2, 4, 5], &[false, false, true, false, false, true, true], 1.3);
     let other = row(&[7, 8, 9], &[false, true, true], -0.8);
     let parts = [two.part(0..3), two.part(3..7), other.clone()];
-    assert_eq!((parts[0].whole, parts[1].whole, &parts[1].tokens[..]), (3, 3, &[1, 2, 4, 5][..]));
+    assert_eq!(
+        (parts[0].trajectory_loss_tokens, parts[1].trajectory_loss_tokens, &parts[1].tokens[..]),
+        (3, 3, &[1, 2, 4, 5][..])
+    );
     for aggregation in
         [Aggregation::TokenMean, Aggregation::MicroTokenMean, Aggregation::SequenceMean, Aggregation::Constant]
     {
         let config = Grpo { aggregation, ..Grpo::default() };
         let loss = |samples: &[Sample], group: &[Sample]| {
-            run(&config, &forest(group, false), group, Normaliser::new(samples, 1), &|_, _| -1.2, &|_, _| 0.0).0.loss
+            run(&config, &forest(group, false), group, LossNormalizer::new(samples, 1), &|_, _| -1.2, &|_, _| 0.0)
+                .0
+                .loss
         };
         let whole = [two.clone(), other.clone()];
         let expected = loss(&whole, &whole);
@@ -397,7 +402,7 @@ fn a_batch_without_loss_tokens_is_zero() {
         [Aggregation::TokenMean, Aggregation::MicroTokenMean, Aggregation::SequenceMean, Aggregation::Constant]
     {
         let config = Grpo { aggregation, ..Grpo::default() };
-        let norm = Normaliser::new(&batch, 1);
+        let norm = LossNormalizer::new(&batch, 1);
         let (report, grads) = run(&config, &forest(&batch, true), &batch, norm, &|_, _| 0.0, &|_, _| 0.0);
         assert_eq!(report, LossReport::default());
         assert!(grads.is_empty());
@@ -418,7 +423,7 @@ fn episode(group: usize, success: bool, valid: [bool; 2], finish: Finish) -> Epi
         valid,
         refusal: None,
         reward: 0.0,
-        nearer: None,
+        progressed: None,
     };
     let last = Turn { reward: f32::from(u8::from(success)), ..turn(6, valid[1]) };
     Episode {
@@ -520,7 +525,7 @@ fn played(group: usize, success: bool, turns: &[(&str, &str, bool)]) -> Episode 
         valid: *valid,
         refusal: None,
         reward: f32::from(u8::from(success && i + 1 == turns.len())),
-        nearer: None,
+        progressed: None,
     };
     let finish = if success { Finish::Won } else { Finish::StepLimit };
     let n = 2 * turns.len();

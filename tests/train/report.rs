@@ -186,7 +186,7 @@ fn episode(iteration: u64, success: bool, actions: &[&str]) -> Episode {
     }
 }
 
-/// All episodes of training, read back.
+/// All episodes of training, from the database.
 fn played(run: &Path) -> Vec<Episode> {
     let kept = Reader::open(run).unwrap().expect("there is a database");
     let mut groups: Vec<(u64, u32)> =

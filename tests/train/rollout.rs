@@ -273,7 +273,10 @@ fn a_windowed_episode_is_trained_on_the_prompts_it_was_played_under() {
     let played = Played::new(episodes).episodes;
     let samples = grpo::samples(&played, &Config::default());
     let rows: Vec<Sample> = played.iter().zip(samples).flat_map(|(e, sample)| grpo::parts(e, sample)).collect();
-    assert!(rows.iter().all(|row| row.mask.iter().filter(|m| **m).count() <= row.whole || row.whole == 0));
+    assert!(
+        rows.iter().all(|row| row.mask.iter().filter(|m| **m).count() <= row.trajectory_loss_tokens
+            || row.trajectory_loss_tokens == 0)
+    );
     let forest = Forest::new(&rows.iter().map(|row| &row.tokens[..]).collect::<Vec<_>>());
     let mut acts = Activations::default();
     model.forward(&forest, Keep::Nothing, &mut acts);
@@ -743,7 +746,7 @@ fn told(turns: &[(&str, &str, bool)], finish: Finish) -> Episode {
             valid: *valid,
             refusal: (action.is_empty()).then_some(Refusal::Empty),
             reward: 0.0,
-            nearer: None,
+            progressed: None,
         })
         .collect();
     episode.success = finish == Finish::Won;

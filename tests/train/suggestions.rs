@@ -21,11 +21,11 @@ use uncouple::train::run_folder::Existing;
 use uncouple::train::suggest::{SuggestionUpdate, due};
 use uncouple::train::{TrainError, suite, train};
 
-/// Turns (observation, action, valid, nearer), each of one token whose log-prob is `logprob`.
+/// Turns (observation, action, valid, progressed), each of one token whose log-prob is `logprob`.
 fn episode(split: Split, turns: &[(&str, &str, bool, Option<bool>)], logprob: f32) -> Episode {
     let task = Task { id: "place/scene-1/seed-2".into(), kind: "place".into(), split };
     let mut episode = Episode::new(task, 0, 0);
-    for (i, (observation, action, valid, nearer)) in turns.iter().enumerate() {
+    for (i, (observation, action, valid, progressed)) in turns.iter().enumerate() {
         episode.tokens.push(i as u32);
         episode.logprobs.push(logprob);
         episode.turns.push(Turn {
@@ -38,7 +38,7 @@ fn episode(split: Split, turns: &[(&str, &str, bool, Option<bool>)], logprob: f3
             valid: *valid,
             refusal: None,
             reward: 0.0,
-            nearer: *nearer,
+            progressed: *progressed,
         });
     }
     episode
@@ -107,8 +107,8 @@ fn thoughtful() -> (Vec<Episode>, Vec<String>) {
         Architecture { vocab_size: prompter.tokenizer().vocab_size(), max_position_embeddings: 1024, ..config };
     let tokens = texts.iter().flat_map(|text| prompter.say(text).unwrap()).collect();
     let policy = Scripted { model: common::random_model(config, 1), tokens };
-    let heard = Arc::new(Mutex::new(Vec::new()));
-    let open = |_: &Task| -> Result<Box<dyn Environment>, EnvError> { Ok(Box::new(Wall(heard.clone()))) };
+    let received = Arc::new(Mutex::new(Vec::new()));
+    let open = |_: &Task| -> Result<Box<dyn Environment>, EnvError> { Ok(Box::new(Wall(received.clone()))) };
     let task = Task { id: "wall".into(), kind: "wall".into(), split: Split::Train };
     let settings =
         Settings { max_steps: 3, max_turn_tokens: 100, ..Settings::training(&Config::default(), Stream::Rollout(0)) };
@@ -121,14 +121,14 @@ fn thoughtful() -> (Vec<Episode>, Vec<String>) {
         let thought = &episodes[0].tokens[turn.tokens.clone()][..turn.thought];
         assert!(prompter.tokenizer().decode(thought, false).unwrap().ends_with("</think>"));
     }
-    let heard = std::mem::take(&mut *heard.lock().unwrap());
-    (episodes, heard)
+    let received = std::mem::take(&mut *received.lock().unwrap());
+    (episodes, received)
 }
 
 #[test]
 fn other_thoughts_do_not_make_another_action() {
-    let (episodes, heard) = thoughtful();
-    assert_eq!(heard, ["push wall 1"; 3]);
+    let (episodes, received) = thoughtful();
+    assert_eq!(received, ["push wall 1"; 3]);
     let counts = Counts::of(&episodes[0]);
     assert_eq!((counts.repeats, counts.loops, counts.invalid), (2, 3, 0));
     let flaws = flaws(&episodes[0], 1);
@@ -200,8 +200,8 @@ fn only_the_danger_zone_is_spoken_of_and_the_heaviest_first() {
     assert_eq!(verbs, [("take", 2), ("go", 1)]);
     // What stands in the prompt keeps its place for as long as it is in the zone, whatever else weighs more.
     let stands = |evidence| Suggestion { text: "No.".into(), evidence: vec![evidence] };
-    let standing = [stands(evidence("light a", Flaw::Idle, 1, 0.9)), stands(evidence("put b", Flaw::Astray, 1, 0.9))];
-    let verbs: Vec<_> = topics(all, 0.5, &standing, 2).into_iter().map(|t| t.verb).collect();
+    let active = [stands(evidence("light a", Flaw::Idle, 1, 0.9)), stands(evidence("put b", Flaw::Astray, 1, 0.9))];
+    let verbs: Vec<_> = topics(all, 0.5, &active, 2).into_iter().map(|t| t.verb).collect();
     assert_eq!(verbs, ["put", "take"]);
     let written = found.into_iter().map(|t| (t, "Look first.".to_string()));
     let [Suggestion { text, evidence }] = &suggestion::suggestions(written)[..] else { panic!("said twice") };

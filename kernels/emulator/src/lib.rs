@@ -5,7 +5,7 @@
 //! barrier makes them differ); shared memory and fresh buffers hold a poison that is a NaN in bf16 and f32; buffers lie between
 //! guard zones; the 16-byte accesses of `common/vec.cuh` must be aligned and inside memory that the launch was given; a barrier or
 //! collective that some threads never reach is an error with its line. Of the asynchronous parts of sm_90 (mbarriers, bulk and
-//! tensor copies, products of warpgroups) it finds waits that never end, bytes that do not add up, registers looked at and operands
+//! TMA copies, WGMMA products) it finds waits that never end, bytes that do not add up, registers looked at and operands
 //! overwritten before a product was waited for, operands and mbarriers that were not shown, registers that a block does not have. It cannot
 //! see spills or speed, nor, without the feature `counters`, bank conflicts; a plain access far outside of every buffer ends the test's process, as on any CPU.
 //!

@@ -183,13 +183,13 @@ pub struct Connection {
     layout: Arc<Layout>,
     /// To the task that carries messages; closing it ends the session.
     requests: UnboundedSender<String>,
-    answers: Receiver<Heard>,
+    answers: Receiver<Received>,
     carrier: JoinHandle<()>,
     broken: bool,
 }
 
 /// A message, or why there are no more.
-type Heard = Result<String, String>;
+type Received = Result<String, String>;
 
 /// Carries the messages of all sessions, and answers pings while nobody waits for one.
 fn runtime() -> Result<&'static Runtime, Fault> {
@@ -244,7 +244,7 @@ impl Connection {
         self.read(answer)
     }
 
-    fn read(&self, heard: Heard) -> Result<Observation, Fault> {
+    fn read(&self, received: Received) -> Result<Observation, Fault> {
         #[derive(Deserialize)]
         struct Reply {
             #[serde(rename = "type")]
@@ -252,7 +252,7 @@ impl Connection {
             #[serde(default)]
             data: Value,
         }
-        let text = heard.map_err(Fault::Broken)?;
+        let text = received.map_err(Fault::Broken)?;
         let nonsense = |why: &dyn std::fmt::Display| {
             let start: String = text.chars().take(SHOWN).collect();
             Fault::Broken(format!("the answer breaks the protocol ({why}): {start:?}"))
@@ -302,11 +302,11 @@ impl Drop for Connection {
 async fn carry(
     mut socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
     mut outbox: UnboundedReceiver<String>,
-    inbox: SyncSender<Heard>,
+    inbox: SyncSender<Received>,
 ) {
     let why = |e: tungstenite::Error| format!("the connection broke: {e}");
     loop {
-        let heard = select! {
+        let received = select! {
             request = outbox.recv() => match request {
                 Some(text) => match socket.send(Message::text(text)).await {
                     Ok(()) => continue,
@@ -333,9 +333,9 @@ async fn carry(
                 None => Err("it closed the connection".into()),
             },
         };
-        let over = heard.is_err();
+        let over = received.is_err();
         // One that says more than it is asked is not waited for.
-        if inbox.try_send(heard).is_err() || over {
+        if inbox.try_send(received).is_err() || over {
             return;
         }
     }

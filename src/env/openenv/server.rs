@@ -152,15 +152,15 @@ async fn converse(mut socket: WebSocket, shared: Arc<Shared>) {
     let mut session = Session::new(shared.games.clone());
     let mut stop = shared.stop.clone();
     loop {
-        let heard = select! {
-            heard = timeout(shared.bounds.idle, socket.recv()) => heard,
+        let received = select! {
+            received = timeout(shared.bounds.idle, socket.recv()) => received,
             () = listen::stopped(&mut stop) => {
                 let frame = CloseFrame { code: close_code::AWAY, reason: "the server is shutting down".into() };
                 let _ = timeout(GRACE, socket.send(Message::Close(Some(frame)))).await;
                 return;
             }
         };
-        let Ok(Some(Ok(message))) = heard else { break };
+        let Ok(Some(Ok(message))) = received else { break };
         let text = match &message {
             Message::Text(text) => text.as_str(),
             Message::Binary(bytes) => str::from_utf8(bytes).unwrap_or_default(),

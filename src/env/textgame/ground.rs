@@ -214,7 +214,7 @@ fn too_much(part: &'static str, scoped: &Scoped, what: &str) -> GameError {
 impl Grounder<'_> {
     fn value(&self, term: &Term, binding: &Binding) -> Option<EntityId> {
         match term {
-            Term::Slot(slot) => binding[usize::from(*slot)],
+            Term::SequenceId(slot) => binding[usize::from(*slot)],
             Term::Object(name) => self.by_name.get(name).copied(),
         }
     }
@@ -238,7 +238,7 @@ impl Grounder<'_> {
         for (term, arg) in atom.terms.iter().zip(self.facts.args(fact)) {
             match (term, self.value(term, b)) {
                 (_, Some(known)) if known == *arg => {}
-                (Term::Slot(slot), None) => {
+                (Term::SequenceId(slot), None) => {
                     let kind = self.entities[usize::from(*arg)].1;
                     if !self.domain.is_a(kind, types[usize::from(*slot)]) {
                         return false;

@@ -17,7 +17,7 @@ pub const MOST_ARGUMENTS: usize = 7;
 /// A variable (its slot in the action, parameters first) or a named object.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Term {
-    Slot(u16),
+    SequenceId(u16),
     Object(String),
 }
 
@@ -504,7 +504,7 @@ impl Reader {
         }
         let found = scope.names.iter().rev().find(|(name, _)| name == text);
         let (_, slot) = found.ok_or_else(|| self.fail(node.at(), "a variable in scope", format!("'{text}'")))?;
-        Ok(Term::Slot(*slot))
+        Ok(Term::SequenceId(*slot))
     }
 
     fn atom(&self, node: &Node, domain: &Domain, scope: &mut Scope) -> Result<Atom, GameError> {

@@ -64,11 +64,11 @@ struct LayerGrads {
     qkv: Vec<f32>,
 }
 
-/// Where the forward pass reads its matrices: the parameters, or a buffer of the same layout that holds them in panels.
+/// Where the forward pass reads its matrices: the parameters, or a buffer of the same layout that holds them packed.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct Weights<'a> {
     pub flat: &'a [f32],
-    pub panels: bool,
+    pub packed: bool,
     /// Each product on all cores.
     pub spread: bool,
 }
@@ -76,8 +76,8 @@ pub(in crate::model) struct Weights<'a> {
 impl<'a> Weights<'a> {
     pub fn matrix(&self, range: &std::ops::Range<usize>, in_features: usize) -> linear::Weight<'a> {
         let data = &self.flat[range.clone()];
-        if self.panels {
-            linear::Weight::panels(data, in_features).spread(self.spread)
+        if self.packed {
+            linear::Weight::packed(data, in_features).spread(self.spread)
         } else {
             linear::Weight::new(data, in_features)
         }

@@ -1,16 +1,16 @@
 //! The forward pass against a KV cache, on the CPU: prefill and decoding are the same call.
 //!
-//! A batch of short feeds is shared out: each thread takes some of them through the whole model, and none waits in between. Long
-//! feeds, and large models, go through the model together: all threads work on each layer in turn. A row's numbers are the same
+//! A batch of short inputs is shared out: each thread takes some of them through the whole model, and none waits in between. Long
+//! inputs, and large models, go through the model together: all threads work on each layer in turn. A row's numbers are the same
 //! either way.
 
 use super::cpu::{Dims, Weights};
 use super::kv_cache::{Growing, KvCache};
 use crate::device::cpu::BLOCK;
-use crate::model::pages::{PAGE, Slot};
+use crate::model::pages::{PAGE, SequenceId};
 use crate::model::transformer::Forward;
 use crate::model::{Model, transformer};
-use crate::ops::decode_attention::Feed;
+use crate::ops::decode_attention::Input;
 use crate::ops::{decode_attention, embedding, linear, rmsnorm};
 use rayon::prelude::*;
 use std::convert::Infallible;
@@ -26,39 +26,39 @@ const FEW_ROWS: usize = 48;
 /// Most rows that go through a layer's projections at once.
 const PROJECTED: usize = BLOCK / 2;
 
-/// Some of the feeds, which go through the model together.
+/// Some of the inputs, which go through the model together.
 struct Share<'a, 'c> {
-    feeds: &'a [(Slot, &'a [u32])],
+    inputs: &'a [(SequenceId, &'a [u32])],
     sequences: &'a mut [Growing<'c>],
     /// Whether all threads work on it.
     together: bool,
 }
 
 impl Model {
-    /// Appends tokens to slots of the cache and returns the final-normed hidden state of each feed's last token,
-    /// `[feeds, hidden]`. A slot may occur only once in a call, and a feed is never empty.
-    pub fn extend(&self, cache: &mut KvCache, feeds: &[(Slot, &[u32])]) -> Vec<f32> {
+    /// Appends tokens to slots of the cache and returns the final-normed hidden state of each input's last token,
+    /// `[inputs, hidden]`. A slot may occur only once in a call, and an input is never empty.
+    pub fn append(&self, cache: &mut KvCache, inputs: &[(SequenceId, &[u32])]) -> Vec<f32> {
         let hidden = self.config.hidden_size;
-        let mut out = vec![0.0; feeds.len() * hidden];
-        let rows: usize = feeds.iter().map(|(_, tokens)| tokens.len()).sum();
+        let mut out = vec![0.0; inputs.len() * hidden];
+        let rows: usize = inputs.iter().map(|(_, tokens)| tokens.len()).sum();
         let layer = self.params.layout.layers.first().map_or(0, |l| l.down.end - l.input_norm.start);
         let together = layer >= LARGE_LAYER || layer * rows >= LARGE_WORK;
         let share = if together { rows } else { rows.div_ceil(rayon::current_num_threads()).clamp(MIN_ROWS, BLOCK) };
-        let slots: Vec<(Slot, usize)> = feeds.iter().map(|(slot, tokens)| (*slot, tokens.len())).collect();
+        let slots: Vec<(SequenceId, usize)> = inputs.iter().map(|(slot, tokens)| (*slot, tokens.len())).collect();
         cache.grow(&slots, |weights, mut sequences| {
             let mut tasks = Vec::new();
-            let (mut feeds_left, mut out_left) = (feeds, &mut out[..]);
-            while !feeds_left.is_empty() {
+            let (mut inputs_left, mut out_left) = (inputs, &mut out[..]);
+            while !inputs_left.is_empty() {
                 let (mut n, mut rows) = (0, 0);
-                while n < feeds_left.len() && (n == 0 || rows + feeds_left[n].1.len() <= share) {
-                    rows += feeds_left[n].1.len();
+                while n < inputs_left.len() && (n == 0 || rows + inputs_left[n].1.len() <= share) {
+                    rows += inputs_left[n].1.len();
                     n += 1;
                 }
-                let (feeds, feeds_rest) = feeds_left.split_at(n);
+                let (inputs, inputs_rest) = inputs_left.split_at(n);
                 let (own, sequences_rest) = std::mem::take(&mut sequences).split_at_mut(n);
                 let (o, out_rest) = std::mem::take(&mut out_left).split_at_mut(n * hidden);
-                (feeds_left, sequences, out_left) = (feeds_rest, sequences_rest, out_rest);
-                tasks.push((Share { feeds, sequences: own, together }, o));
+                (inputs_left, sequences, out_left) = (inputs_rest, sequences_rest, out_rest);
+                tasks.push((Share { inputs, sequences: own, together }, o));
             }
             tasks.into_par_iter().with_max_len(1).for_each(|(share, out)| {
                 let Ok(()) = transformer::forward(&mut DecodePass::new(self, weights, share, out));
@@ -67,13 +67,13 @@ impl Model {
         out
     }
 
-    /// The parameters with every matrix that decoding reads in panels.
-    pub(in crate::model) fn panels(&self) -> Vec<f32> {
+    /// The parameters with every matrix that decoding reads packed.
+    pub(in crate::model) fn packed(&self) -> Vec<f32> {
         let (c, layout) = (&self.config, &self.params.layout);
         let (hidden, q_dim) = (c.hidden_size, c.num_attention_heads * c.head_dim);
         let mut flat = self.params.flat.clone();
         let mut convert = |range: &std::ops::Range<usize>, in_features: usize| {
-            linear::to_panels(&self.params.flat[range.clone()], in_features, &mut flat[range.clone()]);
+            linear::pack(&self.params.flat[range.clone()], in_features, &mut flat[range.clone()]);
         };
         for layer in &layout.layers {
             convert(&layer.qkv, hidden);
@@ -112,16 +112,16 @@ struct DecodePass<'a, 'c> {
     x: Vec<f32>,
     qkv: Vec<f32>,
     attn: Vec<f32>,
-    /// Gets the final-normed hidden state of each feed's last token.
+    /// Gets the final-normed hidden state of each input's last token.
     out: &'a mut [f32],
 }
 
 impl<'a, 'c> DecodePass<'a, 'c> {
     fn new(model: &'a Model, weights: Weights<'a>, share: Share<'a, 'c>, out: &'a mut [f32]) -> DecodePass<'a, 'c> {
         let d = model.dims();
-        let tokens: Vec<u32> = share.feeds.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
+        let tokens: Vec<u32> = share.inputs.iter().flat_map(|(_, tokens)| tokens.iter().copied()).collect();
         let mut position = Vec::with_capacity(tokens.len());
-        for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences.iter()) {
+        for ((_, tokens), sequence) in share.inputs.iter().zip(share.sequences.iter()) {
             position.extend((sequence.past..sequence.past + tokens.len()).map(|p| p as u32));
         }
         let (rows, threads) = (tokens.len(), rayon::current_num_threads());
@@ -169,17 +169,17 @@ impl Forward for DecodePass<'_, '_> {
     fn attend(&mut self, l: usize) -> Result<(), Infallible> {
         let (shape, share) = (self.model.dims().attention, &mut self.share);
         let (q_dim, qkv_dim) = (shape.q_dim(), shape.qkv_dim());
-        let (mut rows, mut feeds) = (&self.qkv[..], Vec::with_capacity(share.feeds.len()));
-        for ((_, tokens), sequence) in share.feeds.iter().zip(share.sequences.iter_mut()) {
+        let (mut rows, mut inputs) = (&self.qkv[..], Vec::with_capacity(share.inputs.len()));
+        for ((_, tokens), sequence) in share.inputs.iter().zip(share.sequences.iter_mut()) {
             let (own, rest) = rows.split_at(tokens.len() * qkv_dim);
             rows = rest;
             for (row, at) in own.chunks_exact(qkv_dim).zip(sequence.past..) {
                 let (keys, values) = row[q_dim..].split_at((qkv_dim - q_dim) / 2);
                 sequence.write(l, at, keys, values);
             }
-            feeds.push(Feed { qkv: own, past: sequence.past, cache: sequence.layer(l) });
+            inputs.push(Input { qkv: own, past: sequence.past, cache: sequence.layer(l) });
         }
-        decode_attention::forward::<PAGE, _>(&feeds, shape, share.together, &mut self.attn);
+        decode_attention::forward::<PAGE, _>(&inputs, shape, share.together, &mut self.attn);
         Ok(())
     }
 
@@ -196,11 +196,11 @@ impl Forward for DecodePass<'_, '_> {
         Ok(())
     }
 
-    /// Of each feed's last token.
+    /// Of each input's last token.
     fn norm(&mut self) -> Result<(), Infallible> {
         let (model, hidden) = (self.model, self.model.config.hidden_size);
-        let (mut at, mut last, mut rstd) = (0, Vec::with_capacity(self.out.len()), vec![0.0; self.share.feeds.len()]);
-        for (_, tokens) in self.share.feeds {
+        let (mut at, mut last, mut rstd) = (0, Vec::with_capacity(self.out.len()), vec![0.0; self.share.inputs.len()]);
+        for (_, tokens) in self.share.inputs {
             at += tokens.len();
             last.extend_from_slice(&self.x[(at - 1) * hidden..at * hidden]);
         }

@@ -1,14 +1,14 @@
-//! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens drawn from its logits. What comes back
+//! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens sampled from its logits. What comes back
 //! to the host is tokens and their log-probs.
 
 use super::Keep;
 use super::cuda::{CudaActivations, CudaModel};
 use super::cuda_sink::part;
-use super::cuda_step::{DRAWS, Drawing, Step, Steps, sampled};
+use super::cuda_step::{DRAWS, Drawing, Step, Steps, split_sampled};
 use crate::device::{Packed, Result, Slice, Tensor, expect};
 use crate::model::pages::PAGE;
 use crate::model::pages::Pages;
-use crate::model::{Architecture, Decoder, Draw, Policy, Slot};
+use crate::model::{Architecture, Decoder, Policy, SampleRequest, SequenceId};
 use crate::ops::decode_attention::cuda::{self as attention, Cache, Rows};
 use crate::ops::embedding::cuda::{self as embedding, Moves};
 use crate::ops::sampling::cuda::{self as sampling, Seen};
@@ -26,7 +26,7 @@ pub struct CudaDecoder<'a> {
     /// The final hidden state of each slot's last token, `[slots + 1, hidden]`, and room for more; what fills up a step is in the last.
     states: Tensor<bf16>,
     steps: Steps,
-    /// What was fed last and not computed yet: if the next tokens are drawn from just these, both are one step.
+    /// What was fed last and not computed yet: if the next tokens are sampled from just these, both are one step.
     pending: Option<Step>,
 }
 
@@ -56,7 +56,7 @@ impl CudaModel {
         })
     }
 
-    /// The most that passes, steps and draws take beside the cache; several times what lives of a layer.
+    /// The most that passes, steps and requests take beside the cache; several times what lives of a layer.
     fn scratch_bytes(&self) -> usize {
         let c = &self.config;
         // Graphs of all powers of two, up to twice the sequences.
@@ -81,7 +81,7 @@ impl<'a> CudaDecoder<'a> {
     }
 
     /// The final hidden states of the slots' last tokens, `[slots, hidden]`.
-    pub fn hidden(&mut self, slots: &[Slot]) -> Result<Tensor<bf16>> {
+    pub fn hidden(&mut self, slots: &[SequenceId]) -> Result<Tensor<bf16>> {
         self.compute_pending()?;
         self.check_slots(slots)?;
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
@@ -91,7 +91,7 @@ impl<'a> CudaDecoder<'a> {
         Ok(out)
     }
 
-    fn check_slots(&self, slots: &[Slot]) -> Result<()> {
+    fn check_slots(&self, slots: &[SequenceId]) -> Result<()> {
         let room = self.room();
         expect("decoding", slots.iter().all(|slot| (slot.0 as usize) < room), || format!("slots {slots:?} of {room}"))
     }
@@ -107,23 +107,23 @@ impl<'a> CudaDecoder<'a> {
         self.steps.run(self.model, &self.cache, &self.states, &step, None).map(drop)
     }
 
-    /// What was fed last, if it is just these slots in this order that are drawn from, so that one graph can do both.
-    fn pending_of(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Option<Step> {
-        let fits = Steps::rows(draws.len()) <= self.steps.logits.room() && params.repetition_penalty == 1.0;
-        let same = |step: &mut Step| step.slots.iter().eq(draws.iter().map(|draw| &draw.slot));
+    /// What was fed last, if it is just these slots in this order that are sampled from, so that one graph can do both.
+    fn pending_of(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Option<Step> {
+        let fits = Steps::rows(requests.len()) <= self.steps.logits.room() && params.repetition_penalty == 1.0;
+        let same = |step: &mut Step| step.slots.iter().eq(requests.iter().map(|request| &request.slot));
         self.pending.take_if(|step| fits && same(step))
     }
 
     /// Refuses what cannot be appended, before anything is changed.
-    fn check(&self, feeds: &[(Slot, &[u32])]) -> Result<()> {
+    fn check(&self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         let (context, vocab) = (self.model.config.max_position_embeddings, self.model.config.vocab_size);
-        for (slot, fed) in feeds {
+        for (slot, fed) in inputs {
             let end = self.pages.len(*slot) + fed.len();
             expect("decoding", end <= context, || format!("{end} tokens for a context of {context}"))?;
             let unknown = fed.iter().find(|token| **token as usize >= vocab);
             expect("decoding", unknown.is_none(), || format!("token {unknown:?} of a vocabulary of {vocab}"))?;
         }
-        self.pages.check(feeds.iter().map(|(slot, fed)| (*slot, fed.len())))
+        self.pages.check(inputs.iter().map(|(slot, fed)| (*slot, fed.len())))
     }
 
     /// Makes room for the states of so many slots.
@@ -137,7 +137,7 @@ impl<'a> CudaDecoder<'a> {
         Ok(())
     }
 
-    /// Reads all tokens fed, which are at `rows` (sequence, position) of the feeds; the last of each is in `last` (row, slot).
+    /// Reads all tokens fed, which are at `rows` (sequence, position) of the inputs; the last of each is in `last` (row, slot).
     fn prefill(&self, tokens: &[u32], rows: &[(u32, u32)], last: &[(usize, u32)], tables: &[&[u32]]) -> Result<()> {
         let (model, gpu, width) = (self.model, &self.model.gpu, self.model.config.hidden_size);
         for start in (0..rows.len()).step_by(ROWS) {
@@ -157,84 +157,88 @@ impl<'a> CudaDecoder<'a> {
     }
 
     /// Draws from the states of so many slots as there is room for logits.
-    fn draw_some(&self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+    fn draw_some(&self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         let (gpu, c, logits) = (&self.model.gpu, &self.model.config, &self.steps.logits);
-        let n = draws.len();
+        let n = requests.len();
         let mut packed = Packed::default();
-        let slots = packed.add(&draws.iter().map(|draw| draw.slot.0).collect::<Vec<_>>());
-        let uniform = packed.add(&draws.iter().map(|draw| draw.uniform).collect::<Vec<_>>());
+        let slots = packed.add(&requests.iter().map(|request| request.slot.0).collect::<Vec<_>>());
+        let uniform = packed.add(&requests.iter().map(|request| request.uniform).collect::<Vec<_>>());
         let seen = match params.repetition_penalty {
             1.0 => None,
-            _ => Some(Seen::pack(&mut packed, &draws.iter().map(|draw| draw.seen).collect::<Vec<_>>(), c.vocab_size)?),
+            _ => Some(Seen::pack(
+                &mut packed,
+                &requests.iter().map(|request| request.seen).collect::<Vec<_>>(),
+                c.vocab_size,
+            )?),
         };
         let mut on = packed.upload(gpu)?;
         let (slots, uniform, seen) = (on.take(slots), on.take(uniform), seen.map(|seen| seen(&mut on)));
-        let (hidden, drawn) = (gpu.uninit(n * c.hidden_size)?, gpu.uninit::<u32>(2 * n)?);
+        let (hidden, sampled) = (gpu.uninit(n * c.hidden_size)?, gpu.uninit::<u32>(2 * n)?);
         embedding::gather(gpu, &slots, &self.states, c.hidden_size, &hidden)?;
         logits.compute(gpu, &hidden, &self.model.weight(&self.model.layout.head), c.hidden_size)?;
-        let (token, logprob) = (part(&drawn, &(0..n)), part(&drawn, &(n..2 * n)));
+        let (token, logprob) = (part(&sampled, &(0..n)), part(&sampled, &(n..2 * n)));
         sampling::sample(gpu, logits, seen.as_ref(), params, &uniform, &token, &logprob.cast())?;
-        Ok(sampled(&gpu.read(&*drawn)?, n))
+        Ok(split_sampled(&gpu.read(&*sampled)?, n))
     }
 }
 
 impl Decoder for CudaDecoder<'_> {
-    fn alloc(&mut self) -> Slot {
-        self.pages.alloc()
+    fn new_sequence(&mut self) -> SequenceId {
+        self.pages.new_sequence()
     }
 
-    fn fork(&mut self, of: Slot) -> Result<Slot> {
+    fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
         self.compute_pending()?;
         let (slot, width) = (self.pages.fork(of), self.model.config.hidden_size);
         self.reserve(of.0.max(slot.0) as usize + 1)?;
-        let state = |slot: Slot| part(&self.states, &(slot.0 as usize * width..(slot.0 as usize + 1) * width));
+        let state = |slot: SequenceId| part(&self.states, &(slot.0 as usize * width..(slot.0 as usize + 1) * width));
         self.model.gpu.copy(&*state(of), &*state(slot))?;
         Ok(slot)
     }
 
-    fn fork_at(&mut self, of: Slot, len: usize) -> Result<Slot> {
+    fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
         Ok(self.pages.fork_at(of, len))
     }
 
-    fn free(&mut self, slot: Slot) {
+    fn free(&mut self, slot: SequenceId) {
         self.pages.free(slot);
     }
 
-    fn extend(&mut self, feeds: &[(Slot, &[u32])]) -> Result<()> {
+    fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         self.compute_pending()?;
-        self.check(feeds)?;
-        self.reserve(feeds.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
-        let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(feeds.len()));
-        for ((slot, fed), sequence) in feeds.iter().zip(0u32..) {
+        self.check(inputs)?;
+        self.reserve(inputs.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
+        let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(inputs.len()));
+        for ((slot, fed), sequence) in inputs.iter().zip(0u32..) {
             let first = self.pages.len(*slot);
             let end = first + fed.len();
-            if let Some((from, to)) = self.pages.extend(*slot, fed.len())? {
+            if let Some((from, to)) = self.pages.append(*slot, fed.len())? {
                 self.cache.copy_page(&self.model.gpu, from, to)?;
             }
             tokens.extend_from_slice(fed);
             rows.extend((first..end).map(|position| (sequence, position as u32)));
             last.push((rows.len() - 1, slot.0));
         }
-        // A token for each: a step, whose next tokens are perhaps drawn with it.
-        if !feeds.is_empty() && feeds.iter().all(|(_, fed)| fed.len() == 1) && rows.len() <= ROWS {
-            self.pending = Some(Step::new(feeds, &self.pages));
+        // A token for each: a step, whose next tokens are perhaps sampled with it.
+        if !inputs.is_empty() && inputs.iter().all(|(_, fed)| fed.len() == 1) && rows.len() <= ROWS {
+            self.pending = Some(Step::new(inputs, &self.pages));
             return Ok(());
         }
-        let tables: Vec<&[u32]> = feeds.iter().map(|(slot, _)| self.pages.of(*slot)).collect();
+        let tables: Vec<&[u32]> = inputs.iter().map(|(slot, _)| self.pages.of(*slot)).collect();
         self.prefill(&tokens, &rows, &last, &tables)
     }
 
-    fn draw(&mut self, draws: &[Draw<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
-        if let Some(step) = self.pending_of(draws, params) {
-            let drawing = Drawing { uniform: draws.iter().map(|draw| draw.uniform).collect(), params };
+    fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
+        if let Some(step) = self.pending_of(requests, params) {
+            let drawing = Drawing { uniform: requests.iter().map(|request| request.uniform).collect(), params };
             return self.steps.run(self.model, &self.cache, &self.states, &step, Some(&drawing));
         }
         self.compute_pending()?;
-        self.check_slots(&draws.iter().map(|draw| draw.slot).collect::<Vec<_>>())?;
-        let mut drawn = Vec::with_capacity(draws.len());
-        for some in draws.chunks(self.steps.logits.room()) {
-            drawn.extend(self.draw_some(some, params)?);
+        self.check_slots(&requests.iter().map(|request| request.slot).collect::<Vec<_>>())?;
+        let mut sampled = Vec::with_capacity(requests.len());
+        for some in requests.chunks(self.steps.logits.room()) {
+            sampled.extend(self.draw_some(some, params)?);
         }
-        Ok(drawn)
+        Ok(sampled)
     }
 }

@@ -22,7 +22,7 @@ pub(super) struct Kind {
     /// Most parts of a context.
     pub splits: usize,
     /// How the next tokens are drawn, if they are.
-    pub draw: Option<SamplingParams>,
+    pub sampling: Option<SamplingParams>,
 }
 
 impl Graphs {

@@ -9,7 +9,7 @@ use super::cuda::{CudaActivations, CudaModel};
 use super::cuda_graphs::Kind;
 use super::cuda_sink::part;
 use crate::device::{Packed, Result, Slice, Tensor};
-use crate::model::Slot;
+use crate::model::SequenceId;
 use crate::model::pages::Pages;
 use crate::ops::decode_attention::cuda::{Cache, Rows};
 use crate::ops::embedding::cuda::{self as embedding, Moves};
@@ -18,18 +18,18 @@ use crate::ops::sampling::{Sampled, SamplingParams};
 use half::bf16;
 use std::collections::BTreeMap;
 
-/// Most rows that are drawn from at once.
+/// Most rows that are sampled from at once.
 pub(crate) const DRAWS: usize = 256;
 
 /// A token for each of some sequences, of the vocabulary, for which the cache has room.
 pub(super) struct Step {
-    pub slots: Vec<Slot>,
+    pub slots: Vec<SequenceId>,
     tokens: Vec<u32>,
     positions: Vec<u32>,
     tables: Vec<Vec<u32>>,
 }
 
-/// How the next token of each sequence of a step is drawn.
+/// How the next token of each sequence of a step is sampled.
 pub(super) struct Drawing<'a> {
     pub uniform: Vec<f32>,
     /// Without a penalty.
@@ -53,13 +53,13 @@ struct Buffers {
     uniform: Tensor<f32>,
     acts: CudaActivations,
     /// Tokens, then the bits of their log-probs: read in one copy.
-    drawn: Tensor<u32>,
+    sampled: Tensor<u32>,
 }
 
 impl Step {
     /// The next token of each slot, whose pages hold it already.
-    pub fn new(fed: &[(Slot, &[u32])], pages: &Pages) -> Step {
-        let slots: Vec<Slot> = fed.iter().map(|(slot, _)| *slot).collect();
+    pub fn new(fed: &[(SequenceId, &[u32])], pages: &Pages) -> Step {
+        let slots: Vec<SequenceId> = fed.iter().map(|(slot, _)| *slot).collect();
         Step {
             tokens: fed.iter().map(|(_, token)| token[0]).collect(),
             positions: slots.iter().map(|slot| pages.len(*slot) as u32 - 1).collect(),
@@ -70,7 +70,7 @@ impl Step {
 }
 
 impl Steps {
-    /// For steps of at most so many sequences, and whatever is drawn beside them.
+    /// For steps of at most so many sequences, and whatever is sampled beside them.
     pub fn new(model: &CudaModel, cache: &Cache, spare_page: u32, sequences: usize, states: usize) -> Result<Steps> {
         let most = Steps::rows(sequences).min(DRAWS);
         let logits = Logits::new(&model.gpu, most, model.config.vocab_size)?;
@@ -113,22 +113,22 @@ impl Steps {
         };
         let buffers = self.buffers.entry(rows).or_insert(buffers);
         buffers.write(model, cache, step, &places, spare, drawing)?;
-        let kind = Kind { rows, splits: buffers.rows.room(), draw: drawing.map(|drawing| *drawing.params) };
+        let kind = Kind { rows, splits: buffers.rows.room(), sampling: drawing.map(|drawing| *drawing.params) };
         let addresses = buffers.addresses(cache, states, &self.logits);
         let logits = &self.logits;
-        model
-            .graphs
-            .run(&model.gpu, kind, addresses, || buffers.compute(model, cache, states, logits, kind.draw.as_ref()))?;
+        model.graphs.run(&model.gpu, kind, addresses, || {
+            buffers.compute(model, cache, states, logits, kind.sampling.as_ref())
+        })?;
         if drawing.is_none() {
             return Ok(Vec::new());
         }
-        Ok(sampled(&gpu.read(&*buffers.drawn)?, step.slots.len()))
+        Ok(split_sampled(&gpu.read(&*buffers.sampled)?, step.slots.len()))
     }
 }
 
 /// The first so many of tokens, and of the bits of their log-probs, which follow them.
-pub(super) fn sampled(drawn: &[u32], count: usize) -> Vec<Sampled> {
-    let (tokens, logprobs) = drawn.split_at(drawn.len() / 2);
+pub(super) fn split_sampled(sampled: &[u32], count: usize) -> Vec<Sampled> {
+    let (tokens, logprobs) = sampled.split_at(sampled.len() / 2);
     let pairs = tokens.iter().zip(logprobs).take(count);
     pairs.map(|(token, bits)| Sampled { token: *token, logprob: f32::from_bits(*bits) }).collect()
 }
@@ -157,7 +157,7 @@ impl Buffers {
             moves: moves(&mut on),
             uniform: on.take(uniform),
             acts: model.activations(rows, Keep::Nothing)?,
-            drawn: gpu.uninit(2 * rows)?,
+            sampled: gpu.uninit(2 * rows)?,
         })
     }
 
@@ -194,20 +194,25 @@ impl Buffers {
         cache: &Cache,
         states: &Slice<bf16>,
         logits: &Logits,
-        draw: Option<&SamplingParams>,
+        request: Option<&SamplingParams>,
     ) -> Result<()> {
         let (gpu, width, rows) = (&model.gpu, model.config.hidden_size, self.tokens.len());
         model.decode(&self.tokens, &self.rows, cache, &self.acts)?;
         embedding::place(gpu, &self.acts.hidden, &self.moves, width, states)?;
-        let Some(params) = draw else { return Ok(()) };
+        let Some(params) = request else { return Ok(()) };
         logits.compute(gpu, &self.acts.hidden, &model.weight(&model.layout.head), width)?;
-        let (token, logprob) = (part(&self.drawn, &(0..rows)), part(&self.drawn, &(rows..2 * rows)));
+        let (token, logprob) = (part(&self.sampled, &(0..rows)), part(&self.sampled, &(rows..2 * rows)));
         sampling::sample(gpu, logits, None, params, &self.uniform, &token, &logprob.cast())
     }
 
     fn addresses(&self, cache: &Cache, states: &Slice<bf16>, logits: &Logits) -> Vec<u64> {
         let mut all = vec![cache.address(), states.address(), logits.values.address()];
-        all.extend([self.tokens.address(), self.moves.lists().address(), self.uniform.address(), self.drawn.address()]);
+        all.extend([
+            self.tokens.address(),
+            self.moves.lists().address(),
+            self.uniform.address(),
+            self.sampled.address(),
+        ]);
         all.extend(self.rows.addresses());
         all.extend(self.acts.addresses());
         all

@@ -4,13 +4,13 @@
 
 use super::cpu::Weights;
 use crate::model::Model;
-use crate::model::pages::{PAGE, Pages, Slot};
+use crate::model::pages::{PAGE, Pages, SequenceId};
 use crate::ops::decode_attention::Paged;
 
 /// Keys and values of many sequences.
 pub struct KvCache {
     shape: PageShape,
-    /// The model's parameters with every matrix in panels: decoding multiplies few rows at a time.
+    /// The model's parameters with every matrix packed: decoding multiplies few rows at a time.
     weights: Vec<f32>,
     pages: Pages,
     /// The content of each page; empty while a sequence that grows has taken it out.
@@ -87,47 +87,47 @@ impl KvCache {
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
         };
-        KvCache { shape, weights: model.panels(), pages: Pages::growing(), memory: Vec::new() }
+        KvCache { shape, weights: model.packed(), pages: Pages::growing(), memory: Vec::new() }
     }
 
     /// An empty slot.
-    pub fn alloc(&mut self) -> Slot {
-        self.pages.alloc()
+    pub fn new_sequence(&mut self) -> SequenceId {
+        self.pages.new_sequence()
     }
 
     /// A new slot that shares everything `of` holds.
-    pub fn fork(&mut self, of: Slot) -> Slot {
+    pub fn fork(&mut self, of: SequenceId) -> SequenceId {
         self.pages.fork(of)
     }
 
     /// A new slot that shares the first `len` tokens of `of`.
-    pub fn fork_at(&mut self, of: Slot, len: usize) -> Slot {
+    pub fn fork_at(&mut self, of: SequenceId, len: usize) -> SequenceId {
         self.pages.fork_at(of, len)
     }
 
     /// Gives the slot's pages back; a freed slot must not be used again.
-    pub fn free(&mut self, slot: Slot) {
+    pub fn free(&mut self, slot: SequenceId) {
         self.pages.free(slot);
     }
 
     /// Tokens held by the slot.
-    pub fn len(&self, slot: Slot) -> usize {
+    pub fn len(&self, slot: SequenceId) -> usize {
         self.pages.len(slot)
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.weights, panels: true, spread: false }
+        Weights { flat: &self.weights, packed: true, spread: false }
     }
 
     /// Makes each slot (none twice) longer by so many tokens, which `write` writes; a page that is shared is copied before.
     pub(in crate::model) fn grow(
         &mut self,
-        slots: &[(Slot, usize)],
+        slots: &[(SequenceId, usize)],
         write: impl FnOnce(Weights<'_>, &mut [Growing<'_>]),
     ) {
         let past: Vec<usize> = slots.iter().map(|(slot, _)| self.pages.len(*slot)).collect();
         for (slot, more) in slots {
-            let copy = self.pages.extend(*slot, *more).expect("the pool grows");
+            let copy = self.pages.append(*slot, *more).expect("the pool grows");
             let new = || std::iter::repeat_n(0.0, self.shape.len()).collect();
             self.memory.resize_with(self.pages.count(), new);
             if let Some((from, to)) = copy {
@@ -150,7 +150,7 @@ impl KvCache {
                 Growing { shape: self.shape, past, read: read.collect(), written }
             })
             .collect();
-        write(Weights { flat: &self.weights, panels: true, spread: false }, &mut growing);
+        write(Weights { flat: &self.weights, packed: true, spread: false }, &mut growing);
         let written: Vec<Vec<Box<[f32]>>> = growing.into_iter().map(|sequence| sequence.written).collect();
         for (((slot, _), past), written) in slots.iter().zip(past).zip(written) {
             for (page, content) in self.pages.of(*slot)[past / PAGE..].iter().zip(written) {

@@ -1,7 +1,7 @@
 //! On a GPU: activations in bf16, sums in f32, and of the kernels' parts in f64. A slab is rounded to bf16 before its products are
 //! formed; ghost products round nothing.
 
-use super::{Way, flops};
+use super::{GramMethod, flops};
 use crate::device::{Arg, Gpu, Launch, Matmul, Operand, Real, Result, Slice, Tensor, expect};
 use crate::ops::linear::cuda::WeightGrad;
 use half::bf16;
@@ -39,16 +39,27 @@ impl Samples {
     }
 
     /// The cheaper way, counting what fills up the tiles of ghosts; ghosts for more samples than a slab's kernel takes.
-    pub fn way(&self, in_features: usize, out: usize) -> Way {
+    pub fn way(&self, in_features: usize, out: usize) -> GramMethod {
         let rows = self.ends.last().copied().unwrap_or(0);
         let filled = self.rows().map(|r| r.len().next_multiple_of(TILE)).sum();
         let cost = |way, rows| flops(way, rows, self.ends.len(), in_features, out);
         let slab_fits = self.ends.len() <= SAMPLES;
-        if slab_fits && cost(Way::Slab, rows) <= cost(Way::Ghost, filled) { Way::Slab } else { Way::Ghost }
+        if slab_fits && cost(GramMethod::Materialized, rows) <= cost(GramMethod::Ghost, filled) {
+            GramMethod::Materialized
+        } else {
+            GramMethod::Ghost
+        }
     }
 
     /// Adds the inner products of the gradients of the matrix that `columns` of `dy` belong to.
-    pub fn add(&self, gpu: &Gpu, way: Way, g: WeightGrad<'_>, columns: Range<usize>, gram: &Slice<f64>) -> Result<()> {
+    pub fn add(
+        &self,
+        gpu: &Gpu,
+        way: GramMethod,
+        g: WeightGrad<'_>,
+        columns: Range<usize>,
+        gram: &Slice<f64>,
+    ) -> Result<()> {
         let (n, samples) = (self.ends.last().copied().unwrap_or(0), self.ends.len());
         let (lengths, wanted) =
             ([g.x.len(), g.dy.len(), gram.len()], [n * g.in_features, n * g.out, samples * samples]);
@@ -58,8 +69,8 @@ impl Samples {
             format!("{lengths:?} elements for {wanted:?}; columns {columns:?} of {}, multiples of 8", g.out)
         })?;
         match way {
-            Way::Slab => self.slab(gpu, g, columns, gram),
-            Way::Ghost => self.ghost(gpu, g, columns, gram),
+            GramMethod::Materialized => self.slab(gpu, g, columns, gram),
+            GramMethod::Ghost => self.ghost(gpu, g, columns, gram),
         }
     }
 

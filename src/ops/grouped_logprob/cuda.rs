@@ -1,5 +1,5 @@
 //! Grouped log-prob on a GPU: hidden states and the head in bf16, everything else in f32. The caller combines log-probs into a loss
-//! between the two passes, so both compute the logits' tiles, from which nothing rounded is ever read back. A Hopper GPU has kernels
+//! between the two passes, so both compute the logits' tiles, from which nothing rounded is ever read again. A Hopper GPU has kernels
 //! of its own for the tiles.
 
 use super::Target;

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 /// The phase of evaluations, and of the last one without suggestions.
 pub const EVAL: &str = "eval";
-pub const BARE: &str = "eval-no-suggestions";
+pub const WITHOUT_SUGGESTIONS: &str = "eval-no-suggestions";
 
 /// The evaluations of a phase by the iterations done.
 pub fn by_iteration(episodes: &[Evaluated], phase: &str) -> BTreeMap<u64, Evaluation> {

@@ -17,7 +17,7 @@ use super::metrics::Record;
 use super::results::{self, BASELINE_HEADINGS, HEADINGS, Row, Summary, baseline_cells};
 use super::trajectories::{Confusion, Evaluated, Reader};
 use crate::files::FileError;
-use evaluations::{BARE, EVAL};
+use evaluations::{EVAL, WITHOUT_SUGGESTIONS};
 use figure::{Figure, Mark};
 use minijinja::{Value, context};
 use serde::Serialize;
@@ -86,7 +86,7 @@ pub fn render(run: &Run<'_>) -> Result<String, PageError> {
         status => status(run),
         summary => run.summary,
         verdicts => verdicts(&episodes, EVAL),
-        bare => verdicts(&episodes, BARE),
+        without => verdicts(&episodes, WITHOUT_SUGGESTIONS),
         provenance => provenance(run),
         headings => HEADINGS,
         rows => rows.iter().map(Row::cells).collect::<Vec<_>>(),
@@ -148,7 +148,8 @@ fn has(data: &Data) -> Value {
 
 /// The table of results: after the cold start, at the end, and without suggestions.
 fn rows(episodes: &[Evaluated]) -> Vec<Row> {
-    let (all, bare) = (evaluations::by_iteration(episodes, EVAL), evaluations::by_iteration(episodes, BARE));
+    let (all, without) =
+        (evaluations::by_iteration(episodes, EVAL), evaluations::by_iteration(episodes, WITHOUT_SUGGESTIONS));
     let label = |iteration: u64, last: bool| match (iteration, last) {
         (0, _) => "cold start".to_string(),
         (_, true) => "final".into(),
@@ -161,7 +162,7 @@ fn rows(episodes: &[Evaluated]) -> Vec<Row> {
             stages.push((label(at, Some(at) == last), evaluation));
         }
     }
-    if let Some((_, evaluation)) = bare.last_key_value() {
+    if let Some((_, evaluation)) = without.last_key_value() {
         stages.push(("final, no suggestions".into(), evaluation));
     }
     let stages: Vec<(&str, &results::Evaluation)> = stages.iter().map(|(name, of)| (&name[..], *of)).collect();

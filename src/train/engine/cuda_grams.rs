@@ -11,7 +11,7 @@ use crate::model::backend::cuda_sink::{Add, Cuda, part};
 use crate::model::params::Layout;
 use crate::ops::embedding::cuda::Tokens;
 use crate::ops::gradient_cosine::cuda::Samples;
-use crate::ops::gradient_cosine::{InputGrads, Way};
+use crate::ops::gradient_cosine::{GramMethod, InputGrads};
 use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets};
 use crate::ops::linear::cuda::WeightGrad;
 use crate::train::TrainError;
@@ -103,7 +103,7 @@ impl Sink<Cuda> for GramSink<'_> {
             let own = &self.layout.entries[tensor].range;
             let columns = (own.start - range.start) / g.in_features..(own.end - range.start) / g.in_features;
             let way = self.samples.way(g.in_features, columns.len());
-            self.ways[usize::from(way == Way::Ghost)] += 1;
+            self.ways[usize::from(way == GramMethod::Ghost)] += 1;
             let gram = part(&self.grams, &(tensor * square..(tensor + 1) * square));
             self.samples.add(self.gpu, way, g, columns, &gram)?;
         }
