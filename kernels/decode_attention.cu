@@ -43,6 +43,28 @@ __device__ inline Words load_words(const bf16* p, bool there) {
     return {{raw.x, raw.y, raw.z, raw.w}};
 }
 
+// Chunk c of 8 columns of a head's row in shared memory, whose halves lie 32 floats apart: eight lanes that write together, or read,
+// are in different banks.
+__device__ inline float* chunk_at(float* row, int head, int chunk) {
+    return row + chunk / 8 * 64 + (chunk ^ head) % 2 * 16 + chunk / 2 % 4 * 4;
+}
+__device__ inline void store_chunk(float* at, const float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4)
+        store16(at + 8 * i, uint4{__float_as_uint(x[i]), __float_as_uint(x[i + 1]), __float_as_uint(x[i + 2]),
+                                  __float_as_uint(x[i + 3])});
+}
+__device__ inline void load_chunk(const float* at, float (&x)[8]) {
+#pragma unroll
+    for (int i = 0; i < 8; i += 4) {
+        const uint4 raw = load16(at + 8 * i);
+        x[i] = __uint_as_float(raw.x);
+        x[i + 1] = __uint_as_float(raw.y);
+        x[i + 2] = __uint_as_float(raw.z);
+        x[i + 3] = __uint_as_float(raw.w);
+    }
+}
+
 // What a warp has of its pages: queries lane / 4 and lane / 4 + 8. sum_v[8 h + t] holds the columns 64 h + 16 (lane % 4) + t and,
 // 8 further on, its second.
 template <int D>
@@ -162,12 +184,12 @@ __device__ inline void forward(const bf16* qkv, const unsigned* sequence, const 
                 float x[8];
 #pragma unroll
                 for (int t = 0; t < 8; ++t) x[t] = part.sum_v[8 * h + t][2 * half + odd];
-                store8(shared + (warp * HEADS + head) * D + 64 * h + 16 * c + 8 * odd, x);
+                store_chunk(chunk_at(shared + (warp * HEADS + head) * D, head, 8 * h + 2 * c + odd), x);
             }
     }
     __syncthreads();
     for (int at = threadIdx.x; at < group * (D / 8); at += blockDim.x) {
-        const int head = at / (D / 8), column = at % (D / 8) * 8;
+        const int head = at / (D / 8), chunk = at % (D / 8), column = 8 * chunk;
         float max = LOWEST, sum = 0.0f, x[8] = {};
 #pragma unroll
         for (int w = 0; w < WARPS; ++w) max = fmaxf(max, shared_stats[2 * (w * HEADS + head)]);
@@ -176,7 +198,7 @@ __device__ inline void forward(const bf16* qkv, const unsigned* sequence, const 
             const float* const kept = shared_stats + 2 * (w * HEADS + head);
             const float weight = __expf(kept[0] - max);
             float y[8];
-            load8(shared + (w * HEADS + head) * D + column, y);
+            load_chunk(chunk_at(shared + (w * HEADS + head) * D, head, chunk), y);
             sum += weight * kept[1];
 #pragma unroll
             for (int i = 0; i < 8; ++i) x[i] += weight * y[i];

@@ -50,7 +50,9 @@ extern "C" __global__ void __launch_bounds__(256)
     qk_norm_backward_bf16(bf16* __restrict__ d_qkv, const bf16* __restrict__ raw, const bf16* __restrict__ w,
                           float* __restrict__ dw_partial, int rows, int heads, int kv_heads, int head_dim, float eps) {
     EXPECTS(head_dim % 16 == 0 && head_dim <= 256 && blockDim.x == 256);
-    SHARED(float, sums, 256 * 16);
+    // Neither what is written nor what is read together meets in a bank.
+    constexpr int PITCH = 256 + 4;
+    SHARED(float, sums, 16 * PITCH);
     const int lanes = head_dim / 8, normed = heads + kv_heads, column = 8 * (threadIdx.x % lanes);
     const int groups = 256 / lanes, group = threadIdx.x / lanes, items = rows * normed;
     float dw[2][8] = {};
@@ -80,13 +82,14 @@ extern "C" __global__ void __launch_bounds__(256)
     }
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
-        sums[(group * 2 + 0) * head_dim + column + i] = dw[0][i];
-        sums[(group * 2 + 1) * head_dim + column + i] = dw[1][i];
+        sums[i * PITCH + threadIdx.x] = dw[0][i];
+        sums[(8 + i) * PITCH + threadIdx.x] = dw[1][i];
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < 2 * head_dim; i += 256) {
+    for (int at = threadIdx.x; at < 2 * head_dim; at += 256) {
+        const float* const own = sums + (at / head_dim * 8 + at % 8) * PITCH + at % head_dim / 8;
         float sum = 0.0f;
-        for (int of = 0; of < groups; ++of) sum += sums[of * 2 * head_dim + i];
-        dw_partial[static_cast<size_t>(blockIdx.x) * 2 * head_dim + i] = sum;
+        for (int of = 0; of < groups; ++of) sum += own[of * lanes];
+        dw_partial[static_cast<size_t>(blockIdx.x) * 2 * head_dim + at] = sum;
     }
 }

@@ -97,8 +97,8 @@ extern "C" __global__ void __launch_bounds__(1024)
 template <class T>
 __device__ inline void reduce_dw(const float* partial, T* dw, int blocks, int hidden) {
     EXPECTS(hidden % 8 == 0 && blockDim.x == 8 && blockDim.y == 32);
-    SHARED(float, sums, 32 * 64);
-    const int local = 8 * threadIdx.x, column = 64 * blockIdx.x + local;
+    SHARED(float, sums, 8 * 32 * 8);  // a thread's 8 apart, neighbours side by side: no two lanes in one bank
+    const int column = 64 * blockIdx.x + 8 * threadIdx.x;
     const bool inside = column < hidden;
     float sum[8] = {};
     for (int b = threadIdx.y; inside && b < blocks; b += 32) {
@@ -108,14 +108,14 @@ __device__ inline void reduce_dw(const float* partial, T* dw, int blocks, int hi
         for (int i = 0; i < 8; ++i) sum[i] += p[i];
     }
 #pragma unroll
-    for (int i = 0; i < 8; ++i) sums[64 * threadIdx.y + local + i] = sum[i];
+    for (int i = 0; i < 8; ++i) sums[256 * i + 8 * threadIdx.y + threadIdx.x] = sum[i];
     __syncthreads();
     if (threadIdx.y > 0 || !inside) return;
     float d[8];
     load8(dw + column, d);
     for (int y = 0; y < 32; ++y) {
 #pragma unroll
-        for (int i = 0; i < 8; ++i) d[i] += sums[64 * y + local + i];
+        for (int i = 0; i < 8; ++i) d[i] += sums[256 * i + 8 * y + threadIdx.x];
     }
     store8(dw + column, d);
 }

@@ -32,6 +32,12 @@ fn main() -> io::Result<()> {
         counter.cpp(true).std("c++17").opt_level(2).file(here.join("src/counter.cpp")).compile("counter");
         println!("cargo::rerun-if-changed={}", here.join("src/counter.cpp").display());
     }
+    // For tests that compile kernels with mistakes in them, and load them into their own process.
+    let compiler = build.get_compiler();
+    let words =
+        [compiler.path().to_string_lossy()].into_iter().chain(compiler.args().iter().map(|a| a.to_string_lossy()));
+    println!("cargo::rustc-env=EMULATOR_COMPILER={}", words.collect::<Vec<_>>().join("\t"));
+    println!("cargo::rustc-link-arg-tests=-rdynamic");
     let mut table = String::new();
     for source in &sources {
         let stem = source.file_stem().unwrap_or_default().to_string_lossy().into_owned();

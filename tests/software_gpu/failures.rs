@@ -169,6 +169,40 @@ fn libraries_that_are_too_old_or_not_there_are_told() {
     fs::remove_file(device.path("libcublasLt.so.13")).expect("a link");
     let run = device.run(&["selftest", "--small"]);
     assert!(run.stderr.contains("there is no libcublasLt.so.13: pip install"), "{}", run.stderr);
+    fs::remove_file(device.path("libcuda.so.1")).expect("a link");
+    let run = device.run(&["selftest", "--small"]);
+    assert!(run.stderr.contains("this machine has no NVIDIA driver (libcuda.so.1)"), "{}", run.stderr);
+}
+
+/// CUDA's own numbers for what has a mend of its own.
+#[test]
+fn a_gpu_or_a_kernel_that_is_not_there_is_told() {
+    let Some(device) = Device::new() else { return };
+    let run = device.again().with("FAIL", "cuInit:1:100").run(&["selftest", "--small"]);
+    expect_plain_failure("no device", &run);
+    assert!(run.stderr.contains("the NVIDIA driver finds no GPU: see `nvidia-smi`"), "{}", run.stderr);
+    let run = device.with("FAIL", "cuModuleGetFunction:1:500").run(&["selftest", "--small"]);
+    expect_plain_failure("not found", &run);
+    assert!(run.stderr.contains("no kernel is named "), "{}", run.stderr);
+}
+
+/// cuBLASLt calls it a failure of its own when a kernel before it has faulted; the fault is what is told.
+#[test]
+fn a_fault_that_a_product_meets_is_told_as_a_fault() {
+    let Some(device) = Device::new() else { return };
+    let args = ["bench", "step", "--small", "--device", "cuda"];
+    let trace = device.succeeds(&args).trace.0;
+    // A product that a kernel comes right before.
+    let at = trace.windows(2).position(|pair| [&pair[0][0][..], &pair[1][0]] == ["launch", "product"]).expect("a pair");
+    let before = |word: &str| trace[..at + 2].iter().filter(|line| line[0] == word).count();
+    let failing = device.with("FAIL", &format!("cublasLtMatmul:{}:14", before("product")));
+    let alone = failing.again().run(&args);
+    expect_plain_failure("a product", &alone);
+    assert!(alone.stderr.contains("CUBLAS_STATUS_INTERNAL_ERROR"), "{}", alone.stderr);
+    let run = failing.with("FAULT", &before("launch").to_string()).run(&args);
+    expect_plain_failure("a product after a fault", &run);
+    assert!(run.stderr.contains("an illegal memory access"), "{}", run.stderr);
+    assert!(run.stderr.contains("seen on the attempt to multiply matrices"), "{}", run.stderr);
 }
 
 /// The GPU's memory is taken when all that can be refused without it was looked at.

@@ -1,6 +1,7 @@
 //! The table of compiled kernels, as C++ lays it out (`shim.h`).
 
 use std::ffi::{CStr, c_char, c_void};
+use std::sync::OnceLock;
 
 /// A kernel's parameter.
 #[derive(Debug)]
@@ -45,4 +46,15 @@ include!(concat!(env!("OUT_DIR"), "/kernels.rs"));
 
 pub fn all() -> impl Iterator<Item = &'static Kernel> {
     files().into_iter().flatten()
+}
+
+static REPLACED: OnceLock<&[Kernel]> = OnceLock::new();
+
+/// From here on these kernels run in place of those of their names: what plants mistakes in them.
+pub fn replace(kernels: &'static [Kernel]) {
+    assert!(REPLACED.set(kernels).is_ok(), "kernels are replaced once");
+}
+
+pub fn find(name: &str) -> Option<&'static Kernel> {
+    REPLACED.get().copied().into_iter().flatten().chain(all()).find(|k| k.name() == name)
 }

@@ -206,5 +206,5 @@ fn aligned(bytes: &[u8]) -> Vec<TensorMap> {
 }
 
 fn find(name: &str) -> Result<&'static Kernel, Fault> {
-    kernel::all().find(|k| k.name() == name).ok_or_else(|| Fault::UnknownKernel(name.to_string()))
+    kernel::find(name).ok_or_else(|| Fault::UnknownKernel(name.to_string()))
 }

@@ -27,6 +27,7 @@ mod fiber;
 mod kernel;
 mod launch;
 mod mbarrier;
+mod memory;
 #[cfg(feature = "counters")]
 mod races;
 mod shared;
@@ -37,5 +38,5 @@ pub use bulk::{Swizzle, TensorMap, Tiling};
 #[cfg(feature = "counters")]
 pub use counters::{Counts, counters};
 pub use fault::{Fault, Place, Site};
-pub use kernel::Parameter;
+pub use kernel::{Kernel, Parameter, replace};
 pub use launch::{Arg, Dim, Schedule, kernels, launch, launch_raw, launch_under, parameters};

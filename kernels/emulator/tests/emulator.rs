@@ -213,3 +213,30 @@ fn tiles_multiply() {
         assert_eq!(d.read::<f32>().unwrap(), want, "{kernel}");
     }
 }
+
+/// A line of layouts.txt: where NVIDIA's own layout algebra says that the values of all lanes are.
+fn places(kind: &str) -> Vec<usize> {
+    let line = include_str!("layouts.txt").lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(' '));
+    line.expect(kind).split(' ').map(|word| word.parse().expect("a number")).collect()
+}
+
+#[test]
+fn registers_of_products_and_tiles_hold_what_they_should() {
+    // Small whole numbers: every sum is exact.
+    let a: Vec<f32> = (0..256).map(|i| ((i * 7 + i / 16 * 3) % 23) as f32 - 11.0).collect();
+    let b: Vec<f32> = (0..128).map(|i| ((i * 5 + i / 8 * 2) % 19) as f32 - 9.0).collect();
+    let registers = |kind: &str, of: &[f32]| {
+        Buffer::new(&places(kind).iter().map(|&at| (of[at].to_bits() >> 16) as u16).collect::<Vec<_>>())
+    };
+    let (left, right, d) = (registers("mma_left", &a), registers("mma_right", &b), Buffer::poisoned::<f32>(128));
+    launch("planted_fragments", 1, 32, 0, args![&left, &right, &d]).unwrap();
+    let sum = |at: usize| (0..16).map(|k| a[at % 16 + 16 * k] * b[at / 16 + 8 * k]).sum::<f32>();
+    assert_eq!(d.read::<f32>().unwrap(), places("mma_sums").into_iter().map(sum).collect::<Vec<_>>());
+
+    let x = Buffer::new(&(0..256u16).collect::<Vec<_>>());
+    for kind in ["tiles", "tiles_transposed"] {
+        let y = Buffer::poisoned::<u16>(256);
+        launch(&format!("planted_{kind}"), 1, 32, 0, args![&x, &y]).unwrap();
+        assert_eq!(y.read::<u16>().unwrap().into_iter().map(usize::from).collect::<Vec<_>>(), places(kind), "{kind}");
+    }
+}

@@ -195,3 +195,26 @@ __device__ inline void product(const bf16* a, const bf16* b, float* d) {
 }
 extern "C" __global__ void planted_product(const bf16* a, const bf16* b, float* d) { product<true>(a, b, d); }
 extern "C" __global__ void planted_product_transposed(const bf16* a, const bf16* b, float* d) { product<false>(a, b, d); }
+
+// A product of the registers that each lane is given.
+extern "C" __global__ void planted_fragments(const unsigned* a, const unsigned* b, float* d) {
+    const int lane = threadIdx.x;
+    const unsigned left[4] = {a[4 * lane], a[4 * lane + 1], a[4 * lane + 2], a[4 * lane + 3]};
+    const unsigned right[2] = {b[2 * lane], b[2 * lane + 1]};
+    float sums[4] = {};
+    multiply_add(sums, left, right);
+    for (int i = 0; i < 4; ++i) d[4 * lane + i] = sums[i];
+}
+
+// What loading four tiles, one after the other, gives each lane.
+template <bool TRANSPOSED>
+__device__ inline void tiles(const bf16* x, unsigned* y) {
+    SHARED(bf16, rows, 4 * 64);
+    for (int i = threadIdx.x; i < 4 * 64; i += 32) rows[i] = x[i];
+    __syncwarp();
+    unsigned tile[4];
+    load_tiles<TRANSPOSED>(tile, rows + 8 * threadIdx.x);
+    for (int i = 0; i < 4; ++i) y[4 * threadIdx.x + i] = tile[i];
+}
+extern "C" __global__ void planted_tiles(const bf16* x, unsigned* y) { tiles<false>(x, y); }
+extern "C" __global__ void planted_tiles_transposed(const bf16* x, unsigned* y) { tiles<true>(x, y); }
