@@ -126,7 +126,7 @@ pub struct EvalArgs {
     /// Hugging Face model directory (Qwen2, Qwen3, Llama) to evaluate
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// TOML file to evaluate a model under; a run has its own
+    /// TOML file, or recipe:NAME, to evaluate a model under; a run has its own
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub config: Option<PathBuf>,
     /// Set one value, e.g. --set env.suite=alfworld (repeatable)

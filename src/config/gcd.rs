@@ -53,9 +53,9 @@ pub struct Judge {
     pub agree: u32,
     /// Actions asked about in an iteration.
     pub pairs: u32,
-    /// Most requests at once.
+    /// Most requests at once, at most 256.
     pub concurrency: u32,
-    /// Tries after the first, on 429, 5xx and broken connections.
+    /// Tries after the first, on 429, 5xx and broken connections; at most 100.
     pub retries: u32,
     /// Wait before the first of them, in milliseconds; doubles each time.
     pub backoff_ms: u32,

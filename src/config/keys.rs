@@ -3,7 +3,8 @@
 //! The text of a key is its doc comment. The sources of the configuration are embedded and read here, line by line, as rustfmt lays
 //! them out; a test holds every key to have a text, and every choice to be one that loads.
 
-use super::{Config, ConfigError, bounds};
+use super::load::Merge;
+use super::{Config, ConfigError, Override, bounds};
 use serde::Serialize;
 use std::fmt::Write;
 use std::sync::OnceLock;
@@ -130,6 +131,16 @@ fn choices(of: &str) -> Option<Vec<Choice>> {
     plain.then(|| item(of).into_iter().flat_map(|item| &item.members).map(choice).collect())
 }
 
+/// The least number of this key, `least` or a little more, that the default configuration is valid with. The sizes of a model hang
+/// together, so that there each alone says little.
+fn accepted(key: &str, least: i64) -> i64 {
+    let valid = |number: &i64| {
+        let mut merged = Merge::new();
+        merged.set(&Override::flag("", key, *number)).and_then(|()| merged.config.validate()).is_ok()
+    };
+    if key.starts_with("model.") { least } else { (least..least + 5).find(valid).unwrap_or(least) }
+}
+
 fn kind(key: &str, of: &str, default: &Value) -> Kind {
     let list = of.strip_prefix("Vec<").and_then(|of| of.strip_suffix('>'));
     match (default, list.and_then(choices), choices(of)) {
@@ -137,7 +148,7 @@ fn kind(key: &str, of: &str, default: &Value) -> Kind {
         (_, _, Some(words)) => Kind::Choice(words),
         (Value::Integer(_), ..) => {
             let (least, most) = bounds::range_of(key);
-            Kind::Whole { least, most }
+            Kind::Whole { least: accepted(key, least), most }
         }
         (Value::Float(_), ..) => Kind::Number,
         (Value::Boolean(_), ..) => Kind::Switch,
@@ -163,7 +174,7 @@ fn section(name: &str, text: &str, of: &str, defaults: &Table, found: &mut Vec<S
             leaf => {
                 let key = path(member);
                 let kind = kind(&key, of, leaf);
-                keys.push(Key { key, text: said.into(), default: leaf.clone(), kind });
+                keys.push(Key { key, text: said.into(), default: short(leaf), kind });
             }
         }
     }
@@ -204,11 +215,18 @@ pub fn find(name: &str) -> Result<Found, ConfigError> {
     key.map(Found::Key).ok_or_else(|| ConfigError::unknown_key("uncouple config explain", name))
 }
 
-/// A value as TOML writes it; numbers short.
+/// A number of f32 without the digits of its f64 image.
+fn short(value: &Value) -> Value {
+    match value {
+        Value::Float(f) => Value::Float((*f as f32).to_string().parse().unwrap_or(*f)),
+        other => other.clone(),
+    }
+}
+
+/// A value as TOML writes it.
 fn written(value: &Value) -> String {
     match value {
-        // f32 values print as f32, not with the digits of their f64 image.
-        Value::Float(f) => format!("{:?}", *f as f32),
+        Value::Float(f) => format!("{f:?}"),
         other => other.to_string(),
     }
 }
@@ -278,7 +296,9 @@ pub fn as_markdown() -> String {
          Every key, its default and what it does, as `uncouple config` prints them; `uncouple config explain KEY` tells one.\n\
          A file names only the keys that it changes: `uncouple train --config FILE`. `--set KEY=VALUE` goes before the file.\n\
          An unknown key is an error that names the likely one. `uncouple train --dry-run` prints the result.\n\n\
-         `--model DIR` and `--device cuda` bring defaults of their own (`src/config/given_model.rs`), which a file and `--set` go before.\n\n\
+         `--model DIR` brings defaults of its size (learning rates, a short cold start, shorter evaluations), `--device cuda` heads of 64\n\
+         for the embedded model (`src/config/given_model.rs`). A file and `--set` go before them.\n\n\
+         `--config recipe:NAME` takes a configuration that comes with the program; `uncouple config recipes` lists them.\n\n\
          This page is written by `uncouple config --markdown`; a test holds it to the code.\n",
     );
     let cell = |text: &str| text.replace('|', "\\|").replace('<', "&lt;");
@@ -323,7 +343,6 @@ pub fn as_text(found: &Found) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::Override;
 
     #[test]
     fn every_key_has_its_text_and_every_choice_loads() {
@@ -338,7 +357,7 @@ mod tests {
                 } else {
                     format!("{key}={word}")
                 };
-                let mut merged = super::super::load::Merge::new();
+                let mut merged = Merge::new();
                 merged.set(&Override::parse(&value).unwrap()).unwrap_or_else(|e| panic!("{e}"));
             }
             // A word is told where there are only so many, but for those with a form of their own.

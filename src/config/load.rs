@@ -159,7 +159,7 @@ fn flatten(table: &Table) -> Vec<(String, String)> {
 /// The configuration so far, and the table of defaults that says which keys there are and of which type.
 pub(super) struct Merge {
     schema: Table,
-    config: Config,
+    pub(super) config: Config,
 }
 
 impl Merge {

@@ -103,7 +103,7 @@ fn config_prints_every_key_as_a_file_that_loads() {
 fn config_explain_tells_one_key() {
     let text = printed(&["config", "explain", "gcd.pairs"]);
     assert!(
-        text.starts_with("gcd.pairs = 60\nLabelled actions judged in an iteration") && text.contains("0 to 65536"),
+        text.starts_with("gcd.pairs = 60\nLabelled actions judged in an iteration") && text.contains("1 to 65536"),
         "{text}"
     );
     let text = printed(&["config", "explain", "grpo.aggregation"]);
@@ -111,7 +111,7 @@ fn config_explain_tells_one_key() {
     let section = printed(&["config", "explain", "suggestions"]);
     assert!(section.starts_with("[suggestions]\n") && section.contains("suggestions.threshold = 0.5\n"), "{section}");
     let json: serde_json::Value = serde_json::from_str(&printed(&["config", "explain", "optim.lr", "--json"])).unwrap();
-    assert_eq!(json["key"], "optim.lr");
+    assert_eq!((&json["key"], &json["default"]), (&"optim.lr".into(), &3e-4.into()));
     let error = refused(&["config", "explain", "rollout.grup_size"]);
     assert_eq!(
         error,
