@@ -37,7 +37,7 @@ pub enum EnvCommand {
     },
     /// Offer the games to trainers that speak OpenEnv; the server's address is printed
     Serve {
-        /// TOML file whose env.* says which games
+        /// TOML file, or recipe:NAME, whose env.* says which games
         #[arg(long, value_name = "FILE")]
         config: Option<PathBuf>,
         /// Set one value, e.g. --set env.suite=alfworld (repeatable; wins over --config)

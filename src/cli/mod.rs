@@ -1,6 +1,7 @@
 //! The command line: parse, call, print. What a command does is elsewhere.
 
 mod bench;
+mod config;
 mod counters;
 mod coupling;
 mod doctor;
@@ -37,6 +38,8 @@ pub enum Command {
     Report(ReportArgs),
     /// Compare the results of runs in a table
     Compare(CompareArgs),
+    /// Print every key of the configuration with its default and what it does; explain one; show the recipes
+    Config(ConfigArgs),
     /// Gradient coupling of a run's samples: cosines of all pairs of their gradients
     Coupling(coupling::CouplingArgs),
     /// Look at this machine and say what training will find here
@@ -80,7 +83,7 @@ impl DeviceArg {
 
 #[derive(Debug, Args)]
 pub struct TrainArgs {
-    /// TOML file; keys it leaves out keep their defaults
+    /// TOML file, or recipe:NAME (`uncouple config recipes`); keys it leaves out keep their defaults
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
     /// Hugging Face model directory (Qwen2, Qwen3, Llama) to start from [config: model.path]
@@ -123,7 +126,7 @@ pub struct EvalArgs {
     /// Hugging Face model directory (Qwen2, Qwen3, Llama) to evaluate
     #[arg(long, value_name = "DIR")]
     pub model: Option<PathBuf>,
-    /// TOML file to evaluate a model under; a run has its own
+    /// TOML file, or recipe:NAME, to evaluate a model under; a run has its own
     #[arg(long, value_name = "FILE", conflicts_with = "run")]
     pub config: Option<PathBuf>,
     /// Set one value, e.g. --set env.suite=alfworld (repeatable)
@@ -178,6 +181,37 @@ pub struct CompareArgs {
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
+}
+
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true)]
+pub struct ConfigArgs {
+    #[command(subcommand)]
+    pub command: Option<ConfigCommand>,
+    /// Print a recipe, as --config recipe:NAME takes it
+    #[arg(long, value_name = "NAME")]
+    pub recipe: Option<String>,
+    /// Print docs/configuration.md
+    #[arg(long, conflicts_with = "recipe")]
+    pub markdown: bool,
+    /// Print the keys as JSON
+    #[arg(long, conflicts_with_all = ["recipe", "markdown"])]
+    pub json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// What one key does, its default, and what it may hold; of a section: all its keys
+    Explain {
+        /// E.g. rollout.group_size, or rollout
+        #[arg(value_name = "KEY")]
+        key: String,
+        /// Print results as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// List the configurations that come with the program
+    Recipes,
 }
 
 #[derive(Debug, Args)]
@@ -273,6 +307,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Train(args) => train::run(args),
         Command::Report(args) => report::report(args),
         Command::Compare(args) => report::compare(args),
+        Command::Config(args) => config::run(args),
         Command::Coupling(args) => coupling::run(args),
         Command::Doctor(args) => doctor::run(args),
         Command::Selftest(args) => selftest::run(args),

@@ -73,14 +73,18 @@ const PRODUCTS: [(&str, &str, i64); 3] = [
     ("suggestions.candidates", "suggestions.resamples", 1 << 20),
 ];
 
+/// Least and most of the whole number of this key.
+pub fn range_of(key: &str) -> (i64, i64) {
+    RANGES.iter().find(|(of, _)| *of == key).map_or(COUNT, |(_, range)| *range)
+}
+
 impl Config {
     /// Refuses whole numbers outside their ranges.
     pub(super) fn validate_whole_numbers(&self) -> Result<(), ConfigError> {
         let numbers = Numbers::of(self);
         for (key, value) in &numbers.0 {
             let Number::Whole(value) = *value else { continue };
-            let named = RANGES.iter().find(|(of, _)| of == key);
-            let (least, most) = named.map_or(COUNT, |(_, range)| *range);
+            let (least, most) = range_of(key);
             if value < i128::from(least) || value > i128::from(most) {
                 return Err(outside(key, value.to_string(), format!("must be at least {least} and at most {most}")));
             }

@@ -18,6 +18,7 @@ pub enum DecoupleMethod {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Decouple {
+    /// What keeps good and bad actions from pulling at each other.
     pub method: DecoupleMethod,
     /// Temperature of the contrastive loss.
     pub temperature: f32,

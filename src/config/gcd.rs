@@ -41,9 +41,11 @@ pub enum LabelSource {
 pub struct Judge {
     /// Where the endpoint is: what comes before `/v1/chat/completions`. It is written down; a key belongs into `key_env`.
     pub url: String,
+    /// The endpoint's name of the model.
     pub model: String,
     /// Environment variable that holds the key (empty: no key).
     pub key_env: String,
+    /// Temperature that is asked for.
     pub temperature: f32,
     /// Times each pair is asked about.
     pub votes: u32,
@@ -51,16 +53,17 @@ pub struct Judge {
     pub agree: u32,
     /// Actions asked about in an iteration.
     pub pairs: u32,
-    /// Most requests at once.
+    /// Most requests at once, at most 256.
     pub concurrency: u32,
-    /// Tries after the first, on 429, 5xx and broken connections.
+    /// Tries after the first, on 429, 5xx and broken connections; at most 100.
     pub retries: u32,
     /// Wait before the first of them, in milliseconds; doubles each time.
     pub backoff_ms: u32,
     /// Seconds for one request.
     pub timeout: f32,
-    /// Budgets of one process (0: none).
+    /// Most calls of one process (0: no bound).
     pub max_calls: u64,
+    /// Most tokens of one process, as the endpoint counts them (0: no bound).
     pub max_tokens: u64,
     /// SQLite file that keeps the votes, for all runs.
     pub cache: String,
@@ -91,6 +94,7 @@ pub enum Baseline {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Gcd {
+    /// What GCD adds to GRPO.
     pub mode: GcdMode,
     /// Labelled actions judged in an iteration, as many good ones as bad ones where the labels allow.
     pub pairs: u32,
@@ -98,9 +102,11 @@ pub struct Gcd {
     pub judgments: u32,
     /// Weight of the judgments' term of the loss. At 1 its gradient drowns the policy's on the embedded games.
     pub lambda: f32,
+    /// What the reward of a judgment is compared with.
     pub baseline: Baseline,
     /// Sources of labels, in their order.
     pub labels: Vec<LabelSource>,
+    /// What becomes of an action about which the sources disagree.
     pub disagreement: Disagreement,
     /// Longest cycle, in turns, that `loop` looks for.
     pub cycle: u32,

@@ -1,6 +1,6 @@
 //! From text to [`Config`]: defaults ← defaults for a given model ← TOML file ← overrides, in that order; and back to text.
 
-use super::Config;
+use super::{Config, recipes};
 use crate::files::{self, MOST_WRITTEN};
 use serde::Deserialize;
 use sha2::{Digest, Sha256};
@@ -35,6 +35,17 @@ pub enum ConfigError {
     /// A number outside its range.
     #[error("`{key} = {value}`: {reason}")]
     Range { key: String, value: String, reason: String },
+    /// No such recipe.
+    #[error("there is no recipe `{name}`: {hint}")]
+    NoRecipe { name: String, hint: String },
+}
+
+impl ConfigError {
+    /// There is no `key`; `origin` says where it was written.
+    pub(super) fn unknown_key(origin: &str, key: &str) -> ConfigError {
+        let hint = hint(&Config::default().table(), key);
+        ConfigError::UnknownKey { origin: origin.into(), key: key.into(), hint }
+    }
 }
 
 /// One value given on the command line.
@@ -67,7 +78,7 @@ impl Override {
 }
 
 impl Config {
-    /// Defaults, then the file, then the overrides in their order; the result is validated.
+    /// Defaults, then the file (or an embedded recipe, `recipe:NAME`), then the overrides in their order; the result is validated.
     pub fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Config, ConfigError> {
         Config::load_over(&[], file, overrides)
     }
@@ -82,14 +93,15 @@ impl Config {
         for o in defaults {
             merge.value(&o.key, &o.value, None, &|_| o.origin.clone())?;
         }
-        if let Some(file) = file {
+        if let Some(name) = file.and_then(recipes::named) {
+            let recipe = recipes::find(name)?;
+            merge.file(&format!("recipe:{name}"), recipe.toml)?;
+        } else if let Some(file) = file {
             let text = files::read_text(file, MOST_WRITTEN)
                 .map_err(|source| ConfigError::Read { file: file.into(), source })?;
             merge.file(&file.display().to_string(), &text)?;
         }
-        for o in overrides {
-            merge.value(&o.key, &o.value, o.typed.as_deref(), &|_| o.origin.clone())?;
-        }
+        overrides.iter().try_for_each(|o| merge.set(o))?;
         let config = merge.config;
         config.validate()?;
         Ok(config)
@@ -125,7 +137,7 @@ impl Config {
         pairs.map(|((key, b), (_, n))| format!("{key}: {b} → {n}")).collect()
     }
 
-    fn table(&self) -> Table {
+    pub(super) fn table(&self) -> Table {
         Table::try_from(self).expect("a Config always has a TOML form")
     }
 }
@@ -145,15 +157,20 @@ fn flatten(table: &Table) -> Vec<(String, String)> {
 }
 
 /// The configuration so far, and the table of defaults that says which keys there are and of which type.
-struct Merge {
+pub(super) struct Merge {
     schema: Table,
-    config: Config,
+    pub(super) config: Config,
 }
 
 impl Merge {
-    fn new() -> Merge {
+    pub(super) fn new() -> Merge {
         let config = Config::default();
         Merge { schema: config.table(), config }
+    }
+
+    /// Puts a value of the command line in place.
+    pub(super) fn set(&mut self, o: &Override) -> Result<(), ConfigError> {
+        self.value(&o.key, &o.value, o.typed.as_deref(), &|_| o.origin.clone())
     }
 
     fn file(&mut self, name: &str, text: &str) -> Result<(), ConfigError> {

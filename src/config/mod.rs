@@ -1,6 +1,7 @@
 //! One validated, typed configuration. Every field has a default; `uncouple train --dry-run` prints them resolved.
 //!
-//! A new field needs only its place here and its default: loading, overrides, spelling hints and the printed form follow.
+//! A new field needs only its place here, its doc comment and its default: loading, overrides, spelling hints, the printed form and
+//! `uncouple config` follow (`uncouple config --markdown > docs/configuration.md` renews the page).
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
 mod address;
@@ -9,7 +10,9 @@ mod coupling;
 mod decouple;
 mod gcd;
 mod given_model;
+pub mod keys;
 mod load;
+pub mod recipes;
 mod suggestions;
 mod validate;
 
@@ -77,12 +80,19 @@ pub struct Run {
 pub struct Model {
     /// A Hugging Face model directory (Qwen2, Qwen3, Llama); empty: the embedded small model.
     pub path: String,
+    /// Tokens of the embedded model's tokenizer, special ones included; it is built from the demonstrations.
     pub vocab_size: usize,
+    /// Width of the embedded model.
     pub hidden_size: usize,
+    /// Layers of the embedded model.
     pub num_hidden_layers: usize,
+    /// Query heads of a layer; 3 with `--device cuda`, whose kernels have code for heads of 64 and 128.
     pub num_attention_heads: usize,
+    /// Key and value heads of a layer (grouped-query attention); 1 with `--device cuda`.
     pub num_key_value_heads: usize,
+    /// Width of the MLP.
     pub intermediate_size: usize,
+    /// Context of the embedded model, in tokens.
     pub max_position_embeddings: usize,
     /// Recompute each layer's activations in the backward pass: less memory, more time.
     pub recompute: bool,
@@ -160,6 +170,7 @@ pub enum Format {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Prompt {
+    /// How a turn of the agent is laid out in tokens.
     pub format: Format,
     /// List the admissible commands of the current turn; those of earlier turns are not kept in what the agent reads.
     pub admissible: bool,
@@ -223,6 +234,7 @@ pub struct Sft {
     pub steps: u32,
     /// Trajectories in a step.
     pub batch: u32,
+    /// Learning rate of the cold start.
     pub lr: f32,
     /// Different demonstrations to learn from.
     pub games: u32,
@@ -240,11 +252,15 @@ pub struct Rollout {
     pub groups: u32,
     /// Episodes of the same instance.
     pub group_size: u32,
+    /// Temperature of sampling.
     pub temperature: f32,
     /// Keep only the k likeliest tokens (0: off).
     pub top_k: u32,
+    /// Keep only the likeliest tokens that hold this much probability (1: off).
     pub top_p: f32,
+    /// Keep only tokens at least this share as likely as the likeliest (0: off).
     pub min_p: f32,
+    /// Penalty on the logits of tokens that the sequence has already, as transformers applies it (1: off).
     pub repetition_penalty: f32,
     /// Most tokens the agent may write in a turn.
     pub max_turn_tokens: u32,
@@ -291,21 +307,27 @@ pub enum StepAdvantage {
     Tags,
 }
 
-/// The policy loss of DESIGN section 2.
+/// Advantages and the policy loss.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Grpo {
+    /// Which standard deviation divides the centred returns of a group.
     pub advantage: Scale,
+    /// Added to the standard deviation.
     pub advantage_eps: f32,
+    /// What is added to the advantage of a single turn.
     pub step_advantage: StepAdvantage,
     /// Weight of the step advantage.
     pub step_weight: f32,
     /// Discount of a turn's return (GiGPO).
     pub step_discount: f32,
+    /// How token losses become one number.
     pub aggregation: Aggregation,
     /// Divisor of `constant` aggregation, tokens per sequence.
     pub constant_length: u32,
+    /// The ratio is clipped below at 1 - this.
     pub epsilon_low: f32,
+    /// The ratio is clipped above at 1 + this.
     pub epsilon_high: f32,
     /// Dual clip bound c for negative advantages (0: off).
     pub dual_clip: f32,
@@ -313,7 +335,9 @@ pub struct Grpo {
     pub beta: f32,
     /// Multiply the KL by the (differentiated) ratio.
     pub kl_ratio: bool,
+    /// Weight of the entropy bonus.
     pub entropy_coef: f32,
+    /// Whether the importance ratio is per token or one per sequence (GSPO).
     pub ratio: RatioLevel,
     /// Optimiser steps per generation batch.
     pub epochs: u32,
@@ -329,10 +353,15 @@ pub struct Optim {
     pub lr: f32,
     /// Share of it that the last iteration has, after a linear decay (1: constant).
     pub lr_end: f32,
+    /// Iterations over which the learning rate rises to `lr`.
     pub warmup: u32,
+    /// Decay of AdamW's first moment.
     pub beta1: f32,
+    /// Decay of AdamW's second moment.
     pub beta2: f32,
+    /// Added to the root of the second moment.
     pub eps: f32,
+    /// Decoupled weight decay.
     pub weight_decay: f32,
     /// Largest global gradient norm.
     pub clip: f32,
@@ -344,6 +373,7 @@ pub struct Optim {
 pub struct Eval {
     /// Games per split (0: the whole panel).
     pub games: u32,
+    /// Temperature of sampling in evaluations.
     pub temperature: f32,
     /// Also evaluate every this many iterations (0: only before and after).
     pub every: u32,

@@ -30,9 +30,11 @@ pub enum Author {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Suggestions {
+    /// When suggestions are made anew.
     pub mode: SuggestionMode,
     /// Iterations from one set of suggestions to the next.
     pub every: u32,
+    /// Who puts them into words.
     pub author: Author,
     /// Most suggestions at a time.
     pub most: u32,

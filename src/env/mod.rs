@@ -80,7 +80,7 @@ pub trait Environment: Send {
     }
 }
 
-/// The evaluation splits of DESIGN section 2.
+/// Training and the evaluation splits (docs/method.md).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub enum Split {
     /// What may be trained on.

@@ -1,4 +1,4 @@
-//! Why flawed actions survive GRPO: their expected advantage vanishes as they become likely (DESIGN section 2).
+//! Why flawed actions survive GRPO: their expected advantage vanishes as they become likely (docs/method.md).
 //!
 //! A member of a group takes the flawed action with probability q, which costs it risk r of its success:
 //! E[A of the flawed action, where it is taken] = q r (q - 1), without scaling by a standard deviation.

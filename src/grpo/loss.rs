@@ -1,4 +1,4 @@
-//! The clipped policy loss over a forest (DESIGN section 2; TRL's definitions).
+//! The clipped policy loss over a forest (docs/method.md; TRL's definitions).
 //!
 //! With `d = logp - old`, `r = exp(d)` (sequence level: `r = exp(mean of d over the row's loss tokens)`):
 //!
