@@ -169,7 +169,8 @@ impl Run {
         self.metrics.sync()?;
         self.trajectories.sync()?;
         self.folder.write_checkpoint(self.state.step(), keep, |dir| {
-            state::save(dir, &export, critic, &self.state, ids, tokenizer, card)
+            card.fill(dir, &self.state)?;
+            state::save(dir, &export, critic, &self.state, ids, tokenizer)
         })?;
         self.saved = Some(state);
         self.note()?;

@@ -1,7 +1,6 @@
 //! What a checkpoint holds besides the model: optimiser moments, counters, and the evaluation before GRPO.
 
 use super::TrainError;
-use super::card::Card;
 use super::critic::Critic;
 use super::engine::{CpuEngine, Export};
 use super::learner::Learner;
@@ -79,16 +78,14 @@ impl State {
 }
 
 /// Fills the folder of a checkpoint: a model directory that transformers loads as it is, and what resuming needs.
-pub(super) fn save(
+pub fn save(
     dir: &Path,
     export: &Export<'_>,
     critic: Option<&Critic>,
     state: &State,
     ids: &TokenIds,
     tokenizer: &Tokenizer,
-    card: &Card,
 ) -> Result<(), TrainError> {
-    card.fill(dir, state)?;
     checkpoint::fill(dir, &export.model, ids, tokenizer.files(), SaveDtype::F32)?;
     for (name, moment) in MOMENTS.iter().zip(&*export.moments) {
         checkpoint::save_params(&dir.join(name), moment, SaveDtype::F32)?;
