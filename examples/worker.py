@@ -1,8 +1,11 @@
 """A complete worker in plain Python: the protocol, and a small game behind it.
 
-Try it:  uncouple train --set sft.steps=0 --set env.suite=worker --set 'env.command=["python3", "examples/worker.py"]'
+Try it:  uncouple train --set env.suite=worker --set 'env.command=["python3", "examples/worker.py"]'
 
 To bring an environment of your own, give `serve` an object with `name`, `tasks()`, `reset(task)` and `step(action)`.
+With each observation it may tell `expert`, the command of one who knows the way, which the cold start teaches, and `distance`, the
+fewest steps to the goal, by which the oracle labels actions for GCD. Leave them out where the game does not know them: without
+`expert`, train with --set sft.steps=0.
 """
 
 import json
@@ -71,7 +74,14 @@ class Corridor:
         return sorted(commands + ["switch the lamp on"] * (self.place == self.lamp))
 
     def show(self, text, **more):
-        return {"text": text, "admissible": self.admissible(), **more}
+        plan = [] if more.get("done") else self.plan()
+        return {"text": text, "admissible": self.admissible(), "expert": plan[0] if plan else None, "distance": len(plan), **more}
+
+    def plan(self):
+        """A shortest way to the goal from here."""
+        if self.kind == "find":
+            return [f"open door {self.lamp}"] * (self.place != self.lamp) + ["switch the lamp on"]
+        return [f"open door {1 if self.lamp != 1 else 2}"] * (self.place in (0, self.lamp)) + ["go home"]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ pub use action::{Reader, Refusal};
 pub use command_tokens::{command_tokens, guessed_command};
 pub use episode::{Episode, Finish, Turn};
 pub use error::PromptError;
+pub use layout::COMPACT_TEMPLATE;
 pub use memory::{Memory, Next, Shown};
 pub use prompter::{Action, Prompter, lead, turn_text};
 pub use tag::Tag;

@@ -28,7 +28,8 @@ use std::time::{Instant, SystemTime};
 const EVALUATIONS: &str = "evaluations";
 
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
-    let Subject { mut config, dir, home } = subject(&args)?;
+    let Subject { mut config, dir, home } =
+        Subject::of(args.run.as_deref(), args.model.as_deref(), args.config.as_deref(), &args.set)?;
     if let Some(games) = args.games.or(args.all.then_some(0)) {
         config.eval.games = games;
     }
@@ -169,42 +170,45 @@ impl Results {
 }
 
 /// What to evaluate.
-struct Subject {
+pub(super) struct Subject {
     /// What it is evaluated under.
-    config: Config,
+    pub config: Config,
     /// The model directory.
-    dir: PathBuf,
+    pub dir: PathBuf,
     /// Where its evaluations are kept, and what they are called but for the time.
     home: (PathBuf, String),
 }
 
-fn subject(args: &EvalArgs) -> Result<Subject> {
-    let overrides = args.set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
-    match (&args.run, &args.model) {
-        (Some(run), _) => {
-            let file = run.join("config.toml");
-            let config = Config::load(Some(&file), &overrides)
-                .with_context(|| format!("{} is not the folder of a run", run.display()))?;
-            let Some((step, dir)) = checkpoints::last_model(run)? else {
-                bail!("{} has no checkpoint yet: let it train longer", run.display());
-            };
-            Ok(Subject { config, dir, home: (run.join(EVALUATIONS), format!("step-{step}")) })
-        }
-        (None, Some(model)) => {
-            // A checkpoint of a run is read in the run's own words.
-            let own = own_run(model);
-            let file = args.config.clone().or_else(|| own.as_ref().map(|(run, _)| run.join("config.toml")));
-            let mut config = Config::load(file.as_deref(), &overrides)?;
-            if own.is_none() {
-                config.model.path = model.display().to_string();
-                let defaults = memory::defaults_of_its_model(&config)?;
-                config = Config::load_over(&defaults, file.as_deref(), &overrides)?;
+impl Subject {
+    pub fn of(run: Option<&Path>, model: Option<&Path>, config: Option<&Path>, set: &[String]) -> Result<Subject> {
+        let overrides = set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
+        match (run, model) {
+            (Some(run), _) => {
+                let file = run.join("config.toml");
+                let config = Config::load(Some(&file), &overrides)
+                    .with_context(|| format!("{} is not the folder of a run", run.display()))?;
+                let Some((step, dir)) = checkpoints::last_model(run)? else {
+                    bail!("{} has no checkpoint yet: let it train longer", run.display());
+                };
+                Ok(Subject { config, dir, home: (run.join(EVALUATIONS), format!("step-{step}")) })
             }
-            let alone = || (PathBuf::from(&config.run.dir), format!("eval-{}", config.env.suite));
-            let home = own.map_or_else(alone, |(run, step)| (run.join(EVALUATIONS), step));
-            Ok(Subject { config, dir: model.clone(), home })
+            (None, Some(model)) => {
+                // A checkpoint of a run is read in the run's own words.
+                let own = own_run(model);
+                let file =
+                    config.map(Path::to_path_buf).or_else(|| own.as_ref().map(|(run, _)| run.join("config.toml")));
+                let mut config = Config::load(file.as_deref(), &overrides)?;
+                if own.is_none() {
+                    config.model.path = model.display().to_string();
+                    let defaults = memory::defaults_of_its_model(&config)?;
+                    config = Config::load_over(&defaults, file.as_deref(), &overrides)?;
+                }
+                let alone = || (PathBuf::from(&config.run.dir), format!("eval-{}", config.env.suite));
+                let home = own.map_or_else(alone, |(run, step)| (run.join(EVALUATIONS), step));
+                Ok(Subject { config, dir: model.into(), home })
+            }
+            (None, None) => bail!("name the agent: --run DIR or --model DIR"),
         }
-        (None, None) => bail!("say what to evaluate: --run DIR or --model DIR"),
     }
 }
 

@@ -7,7 +7,9 @@ mod coupling;
 mod doctor;
 mod env;
 mod eval;
+mod generate;
 mod output;
+mod play;
 pub mod reference;
 mod report;
 mod selftest;
@@ -34,6 +36,10 @@ pub enum Command {
     Train(TrainArgs),
     /// Evaluate a run or a model on the evaluation splits
     Eval(EvalArgs),
+    /// Play a game beside an agent: at each turn see its command, let it act or give another
+    Play(play::PlayArgs),
+    /// Continue a text with a model
+    Generate(generate::GenerateArgs),
     /// Write the report of a run, at any time; of several: a page that compares them
     Report(ReportArgs),
     /// Compare the results of runs in a table
@@ -312,6 +318,8 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::run(args),
         Command::Selftest(args) => selftest::run(args),
         Command::Eval(args) => eval::run(args),
+        Command::Play(args) => play::run(args),
+        Command::Generate(args) => generate::run(args),
         Command::Env(command) => env::run(command),
         Command::Reference(command) => reference::run(command),
         Command::Bench(args) => bench::run(args),

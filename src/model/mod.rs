@@ -8,6 +8,7 @@ pub mod checkpoint;
 mod cpu_model;
 mod document;
 pub mod families;
+pub mod generate;
 mod init;
 mod input;
 pub(crate) mod jinja;

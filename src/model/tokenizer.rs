@@ -272,6 +272,28 @@ impl Tokenizer {
         Tokenizer::from_files(Path::new("the trained tokenizer"), files)
     }
 
+    /// The same tokenizer with another chat template, in `tokenizer_config.json`.
+    pub fn with_template(self, template: &str) -> Result<Tokenizer, TokenizerError> {
+        if self.template() == Some(template) {
+            return Ok(self);
+        }
+        let Tokenizer { dir, mut files, .. } = self;
+        files.retain(|(name, _)| name != TEMPLATE);
+        let at = files.iter().position(|(name, _)| name == CONFIG);
+        let mut config = match at.map(|at| serde_json::from_slice::<Value>(&files[at].1)) {
+            Some(Ok(config @ Value::Object(_))) => config,
+            Some(Err(e)) => return Err(TokenizerError::Corrupt { file: dir.join(CONFIG), reason: e.to_string() }),
+            _ => serde_json::json!({}),
+        };
+        config["chat_template"] = template.into();
+        let written = (CONFIG.to_string(), format!("{config:#}\n").into_bytes());
+        match at {
+            Some(at) => files[at] = written,
+            None => files.push(written),
+        }
+        Tokenizer::from_files(&dir, files)
+    }
+
     /// Name and content of each file, to be written beside the weights.
     pub fn files(&self) -> &[(String, Vec<u8>)] {
         &self.files

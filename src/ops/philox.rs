@@ -52,6 +52,8 @@ pub enum Stream {
     Permutations,
     /// A step of the theory's simulation.
     Theory(u32),
+    /// Tokens that continue a text, or a game that somebody watches.
+    Continuation,
 }
 
 impl Stream {
@@ -77,6 +79,7 @@ impl Stream {
             Stream::ColdStart(step) => (10, step),
             Stream::Permutations => (11, 0),
             Stream::Theory(step) => (12, step),
+            Stream::Continuation => (13, 0),
         };
         assert!(count <= Stream::MAX, "{self:?}: at most {}", Stream::MAX);
         kind << 27 | count

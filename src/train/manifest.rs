@@ -3,6 +3,7 @@
 //!
 //! Of the training state its wall time does not count: what two runs computed is the same if their manifests are.
 
+use super::card;
 use super::state::STATE;
 use crate::files::{self, FileError};
 use rayon::prelude::*;
@@ -46,7 +47,7 @@ pub enum Damage {
     File(#[from] FileError),
 }
 
-/// Adds the manifest of all files that lie in `dir`.
+/// Adds the manifest of all files that lie in `dir`, but for the model card, which tells results that come later.
 pub fn write(dir: &Path, step: u64) -> Result<(), FileError> {
     let failed = |e| FileError::new("read", dir, e);
     let paths = fs::read_dir(dir).and_then(|entries| entries.map(|e| Ok(e?.path())).collect::<io::Result<Vec<_>>>());
@@ -54,7 +55,8 @@ pub fn write(dir: &Path, step: u64) -> Result<(), FileError> {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         Ok((name, describe(path).map_err(|e| FileError::new("read", path, e))?))
     };
-    let files = paths.map_err(failed)?.par_iter().map(described).collect::<Result<_, FileError>>()?;
+    let counts = |path: &&PathBuf| !path.ends_with(card::FILE);
+    let files = paths.map_err(failed)?.par_iter().filter(counts).map(described).collect::<Result<_, FileError>>()?;
     let (file, json) = (dir.join(FILE), format!("{:#}\n", serde_json::json!(Manifest { step, files })));
     fs::write(&file, json).map_err(|e| FileError::new("write", file, e))
 }

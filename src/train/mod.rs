@@ -3,6 +3,7 @@
 mod assessment;
 pub mod auxiliary;
 pub mod batch;
+mod card;
 pub mod checkpoints;
 mod cold_start;
 pub mod coupling;

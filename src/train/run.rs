@@ -1,5 +1,6 @@
 //! A run on disk: where it stands, what it has recorded, and how it goes on after a stop.
 
+use super::card::Card;
 use super::critic::Critic;
 use super::learner::Learner;
 use super::record::suggested;
@@ -13,7 +14,7 @@ use crate::model::TokenIds;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::metrics::{Metrics, Record};
 use crate::report::progress::say;
-use crate::report::provenance::Provenance;
+use crate::report::provenance::{Games, Provenance};
 use crate::report::trajectories::{self, Trajectories};
 use std::time::Instant;
 
@@ -45,6 +46,7 @@ pub(super) struct Weights<'a> {
     pub critic: Option<&'a Critic>,
     pub ids: &'a TokenIds,
     pub tokenizer: &'a Tokenizer,
+    pub card: &'a Card,
 }
 
 /// The batch of a step that was skipped, as it is kept for a look: its token sequences.
@@ -92,6 +94,11 @@ impl Run {
     pub fn note(&mut self) -> Result<Provenance, TrainError> {
         report::note(&self.folder, &mut self.provenance)?;
         Ok(self.provenance.clone())
+    }
+
+    /// What is played.
+    pub fn games(&self) -> &Games {
+        &self.provenance.games
     }
 
     pub fn record(&mut self, record: &Record) -> Result<(), TrainError> {
@@ -144,7 +151,7 @@ impl Run {
     /// Saves all that resuming needs. Broken weights are never saved, while gradients are bad no older checkpoint goes, and a step
     /// that stands as it would be written is not written again.
     pub fn checkpoint(&mut self, config: &config::Run, weights: &Weights<'_>) -> Result<(), TrainError> {
-        let Weights { learner, critic, ids, tokenizer } = *weights;
+        let Weights { learner, critic, ids, tokenizer, card } = *weights;
         self.state.optimizer_steps = learner.steps;
         self.state.critic_steps = critic.map_or(0, |critic| critic.steps);
         let keep = if self.state.nonfinite_steps == 0 { config.keep_checkpoints } else { u32::MAX };
@@ -162,6 +169,7 @@ impl Run {
         self.metrics.sync()?;
         self.trajectories.sync()?;
         self.folder.write_checkpoint(self.state.step(), keep, |dir| {
+            card.fill(dir, &self.state)?;
             state::save(dir, &export, critic, &self.state, ids, tokenizer)
         })?;
         self.saved = Some(state);

@@ -6,8 +6,8 @@ use super::learner::Learner;
 use super::run_folder::RunFolder;
 use super::state::{self, State};
 use super::{TrainError, manifest, memory};
-use crate::agent::Prompter;
-use crate::config::{Config, GcdMode};
+use crate::agent::{COMPACT_TEMPLATE, Prompter};
+use crate::config::{Config, Format, GcdMode};
 use crate::gcd::judgment;
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::tokenizer::{END_OF_TEXT, TURN_END, Tokenizer};
@@ -62,6 +62,15 @@ impl Start {
         let tokenizer = Tokenizer::load(dir)?;
         tokenizer.check_fits(learner.architecture())?;
         Ok(Start { learner, critic, state, tokenizer, ids })
+    }
+}
+
+/// The tokenizer whose chat template writes talk as prompts do, for who generates with a checkpoint.
+pub(super) fn with_training_template(tokenizer: Tokenizer, format: Format) -> Result<Tokenizer, TrainError> {
+    match format {
+        Format::Compact => Ok(tokenizer.with_template(COMPACT_TEMPLATE)?),
+        // The prompts are made by the model's own.
+        Format::Chat | Format::Think => Ok(tokenizer),
     }
 }
 

@@ -1,5 +1,6 @@
 //! A training run from its configuration to its report.
 
+use super::card::Card;
 use super::cold_start::{self, Demonstration};
 use super::critic::Critic;
 use super::engine::{self, Export, Scorer};
@@ -9,8 +10,8 @@ use super::learner::Learner;
 use super::record::Recorder;
 use super::run::{BadBatch, Run, Weights};
 use super::run_folder::{Existing, RunFolder};
-use super::start::{REFERENCE, Start, check_prompts, reference};
-use super::warnings::Warnings;
+use super::start::{REFERENCE, Start, check_prompts, reference, with_training_template};
+use super::warnings::{self, Warnings};
 use super::{TrainError, coupling, interrupt, manifest, report, suggest};
 use crate::agent::Prompter;
 use crate::config::{Author, Config, LabelSource, SuggestionMode};
@@ -19,6 +20,7 @@ use crate::env::Suite;
 use crate::gcd::{Judge, Judged};
 use crate::model::TokenIds;
 use crate::model::checkpoint::{self, SaveDtype};
+use crate::model::params::Layout;
 use crate::report::metrics::Record;
 use crate::report::progress::{Progress, say};
 use crate::report::results::{Evaluation, Row, Summary};
@@ -86,6 +88,7 @@ pub(super) struct Trainer<'a> {
     /// Empty when the cold start is over.
     demonstrations: Vec<Demonstration>,
     warnings: Warnings,
+    card: Card,
 }
 
 impl<'a> Trainer<'a> {
@@ -105,8 +108,12 @@ impl<'a> Trainer<'a> {
             if to_learn || given.is_none() { cold_start::trajectories(config, *suite)? } else { Vec::new() };
         let Start { mut learner, critic, state, tokenizer, mut ids } = match given {
             Some(start) => start,
-            None => Start::embedded(config, &trajectories)?,
+            None => {
+                warnings::untrained(config).iter().for_each(|line| say(line));
+                Start::embedded(config, &trajectories)?
+            }
         };
+        let tokenizer = with_training_template(tokenizer, config.prompt.format)?;
         let width = learner.architecture().hidden_size;
         let critic = critic.or_else(|| config.gcd.mode.has_critic().then(|| Critic::new(width)));
         gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, config.rollout.max_live as usize))?;
@@ -123,8 +130,9 @@ impl<'a> Trainer<'a> {
         };
         let provenance = report::begin(&folder, config, *suite, gpu.map(Gpu::describe))?;
         let run = Run::open(folder, state, saved, (began, provenance))?;
+        let card = Card::new(&setting.config, run.games(), Layout::new(learner.architecture()).len);
         let warnings = Warnings::default();
-        Ok(Trainer { setting, run, prompter, learner, critic, reference, ids, demonstrations, warnings })
+        Ok(Trainer { setting, run, prompter, learner, critic, reference, ids, demonstrations, warnings, card })
     }
 
     fn run(&mut self) -> Result<Outcome, TrainError> {
@@ -139,8 +147,17 @@ impl<'a> Trainer<'a> {
         if self.run.state.iterations > 0 {
             (last, judgment_accuracy) = self.evaluate("final", &say)?;
             without = self.evaluate_without_suggestions()?;
+            self.finish_card(&last, &without)?;
         }
         self.report(last, without, judgment_accuracy)
+    }
+
+    /// The last checkpoint's card tells the results of the end.
+    fn finish_card(&self, last: &Evaluation, without: &Evaluation) -> Result<(), TrainError> {
+        let step = self.run.state.step();
+        let stands = self.run.folder.checkpoints()?.pop().filter(|(number, _)| *number == step);
+        let stages = [("final", last), ("final, no suggestions", without)];
+        stands.map_or(Ok(()), |(_, dir)| Ok(self.card.finish(&dir, &self.run.state, &stages)?))
     }
 
     /// An error ended the run. Sampling and evaluating change nothing: where they ended it, every step so far is whole and saved.
@@ -319,8 +336,8 @@ impl<'a> Trainer<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<(), TrainError> {
-        let Trainer { setting, run, prompter, learner, critic, ids, .. } = self;
-        let weights = Weights { learner, critic: critic.as_ref(), ids, tokenizer: prompter.tokenizer() };
+        let Trainer { setting, run, prompter, learner, critic, ids, card, .. } = self;
+        let weights = Weights { learner, critic: critic.as_ref(), ids, tokenizer: prompter.tokenizer(), card };
         run.checkpoint(&setting.config.run, &weights)
     }
 }

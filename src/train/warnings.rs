@@ -23,6 +23,17 @@ impl Stretch {
 pub struct Warnings {
     constant: Stretch,
     unparsable: Stretch,
+    invalid: Stretch,
+}
+
+/// What there is to say where a model with random weights is not taught anything before GRPO.
+pub fn untrained(config: &Config) -> Option<String> {
+    (config.sft.steps == 0).then(|| {
+        "warning: the model begins with random weights and sft.steps = 0: it knows neither the commands nor where a turn ends, and \
+         without a win GRPO learns nothing; let it learn from demonstrations (sft.steps above 0), which a worker's game tells as `expert`, \
+         or give a trained model (--model DIR)"
+            .into()
+    })
 }
 
 impl Warnings {
@@ -43,6 +54,16 @@ impl Warnings {
                 "warning: for {STRETCH} iterations no judgment had a verdict (gcd/unparsable = 1), so GCD learns nothing; its form is \
                  taught in the cold start (sft.steps = {}, gcd.cold_start = {}), and gcd.max_tokens = {} must leave room for it",
                 config.sft.steps, config.gcd.cold_start, config.gcd.max_tokens
+            ));
+        }
+        if self.invalid.is_due(is_all("invalid_rate")) {
+            lines.push(format!(
+                "warning: for {STRETCH} iterations no turn was valid (invalid_rate = 1): the environment understood no command; look at \
+                 the turns in trajectories.sqlite: rollout.max_turn_tokens = {} must leave room for a command, prompt.format = {} must be \
+                 the model's, and a longer cold start (sft.steps = {}) teaches the commands",
+                config.rollout.max_turn_tokens,
+                serde_json::json!(config.prompt.format),
+                config.sft.steps
             ));
         }
         lines

@@ -297,6 +297,47 @@ fn paying(tasks: &[&str]) -> Vec<String> {
 }
 
 #[test]
+fn a_worker_may_tell_its_demonstrator_and_the_distance() {
+    let right = [
+        (r#"{"expert": "go east", "distance": 3}"#, Some("go east"), Some(3)),
+        (r#"{"expert": "go east"}"#, Some("go east"), None),
+        (r#"{"expert": null, "distance": 0}"#, None, Some(0)),
+        (r#"{"reward": 0}"#, None, None),
+    ];
+    let long = format!("{{\"expert\": \"{}\"}}", "x".repeat(1001));
+    let wrong = [
+        (r#"{"expert": 5}"#, "expert must be a command, a string: invalid type: integer `5`"),
+        (r#"{"expert": ["go"]}"#, "expert must be a command, a string: invalid type: sequence"),
+        (r#"{"expert": " "}"#, "expert is empty; leave it out, or say null"),
+        (r#"{"expert": "go\neast"}"#, "expert must be a command of one line"),
+        (&long[..], "expert has more than 1000 characters"),
+        (
+            r#"{"distance": -1}"#,
+            "distance must be a number of steps, a whole number from 0: invalid value: integer `-1`",
+        ),
+        (r#"{"distance": 1.5}"#, "distance must be a number of steps"),
+        (r#"{"distance": "far"}"#, "distance must be a number of steps"),
+        (r#"{"distance": 4294967296}"#, "distance must be a number of steps"),
+    ];
+    let listed: Vec<&str> =
+        right.iter().map(|(answer, ..)| *answer).chain(wrong.iter().map(|(answer, _)| *answer)).collect();
+    let suite = WorkerSuite::open(&paying(&listed), Limits { retries: 0, ..LIMITS }, 0).unwrap();
+    for (answer, expert, distance) in right {
+        let mut env = suite.open(&task(answer)).unwrap();
+        env.reset().unwrap();
+        assert_eq!((env.expert(), env.distance()), (None, None));
+        env.step("look").unwrap();
+        assert_eq!((env.demonstrate().as_deref(), env.distance()), (expert, distance), "{answer}");
+    }
+    for (answer, reason) in wrong {
+        let mut env = suite.open(&task(answer)).unwrap();
+        env.reset().unwrap();
+        let error = env.step("look").unwrap_err().to_string();
+        assert!(error.contains(reason), "{answer}: {error}");
+    }
+}
+
+#[test]
 fn a_reward_is_what_the_worker_says_or_that_of_success() {
     let right = [
         (r#"{"reward": 0.45}"#, 0.45),

@@ -9,6 +9,7 @@ mod recorded;
 
 mod alfworld;
 mod bridge;
+mod guess;
 mod household;
 mod openenv;
 mod scienceworld;

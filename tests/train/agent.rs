@@ -1,7 +1,7 @@
 //! Prompts and action parsing.
 
 use std::path::Path;
-use uncouple::agent::{Exchange, PromptError, Prompter, Reader, Refusal, Tag};
+use uncouple::agent::{COMPACT_TEMPLATE, Exchange, PromptError, Prompter, Reader, Refusal, Tag};
 use uncouple::config::{Config, Format, History, Normalize, Override, Prompt};
 use uncouple::env::Observation;
 use uncouple::model::{Message, Tokenizer};
@@ -33,6 +33,33 @@ fn compact_turns_cost_two_special_tokens() {
     assert_eq!(text(&episode), "A room. Find the key.<|im_start|>go north<|im_end|>A hall.<|im_start|>");
     assert!(p.ends_turn(p.end()) && p.ends_turn(p.tokenizer().id("<|endoftext|>").unwrap()));
     assert!(!p.ends_turn(p.tokenizer().id("<|im_start|>").unwrap()));
+}
+
+/// Who generates with a checkpoint reads the same tokens as the model did in training.
+#[test]
+fn the_compact_format_has_a_chat_template() {
+    let tokenizer = golden("tiny-tied").with_template(COMPACT_TEMPLATE).unwrap();
+    assert_eq!(tokenizer.template(), Some(COMPACT_TEMPLATE));
+    let mut p = Prompter::new(tokenizer.clone(), &Prompt::default()).unwrap();
+    p.suggest(&["Look first.".into(), "Then go.".into()]);
+    let mut episode = p.first(&saw("A room.\nFind the key.")).unwrap().now;
+    let opening = tokenizer.decode(&episode, false).unwrap();
+    let said = opening.strip_suffix("<|im_start|>").unwrap();
+    let mut talk = vec![Message::new("user", said)];
+    for (command, answer) in [("go north", "A hall.  "), ("look", " A key is here.\n"), ("take key", "Taken.")] {
+        episode.extend(p.teach(Tag::Planning, command).unwrap());
+        episode.extend(p.next(&past(), &saw(answer)).unwrap().now);
+        talk.extend([Message::new("assistant", command), Message::new("user", answer)]);
+        assert_eq!(episode, tokenizer.encode(&tokenizer.render(&talk, true).unwrap()).unwrap(), "{command}");
+    }
+    let closed = tokenizer.render(&talk[..2], false).unwrap();
+    assert!(closed.ends_with("<|im_start|>go north<|im_end|>"), "{closed}");
+    // The files beside the weights carry it, and no other.
+    let files = tokenizer.files();
+    assert!(files.iter().all(|(name, _)| name != "chat_template.jinja"));
+    let config = files.iter().find(|(name, _)| name == "tokenizer_config.json").unwrap();
+    let config: serde_json::Value = serde_json::from_slice(&config.1).unwrap();
+    assert_eq!(config["chat_template"], COMPACT_TEMPLATE);
 }
 
 /// Whatever the template: the turns put together are what the model was taught to read as a whole conversation.

@@ -2,7 +2,8 @@
 
 use crate::common;
 
-use std::path::Path;
+use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 
 fn uncouple(args: &[&str]) -> Output {
@@ -21,6 +22,12 @@ fn refused(args: &[&str]) -> String {
     assert!(output.stdout.is_empty(), "results only on stdout");
     assert!(text.starts_with("error: ") && text.lines().count() == 1, "{args:?}: one line: {text}");
     text
+}
+
+/// The folder of a finished run.
+fn train(config: &uncouple::config::Config) -> PathBuf {
+    let suite = uncouple::train::suite(config).unwrap();
+    uncouple::train::train(config.clone(), &*suite, uncouple::train::run_folder::Existing::Refuse).unwrap().folder
 }
 
 #[test]
@@ -345,6 +352,59 @@ fn a_small_run_trains_prints_its_results_and_is_evaluated() {
     let alone = json(&[&["--model", alone.to_str().unwrap(), "--set", &runs], &four[..]].concat());
     assert!(alone["folder"].as_str().unwrap().contains("/runs/eval-household-"), "{alone}");
     assert_eq!((&alone["results"][0]["games"], &alone["limits"]["max_steps"]), (&4.into(), &20.into()));
+}
+
+#[test]
+fn a_text_is_continued() {
+    let model = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/models/tiny-tied");
+    let written = |more: &[&str]| {
+        let out = uncouple(&[&["generate", "--model", model, "--prompt", "go north and"], more].concat());
+        assert!(out.status.success(), "{}", String::from_utf8_lossy(&out.stderr));
+        stdout(&out)
+    };
+    let greedy = written(&["--max-tokens", "8"]);
+    assert_eq!(greedy, written(&["--max-tokens", "8", "--seed", "5"]), "greedy needs no seed");
+    let drawn = |seed: &str| written(&["--max-tokens", "16", "--temperature", "1", "--seed", seed]);
+    assert_eq!(drawn("1"), drawn("1"));
+    assert_ne!(drawn("1"), drawn("2"));
+    assert_ne!(greedy, written(&["--max-tokens", "8", "--chat"]));
+    let refusal =
+        |prompt: &str, more: &[&str]| refused(&[&["generate", "--model", model, "--prompt", prompt], more].concat());
+    assert!(refusal("", &[]).contains("--prompt is empty"));
+    assert!(refusal("a", &["--temperature", "-1"]).contains("--temperature -1: must be a number, 0 or above"));
+    let long = refusal(&"go north ".repeat(20_000), &[]);
+    assert!(long.contains("no room in the model's context"), "{long}");
+    assert!(refused(&["generate", "--model", "no/model", "--prompt", "a"]).contains("no/model"));
+}
+
+#[test]
+fn a_game_is_played_beside_the_agent() {
+    let dir = tempfile::tempdir().unwrap();
+    let run = train(&common::runs::tiny(dir.path(), "a", &["gcd.mode=generate", "gcd.cold_start=1"]));
+    let play = |input: &str, more: &[&str]| {
+        let mut child = Command::new(env!("CARGO_BIN_EXE_uncouple"))
+            .args(["play", "--run", run.to_str().unwrap()])
+            .args(more)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child.stdin.take().unwrap().write_all(input.as_bytes()).unwrap();
+        let out = child.wait_with_output().unwrap();
+        (out.status.success(), stdout(&out), String::from_utf8(out.stderr).unwrap())
+    };
+    let (fine, told, errors) = play("\nlook\n\n", &[]);
+    assert!(fine, "{errors}");
+    assert!(told.starts_with("L0 game 0: ") && told.contains("\n[1] agent: ") && told.contains("(q "), "{told}");
+    assert!(told.contains("\n> look\n") && told.contains("[3] agent: "), "{told}");
+    assert!(told.trim_end().ends_with("over: env.max_steps = 3 turns"), "{told}");
+    assert_eq!(told, play("\nlook\n\n", &[]).1, "it does the same again");
+    let (fine, told, _) = play("", &["--split", "train", "--index", "7"]);
+    assert!(fine && told.starts_with("train game 7: ") && told.trim_end().ends_with("left"), "{told}");
+    let (fine, _, errors) = play("", &["--index", "999999999"]);
+    assert!(!fine && errors.contains("--index 999999999"), "{errors}");
+    assert!(refused(&["play"]).contains("name the agent: --run DIR or --model DIR"));
 }
 
 #[test]

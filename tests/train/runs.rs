@@ -111,6 +111,39 @@ fn the_same_seed_gives_the_same_run_and_another_another() {
     assert!(a.files != other.files && a.episodes != other.episodes);
 }
 
+#[test]
+fn a_checkpoint_has_a_card() {
+    let dir = tempfile::tempdir().unwrap();
+    let set = ["run.checkpoint_every=1", "run.keep_checkpoints=9", "suggestions.mode=fixed", "suggestions.every=1"];
+    let path = run(&tiny(dir.path(), "nameless", &set));
+    let read =
+        |step: u64, file: &str| fs::read_to_string(path.join(format!("checkpoints/step-{step}/{file}"))).unwrap();
+    let (first, last) = (read(40, "README.md"), read(42, "README.md"));
+    for part in [
+        "the suite `household`",
+        "seed: 0",
+        "no GCD",
+        "| L0 | cold start |",
+        "Format `compact`",
+        "40 steps of the cold start",
+    ] {
+        assert!(first.contains(part) && last.contains(part), "{part}: {last}");
+    }
+    assert!(!first.contains("final") && last.contains("| L2 | final |"), "{last}");
+    assert!(!last.contains("nameless") && !last.contains(dir.path().to_str().unwrap()), "{last}");
+    // It is no part of what a checkpoint is checked by; the suggestions are.
+    let manifest = read(42, "manifest.json");
+    assert!(!manifest.contains("README.md"), "{manifest}");
+    let told = uncouple::train::state::suggestions(&path.join("checkpoints/step-42")).unwrap();
+    assert_eq!(manifest.contains("suggestions.json"), !told.is_empty());
+    if !told.is_empty() {
+        let written: Vec<String> = serde_json::from_str(&read(42, "suggestions.json")).unwrap();
+        assert!(written == told && told.iter().all(|sentence| last.contains(&sentence[..])), "{last}");
+    }
+    let config: serde_json::Value = serde_json::from_str(&read(42, "tokenizer_config.json")).unwrap();
+    assert_eq!(config["chat_template"], uncouple::agent::COMPACT_TEMPLATE);
+}
+
 /// Set on top of the tiny run: everything that must survive in a checkpoint, at once.
 const ALL: [&str; 7] = [
     "grpo.beta=0.1",

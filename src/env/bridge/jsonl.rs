@@ -9,12 +9,16 @@
 //! ```
 //! Splits are `train`, `L0`, `L1`, `L2`. Of an observation only `text` must be there; without a `reward`, a step that wins pays 1
 //! and any other 0. `{"id":…,"error":"words"}` declines. A line has at most 8 MiB, and nothing is said that was not asked for.
+//!
+//! An observation may also tell what the agent is not shown: `"expert":"go east"`, the command of one who knows the way, which the
+//! cold start teaches, and `"distance":3`, the fewest steps from here to the goal, by which the oracle labels actions for GCD.
+//! Either may be missing or null, where the game does not know.
 
 use super::process::Process;
-use super::{Fault, Worker, no_json};
+use super::{Fault, Hints, Worker, no_json};
 use crate::env::{Observation, Split};
-use serde::Deserialize;
-use serde::de::DeserializeOwned;
+use serde::de::{DeserializeOwned, Error};
+use serde::{Deserialize, Deserializer};
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -24,6 +28,8 @@ const PROTOCOL: u64 = 1;
 const SHOWN: usize = 80;
 /// How much of its own words of an error is told, characters.
 const LONGEST_ERROR: usize = 400;
+/// Longest command of a demonstrator, characters.
+const LONGEST_COMMAND: usize = 1000;
 /// Time to end after `close`.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -33,6 +39,7 @@ pub struct JsonLines {
     process: Process,
     name: String,
     last_id: u64,
+    hints: Hints,
     broken: bool,
 }
 
@@ -58,19 +65,44 @@ struct Shown {
     won: bool,
     #[serde(default = "yes")]
     valid: bool,
+    #[serde(default, deserialize_with = "expert")]
+    expert: Option<String>,
+    #[serde(default, deserialize_with = "distance")]
+    distance: Option<u32>,
 }
 
 fn yes() -> bool {
     true
 }
 
+/// A command as an agent could give it, or nothing.
+fn expert<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    let told = Option::<String>::deserialize(from);
+    let command = told.map_err(|e| D::Error::custom(format!("expert must be a command, a string: {e}")))?;
+    match command.as_deref() {
+        Some(text) if text.trim().is_empty() => Err(D::Error::custom("expert is empty; leave it out, or say null")),
+        Some(text) if text.contains(['\n', '\r']) => Err(D::Error::custom("expert must be a command of one line")),
+        Some(text) if text.chars().count() > LONGEST_COMMAND => {
+            Err(D::Error::custom(format!("expert has more than {LONGEST_COMMAND} characters")))
+        }
+        _ => Ok(command),
+    }
+}
+
+/// A number of steps, or nothing.
+fn distance<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
+    let told = Option::<u32>::deserialize(from);
+    told.map_err(|e| D::Error::custom(format!("distance must be a number of steps, a whole number from 0: {e}")))
+}
+
 impl Shown {
-    fn observation(mut self) -> Observation {
+    fn told(mut self) -> (Observation, Hints) {
         self.admissible.sort_unstable();
         self.admissible.dedup();
-        let Shown { text, admissible, reward, done, won, valid } = self;
+        let Shown { text, admissible, reward, done, won, valid, expert, distance } = self;
         let reward = reward.unwrap_or(f32::from(u8::from(won)));
-        Observation { text, admissible, reward, done: done || won, won, valid }
+        let seen = Observation { text, admissible, reward, done: done || won, won, valid };
+        (seen, Hints { expert, distance })
     }
 }
 
@@ -85,7 +117,8 @@ impl JsonLines {
         let mut command = Command::new(program);
         command.args(arguments);
         let process = Process::start(command)?;
-        let mut worker = JsonLines { process, name: program.clone(), last_id: 0, broken: false };
+        let mut worker =
+            JsonLines { process, name: program.clone(), last_id: 0, hints: Hints::default(), broken: false };
         #[derive(Deserialize)]
         struct Hello {
             protocol: u64,
@@ -116,6 +149,13 @@ impl JsonLines {
             tasks: Vec<Listed>,
         }
         Ok(self.call::<Tasks>("list_tasks", json!({}), deadline)?.tasks)
+    }
+
+    fn observe(&mut self, method: &str, request: Value, deadline: Instant) -> Result<Observation, Fault> {
+        self.hints = Hints::default();
+        let (seen, hints) = self.call::<Shown>(method, request, deadline)?.told();
+        self.hints = hints;
+        Ok(seen)
     }
 
     fn call<T: DeserializeOwned>(&mut self, method: &str, mut request: Value, deadline: Instant) -> Result<T, Fault> {
@@ -156,11 +196,15 @@ impl JsonLines {
 
 impl Worker for JsonLines {
     fn reset(&mut self, task: &str, deadline: Instant) -> Result<Observation, Fault> {
-        Ok(self.call::<Shown>("reset", json!({ "task": task }), deadline)?.observation())
+        self.observe("reset", json!({ "task": task }), deadline)
     }
 
     fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault> {
-        Ok(self.call::<Shown>("step", json!({ "action": command }), deadline)?.observation())
+        self.observe("step", json!({ "action": command }), deadline)
+    }
+
+    fn hints(&self) -> Hints {
+        self.hints.clone()
     }
 }
 

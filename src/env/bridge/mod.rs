@@ -36,12 +36,25 @@ pub enum Fault {
     Refused(String),
 }
 
+/// What a worker knows of where the episode stands, beyond what it shows the agent.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Hints {
+    /// A command of one who knows the way.
+    pub expert: Option<String>,
+    /// Fewest steps from here to the goal.
+    pub distance: Option<u32>,
+}
+
 /// One environment at the other end of a pipe or connection. Dropping it ends it.
 pub trait Worker: Send {
     /// Begins the episode of a task, whatever was played before.
     fn reset(&mut self, task: &str, deadline: Instant) -> Result<Observation, Fault>;
     /// One command of the agent.
     fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault>;
+    /// What it told with its last observation.
+    fn hints(&self) -> Hints {
+        Hints::default()
+    }
 }
 
 /// Why an answer is no JSON. What Python writes for numbers that are none is the likeliest reason.
@@ -61,11 +74,14 @@ pub struct Bridged {
     commands: Vec<String>,
     /// What was shown after the reset and after each command; a replay must show the same.
     shown: Vec<String>,
+    /// What came with the last of it.
+    hints: Hints,
 }
 
 impl Bridged {
     pub fn new(pool: Arc<Pool>, task: &str) -> Bridged {
-        Bridged { pool, task: task.into(), lease: None, commands: Vec::new(), shown: Vec::new() }
+        let (commands, shown) = (Vec::new(), Vec::new());
+        Bridged { pool, task: task.into(), lease: None, commands, shown, hints: Hints::default() }
     }
 
     /// Asks until a worker answers, or the retries are used up.
@@ -78,7 +94,10 @@ impl Bridged {
         let mut faults = 0;
         loop {
             let fault = match once(&self.pool, lease, faults > 0, &self.task, &self.commands, &self.shown, command) {
-                Ok(seen) => return seen.checked().map_err(failed),
+                Ok(seen) => {
+                    self.hints = lease.worker.as_ref().map_or_else(Hints::default, |worker| worker.hints());
+                    return seen.checked().map_err(failed);
+                }
                 Err(Fault::Refused(reason)) => return Err(failed(reason)),
                 Err(Fault::Broken(reason)) => reason,
             };
@@ -144,5 +163,13 @@ impl Environment for Bridged {
 
     fn is_remote(&self) -> bool {
         true
+    }
+
+    fn distance(&mut self) -> Option<u32> {
+        self.hints.distance
+    }
+
+    fn expert(&mut self) -> Option<String> {
+        self.hints.expert.clone()
     }
 }
