@@ -372,7 +372,7 @@ fn a_text_is_continued() {
         |prompt: &str, more: &[&str]| refused(&[&["generate", "--model", model, "--prompt", prompt], more].concat());
     assert!(refusal("", &[]).contains("--prompt is empty"));
     assert!(refusal("a", &["--temperature", "-1"]).contains("--temperature -1: must be a number, 0 or above"));
-    let long = refusal(&"go north ".repeat(20_000), &[]);
+    let long = refusal(&"go north ".repeat(9_000), &[]);
     assert!(long.contains("no room in the model's context"), "{long}");
     assert!(refused(&["generate", "--model", "no/model", "--prompt", "a"]).contains("no/model"));
 }
