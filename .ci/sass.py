@@ -6,7 +6,7 @@ usage: sass.py CUOBJDUMP FATBIN...    (nvdisasm beside cuobjdump)
 import os, pathlib, re, subprocess, sys
 
 # Work of a few kilobytes: bound by latency, whatever the width of a load.
-LATENCY = re.compile(r"advantage_|_finish_|_combine_|_loss_|_tile_|rmsnorm_backward_dw_")
+LATENCY = re.compile(r"advantage_|_finish_|decode_attention_combine_|_loss_|_tile_|rmsnorm_backward_dw_")
 MATRIX = re.compile(r"decode_attention_hd|attention_(forward|backward_dq|backward_dkv)|grouped_logprob_(forward|grad)|gradient_cosine_(gram|ghost)_bf16")
 HOPPER = re.compile(r"_hopper_(?!rows_)")
 

@@ -5,7 +5,7 @@
 //
 // kernel                grid, block                 bytes per parameter   floor on an H100 (3.0 TB/s), 494 M
 // pcgrad_dots_f32       any, fixed (528); 256       8                     1.3 ms
-// pcgrad_factors_f64    1; 256                      24 · grid             1 µs
+// pcgrad_finish_f64     1; 256                     24 · grid             1 µs
 // pcgrad_combine_f32    grid · block ≥ len / 8; 256 12                    2.0 ms
 // Run by: uncouple selftest --device cuda; in training by decouple.method = "pcgrad". Checked by emulation only.
 #include "common/reduce.cuh"
@@ -40,7 +40,7 @@ extern "C" __global__ void __launch_bounds__(256)
 
 // out [3] = the factors of p and of n, and the cosine between them (not a number when one of them is 0).
 extern "C" __global__ void __launch_bounds__(256)
-    pcgrad_factors_f64(const double* __restrict__ partial, double* __restrict__ out, int partials) {
+    pcgrad_finish_f64(const double* __restrict__ partial, double* __restrict__ out, int partials) {
     double sum[3];
 #pragma unroll
     for (int which = 0; which < 3; ++which) {

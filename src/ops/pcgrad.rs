@@ -51,7 +51,7 @@ pub mod cuda {
         let args = [positive.arg(), negative.arg(), partial.arg(), len];
         gpu.launch(Launch { kernel: "pcgrad_dots_f32", grid: [blocks as u32, 1, 1], block, shared, args: &args })?;
         let args = [partial.arg(), factors.arg(), Arg::from(blocks as i32)];
-        gpu.launch(Launch { kernel: "pcgrad_factors_f64", grid: [1; 3], block, shared, args: &args })?;
+        gpu.launch(Launch { kernel: "pcgrad_finish_f64", grid: [1; 3], block, shared, args: &args })?;
         let args = [positive.arg(), negative.arg(), factors.arg(), len];
         gpu.launch_threads("pcgrad_combine_f32", n / 8, &args)?;
         let cosine = gpu.read(&*factors)?[2];

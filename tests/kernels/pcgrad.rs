@@ -7,7 +7,7 @@ fn on_gpu(p: &[f32], n: &[f32], grid: u32) -> (Vec<f32>, f64) {
     let partial = Buffer::poisoned::<f64>(3 * grid as usize);
     let factors = Buffer::poisoned::<f64>(3);
     launch("pcgrad_dots_f32", grid, 256, 0, args![&positive, &negative, &partial, len]).unwrap();
-    launch("pcgrad_factors_f64", 1, 256, 0, args![&partial, &factors, grid as i32]).unwrap();
+    launch("pcgrad_finish_f64", 1, 256, 0, args![&partial, &factors, grid as i32]).unwrap();
     launch("pcgrad_combine_f32", blocks(p.len() / 8), 256, 0, args![&positive, &negative, &factors, len]).unwrap();
     (negative.read::<f32>().unwrap(), factors.read::<f64>().unwrap()[2])
 }
