@@ -5,6 +5,7 @@ mod common;
 
 use common::{flops, gpu, on_gpu, time, values};
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
+use uncouple::device::Dtype;
 use uncouple::forest::Forest;
 use uncouple::ops::attention::cuda::Backward;
 use uncouple::ops::attention::{self, Shape, Visibility};
@@ -28,11 +29,11 @@ fn bench(c: &mut Criterion) {
         // A product over the pairs costs two operations for each element of every head: two products forward, five backward.
         group.throughput(flops(4 * pairs * SHAPE.q_dim()));
         group.bench_function(BenchmarkId::new("forward", name), |b| {
-            b.iter(|| attention::forward(&qkv, SHAPE, &visibility, &mut out, &mut softmax))
+            b.iter(|| attention::forward(Dtype::F32, &qkv, SHAPE, &visibility, &mut out, &mut softmax))
         });
         group.throughput(flops(10 * pairs * SHAPE.q_dim()));
         group.bench_function(BenchmarkId::new("backward", name), |b| {
-            b.iter(|| attention::backward(&d_out, &qkv, &out, &softmax, SHAPE, &visibility, &mut d_qkv))
+            b.iter(|| attention::backward(Dtype::F32, &d_out, &qkv, &out, &softmax, SHAPE, &visibility, &mut d_qkv))
         });
 
         let Some(gpu) = &gpu else { continue };

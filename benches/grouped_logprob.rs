@@ -5,6 +5,7 @@ mod common;
 
 use common::{GPU_ROWS, HIDDEN, ROWS, flops, gpu, on_gpu, time, values};
 use criterion::{Criterion, criterion_group, criterion_main};
+use uncouple::device::Dtype;
 use uncouple::ops::grouped_logprob::{Head, HeadGrads, Target, TokenGrad, cuda, forward, forward_backward};
 
 const VOCAB: usize = 15_194;
@@ -12,7 +13,7 @@ const VOCAB: usize = 15_194;
 fn bench(c: &mut Criterion) {
     let (weight, hidden) = (values(1, VOCAB * HIDDEN), values(2, ROWS * HIDDEN));
     let (mut d_weight, mut d_hidden) = (vec![0.0; weight.len()], vec![0.0; hidden.len()]);
-    let head = Head { weight: &weight, hidden: &hidden, width: HIDDEN, temperature: 1.0 };
+    let head = Head { weight: &weight, hidden: &hidden, width: HIDDEN, temperature: 1.0, dtype: Dtype::F32 };
     let targets: Vec<_> = (0..ROWS as u32).map(|row| Target { row, token: row * 59 % VOCAB as u32 }).collect();
     let product = 2 * ROWS * VOCAB * HIDDEN;
     let mut group = c.benchmark_group("grouped_logprob");

@@ -3,7 +3,7 @@
 
 Medians after warm-up, torch threads = 2. Beside each figure: `others` = CPU seconds that all other processes used per
 wall second during the measurement (2.00 would be the whole machine), so a disturbed figure can be seen.
-usage: peer_cpu.py [train] [compile] [bf16] [generate] [trl] [cosine]   (default: all)
+usage: peer_cpu.py [train] [compile] [bf16] [generate] [prefill] [trl] [cosine]   (default: all)
 """
 import os, statistics, sys, tempfile, time, warnings
 os.environ.update(HF_HUB_OFFLINE="1", CUDA_VISIBLE_DEVICES="", TRL_EXPERIMENTAL_SILENCE="1", TOKENIZERS_PARALLELISM="false", OMP_NUM_THREADS="2")
@@ -78,6 +78,11 @@ def generate():
             bench(f"(ii) generate greedy 128 new, batch {B}, prompt 64, {attn}", lambda: m.generate(ids, attention_mask=torch.ones_like(ids), generation_config=gc), "new tok/s", B * 128, warm=1, n=3)
 
 
+def prefill():
+    m = model().eval(); ids = torch.randint(0, 2048, (64, 64))
+    with torch.no_grad(): bench("(v) prefill 64x64, sdpa", lambda: m(input_ids=ids, use_cache=True, logits_to_keep=1), "tok/s", 64 * 64)
+
+
 def trl():
     """GRPOTrainer as a user runs it: .train(), 8 prompts x 8 generations, prompts of 64 tokens, 64 new tokens, one optimizer step per batch."""
     from datasets import Dataset
@@ -142,12 +147,13 @@ def cosine(N=16, T=256):
 
 
 if __name__ == "__main__":
-    want = sys.argv[1:] or ["train", "compile", "bf16", "generate", "trl", "cosine"]
+    want = sys.argv[1:] or ["train", "compile", "bf16", "generate", "prefill", "trl", "cosine"]
     import transformers, trl as _t
     print(f"torch {torch.__version__} transformers {transformers.__version__} trl {_t.__version__}; params {sum(p.numel() for p in model().parameters()):,}; load {os.getloadavg()}", flush=True)
     if "train" in want: train("eager-mode torch, sdpa"); train("eager-mode torch, eager attention", "eager")
     if "bf16" in want: train("bf16 autocast, sdpa", bf16=True)
     if "compile" in want: train("torch.compile, sdpa", compiled=True)
+    if "prefill" in want: prefill()
     if "generate" in want: generate()
     if "cosine" in want: cosine()
     if "trl" in want: trl()

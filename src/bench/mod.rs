@@ -9,14 +9,15 @@ pub mod gcd;
 pub mod gpu_shapes;
 pub mod kernels;
 mod peer;
+pub mod real;
 pub mod step;
 
 pub use coupling::Growth;
 pub use peer::PeerError;
 
 use crate::config::{Config, Grpo, Optim};
-use crate::device::Result;
-use crate::device::cpu::{self, Mat};
+use crate::device::cpu::{Mat, Product};
+use crate::device::{Dtype, Result};
 use crate::grpo::{LossNormalizer, Sample};
 use crate::model::families::QWEN2;
 use crate::model::{Architecture, Model, Params, Policy, SampleRequest};
@@ -40,6 +41,20 @@ pub enum Bench {
     GrpoStep,
     /// All cosines of the gradients of 16 sequences of 256 tokens.
     GradientCosine,
+    /// 64 prompts of 64 tokens into a KV cache.
+    Prefill,
+}
+
+impl Bench {
+    pub fn name(self) -> &'static str {
+        match self {
+            Bench::TrainStep => "train-step",
+            Bench::Generate => "generate",
+            Bench::GrpoStep => "grpo-step",
+            Bench::GradientCosine => "gradient-cosine",
+            Bench::Prefill => "prefill",
+        }
+    }
 }
 
 /// One measurement, and the peer's on the same work.
@@ -97,11 +112,12 @@ const ON_CPU: &str = "only a GPU can fail";
 /// Runs a benchmark, and with `peer` (a Python) the peer script on the same work. Both report medians after warm-up.
 pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
     let gemm_gflops = gemm_rate();
-    let (name, tokens, flops, mut call): (_, usize, f64, Box<dyn FnMut()>) = match bench {
-        Bench::TrainStep => ("train-step", 16 * 256, train_flops(16 * 256, 256), train_step()),
-        Bench::Generate => ("generate", 64 * 128, generate_flops(), generate()),
-        Bench::GrpoStep => ("grpo-step", 64 * 64, grpo_flops(), grpo_step()),
-        Bench::GradientCosine => ("gradient-cosine", 16 * 256, train_flops(16 * 256, 256), coupling::call()),
+    let (tokens, flops, mut call): (usize, f64, Box<dyn FnMut()>) = match bench {
+        Bench::TrainStep => (16 * 256, train_flops(16 * 256, 256), train_step()),
+        Bench::Generate => (64 * 128, generate_flops(), generate()),
+        Bench::GrpoStep => (64 * 64, grpo_flops(), grpo_step()),
+        Bench::GradientCosine => (16 * 256, train_flops(16 * 256, 256), coupling::call()),
+        Bench::Prefill => (64 * 64, 64.0 * 64.0 * token_flops(), prefill()),
     };
     call();
     call();
@@ -120,7 +136,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         None => Vec::new(),
     };
     Ok(Report {
-        name,
+        name: bench.name(),
         seconds,
         fastest: times[0],
         slowest: times[CALLS - 1],
@@ -141,8 +157,8 @@ fn gemm_rate() -> f64 {
     let mut best = f64::INFINITY;
     for _ in 0..8 {
         let began = Instant::now();
-        c.par_chunks_mut(N * N)
-            .for_each(|c| cpu::gemm((N, N, N), c, N, false, 1.0, Mat::rows(&a, N), Mat::rows(&b, N)));
+        let product = Product::new(Dtype::F32, (N, N, N));
+        c.par_chunks_mut(N * N).for_each(|c| product.run(c, N, Mat::rows(&a, N), Mat::rows(&b, N)));
         best = best.min(began.elapsed().as_secs_f64());
     }
     (2 * N * N * N * tasks) as f64 / best / 1e9
@@ -203,6 +219,16 @@ fn generate() -> Box<dyn FnMut()> {
     Box::new(move || {
         let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
         decode(&model, &prompts, 1, 128, &greedy).expect(ON_CPU);
+    })
+}
+
+fn prefill() -> Box<dyn FnMut()> {
+    let model = model();
+    let prompts: Vec<Vec<u32>> = (0..64).map(|i| tokens(i, 64)).collect();
+    Box::new(move || {
+        let mut decoder = model.decoder().expect(ON_CPU);
+        let inputs: Vec<_> = prompts.iter().map(|p| (decoder.new_sequence(), &p[..])).collect();
+        decoder.append(&inputs).expect(ON_CPU);
     })
 }
 

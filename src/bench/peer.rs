@@ -1,6 +1,7 @@
-//! The peer's side: benches/peers/peer_cpu.py in a Python that has torch, transformers and TRL.
+//! The peer's side: the scripts of benches/peers in a Python that has torch, transformers and TRL.
 
 use super::Bench;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -17,23 +18,35 @@ pub enum PeerError {
     NoLine(&'static str, String),
 }
 
-const SCRIPT: &str = "benches/peers/peer_cpu.py";
+const SMALL: &str = "benches/peers/peer_cpu.py";
+const REAL: &str = "benches/peers/real_model.py";
 
 /// The peer's lines on this work: (name, median seconds).
 pub fn run(python: &Path, bench: Bench) -> Result<Vec<(String, f64)>, PeerError> {
-    let script = PathBuf::from(SCRIPT);
-    if !script.exists() {
-        return Err(PeerError::NoScript(script));
-    }
     let (part, prefix) = match bench {
         Bench::TrainStep => ("train", "(i) train step"),
         Bench::Generate => ("generate", "(ii) generate greedy 128 new, batch 64"),
         Bench::GrpoStep => ("trl", "(iii) TRL GRPO step"),
         Bench::GradientCosine => ("cosine", "(iv) cosine 16x256"),
+        Bench::Prefill => ("prefill", "(v) prefill 64x64"),
     };
+    lines(python, SMALL, &[part.as_ref()], prefix)
+}
+
+/// The lines on a given model.
+pub fn of_model(python: &Path, model: &Path, part: &'static str) -> Result<Vec<(String, f64)>, PeerError> {
+    lines(python, REAL, &[model.as_os_str(), part.as_ref()], "")
+}
+
+/// What a script prints of times, in lines that begin with `prefix`.
+fn lines(python: &Path, script: &str, args: &[&OsStr], prefix: &'static str) -> Result<Vec<(String, f64)>, PeerError> {
+    let script = PathBuf::from(script);
+    if !script.exists() {
+        return Err(PeerError::NoScript(script));
+    }
     let output = Command::new(python)
         .arg(&script)
-        .arg(part)
+        .args(args)
         .output()
         .map_err(|source| PeerError::Start { python: python.into(), source })?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -3,10 +3,11 @@
 use super::{BenchArg, BenchArgs, DeviceArg, output};
 use crate::bench::ceilings::Ceilings;
 use crate::bench::kernels::{self, Shapes};
-use crate::bench::{self, Bench, decode, gcd, step};
-use crate::device::{Gpu, cuda::Cuda};
+use crate::bench::{self, Bench, decode, gcd, real, step};
+use crate::device::{Dtype, Gpu, cuda::Cuda};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
+use std::path::Path;
 use std::process::ExitCode;
 
 pub fn run(args: BenchArgs) -> Result<ExitCode> {
@@ -24,7 +25,11 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         (BenchArg::Generate, _) => Bench::Generate,
         (BenchArg::GrpoStep, _) => Bench::GrpoStep,
         (BenchArg::GradientCosine, _) => Bench::GradientCosine,
+        (BenchArg::Prefill, _) => Bench::Prefill,
     };
+    if let Some(dir) = &args.model {
+        return run_real(what, dir, &args);
+    }
     let report = bench::run(what, args.peer.then_some(&*args.python))?;
     if args.json {
         output::print_json(&report)?;
@@ -58,6 +63,29 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         100.0 * report.gemm_share,
         report.gemm_gflops
     ))?;
+    Ok(ExitCode::SUCCESS)
+}
+
+fn run_real(what: Bench, dir: &Path, args: &BenchArgs) -> Result<ExitCode> {
+    let report = real::run(what, dir, args.dtype.into(), args.peer.then_some(&*args.python))?;
+    if args.json {
+        output::print_json(&report)?;
+        return Ok(ExitCode::SUCCESS);
+    }
+    let mut table = Table::new();
+    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["work", "by", "ms", "tokens/s", "its time / ours"]);
+    for row in &report.rows {
+        let (ms, rate) = (|s: f64| format!("{:.1}", 1e3 * s), format!("{:.0}", row.tokens_per_second));
+        table.add_row([row.work.clone(), "uncouple".into(), ms(row.seconds), rate, "1.00".into()]);
+        for peer in &row.peers {
+            let rate = format!("{:.0}", row.tokens_per_second / peer.ratio);
+            table.add_row([String::new(), peer.name.clone(), ms(peer.seconds), rate, format!("{:.2}", peer.ratio)]);
+        }
+    }
+    output::print(&table.to_string())?;
+    if report.dtype == Dtype::Bf16 {
+        output::print(&format!("products in bf16 by {}", report.unit))?;
+    }
     Ok(ExitCode::SUCCESS)
 }
 

@@ -1,7 +1,9 @@
 //! `uncouple doctor`: what training will find on this machine, and the mend where something is missing.
 
 use super::{DoctorArgs, output};
-use crate::device::cpu::{self, Mat};
+use crate::device::Dtype;
+use crate::device::cpu::bf16::Unit;
+use crate::device::cpu::{self, Mat, Product};
 use crate::device::kernels::MODULES;
 use crate::device::{cublaslt_version, cuda};
 use crate::report::provenance::COMMIT;
@@ -47,7 +49,18 @@ impl Check {
 const GIB: u64 = 1 << 30;
 
 pub fn run(args: DoctorArgs) -> Result<ExitCode> {
-    let checks = [version(), processor(), simd(), memory(), disk(&args.dir), gpu(), cublaslt(), kernels(), gemm_rate()];
+    let checks = [
+        version(),
+        processor(),
+        simd(),
+        memory(),
+        disk(&args.dir),
+        gpu(),
+        cublaslt(),
+        kernels(),
+        f32_rate(),
+        bf16_rate(),
+    ];
     if args.json {
         output::print_json(&checks)?;
     } else {
@@ -151,23 +164,29 @@ fn kernels() -> Check {
     Check::ok("kernels", format!("{} for {} and PTX", names.len(), archs.join(", ")))
 }
 
-/// The rate of f32 products on all threads, the best of a few.
-fn gemm_rate() -> Check {
-    const N: usize = 768;
+/// Edge of the products that are timed.
+const EDGE: usize = 768;
+
+/// The rate of products on all threads, GFLOP/s, the best of a few.
+fn rate(dtype: Dtype) -> f64 {
+    const N: usize = EDGE;
     let (a, b, mut c) = (vec![0.5f32; N * N], vec![0.25f32; N * N], vec![0.0f32; N * N]);
-    let threads = rayon::current_num_threads();
-    let rows = N.div_ceil(threads);
+    let rows = N.div_ceil(rayon::current_num_threads());
     let mut once = || {
         let began = Instant::now();
         c.par_chunks_mut(rows * N).zip(a.par_chunks(rows * N)).for_each(|(c, a)| {
             let shape = (c.len() / N, N, N);
-            cpu::gemm(shape, c, N, false, 1.0, Mat::rows(a, N), Mat::rows(&b, N));
+            Product::new(dtype, shape).run(c, N, Mat::rows(a, N), Mat::rows(&b, N));
         });
         began.elapsed().as_secs_f64()
     };
     let best = (0..5).map(|_| once()).fold(f64::INFINITY, f64::min);
-    let rate = 2.0 * (N as f64).powi(3) / best / 1e9;
-    let found = format!("{rate:.0} GFLOP/s (f32, {N} x {N} x {N}, {threads} threads)");
+    2.0 * (N as f64).powi(3) / best / 1e9
+}
+
+fn f32_rate() -> Check {
+    let (rate, threads) = (rate(Dtype::F32), rayon::current_num_threads());
+    let found = format!("{rate:.0} GFLOP/s (f32, {EDGE} x {EDGE} x {EDGE}, {threads} threads)");
     if rate >= 20.0 {
         Check::ok("gemm", found)
     } else {
@@ -177,6 +196,18 @@ fn gemm_rate() -> Check {
             found,
             "slow: build with --release, and see that no other program uses the cores",
         )
+    }
+}
+
+/// What `model.dtype = "bf16"` would give.
+fn bf16_rate() -> Check {
+    let (unit, rate) = (Unit::best(), rate(Dtype::Bf16));
+    let found = format!("{rate:.0} GFLOP/s by {}", unit.name());
+    match unit {
+        Unit::Amx | Unit::Avx512 => {
+            Check::ok("bf16", format!("{found}: train real models with model.dtype = \"bf16\""))
+        }
+        Unit::Portable => Check::ok("bf16", format!("{found}: model.dtype = \"f32\" is faster here")),
     }
 }
 

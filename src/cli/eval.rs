@@ -34,6 +34,7 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
         config.eval.games = games;
     }
     let (model, tokenizer) = checkpoint::load_with_tokenizer(&dir)?;
+    let model = model.with_dtype(config.model.dtype);
     // After all that may be refused: it takes all memory of the GPU.
     let gpu = args.device.open().context("eval --device cuda")?;
     let on_gpu = gpu.as_ref().map(|gpu| CudaModel::new(gpu, &model, config.rollout.max_live as usize)).transpose()?;

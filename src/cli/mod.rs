@@ -16,7 +16,7 @@ mod selftest;
 mod theory;
 mod train;
 
-use crate::device::{Gpu, cuda::Cuda};
+use crate::device::{Dtype, Gpu, cuda::Cuda};
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -75,6 +75,22 @@ pub enum DeviceArg {
     #[default]
     Cpu,
     Cuda,
+}
+
+/// As `model.dtype`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum DtypeArg {
+    F32,
+    Bf16,
+}
+
+impl From<DtypeArg> for Dtype {
+    fn from(arg: DtypeArg) -> Dtype {
+        match arg {
+            DtypeArg::F32 => Dtype::F32,
+            DtypeArg::Bf16 => Dtype::Bf16,
+        }
+    }
 }
 
 impl DeviceArg {
@@ -251,6 +267,12 @@ pub struct BenchArgs {
     /// Where: kernels, step and decode need cuda, the others are measured on the CPU
     #[arg(long, value_enum, default_value = "cpu")]
     pub device: DeviceArg,
+    /// Measure this Hugging Face model directory: train-step, generate, prefill or gradient-cosine, on the CPU
+    #[arg(long, value_name = "DIR", conflicts_with = "small")]
+    pub model: Option<PathBuf>,
+    /// With --model: what its products are of
+    #[arg(long, value_enum, default_value = "f32", requires = "model")]
+    pub dtype: DtypeArg,
     /// With --device cuda: shapes that a simulated device gets through
     #[arg(long)]
     pub small: bool,
@@ -295,6 +317,8 @@ pub enum BenchArg {
     TrainStep,
     Generate,
     GrpoStep,
+    /// Prompts into a KV cache
+    Prefill,
     /// All pairs of per-sample gradient cosines, 16 x 256 tokens
     GradientCosine,
     /// What GCD adds to a training step's time, with the judgments' prompts shared and without

@@ -59,6 +59,7 @@ pub fn run(args: PlayArgs) -> Result<ExitCode> {
     let Subject { config, dir, .. } =
         Subject::of(args.run.as_deref(), args.model.as_deref(), args.config.as_deref(), &args.set)?;
     let (model, tokenizer) = checkpoint::load_with_tokenizer(&dir)?;
+    let model = model.with_dtype(config.model.dtype);
     let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
     prompter.suggest(&state::suggestions(&dir)?);
     let (suite, split) = (suite(&config)?, split(args.split));

@@ -10,13 +10,14 @@ use std::fmt::Write;
 use std::sync::OnceLock;
 use toml::{Table, Value};
 
-const SOURCES: [&str; 6] = [
+const SOURCES: [&str; 7] = [
     include_str!("mod.rs"),
     include_str!("gcd.rs"),
     include_str!("suggestions.rs"),
     include_str!("decouple.rs"),
     include_str!("coupling.rs"),
     include_str!("../ops/advantage.rs"),
+    include_str!("../device/dtype.rs"),
 ];
 
 /// One key of the configuration.

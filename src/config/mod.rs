@@ -23,6 +23,7 @@ pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, Judge, LabelSource};
 pub use load::{ConfigError, Override};
 pub use suggestions::{Author, SuggestionMode, Suggestions};
 
+use crate::device::Dtype;
 use crate::ops::advantage::Scale;
 use serde::{Deserialize, Serialize};
 
@@ -96,6 +97,9 @@ pub struct Model {
     pub max_position_embeddings: usize,
     /// Recompute each layer's activations in the backward pass: less memory, more time.
     pub recompute: bool,
+    /// What weights, activations and keys are rounded to where they are multiplied; sums are in f32, and so are the weights that the
+    /// optimizer updates. On a CPU with AVX512-BF16 or AMX, bf16 trains real models several times as fast. A GPU always takes bf16.
+    pub dtype: Dtype,
 }
 
 /// Which tasks.
@@ -410,6 +414,7 @@ impl Default for Model {
             intermediate_size: 448,
             max_position_embeddings: 1024,
             recompute: false,
+            dtype: Dtype::F32,
         }
     }
 }

@@ -13,6 +13,7 @@
 //! TFLOP/s that is 0.38 s for the passes (dW included) and 0.01 s more for the Gram products; a layer's slab in bf16 is 4.9 GB and
 //! crosses memory twice if it does not stay in the cache, 132 ms at 3 TB/s for all layers.
 
+use crate::device::Dtype;
 use crate::forest::{Forest, ROOT};
 use crate::model::backend::Sink;
 use crate::model::backend::cpu_sink::Cpu;
@@ -83,7 +84,7 @@ impl Grams {
         let mut d_hidden = vec![0.0; acts.hidden.len()];
         let mut logprobs = vec![0.0; batch.targets.len()];
         grouped_logprob::forward_backward(
-            Head { weight: head, hidden: &acts.hidden, width, temperature: 1.0 },
+            Head { weight: head, hidden: &acts.hidden, width, temperature: 1.0, dtype: model.dtype() },
             &batch.targets,
             HeadGrads { weight: &mut [], hidden: &mut d_hidden },
             &mut |i, logprob, _| {
@@ -96,7 +97,19 @@ impl Grams {
         model.backward_into(&batch.forest, &mut acts, &mut d_hidden, &mut sink);
         let GramSink { grams, vectors, inputs, ways, .. } = sink;
         let vectors = vectors.into_values().collect();
-        Ok(batch.grams(layout, Pass { grams, vectors, inputs, ways, hidden: &acts.hidden, logprobs: &logprobs, head }))
+        Ok(batch.grams(
+            layout,
+            Pass {
+                grams,
+                vectors,
+                inputs,
+                ways,
+                hidden: &acts.hidden,
+                logprobs: &logprobs,
+                head,
+                dtype: model.dtype(),
+            },
+        ))
     }
 
     /// Sum over the tensors that `wanted` (by name) picks, `[samples, samples]`.
@@ -143,6 +156,8 @@ pub struct Pass<'a> {
     pub logprobs: &'a [f32],
     /// The head's weight, `[vocab, hidden]`.
     pub head: &'a [f32],
+    /// Of the products that made the log-probs.
+    pub dtype: Dtype,
 }
 
 impl<'a> Batch<'a> {
@@ -196,6 +211,7 @@ impl<'a> Batch<'a> {
             logprob: pass.logprobs,
             scale: &self.scale,
             ends: &self.ends,
+            dtype: pass.dtype,
         };
         ways[usize::from(rows.way() == GramMethod::Ghost)] += 1;
         let tied = layout.head == layout.embed;

@@ -1,5 +1,9 @@
-//! The CPU device: f32, threads by rayon, matrix products by the `gemm` crate (AVX-512, AVX2/FMA or NEON, chosen at run time).
+//! The CPU device: threads by rayon, matrix products in f32 by the `gemm` crate (AVX-512, AVX2/FMA or NEON, chosen at run time), or
+//! of factors rounded to bf16 ([`bf16`]).
 
+pub mod bf16;
+
+use super::Dtype;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Rows of a token block: one task of a parallel loop. Large enough for efficient matrix products, small enough that a
@@ -30,29 +34,64 @@ impl<'a> Mat<'a> {
     }
 }
 
-/// `C = alpha A B`, or `C += alpha A B` with `accumulate`; C is `[m, n]` row-major with `c_stride`, A `[m, k]`, B `[k, n]`.
-/// Runs on the calling thread: parallelism is over blocks of rows or tiles of the result, never inside a product.
-#[allow(clippy::too_many_arguments)]
-pub fn gemm(
-    (m, n, k): (usize, usize, usize),
-    c: &mut [f32],
-    c_stride: usize,
-    accumulate: bool,
-    alpha: f32,
-    a: Mat<'_>,
-    b: Mat<'_>,
-) {
+/// `C = alpha A B`, or `C += alpha A B` with `accumulate`; C is `[m, n]` row-major, A `[m, k]`, B `[k, n]`, `shape` (m, n, k).
+#[derive(Debug, Clone, Copy)]
+pub struct Product {
+    pub shape: (usize, usize, usize),
+    /// What A and B are rounded to; sums are in f32.
+    pub dtype: Dtype,
+    pub accumulate: bool,
+    pub alpha: f32,
+}
+
+impl Product {
+    /// `C = A B`.
+    pub fn new(dtype: Dtype, shape: (usize, usize, usize)) -> Product {
+        Product { shape, dtype, accumulate: false, alpha: 1.0 }
+    }
+
+    pub fn accumulate(self, accumulate: bool) -> Product {
+        Product { accumulate, ..self }
+    }
+
+    pub fn alpha(self, alpha: f32) -> Product {
+        Product { alpha, ..self }
+    }
+
+    /// With rows of `c` that are `c_stride` apart. Runs on the calling thread: parallelism is over blocks of rows or tiles of the
+    /// result, never inside a product.
+    ///
+    /// # Panics
+    /// If a matrix is shorter than its shape.
+    pub fn run(self, c: &mut [f32], c_stride: usize, a: Mat<'_>, b: Mat<'_>) {
+        match self.dtype {
+            Dtype::F32 => in_f32(self, c, c_stride, a, b),
+            Dtype::Bf16 => bf16::product(bf16::Unit::best(), self, (c, c_stride), a, bf16::Right::Mat(b)),
+        }
+    }
+
+    /// The same, in bf16, with a B that was packed before.
+    ///
+    /// # Panics
+    /// If a matrix is shorter than its shape, or B is of another.
+    pub fn run_packed(self, c: &mut [f32], c_stride: usize, a: Mat<'_>, b: bf16::Columns<'_>) {
+        bf16::product(bf16::Unit::best(), self, (c, c_stride), a, bf16::Right::Packed(b));
+    }
+}
+
+fn in_f32(product: Product, c: &mut [f32], c_stride: usize, a: Mat<'_>, b: Mat<'_>) {
+    let Product { shape: (m, n, k), accumulate, alpha, .. } = product;
     if m == 0 || n == 0 {
         return;
     }
     assert!(
         a.holds(m, k) && b.holds(k, n) && (m - 1) * c_stride + n <= c.len(),
-        "gemm: a matrix is shorter than its shape"
+        "product: a matrix is shorter than its shape"
     );
     if exact_products() {
-        return exact((m, n, k), c, c_stride, accumulate, alpha, a, b);
+        return exact(product, c, c_stride, a, b);
     }
-    // SAFETY: every index the product touches lies inside its slice, checked just above.
+    // SAFETY: every index the product touches lies inside its slice: checked just above.
     unsafe {
         gemm::gemm(
             m,
@@ -91,15 +130,8 @@ pub fn exact_products() -> bool {
     EXACT_PRODUCTS.load(Ordering::Relaxed)
 }
 
-fn exact(
-    (m, n, k): (usize, usize, usize),
-    c: &mut [f32],
-    c_stride: usize,
-    accumulate: bool,
-    alpha: f32,
-    a: Mat<'_>,
-    b: Mat<'_>,
-) {
+fn exact(product: Product, c: &mut [f32], c_stride: usize, a: Mat<'_>, b: Mat<'_>) {
+    let Product { shape: (m, n, k), accumulate, alpha, .. } = product;
     let widen = |x: Mat<'_>, rows: usize, cols: usize| -> Vec<f64> {
         let at = |i: usize, j: usize| f64::from(x.data[i * x.row_stride + j * x.col_stride]);
         (0..rows).flat_map(|i| (0..cols).map(move |j| (i, j))).map(|(i, j)| at(i, j)).collect()

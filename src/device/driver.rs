@@ -1,5 +1,6 @@
 //! What a GPU has to offer. The real one (`cuda`) and the one of the tests, which runs the same kernels on a CPU, offer the same.
 
+use super::Dtype;
 use super::Result;
 use bytemuck::Pod;
 use std::time::Duration;
@@ -112,21 +113,6 @@ pub struct Launch<'a> {
     /// Bytes of dynamic shared memory.
     pub shared: u32,
     pub args: &'a [Arg],
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Dtype {
-    Bf16,
-    F32,
-}
-
-impl Dtype {
-    pub fn bytes(self) -> usize {
-        match self {
-            Dtype::Bf16 => 2,
-            Dtype::F32 => 4,
-        }
-    }
 }
 
 /// A row-major matrix, or as many as the product has, `batch_stride` elements from one to the next.

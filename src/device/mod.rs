@@ -4,13 +4,15 @@ mod arena;
 pub mod cpu;
 pub mod cuda;
 mod driver;
+mod dtype;
 mod error;
 mod gpu;
 pub mod kernels;
 mod packed;
 
 pub use arena::Arena;
-pub use driver::{Arg, Chip, Driver, Dtype, Launch, Matmul, Operand, TensorMap, Tiling};
+pub use driver::{Arg, Chip, Driver, Launch, Matmul, Operand, TensorMap, Tiling};
+pub use dtype::Dtype;
 pub use error::{Error, Result, cublaslt_version, expect};
 pub use gpu::{Gpu, Graph, Part, Piece, Real, Slice, Tensor};
 pub use packed::{Packed, Place, Unpacked};

@@ -2,16 +2,18 @@
 
 use super::backend::Keep;
 use super::backend::Sink;
-use super::backend::cpu::{Activations, BackwardPass, Dims, ForwardPass, Weights};
+use super::backend::cpu::{Activations, BackwardPass, Dims, ForwardPass, Source, Weights};
 use super::backend::cpu_sink::{Accumulate, Cpu};
+use super::backend::packed_weights::PackedWeights;
 use super::{Architecture, Params, transformer};
+use crate::device::Dtype;
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
 use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
 use crate::ops::{attention, linear, rope};
 use rayon::prelude::*;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 /// A model in memory.
 #[derive(Clone)]
@@ -19,12 +21,39 @@ pub struct Model {
     pub config: Architecture,
     pub params: Params,
     rope: Arc<rope::Tables>,
+    dtype: Dtype,
+    /// Of the weights as they are, once they are asked for.
+    packed: OnceLock<Arc<PackedWeights>>,
 }
 
 impl Model {
     pub fn new(config: Architecture, params: Params) -> Model {
         let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
-        Model { config, params, rope }
+        Model { config, params, rope, dtype: Dtype::F32, packed: OnceLock::new() }
+    }
+
+    /// Computes in `dtype` from now on: weights, activations and keys are rounded to it where they are multiplied, and sums are in f32.
+    /// The parameters stay in f32.
+    pub fn with_dtype(self, dtype: Dtype) -> Model {
+        Model { dtype, packed: OnceLock::new(), ..self }
+    }
+
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    /// Must be called when `params` have changed.
+    pub fn changed(&mut self) {
+        self.packed = OnceLock::new();
+    }
+
+    /// The weights packed, as they are now. In bf16 they are kept: training reads them too.
+    pub(super) fn packed(&self) -> Arc<PackedWeights> {
+        let pack = || Arc::new(PackedWeights::new(&self.params, self.dtype));
+        match self.dtype {
+            Dtype::F32 => pack(),
+            Dtype::Bf16 => self.packed.get_or_init(pack).clone(),
+        }
     }
 
     /// The RoPE tables of every position of the context.
@@ -96,6 +125,7 @@ impl Model {
             hidden: &acts.hidden,
             width: self.config.hidden_size,
             temperature,
+            dtype: self.dtype,
         }
     }
 
@@ -104,7 +134,7 @@ impl Model {
     /// # Panics
     /// If the forward pass kept nothing.
     pub fn backward(&self, forest: &Forest, acts: &mut Activations, d_hidden: &mut [f32], grads: &mut Params) {
-        self.backward_into(forest, acts, d_hidden, &mut Accumulate { grads, rows: [forest.len()] });
+        self.backward_into(forest, acts, d_hidden, &mut Accumulate { dtype: self.dtype, grads, rows: [forest.len()] });
     }
 
     /// As [`Model::backward`], handing the parameters' gradients to `sink`. The head's is none of them.
@@ -119,7 +149,13 @@ impl Model {
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.params.flat, packed: false, spread: false }
+        let source = match self.dtype {
+            Dtype::F32 => Source::Stored(&self.params.flat),
+            Dtype::Bf16 => {
+                Source::Packed(self.packed.get_or_init(|| Arc::new(PackedWeights::new(&self.params, self.dtype))))
+            }
+        };
+        Weights { source, spread: false }
     }
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.

@@ -9,7 +9,8 @@
 pub mod cuda;
 
 use super::residual;
-use crate::device::cpu::{Mat, exp, gemm, simd};
+use crate::device::Dtype;
+use crate::device::cpu::{Mat, Product, exp, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -163,8 +164,8 @@ fn stack(x: &[f32], stride: usize, shape: Shape, kv: usize, rows: usize, stacked
 
 /// Softmax attention of the stacked queries of one kv head, a tile of keys at a time: sums are scaled again whenever a greater
 /// score turns up.
-#[derive(Default)]
 pub(super) struct Online {
+    dtype: Dtype,
     q: Vec<f32>,
     scores: Vec<f32>,
     out: Vec<f32>,
@@ -173,6 +174,11 @@ pub(super) struct Online {
 }
 
 impl Online {
+    /// Whose products are of factors in `dtype`.
+    pub fn new(dtype: Dtype) -> Online {
+        Online { dtype, q: Vec::new(), scores: Vec::new(), out: Vec::new(), stats: Vec::new() }
+    }
+
     /// Begins with `rows` rows of `qkv`.
     pub fn begin(&mut self, qkv: &[f32], shape: Shape, kv: usize, rows: usize) {
         stack(qkv, shape.qkv_dim(), shape, kv, rows, &mut self.q);
@@ -187,7 +193,8 @@ impl Online {
         let (d, n, stacked) = (shape.head_dim, tile.len, self.stats.len());
         self.scores.resize(stacked * n, 0.0);
         let scores = &mut self.scores[..stacked * n];
-        gemm((stacked, n, d), scores, n, false, shape.scale(), Mat::rows(&self.q, d), tile.keys);
+        let product = Product::new(self.dtype, (stacked, n, d)).alpha(shape.scale());
+        product.run(scores, n, Mat::rows(&self.q, d), tile.keys);
         let rows =
             scores.chunks_exact_mut(n).zip(self.out.chunks_exact_mut(d)).zip(&mut self.stats).zip((0..rows).cycle());
         simd(
@@ -206,7 +213,8 @@ impl Online {
                 }
             },
         );
-        gemm((stacked, d, n), &mut self.out, d, true, 1.0, Mat::rows(&self.scores, n), tile.values);
+        let product = Product::new(self.dtype, (stacked, d, n)).accumulate(true);
+        product.run(&mut self.out, d, Mat::rows(&self.scores, n), tile.values);
     }
 
     /// The outputs, stacked, `[group · rows, head_dim]`.
@@ -220,9 +228,9 @@ impl Online {
 }
 
 /// `qkv` `[tokens, qkv_dim]` (rotated) to `out` `[tokens, heads · head_dim]`. `softmax` `[tokens, heads, 2]` keeps each row's
-/// maximum and the inverse of its sum: their f32 log-sum-exp would cost the backward pass several bits where scores are large.
+/// maximum and the inverse of its sum, products are of factors in `dtype`: their f32 log-sum-exp would cost the backward pass several bits where scores are large.
 /// Parallel over query blocks.
-pub fn forward(qkv: &[f32], shape: Shape, visibility: &Visibility, out: &mut [f32], softmax: &mut [f32]) {
+pub fn forward(dtype: Dtype, qkv: &[f32], shape: Shape, visibility: &Visibility, out: &mut [f32], softmax: &mut [f32]) {
     let (mut tasks, mut out, mut softmax) = (Vec::new(), out, softmax);
     for block in visibility.runs.iter().flat_map(Run::blocks) {
         let (o, rest) = std::mem::take(&mut out).split_at_mut(block.rows.len() * shape.q_dim());
@@ -230,27 +238,31 @@ pub fn forward(qkv: &[f32], shape: Shape, visibility: &Visibility, out: &mut [f3
         (out, softmax) = (rest, tail);
         tasks.push((block, o, l));
     }
-    tasks.into_par_iter().for_each_init(Online::default, |online, (block, out, softmax)| {
-        let rows = block.rows.len();
-        for kv in 0..shape.kv_heads {
-            online.begin(&qkv[block.rows.start * shape.qkv_dim()..], shape, kv, rows);
-            for (at, tile) in block.tiles() {
-                let visible = |i| block.visible(i).saturating_sub(at);
-                online.add(shape, rows, Tile::of_rows(qkv, shape, kv, &tile), visible);
+    tasks.into_par_iter().for_each_init(
+        || Online::new(dtype),
+        |online, (block, out, softmax)| {
+            let rows = block.rows.len();
+            for kv in 0..shape.kv_heads {
+                online.begin(&qkv[block.rows.start * shape.qkv_dim()..], shape, kv, rows);
+                for (at, tile) in block.tiles() {
+                    let visible = |i| block.visible(i).saturating_sub(at);
+                    online.add(shape, rows, Tile::of_rows(qkv, shape, kv, &tile), visible);
+                }
+                online.finish(shape);
+                for (n, (from, [max, sum])) in online.out.chunks_exact(shape.head_dim).zip(&online.stats).enumerate() {
+                    let (i, h) = (n % rows, kv * shape.group() + n / rows);
+                    out[i * shape.q_dim() + h * shape.head_dim..][..shape.head_dim].copy_from_slice(from);
+                    softmax[(i * shape.heads + h) * 2..][..2].copy_from_slice(&[*max, 1.0 / sum]);
+                }
             }
-            online.finish(shape);
-            for (n, (from, [max, sum])) in online.out.chunks_exact(shape.head_dim).zip(&online.stats).enumerate() {
-                let (i, h) = (n % rows, kv * shape.group() + n / rows);
-                out[i * shape.q_dim() + h * shape.head_dim..][..shape.head_dim].copy_from_slice(from);
-                softmax[(i * shape.heads + h) * 2..][..2].copy_from_slice(&[*max, 1.0 / sum]);
-            }
-        }
-    });
+        },
+    );
 }
 
 /// What the backward pass reads.
 #[derive(Clone, Copy)]
 struct Saved<'a> {
+    dtype: Dtype,
     d_out: &'a [f32],
     qkv: &'a [f32],
     out: &'a [f32],
@@ -262,6 +274,7 @@ struct Saved<'a> {
 /// task sums the gradient of the keys it reads in a private buffer, and the buffers are added in a fixed order.
 #[allow(clippy::too_many_arguments)]
 pub fn backward(
+    dtype: Dtype,
     d_out: &[f32],
     qkv: &[f32],
     out: &[f32],
@@ -270,7 +283,7 @@ pub fn backward(
     visibility: &Visibility,
     d_qkv: &mut [f32],
 ) {
-    let saved = Saved { d_out, qkv, out, softmax, shape };
+    let saved = Saved { dtype, d_out, qkv, out, softmax, shape };
     let blocks: Vec<Block> = visibility.runs.iter().flat_map(Run::blocks).collect();
     let parts = parts(&blocks, shape.kv_heads);
     let tasks: Vec<_> = parts.iter().flat_map(|&part| (0..shape.kv_heads).map(move |kv| (part, kv))).collect();
@@ -367,7 +380,7 @@ struct Scratch {
 
 impl Scratch {
     fn begin(&mut self, saved: Saved<'_>, block: &Block, kv: usize) {
-        let Saved { d_out, qkv, out, softmax, shape } = saved;
+        let Saved { d_out, qkv, out, softmax, shape, .. } = saved;
         let (d, q_dim, first, rows) = (shape.head_dim, shape.q_dim(), block.rows.start, block.rows.len());
         stack(&qkv[first * shape.qkv_dim()..], shape.qkv_dim(), shape, kv, rows, &mut self.q);
         stack(&d_out[first * q_dim..], q_dim, shape, kv, rows, &mut self.d_out);
@@ -403,7 +416,8 @@ impl Scratch {
 }
 
 fn backward_part(saved: Saved<'_>, blocks: &[Block], kv: usize, s: &mut Scratch) -> PartGrads {
-    let Saved { qkv, shape, .. } = saved;
+    let Saved { dtype, qkv, shape, .. } = saved;
+    let product = |m, n, k| Product::new(dtype, (m, n, k));
     let (d, scale) = (shape.head_dim, shape.scale());
     let mut g = PartGrads::new(blocks, kv, shape);
     for block in blocks {
@@ -415,15 +429,17 @@ fn backward_part(saved: Saved<'_>, blocks: &[Block], kv: usize, s: &mut Scratch)
             s.ds.resize(stacked * n, 0.0);
             let (q, d_out) = (Mat::rows(&s.q, d), Mat::rows(&s.d_out, d));
             let values = Mat::transposed(tile.values.data, tile.values.row_stride);
-            gemm((stacked, n, d), &mut s.p, n, false, scale, q, tile.keys);
-            gemm((stacked, n, d), &mut s.ds, n, false, 1.0, d_out, values);
+            product(stacked, n, d).alpha(scale).run(&mut s.p, n, q, tile.keys);
+            product(stacked, n, d).run(&mut s.ds, n, d_out, values);
             s.scores(rows, n, |i| block.visible(i).saturating_sub(at));
             let (q, d_out) = (Mat::rows(&s.q, d), Mat::rows(&s.d_out, d));
             let keys = Mat::rows(tile.keys.data, tile.keys.col_stride);
-            gemm((stacked, d, n), &mut s.dq, d, true, scale, Mat::rows(&s.ds, n), keys);
+            product(stacked, d, n).alpha(scale).accumulate(true).run(&mut s.dq, d, Mat::rows(&s.ds, n), keys);
             let row = g.row(range.start) * 2 * d;
-            gemm((n, d, stacked), &mut g.dkv[row..], 2 * d, true, scale, Mat::transposed(&s.ds, n), q);
-            gemm((n, d, stacked), &mut g.dkv[row + d..], 2 * d, true, 1.0, Mat::transposed(&s.p, n), d_out);
+            let (dk, ds) = (product(n, d, stacked).alpha(scale).accumulate(true), Mat::transposed(&s.ds, n));
+            dk.run(&mut g.dkv[row..], 2 * d, ds, q);
+            let (dv, p) = (product(n, d, stacked).accumulate(true), Mat::transposed(&s.p, n));
+            dv.run(&mut g.dkv[row + d..], 2 * d, p, d_out);
         }
         let (width, first) = (shape.group() * d, block.rows.start - g.queries.start);
         for (n, dq) in s.dq.chunks_exact(d).enumerate() {

@@ -1,6 +1,7 @@
 //! Attention over a paged cache (decoding and prefill).
 
 use super::attention::{KEYS, Online, QUERIES, Shape, Tile, exp_sum, max};
+use crate::device::Dtype;
 use crate::device::cpu::{Mat, exp, prefetch, simd};
 use rayon::prelude::*;
 use std::ops::Range;
@@ -56,16 +57,22 @@ impl Piece {
 
 /// Attention of the new tokens of many sequences; `out` `[rows of all inputs, q_dim]`. With `spread` on all cores. A row's result
 /// depends on its own input only.
-pub fn forward<const PAGE: usize, P: Paged>(inputs: &[Input<'_, P>], shape: Shape, spread: bool, out: &mut [f32]) {
+pub fn forward<const PAGE: usize, P: Paged>(
+    dtype: Dtype,
+    inputs: &[Input<'_, P>],
+    shape: Shape,
+    spread: bool,
+    out: &mut [f32],
+) {
     let (qkv_dim, q_dim) = (shape.qkv_dim(), shape.q_dim());
     let rows = |input: &Input<'_, P>| input.qkv.len() / qkv_dim;
     let pieces = inputs.iter().enumerate().flat_map(|(i, input)| Piece::of(i, rows(input), input.past, shape.kv_heads));
     let pieces: Vec<Piece> = pieces.collect();
     let run = |scratch: &mut Scratch, piece: &Piece| scratch.run::<PAGE, P>(&inputs[piece.input], shape, piece);
     let found: Vec<Found> = if spread {
-        pieces.par_iter().map_init(Scratch::default, run).collect()
+        pieces.par_iter().map_init(|| Scratch::new(dtype), run).collect()
     } else {
-        let mut scratch = Scratch::default();
+        let mut scratch = Scratch::new(dtype);
         pieces.iter().map(|piece| run(&mut scratch, piece)).collect()
     };
     let first: Vec<usize> = inputs
@@ -112,7 +119,6 @@ impl Found {
     }
 }
 
-#[derive(Default)]
 struct Scratch {
     online: Online,
     scores: Vec<f32>,
@@ -121,6 +127,10 @@ struct Scratch {
 }
 
 impl Scratch {
+    fn new(dtype: Dtype) -> Scratch {
+        Scratch { online: Online::new(dtype), scores: Vec::new(), keys: Vec::new(), values: Vec::new() }
+    }
+
     fn run<const PAGE: usize, P: Paged>(&mut self, input: &Input<'_, P>, shape: Shape, piece: &Piece) -> Found {
         let (d, width) = (shape.head_dim, shape.group() * shape.head_dim);
         let Piece { rows, kv, keys, .. } = piece;

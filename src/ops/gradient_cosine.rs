@@ -13,7 +13,8 @@
 pub mod cuda;
 
 use super::linear::{self, WeightGrad};
-use crate::device::cpu::{Mat, exp, gemm, simd};
+use crate::device::Dtype;
+use crate::device::cpu::{Mat, Product, bf16, exp, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -80,7 +81,7 @@ pub fn ghost(g: WeightGrad<'_>, groups: &[Range<usize>], ends: &[usize], (p, q):
     let product = |data: &[f32], stride: usize, columns: &Range<usize>, out: &mut [f32]| {
         let a = Mat::rows(&data[rows.start * stride + columns.start..], stride);
         let b = Mat::transposed(&data[cols.start * stride + columns.start..], stride);
-        gemm((m, n, columns.len()), out, n, false, 1.0, a, b);
+        Product::new(Dtype::F32, (m, n, columns.len())).run(out, n, a, b);
     };
     let (mut xx, mut yy) = (vec![0.0; m * n], vec![0.0; m * n]);
     product(g.x, g.in_features, &(0..g.in_features), &mut xx);
@@ -155,7 +156,7 @@ fn fill_slab(g: WeightGrad<'_>, columns: Range<usize>, ends: &[usize], slab: &mu
     for (dw, &end) in slab.chunks_exact_mut(size).zip(ends) {
         if end > start {
             let (dy, x) = (&g.dy[start * g.out..end * g.out], &g.x[start * g.in_features..end * g.in_features]);
-            linear::backward_weight(dy, g.out, columns.start, x, g.in_features, dw);
+            linear::backward_weight(Dtype::F32, dy, g.out, columns.start, x, g.in_features, dw);
         }
         start = end;
     }
@@ -167,7 +168,7 @@ pub fn gram(g: &[f32], samples: usize) -> Part {
     let (mut sum, mut product) = (vec![0.0f64; samples * samples], vec![0.0; samples * samples]);
     for at in (0..n).step_by(DEPTH) {
         let (a, b) = (Mat::rows(&g[at..], n), Mat::transposed(&g[at..], n));
-        gemm((samples, samples, DEPTH.min(n - at)), &mut product, samples, false, 1.0, a, b);
+        Product::new(Dtype::F32, (samples, samples, DEPTH.min(n - at))).run(&mut product, samples, a, b);
         sum.iter_mut().zip(&product).for_each(|(s, p)| *s += f64::from(*p));
     }
     (0..samples).flat_map(|i| (i..samples).map(move |j| (i, j))).map(|(i, j)| (i, j, sum[i * samples + j])).collect()
@@ -239,6 +240,8 @@ pub struct HeadRows<'a> {
     pub scale: &'a [f32],
     /// Where the rows of each sample end.
     pub ends: &'a [usize],
+    /// Of the products that made the log-probs.
+    pub dtype: Dtype,
 }
 
 impl HeadRows<'_> {
@@ -251,7 +254,12 @@ impl HeadRows<'_> {
         let rows = self.hidden.chunks_exact(self.width).zip(self.target).zip(self.logprob);
         let own = |h: &[f32], token: u32| -> f64 {
             let w = &self.weight[token as usize * self.width..][..self.width];
-            h.iter().zip(w).map(|(h, w)| f64::from(*h) * f64::from(*w)).sum()
+            match self.dtype {
+                Dtype::F32 => h.iter().zip(w).map(|(h, w)| f64::from(*h) * f64::from(*w)).sum(),
+                Dtype::Bf16 => {
+                    h.iter().zip(w).map(|(h, w)| f64::from(bf16::round(*h)) * f64::from(bf16::round(*w))).sum()
+                }
+            }
         };
         rows.map(|((h, token), logprob)| (own(h, *token) - f64::from(*logprob)) as f32).collect()
     }
@@ -262,7 +270,7 @@ impl HeadRows<'_> {
         d.resize(rows.len() * n, 0.0);
         let h = Mat::rows(&self.hidden[rows.start * self.width..], self.width);
         let w = Mat::transposed(&self.weight[tokens.start * self.width..], self.width);
-        gemm((rows.len(), n, self.width), d, n, false, 1.0, h, w);
+        Product::new(self.dtype, (rows.len(), n, self.width)).run(d, n, h, w);
         for (row, d) in rows.zip(d.chunks_exact_mut(n)) {
             let (log_sum, scale) = (log_sums[row], self.scale[row]);
             simd(
@@ -334,7 +342,7 @@ impl HeadRows<'_> {
             });
             yy.par_chunks_mut(64 * rows).zip(&blocks).for_each(|(yy, own)| {
                 let (a, b) = (Mat::rows(&d[own.start * n..], n), Mat::transposed(&d, n));
-                gemm((own.len(), rows, n), yy, rows, true, 1.0, a, b);
+                Product::new(Dtype::F32, (own.len(), rows, n)).accumulate(true).run(yy, rows, a, b);
             });
             let Some(inputs) = tied else { continue };
             for part in self.cross(inputs, &tokens, &d) {
@@ -348,15 +356,8 @@ impl HeadRows<'_> {
         let mut xx = vec![0.0f32; rows * rows];
         xx.par_chunks_mut(64 * rows).enumerate().for_each(|(block, xx)| {
             let (m, h) = (xx.len() / rows, Mat::transposed(self.hidden, self.width));
-            gemm(
-                (m, rows, self.width),
-                xx,
-                rows,
-                false,
-                1.0,
-                Mat::rows(&self.hidden[block * 64 * self.width..], self.width),
-                h,
-            );
+            let own = Mat::rows(&self.hidden[block * 64 * self.width..], self.width);
+            Product::new(Dtype::F32, (m, rows, self.width)).run(xx, rows, own, h);
         });
         let all = runs(self.ends, &whole);
         add_parts(&mut sum, samples, &pair_sums(&xx, &yy, rows, &all, &all, true));
@@ -370,15 +371,8 @@ impl HeadRows<'_> {
         let block = |at: &[usize]| {
             let mut dots = vec![0.0f32; at.len() * rows];
             let e = Mat::rows(&inputs.d[at[0] * self.width..], self.width);
-            gemm(
-                (at.len(), rows, self.width),
-                &mut dots,
-                rows,
-                false,
-                1.0,
-                e,
-                Mat::transposed(self.hidden, self.width),
-            );
+            let hidden = Mat::transposed(self.hidden, self.width);
+            Product::new(Dtype::F32, (at.len(), rows, self.width)).run(&mut dots, rows, e, hidden);
             let mut part = Vec::new();
             for (&at, dots) in at.iter().zip(dots.chunks_exact(rows)) {
                 let (token, i) = inputs.of[at];

@@ -6,7 +6,8 @@
 pub mod cuda;
 
 use super::{linear, residual};
-use crate::device::cpu::{Mat, exp, gemm, simd};
+use crate::device::Dtype;
+use crate::device::cpu::{Mat, Product, exp, simd};
 use rayon::prelude::*;
 
 /// Logits held at a time, elements.
@@ -40,6 +41,8 @@ pub struct Head<'a> {
     pub hidden: &'a [f32],
     pub width: usize,
     pub temperature: f32,
+    /// Of the products.
+    pub dtype: Dtype,
 }
 
 /// Gradients that the backward pass adds to.
@@ -148,7 +151,12 @@ impl Chunk<'_> {
             }
             let shape = (rows.len(), vocab, width);
             let w = Mat::transposed(head.weight, width);
-            gemm(shape, logits, vocab, false, 1.0 / head.temperature, Mat::rows(hidden, width), w);
+            Product::new(head.dtype, shape).alpha(1.0 / head.temperature).run(
+                logits,
+                vocab,
+                Mat::rows(hidden, width),
+                w,
+            );
             for (r, l) in rows.iter_mut().zip(logits.chunks_exact_mut(vocab)) {
                 let (own, rest) = logprob.split_at_mut(r.count);
                 logprob = rest;
@@ -182,7 +190,7 @@ impl Chunk<'_> {
                     logits_grad(p, tokens.zip(g), g, r.entropy, 1.0 / head.temperature);
                 }
                 let mut d = vec![0.0; rows.len() * width];
-                linear::backward_input(logits, head.weight, width, &mut d);
+                linear::backward_input(head.dtype, logits, head.weight, width, &mut d);
                 d
             })
             .collect();
@@ -190,7 +198,7 @@ impl Chunk<'_> {
             residual::forward(&mut grads.hidden[r.row * width..][..width], d);
         }
         grads.weight.par_chunks_mut(TILE * width).enumerate().for_each(|(tile, dw)| {
-            linear::backward_weight(logits, vocab, tile * TILE, hidden, width, dw);
+            linear::backward_weight(head.dtype, logits, vocab, tile * TILE, hidden, width, dw);
         });
     }
 }

@@ -2,17 +2,27 @@
 //!
 //! Backward: dx = dy W, dW = dyᵀ x, db = Σ_rows dy.
 
-use crate::device::cpu::{Mat, exact_products, gemm, prefetch, simd};
+use crate::device::Dtype;
+use crate::device::cpu::bf16::{self, Columns};
+use crate::device::cpu::{Mat, Product, exact_products, prefetch, simd};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
 
 /// A weight matrix as the forward pass reads it.
 #[derive(Clone, Copy)]
 pub struct Weight<'a> {
-    data: &'a [f32],
+    matrix: Matrix<'a>,
     in_features: usize,
-    packed: bool,
     spread: bool,
+}
+
+#[derive(Clone, Copy)]
+enum Matrix<'a> {
+    /// `[out, in]`, and what products round it to.
+    Stored(&'a [f32], Dtype),
+    /// As [`pack`] leaves it.
+    Panels(&'a [f32]),
+    Bf16(Columns<'a>),
 }
 
 /// Output features of a panel: a cache line.
@@ -27,14 +37,19 @@ const ROWS: usize = 16 * TILE;
 const SHARES: usize = 2;
 
 impl<'a> Weight<'a> {
-    /// W as it is stored, `[out, in]`.
-    pub fn new(data: &'a [f32], in_features: usize) -> Weight<'a> {
-        Weight { data, in_features, packed: false, spread: false }
+    /// W as it is stored, `[out, in]`; products are of factors in `dtype`.
+    pub fn new(dtype: Dtype, data: &'a [f32], in_features: usize) -> Weight<'a> {
+        Weight { matrix: Matrix::Stored(data, dtype), in_features, spread: false }
     }
 
     /// W as [`pack`] leaves it: a product of few rows spends much of its time bringing W into such an order.
     pub fn packed(data: &'a [f32], in_features: usize) -> Weight<'a> {
-        Weight { data, in_features, packed: true, spread: false }
+        Weight { matrix: Matrix::Panels(data), in_features, spread: false }
+    }
+
+    /// W as [`pack_bf16`] leaves it.
+    pub fn packed_bf16(columns: Columns<'a>) -> Weight<'a> {
+        Weight { in_features: columns.k(), matrix: Matrix::Bf16(columns), spread: false }
     }
 
     /// Splits products with packed weights over all cores by output features: for few rows and a W that no cache holds. Changes no result.
@@ -43,25 +58,61 @@ impl<'a> Weight<'a> {
     }
 
     fn product(&self, x: &[f32], accumulate: bool, y: &mut [f32]) {
-        let Weight { data, in_features, packed, spread } = *self;
-        let (rows, out) = (x.len() / in_features, data.len() / in_features);
-        if !packed {
-            let (w, x) = (Mat::transposed(data, in_features), Mat::rows(x, in_features));
-            return gemm((rows, out, in_features), y, out, accumulate, 1.0, x, w);
+        let n_in = self.in_features;
+        match self.matrix {
+            Matrix::Stored(w, dtype) => {
+                let (out, w) = (w.len() / n_in, Mat::transposed(w, n_in));
+                let product = Product::new(dtype, (x.len() / n_in, out, n_in)).accumulate(accumulate);
+                product.run(y, out, Mat::rows(x, n_in), w);
+            }
+            Matrix::Panels(w) if self.spread => spread_panels(x, w, n_in, accumulate, y),
+            Matrix::Panels(w) => {
+                let mut y: Vec<&mut [f32]> = y.chunks_exact_mut(w.len() / n_in).collect();
+                panel_product(x, w, n_in, accumulate, &mut y);
+            }
+            Matrix::Bf16(w) if self.spread => spread_columns(x, w, accumulate, y),
+            Matrix::Bf16(w) => {
+                let product = Product::new(Dtype::Bf16, (x.len() / n_in, w.n(), n_in)).accumulate(accumulate);
+                product.run_packed(y, w.n(), Mat::rows(x, n_in), w);
+            }
         }
-        let mut y: Vec<&mut [f32]> = y.chunks_exact_mut(out).collect();
-        if !spread {
-            return panel_product(x, data, in_features, accumulate, &mut y);
-        }
-        let share = out.div_ceil(SHARES * rayon::current_num_threads()).next_multiple_of(PANEL);
-        let mut columns = Vec::new();
-        for w in data.chunks(share * in_features) {
-            let split = y.into_iter().map(|y| y.split_at_mut(w.len() / in_features));
-            let (own, rest): (Vec<&mut [f32]>, Vec<&mut [f32]>) = split.unzip();
-            y = rest;
-            columns.push((w, own));
-        }
-        columns.into_par_iter().for_each(|(w, mut y)| panel_product(x, w, in_features, accumulate, &mut y));
+    }
+}
+
+/// Output features of each task of a product that is spread.
+fn share(out: usize, panel: usize) -> usize {
+    out.div_ceil(SHARES * rayon::current_num_threads()).next_multiple_of(panel)
+}
+
+fn spread_panels(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, y: &mut [f32]) {
+    let out = w.len() / in_features;
+    let mut y: Vec<&mut [f32]> = y.chunks_exact_mut(out).collect();
+    let mut columns = Vec::new();
+    for w in w.chunks(share(out, PANEL) * in_features) {
+        let split = y.into_iter().map(|y| y.split_at_mut(w.len() / in_features));
+        let (own, rest): (Vec<&mut [f32]>, Vec<&mut [f32]>) = split.unzip();
+        y = rest;
+        columns.push((w, own));
+    }
+    columns.into_par_iter().for_each(|(w, mut y)| panel_product(x, w, in_features, accumulate, &mut y));
+}
+
+/// Each task has a result of its own: a few rows, which are copied to their place.
+fn spread_columns(x: &[f32], w: Columns<'_>, accumulate: bool, y: &mut [f32]) {
+    let (rows, out, each) = (x.len() / w.k(), w.n(), share(w.n(), bf16::PANEL));
+    let starts: Vec<usize> = (0..out).step_by(each).collect();
+    let part = |&start: &usize| {
+        let own = w.split_at(start).1.split_at(each.min(out - start)).0;
+        let mut part: Vec<f32> = y.chunks_exact(out).flat_map(|y| &y[start..start + own.n()]).copied().collect();
+        let product = Product::new(Dtype::Bf16, (rows, own.n(), own.k())).accumulate(accumulate);
+        product.run_packed(&mut part, own.n(), Mat::rows(x, own.k()), own);
+        part
+    };
+    let parts: Vec<Vec<f32>> = starts.par_iter().with_max_len(1).map(part).collect();
+    for (start, part) in starts.into_iter().zip(parts) {
+        let width = each.min(out - start);
+        let rows = y.chunks_exact_mut(out).zip(part.chunks_exact(width));
+        rows.for_each(|(y, part)| y[start..start + width].copy_from_slice(part));
     }
 }
 
@@ -77,7 +128,8 @@ fn panel_product(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, y: 
         let (width, at) = (panel.len() / in_features, tiled + i * PANEL);
         let mut part: Vec<f32> = y.iter().flat_map(|y| &y[at..at + width]).copied().collect();
         let (x, w) = (Mat::rows(x, in_features), Mat::rows(panel, width));
-        gemm((y.len(), width, in_features), &mut part, width, accumulate, 1.0, x, w);
+        let product = Product::new(Dtype::F32, (y.len(), width, in_features)).accumulate(accumulate);
+        product.run(&mut part, width, x, w);
         y.iter_mut().zip(part.chunks_exact(width)).for_each(|(y, part)| y[at..at + width].copy_from_slice(part));
     }
 }
@@ -178,6 +230,11 @@ pub fn pack(w: &[f32], in_features: usize, packed: &mut [f32]) {
     }
 }
 
+/// W, `[out, in]`, for products in bf16, packed by the calling thread.
+pub fn pack_bf16(w: &[f32], in_features: usize) -> bf16::Packed {
+    bf16::Packed::new(Mat::transposed(w, in_features), (in_features, w.len() / in_features))
+}
+
 /// `y` `[rows, out]` from `x` `[rows, in]`.
 pub fn forward(x: &[f32], w: Weight<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
     if let Some(bias) = bias {
@@ -194,9 +251,10 @@ pub fn forward_add(x: &[f32], w: Weight<'_>, y: &mut [f32]) {
 }
 
 /// `dx = dy W`; `dy` `[rows, out]`, `dx` `[rows, in]`.
-pub fn backward_input(dy: &[f32], w: &[f32], in_features: usize, dx: &mut [f32]) {
+pub fn backward_input(dtype: Dtype, dy: &[f32], w: &[f32], in_features: usize, dx: &mut [f32]) {
     let (rows, out) = (dx.len() / in_features, w.len() / in_features);
-    gemm((rows, in_features, out), dx, in_features, false, 1.0, Mat::rows(dy, out), Mat::rows(w, in_features));
+    let product = Product::new(dtype, (rows, in_features, out));
+    product.run(dx, in_features, Mat::rows(dy, out), Mat::rows(w, in_features));
 }
 
 /// The factors of a weight's gradient dW = dyᵀ x: `dy` `[tokens, out]`, `x` `[tokens, in]`.
@@ -210,10 +268,18 @@ pub struct WeightGrad<'a> {
 
 /// One output tile of `dW += dyᵀ x`: `dw` holds the rows of dW that belong to columns `first ..` of `dy`.
 /// `dy` `[tokens, out]`, `x` `[tokens, in]`.
-pub fn backward_weight(dy: &[f32], out: usize, first: usize, x: &[f32], in_features: usize, dw: &mut [f32]) {
+pub fn backward_weight(
+    dtype: Dtype,
+    dy: &[f32],
+    out: usize,
+    first: usize,
+    x: &[f32],
+    in_features: usize,
+    dw: &mut [f32],
+) {
     let (tokens, rows) = (x.len() / in_features, dw.len() / in_features);
     let (dy, x) = (Mat::transposed(&dy[first..], out), Mat::rows(x, in_features));
-    gemm((rows, in_features, tokens), dw, in_features, true, 1.0, dy, x);
+    Product::new(dtype, (rows, in_features, tokens)).accumulate(true).run(dw, in_features, dy, x);
 }
 
 /// `db += Σ_rows dy`.

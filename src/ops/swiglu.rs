@@ -26,15 +26,32 @@ pub fn backward(dy: &[f32], ffn: usize, gate_up: &mut [f32]) {
         || {
             for (row, dy) in gate_up.chunks_exact_mut(2 * ffn).zip(dy.chunks_exact(ffn)) {
                 let (gate, up) = row.split_at_mut(ffn);
+                let ((gates, gate), (ups, up)) = (gate.as_chunks_mut(), up.as_chunks_mut());
+                let (dys, dy) = dy.as_chunks();
+                gates.iter_mut().zip(ups).zip(dys).for_each(|((g, u), dy)| lanes(g, u, dy));
                 for ((g, u), dy) in gate.iter_mut().zip(up).zip(dy) {
-                    let sigma = 1.0 / (1.0 + exp(-*g));
-                    let (x, v) = (*g, *u);
-                    *g = dy * v * sigma * (1.0 + x * (1.0 - sigma));
-                    *u = dy * x * sigma;
+                    [*g, *u] = gradient(*g, *u, *dy);
                 }
             }
         },
     )
+}
+
+/// Sixteen at a time: the compiler does not see by itself that the two that are written never overlap.
+#[inline(always)]
+fn lanes(gate: &mut [f32; 16], up: &mut [f32; 16], dy: &[f32; 16]) {
+    let (mut dg, mut du) = ([0.0; 16], [0.0; 16]);
+    for i in 0..16 {
+        [dg[i], du[i]] = gradient(gate[i], up[i], dy[i]);
+    }
+    (*gate, *up) = (dg, du);
+}
+
+/// Of the gate and the up.
+#[inline(always)]
+fn gradient(g: f32, u: f32, dy: f32) -> [f32; 2] {
+    let sigma = 1.0 / (1.0 + exp(-g));
+    [dy * u * sigma * (1.0 + g * (1.0 - sigma)), dy * g * sigma]
 }
 
 /// On a GPU, in bf16: `gate_up` `[rows, 2 ffn]`, `y` and `dy` `[rows, ffn]`; `ffn` is a multiple of 8.

@@ -2,7 +2,7 @@
 
 use super::{BF16, Probe, Size, randoms_bf16, widen};
 use crate::bench::ceilings::Work;
-use crate::device::{Result, Slice};
+use crate::device::{Dtype, Result, Slice};
 use crate::forest::Forest;
 use crate::ops::attention::cuda::{self, Backward};
 use crate::ops::attention::{self, Shape, Visibility};
@@ -54,7 +54,7 @@ pub fn forward(p: &mut Probe) -> Result<()> {
         let what = format!("{n} tokens, {shape:?}");
         let (narrow, wide) = qkv(n * shape.qkv_dim());
         let (mut want, mut want_softmax) = (vec![0.0; n * shape.q_dim()], vec![0.0; 2 * n * shape.heads]);
-        attention::forward(&wide, shape, &Visibility::new(&forest.reach), &mut want, &mut want_softmax);
+        attention::forward(Dtype::F32, &wide, shape, &Visibility::new(&forest.reach), &mut want, &mut want_softmax);
         let (qkv, visibility) = (gpu.tensor(&narrow)?, cuda::Visibility::new(gpu, &forest.reach)?);
         // The kernel that every GPU has, and then the one that this one uses.
         for forward in [cuda::forward_portable, cuda::forward] {
@@ -74,11 +74,11 @@ pub fn backward(p: &mut Probe) -> Result<()> {
         let (d_narrow, d_wide) = randoms_bf16(2, n * shape.q_dim());
         let (mut out, mut softmax) = (vec![0.0; n * shape.q_dim()], vec![0.0; 2 * n * shape.heads]);
         let visibility = Visibility::new(&forest.reach);
-        attention::forward(&wide, shape, &visibility, &mut out, &mut softmax);
+        attention::forward(Dtype::F32, &wide, shape, &visibility, &mut out, &mut softmax);
         // The kernel reads the output as the device keeps it.
         let o_narrow: Vec<bf16> = out.iter().map(|x| bf16::from_f32(*x)).collect();
         let mut want = vec![0.0; wide.len()];
-        attention::backward(&d_wide, &wide, &widen(&o_narrow), &softmax, shape, &visibility, &mut want);
+        attention::backward(Dtype::F32, &d_wide, &wide, &widen(&o_narrow), &softmax, shape, &visibility, &mut want);
         let [qkv, d_out, out] = [&narrow, &d_narrow, &o_narrow].map(|x| gpu.tensor(x));
         let (qkv, d_out, out, softmax) = (qkv?, d_out?, out?, gpu.tensor(&softmax)?);
         let visibility = cuda::Visibility::new(gpu, &forest.reach)?;

@@ -2,7 +2,7 @@
 
 use super::{BF16, F32, Probe, Size, close_sums, randoms, randoms_bf16};
 use crate::bench::ceilings::Work;
-use crate::device::{Result, Tensor};
+use crate::device::{Dtype, Result, Tensor};
 use crate::ops::grouped_logprob::{self, HeadGrads, Target, TokenGrad, cuda};
 use crate::ops::philox::block;
 use half::bf16;
@@ -46,7 +46,7 @@ impl Case {
 
     fn head(&self) -> grouped_logprob::Head<'_> {
         let (weight, hidden, width) = (&self.weight.1[..], &self.hidden.1[..], self.width);
-        grouped_logprob::Head { weight, hidden, width, temperature: TEMPERATURE }
+        grouped_logprob::Head { weight, hidden, width, temperature: TEMPERATURE, dtype: Dtype::F32 }
     }
 
     fn cuda_head(&self) -> cuda::Head<'_> {

@@ -5,7 +5,7 @@ use super::{
     sampling, widen,
 };
 use crate::bench::ceilings::Work;
-use crate::device::{Real, Result};
+use crate::device::{Dtype, Real, Result};
 use crate::ops::adamw::{self, AdamW, clip_scale};
 use crate::ops::advantage::{self, Scale};
 use crate::ops::attention::Shape;
@@ -180,12 +180,12 @@ fn linear_forward(p: &mut Probe) -> Result<()> {
         let (b, b_wide) = randoms_bf16(3, n_out);
         let (x, w, b, y) = (gpu.tensor(&x)?, gpu.tensor(&w)?, gpu.tensor(&b)?, gpu.uninit::<bf16>(rows * n_out)?);
         let mut want = vec![0.0; rows * n_out];
-        linear::forward(&x_wide, Weight::new(&w_wide, n_in), Some(&b_wide), &mut want);
+        linear::forward(&x_wide, Weight::new(Dtype::F32, &w_wide, n_in), Some(&b_wide), &mut want);
         p.time(flops(rows, n_in, n_out), || linear::cuda::forward(gpu, &x, &w, Some(&*b), n_in, &y))?;
         close_sums(p, &format!("with a bias, {what}"), &y, &want, n_in)?;
 
         let wide = gpu.uninit::<f32>(rows * n_out)?;
-        linear::forward(&x_wide, Weight::new(&w_wide, n_in), None, &mut want);
+        linear::forward(&x_wide, Weight::new(Dtype::F32, &w_wide, n_in), None, &mut want);
         linear::cuda::forward(gpu, &x, &w, None, n_in, &wide)?;
         close_sums(p, &format!("to f32, {what}"), &wide, &want, n_in)?;
     }
@@ -199,13 +199,13 @@ fn linear_backward(p: &mut Probe) -> Result<()> {
         let ((w, w_wide), (dw0, dw0_wide)) = (randoms_bf16(3, n_out * n_in), randoms_bf16(4, n_out * n_in));
         let (dy, x, w) = (gpu.tensor(&dy)?, gpu.tensor(&x)?, gpu.tensor(&w)?);
         let (dx, mut want) = (gpu.uninit::<bf16>(rows * n_in)?, vec![0.0; rows * n_in]);
-        linear::backward_input(&dy_wide, &w_wide, n_in, &mut want);
+        linear::backward_input(Dtype::F32, &dy_wide, &w_wide, n_in, &mut want);
         linear::cuda::backward_input(gpu, &dy, &w, n_in, &dx)?;
         close_sums(p, &format!("dx, {what}"), &dx, &want, n_out)?;
 
         let (dw_wide, dw) = (gpu.tensor(&dw0_wide)?, gpu.tensor(&dw0)?);
         let mut want = dw0_wide;
-        linear::backward_weight(&dy_wide, n_out, 0, &x_wide, n_in, &mut want);
+        linear::backward_weight(Dtype::F32, &dy_wide, n_out, 0, &x_wide, n_in, &mut want);
         linear::cuda::backward_weight(gpu, &dy, &x, n_in, &dw_wide)?;
         p.time(flops(rows, n_in, n_out), || linear::cuda::backward_weight(gpu, &dy, &x, n_in, &dw))?;
         close_sums(p, &format!("dw in f32, {what}"), &dw_wide, &want, rows)?;
@@ -442,7 +442,7 @@ fn graph_replay(p: &mut Probe) -> Result<()> {
         rmsnorm::forward(&wide, &w_wide, EPS, &mut normed, &mut vec![0.0; rows]);
         p.close("the norm", &h, &normed, BF16)?;
         let (normed, mut want) = (widen(&gpu.read(&h)?), vec![0.0; rows * hidden]);
-        linear::forward(&normed, Weight::new(&matrix_wide, hidden), None, &mut want);
+        linear::forward(&normed, Weight::new(Dtype::F32, &matrix_wide, hidden), None, &mut want);
         close_sums(p, "the product", &y, &want, hidden)?;
     }
     Ok(())

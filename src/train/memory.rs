@@ -55,7 +55,7 @@ pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ConfigErr
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Place {
-    /// All of them in f32.
+    /// All of them in f32; with `model.dtype = "bf16"`, the packed weights in bf16.
     Cpu,
     /// Weights, activations, keys and values in bf16; the optimizer's numbers and sums in f32.
     Gpu,
@@ -88,7 +88,8 @@ pub fn plan(config: &Config, model: &Architecture, place: Place) -> Vec<Part> {
         parts.push(Part { lower: Some("grpo.beta"), ..weights("reference model", 1, place.width()) });
     }
     match place {
-        Place::Cpu => parts.push(weights("decoder's packed weights", 1, 4)),
+        // In bf16 training reads them too.
+        Place::Cpu => parts.push(weights("packed weights", 1, config.model.dtype.bytes() as u64)),
         Place::Gpu => parts.push(head(config, model)),
     }
     parts.push(activations(config, model, place));
@@ -224,7 +225,7 @@ mod tests {
         assert_eq!([of(Place::Cpu, "master weights"), of(Place::Gpu, "master weights")], [None, Some(4 * params)]);
         assert_eq!(of(Place::Gpu, "AdamW moments"), Some(8 * params));
         assert_eq!(of(Place::Gpu, "KV cache").map(|bytes| 2 * bytes), of(Place::Cpu, "KV cache"));
-        assert_eq!(of(Place::Gpu, "decoder's packed weights"), None);
+        assert_eq!(of(Place::Gpu, "packed weights"), None);
     }
 
     #[test]

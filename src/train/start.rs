@@ -29,7 +29,7 @@ pub(super) struct Start {
 
 impl Start {
     fn new(config: &Config, model: Model, tokenizer: Tokenizer, ids: TokenIds) -> Start {
-        let learner = Learner::new(model, config.model.recompute);
+        let learner = Learner::new(model.with_dtype(config.model.dtype), config.model.recompute);
         Start { learner, critic: None, state: State::default(), tokenizer, ids }
     }
 
@@ -57,7 +57,7 @@ impl Start {
 
     /// A run's checkpoint.
     pub fn checkpoint(config: &Config, dir: &Path) -> Result<Start, TrainError> {
-        let (learner, critic, state) = state::load(dir, config.model.recompute)?;
+        let (learner, critic, state) = state::load(dir, &config.model)?;
         let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
         let tokenizer = Tokenizer::load(dir)?;
         tokenizer.check_fits(learner.architecture())?;
@@ -83,10 +83,10 @@ pub(super) fn check_prompts(config: &Config, prompter: &Prompter) -> Result<(), 
 }
 
 /// The frozen model of the KL term, as it was when GRPO began.
-pub(super) fn reference(folder: &RunFolder, state: &State) -> Result<Model, TrainError> {
+pub(super) fn reference(config: &Config, folder: &RunFolder, state: &State) -> Result<Model, TrainError> {
     let dir = folder.path().join(REFERENCE);
     match manifest::check(&dir, state.sft_steps.into(), |_| true) {
-        Ok(_) => Ok(checkpoint::load(&dir)?),
+        Ok(_) => Ok(checkpoint::load(&dir)?.with_dtype(config.model.dtype)),
         Err(reason) => Err(TrainError::Reference { dir, reason: reason.to_string() }),
     }
 }

@@ -5,6 +5,7 @@ use super::critic::Critic;
 use super::engine::{CpuEngine, Export};
 use super::learner::Learner;
 use super::suggest::SuggestionUpdate;
+use crate::config;
 use crate::files::{self, FileError};
 use crate::gcd::theory::Measured;
 use crate::model::TokenIds;
@@ -99,12 +100,12 @@ pub fn save(
 }
 
 /// Reads a checkpoint folder back.
-pub fn load(dir: &Path, recompute: bool) -> Result<(Learner, Option<Critic>, State), TrainError> {
+pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Critic>, State), TrainError> {
     let state = read(dir)?;
-    let model = checkpoint::load(dir)?;
+    let model = checkpoint::load(dir)?.with_dtype(config.dtype);
     let [m, v] = MOMENTS.map(|name| checkpoint::load_params(&dir.join(name), &model.params.layout));
     let critic = Critic::load(dir, model.config.hidden_size, state.critic_steps)?;
-    let mut learner = Learner::on(Box::new(CpuEngine::new(model, [m?, v?])), recompute);
+    let mut learner = Learner::on(Box::new(CpuEngine::new(model, [m?, v?])), config.recompute);
     learner.steps = state.optimizer_steps;
     Ok((learner, critic, state))
 }

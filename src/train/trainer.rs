@@ -125,7 +125,7 @@ impl<'a> Trainer<'a> {
         let demonstrations = cold_start::demonstrations(config, &prompter, taught, context, &say)?;
         prompter.suggest(&state.last_suggestions());
         let reference = match config.grpo.beta > 0.0 && state.iterations > 0 {
-            true => Some(engine::frozen(reference(&folder, &state)?, *gpu)?),
+            true => Some(engine::frozen(reference(config, &folder, &state)?, *gpu)?),
             false => None,
         };
         let provenance = report::begin(&folder, config, *suite, gpu.map(Gpu::describe))?;

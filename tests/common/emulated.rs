@@ -8,7 +8,7 @@ use kernel_emulator::{self as emulator, Buffer, Fault, Schedule};
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
-use uncouple::device::cpu::{Mat, gemm};
+use uncouple::device::cpu::{Mat, Product};
 use uncouple::device::{Arg, Chip, Driver, Dtype, Error, Gpu, Launch, Matmul, Operand, Result, TensorMap, Tiling};
 
 /// A fresh device.
@@ -151,7 +151,7 @@ impl State {
                 false => Mat::rows(data, of.stride),
             };
             let mut sums = vec![0.0; m * n];
-            gemm((m, n, k), &mut sums, n, false, alpha, view(a, &a_data), view(b, &b_data));
+            Product::new(Dtype::F32, (m, n, k)).alpha(alpha).run(&mut sums, n, view(a, &a_data), view(b, &b_data));
             if let Some(address) = bias {
                 let mut bytes = vec![0; n * c.dtype.bytes()];
                 self.read(address, &mut bytes)?;

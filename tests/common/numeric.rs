@@ -46,3 +46,11 @@ pub fn assert_gradient(what: &str, f: impl Fn(&[f64]) -> f64, x: &[f64], gradien
     let scale = dot(gradient, gradient).sqrt() + ahead.abs() * 1e-4;
     assert!((quotient - slope).abs() <= 1e-6 * scale, "{what}: slope {slope} against the quotient {quotient}");
 }
+
+/// ‖got − want‖ / ‖want‖.
+pub fn relative(got: &[f32], want: &[f32]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let square = |x: f64| x * x;
+    let error: f64 = got.iter().zip(want).map(|(g, w)| square(f64::from(*g) - f64::from(*w))).sum();
+    (error / want.iter().map(|w| square(f64::from(*w))).sum::<f64>()).sqrt()
+}

@@ -1,6 +1,7 @@
 //! The model on the emulated device against the model on the CPU.
 
 use crate::common;
+use crate::common::numeric::relative;
 use crate::emulated;
 
 use common::runs::tiny;
@@ -28,12 +29,6 @@ fn forest() -> Forest {
     let shared: Vec<u32> = (0..20).map(|i| i * 7 % 96).collect();
     let with = |tail: &[u32]| shared.iter().chain(tail).copied().collect::<Vec<u32>>();
     Forest::new(&[with(&[1, 2, 3]), with(&[1, 5]), vec![9, 9, 9, 1], (0..50).collect()])
-}
-
-/// ‖got − want‖ / ‖want‖
-fn relative(got: &[f32], want: &[f32]) -> f64 {
-    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
 }
 
 fn widen(x: Vec<bf16>) -> Vec<f32> {

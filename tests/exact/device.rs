@@ -3,7 +3,8 @@
 use crate::common;
 
 use common::numeric::{assert_close, values};
-use uncouple::device::cpu::{Mat, exp, gemm, simd, use_exact_products};
+use uncouple::device::Dtype;
+use uncouple::device::cpu::{Mat, Product, exp, simd, use_exact_products};
 
 /// C = alpha A B (+ C) in f64, element by element through the views.
 fn product((m, n, k): (usize, usize, usize), c: Option<&[f32]>, alpha: f32, a: Mat<'_>, b: Mat<'_>) -> Vec<f64> {
@@ -30,7 +31,7 @@ fn check_products(tolerance: f64) {
                 // The last row ends where C does: nothing beyond it may be touched.
                 let before = values(3, (m - 1) * c_stride + n, 1.0);
                 let mut c = before.clone();
-                gemm((m, n, k), &mut c, c_stride, accumulate, 0.5, a, b);
+                Product::new(Dtype::F32, (m, n, k)).accumulate(accumulate).alpha(0.5).run(&mut c, c_stride, a, b);
                 let inside = |c: &[f32]| -> Vec<f32> { c.chunks(c_stride).flat_map(|r| &r[..n]).copied().collect() };
                 let outside = |c: &[f32]| -> Vec<f32> { c.chunks(c_stride).flat_map(|r| &r[n..]).copied().collect() };
                 let old = inside(&before);
@@ -54,7 +55,7 @@ fn products_and_exact_products() {
 #[test]
 #[should_panic(expected = "shorter than its shape")]
 fn a_short_matrix_is_refused() {
-    gemm((2, 2, 2), &mut [0.0; 4], 2, false, 1.0, Mat::rows(&[0.0; 3], 2), Mat::rows(&[0.0; 4], 2));
+    Product::new(Dtype::F32, (2, 2, 2)).run(&mut [0.0; 4], 2, Mat::rows(&[0.0; 3], 2), Mat::rows(&[0.0; 4], 2));
 }
 
 #[test]

@@ -1,6 +1,7 @@
 use crate::*;
 use kernel_emulator::{Swizzle, TensorMap, Tiling, args, launch};
 use uncouple::config::{Aggregation, Grpo, RatioLevel};
+use uncouple::device::Dtype;
 use uncouple::forest::Forest;
 use uncouple::grpo::{LossNormalizer, PolicyLoss, Sample};
 use uncouple::ops::grouped_logprob::{self as op, Head, HeadGrads, Target, TokenGrad};
@@ -59,7 +60,13 @@ impl Case {
     }
 
     fn head(&self) -> Head<'_> {
-        Head { weight: &self.weight.1, hidden: &self.hidden.1, width: self.width, temperature: self.temperature }
+        Head {
+            weight: &self.weight.1,
+            hidden: &self.hidden.1,
+            width: self.width,
+            temperature: self.temperature,
+            dtype: Dtype::F32,
+        }
     }
 
     fn scale(&self) -> f32 {

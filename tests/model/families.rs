@@ -1,5 +1,6 @@
 //! Llama and Qwen3 against transformers: small random models and what it computes of them (tests/fixtures/families/make.py).
 
+use crate::common::numeric::relative;
 use safetensors::SafeTensors;
 use serde_json::{Value, json};
 use std::fs;
@@ -40,12 +41,6 @@ impl Golden {
 
 fn words(bytes: &[u8]) -> impl Iterator<Item = u32> + '_ {
     bytes.as_chunks().0.iter().map(|word| u32::from_le_bytes(*word))
-}
-
-/// ‖got − want‖ / ‖want‖
-fn relative(got: &[f32], want: &[f32]) -> f64 {
-    let norm = |x: &mut dyn Iterator<Item = f32>| x.map(|x| f64::from(x).powi(2)).sum::<f64>().sqrt();
-    norm(&mut got.iter().zip(want).map(|(g, w)| g - w)) / norm(&mut want.iter().copied())
 }
 
 /// f32 on both sides, sums in another order.

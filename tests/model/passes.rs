@@ -2,6 +2,7 @@
 //! recomputation, and cached decoding.
 
 use crate::common;
+use crate::common::numeric::relative;
 
 use common::{dense, random_model, tiny_config, tokens};
 use std::sync::Arc;
@@ -31,11 +32,6 @@ fn loss_and_gradient(model: &Model, forest: &Forest, keep: Keep, entropy: f32) -
     model.head_backward(forest, &acts, &nodes, 0.8, &mut loss, &mut d_hidden, &mut grads);
     model.backward(forest, &mut acts, &mut d_hidden, &mut grads);
     (total, grads)
-}
-
-fn relative(a: &[f32], b: &[f32]) -> f64 {
-    let norm = |f: &dyn Fn(usize) -> f64| (0..a.len()).map(|i| f(i) * f(i)).sum::<f64>().sqrt();
-    norm(&|i| f64::from(a[i]) - f64::from(b[i])) / norm(&|i| f64::from(b[i])).max(1e-12)
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use crate::common;
 
 use common::numeric::{assert_close, assert_gradient, below, dot, values, wide};
+use uncouple::device::Dtype;
 use uncouple::forest::{Forest, ROOT};
 use uncouple::ops::attention::{self, Shape, Visibility};
 use uncouple::ops::decode_attention::{self, Input, Paged};
@@ -103,9 +104,9 @@ fn check(what: &str, forest: &Forest, s: Shape, scale: f32, tolerance: f64) -> (
     let (qkv, d_out) = (values(n as u64, n * s.qkv_dim(), scale), values(1, n * s.q_dim(), 1.0));
     let visibility = Visibility::new(&forest.reach);
     let (mut out, mut softmax) = (vec![f32::NAN; n * s.q_dim()], vec![f32::NAN; n * s.heads * 2]);
-    attention::forward(&qkv, s, &visibility, &mut out, &mut softmax);
+    attention::forward(Dtype::F32, &qkv, s, &visibility, &mut out, &mut softmax);
     let mut d_qkv = vec![f32::NAN; qkv.len()];
-    attention::backward(&d_out, &qkv, &out, &softmax, s, &visibility, &mut d_qkv);
+    attention::backward(Dtype::F32, &d_out, &qkv, &out, &softmax, s, &visibility, &mut d_qkv);
 
     let (x, g, seen) = (wide(&qkv), wide(&d_out), visible(forest));
     let what = format!("{what}, {n} tokens, {s:?}");
@@ -158,7 +159,7 @@ fn nothing_invisible_is_read() {
     let (n, visibility) = (forest.len(), Visibility::new(&forest.reach));
     let run = |qkv: &[f32]| {
         let (mut out, mut softmax) = (vec![0.0; n * s.q_dim()], vec![0.0; n * s.heads * 2]);
-        attention::forward(qkv, s, &visibility, &mut out, &mut softmax);
+        attention::forward(Dtype::F32, qkv, s, &visibility, &mut out, &mut softmax);
         out
     };
     let qkv = values(1, n * s.qkv_dim(), 1.0);
@@ -224,9 +225,9 @@ fn threads_change_no_bit() {
         let run = || {
             let visibility = Visibility::new(&forest.reach);
             let (mut out, mut softmax) = (vec![0.0; n * s.q_dim()], vec![0.0; n * s.heads * 2]);
-            attention::forward(&qkv, s, &visibility, &mut out, &mut softmax);
+            attention::forward(Dtype::F32, &qkv, s, &visibility, &mut out, &mut softmax);
             let mut d_qkv = vec![0.0; qkv.len()];
-            attention::backward(&d_out, &qkv, &out, &softmax, s, &visibility, &mut d_qkv);
+            attention::backward(Dtype::F32, &d_out, &qkv, &out, &softmax, s, &visibility, &mut d_qkv);
             (out, d_qkv)
         };
         let one = pooled(1, run);
@@ -289,7 +290,7 @@ fn appending_equals<const PAGE: usize>(s: Shape) {
     let n = 2105;
     let (qkv, visibility) = (values(3, n * s.qkv_dim(), 2.0), Visibility::new(&vec![n as u32; n]));
     let (mut out, mut softmax) = (vec![0.0; n * s.q_dim()], vec![0.0; n * s.heads * 2]);
-    attention::forward(&qkv, s, &visibility, &mut out, &mut softmax);
+    attention::forward(Dtype::F32, &qkv, s, &visibility, &mut out, &mut softmax);
     let held: Vec<Pages<PAGE>> =
         cases.iter().map(|(past, new)| Pages::new(&qkv[..(past + new) * s.qkv_dim()], s)).collect();
     let inputs = |cases: &[(usize, usize)], held: &[Pages<PAGE>]| {
@@ -297,9 +298,9 @@ fn appending_equals<const PAGE: usize>(s: Shape) {
         let inputs: Vec<_> = cases.iter().zip(held).map(input).collect();
         let inputs: Vec<_> = inputs.into_iter().map(|(at, past, cache)| Input { qkv: &qkv[at], past, cache }).collect();
         let mut got = vec![f32::NAN; cases.iter().map(|(_, new)| new * s.q_dim()).sum()];
-        decode_attention::forward::<PAGE, _>(&inputs, s, false, &mut got);
+        decode_attention::forward::<PAGE, _>(Dtype::F32, &inputs, s, false, &mut got);
         let mut spread = vec![f32::NAN; got.len()];
-        pooled(3, || decode_attention::forward::<PAGE, _>(&inputs, s, true, &mut spread));
+        pooled(3, || decode_attention::forward::<PAGE, _>(Dtype::F32, &inputs, s, true, &mut spread));
         assert!(got == spread, "on several threads");
         got
     };

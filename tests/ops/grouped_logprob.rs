@@ -3,6 +3,7 @@
 use crate::common;
 
 use common::numeric::{added, assert_close, assert_gradient, below, dot, values, wide};
+use uncouple::device::Dtype;
 use uncouple::ops::grouped_logprob::{Head, HeadGrads, Target, TokenGrad, forward, forward_backward};
 
 struct Case {
@@ -89,7 +90,13 @@ impl Case {
         let what = format!("{} rows, vocab {}, {} targets", self.rows, self.vocab, self.targets.len());
         let (weight, hidden) =
             (values(1, self.vocab * self.width, self.scale), values(2, self.rows * self.width, self.scale));
-        let head = Head { weight: &weight, hidden: &hidden, width: self.width, temperature: self.temperature };
+        let head = Head {
+            weight: &weight,
+            hidden: &hidden,
+            width: self.width,
+            temperature: self.temperature,
+            dtype: Dtype::F32,
+        };
         let (logprob, entropies) = forward(head, &self.targets);
         let (w, h) = (wide(&weight), wide(&hidden));
         let (want_logprob, want_entropy) = self.reference(&w, &h);
@@ -159,14 +166,14 @@ fn sharp_distributions() {
 /// The log-prob of a likely token keeps its bits however large its logit is.
 #[test]
 fn small_log_prob_under_a_large_logit() {
-    let head = Head { weight: &[300.0, 290.0], hidden: &[1.0], width: 1, temperature: 1.0 };
+    let head = Head { weight: &[300.0, 290.0], hidden: &[1.0], width: 1, temperature: 1.0, dtype: Dtype::F32 };
     let (logprob, _) = forward(head, &[Target { row: 0, token: 0 }]);
     assert_close("logprob", &logprob, &[-(-10f64).exp().ln_1p()], 1e-2);
 }
 
 #[test]
 fn no_targets() {
-    let head = Head { weight: &[1.0; 6], hidden: &[1.0; 4], width: 2, temperature: 1.0 };
+    let head = Head { weight: &[1.0; 6], hidden: &[1.0; 4], width: 2, temperature: 1.0, dtype: Dtype::F32 };
     assert_eq!(forward(head, &[]), (vec![], vec![]));
     let (mut d_w, mut d_h) = ([0.5; 6], [0.5; 4]);
     let grads = HeadGrads { weight: &mut d_w, hidden: &mut d_h };

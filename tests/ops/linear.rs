@@ -3,6 +3,7 @@
 use crate::common;
 
 use common::numeric::{added, assert_close, assert_gradient, values, wide};
+use uncouple::device::Dtype;
 use uncouple::ops::linear::{self, Weight};
 
 /// rows, in, out: one row, sizes that no vector width divides, more rows than a block.
@@ -21,17 +22,17 @@ fn forward_with_and_without_bias_and_adding() {
     for (rows, n_in, out) in SHAPES {
         let (x, w, b) = (values(1, rows * n_in, 1.0), values(2, out * n_in, 1.0), values(3, out, 1.0));
         let mut y = vec![f32::NAN; rows * out];
-        linear::forward(&x, Weight::new(&w, n_in), Some(&b), &mut y);
+        linear::forward(&x, Weight::new(Dtype::F32, &w, n_in), Some(&b), &mut y);
         assert_close("biased", &y, &reference(&wide(&x), &wide(&w), &wide(&b), n_in), 1e-6);
 
         let plain = reference(&wide(&x), &wide(&w), &vec![0.0; out], n_in);
         let mut y = vec![f32::NAN; rows * out];
-        linear::forward(&x, Weight::new(&w, n_in), None, &mut y);
+        linear::forward(&x, Weight::new(Dtype::F32, &w, n_in), None, &mut y);
         assert_close("plain", &y, &plain, 1e-6);
 
         let mut y = values(4, rows * out, 1.0);
         let want: Vec<f64> = plain.iter().zip(&y).map(|(p, y)| p + f64::from(*y)).collect();
-        linear::forward_add(&x, Weight::new(&w, n_in), &mut y);
+        linear::forward_add(&x, Weight::new(Dtype::F32, &w, n_in), &mut y);
         assert_close("added", &y, &want, 1e-6);
     }
 }
@@ -74,14 +75,14 @@ fn gradients_of_input_weight_and_bias() {
         }
 
         let mut dx = vec![f32::NAN; x.len()];
-        linear::backward_input(&dy, &w, n_in, &mut dx);
+        linear::backward_input(Dtype::F32, &dy, &w, n_in, &mut dx);
         assert_close("dx", &dx, &want_x, 1e-6);
 
         // Tiles of seven rows, the last one ragged, as the head does it.
         let before = values(9, w.len(), 0.1);
         let mut dw = before.clone();
         for (tile, dw) in dw.chunks_mut(7 * n_in).enumerate() {
-            linear::backward_weight(&dy, out, tile * 7, &x, n_in, dw);
+            linear::backward_weight(Dtype::F32, &dy, out, tile * 7, &x, n_in, dw);
         }
         assert_close("dw", &added(&dw, &before), &want_w, 2e-6);
 

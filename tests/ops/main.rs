@@ -6,6 +6,7 @@ mod common;
 mod adamw;
 mod advantage;
 mod attention;
+mod bf16;
 mod embedding;
 mod grouped_logprob;
 mod linear;

@@ -4,6 +4,8 @@
 use super::Keep;
 use super::Sink;
 use super::cpu_sink::{Cpu, by_span};
+use super::packed_weights::PackedWeights;
+use crate::device::Dtype;
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
 use crate::model::Model;
@@ -64,22 +66,26 @@ struct LayerGrads {
     qkv: Vec<f32>,
 }
 
-/// Where the forward pass reads its matrices: the parameters, or a buffer of the same layout that holds them packed.
+/// Where the forward pass reads its matrices.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct Weights<'a> {
-    pub flat: &'a [f32],
-    pub packed: bool,
+    pub source: Source<'a>,
     /// Each product on all cores.
     pub spread: bool,
 }
 
+#[derive(Clone, Copy)]
+pub(in crate::model) enum Source<'a> {
+    /// The parameters, in f32.
+    Stored(&'a [f32]),
+    Packed(&'a PackedWeights),
+}
+
 impl<'a> Weights<'a> {
-    pub fn matrix(&self, range: &std::ops::Range<usize>, in_features: usize) -> linear::Weight<'a> {
-        let data = &self.flat[range.clone()];
-        if self.packed {
-            linear::Weight::packed(data, in_features).spread(self.spread)
-        } else {
-            linear::Weight::new(data, in_features)
+    pub fn matrix(&self, range: &Range<usize>, in_features: usize) -> linear::Weight<'a> {
+        match self.source {
+            Source::Stored(flat) => linear::Weight::new(Dtype::F32, &flat[range.clone()], in_features),
+            Source::Packed(packed) => packed.matrix(range, in_features).spread(self.spread),
         }
     }
 }
@@ -173,7 +179,8 @@ impl Forward for ForwardPass<'_> {
         let at = self.acts.layer(l);
         let Activations { layers, visibility, .. } = &mut *self.acts;
         let a = &mut layers[at];
-        attention::forward(&a.qkv, self.model.dims().attention, visibility, &mut a.attn, &mut a.softmax);
+        let (dtype, shape) = (self.model.dtype(), self.model.dims().attention);
+        attention::forward(dtype, &a.qkv, shape, visibility, &mut a.attn, &mut a.softmax);
         Ok(())
     }
 
@@ -313,7 +320,7 @@ impl<'a> Backward for BackwardPass<'a> {
         let at = acts.layer(l);
         let Activations { layers, grads: g, .. } = &mut **acts;
         let (d, layer, a) = (model.dims(), &model.params.layout.layers[l], &mut layers[at]);
-        let (hidden, q_dim) = (d.hidden, d.attention.q_dim());
+        let (hidden, q_dim, dtype) = (d.hidden, d.attention.q_dim(), model.dtype());
         dy.copy_from_slice(&g.input);
         let w_norm = model.weight(&layer.post_norm);
         let parts = dy
@@ -329,13 +336,13 @@ impl<'a> Backward for BackwardPass<'a> {
             .map_init(Vec::new, |scratch, (block, (((((dy, mid), rstd), gate_up), d_mid), d_attn))| {
                 let rows = dy.len() / hidden;
                 scratch.resize(rows * d.ffn.max(hidden), 0.0);
-                linear::backward_input(dy, model.weight(&layer.down), d.ffn, &mut scratch[..rows * d.ffn]);
+                linear::backward_input(dtype, dy, model.weight(&layer.down), d.ffn, &mut scratch[..rows * d.ffn]);
                 swiglu::backward(&scratch[..rows * d.ffn], d.ffn, gate_up);
                 let d_norm = &mut scratch[..rows * hidden];
-                linear::backward_input(gate_up, model.weight(&layer.gate_up), hidden, d_norm);
+                linear::backward_input(dtype, gate_up, model.weight(&layer.gate_up), hidden, d_norm);
                 d_mid.copy_from_slice(dy);
                 let dw = norm_rows(spans, block, d_norm, mid, w_norm, rstd, d_mid);
-                linear::backward_input(d_mid, model.weight(&layer.o), q_dim, d_attn);
+                linear::backward_input(dtype, d_mid, model.weight(&layer.o), q_dim, d_attn);
                 dw
             })
             .collect();
@@ -347,7 +354,8 @@ impl<'a> Backward for BackwardPass<'a> {
         let at = self.forward.acts.layer(l);
         let Activations { layers, visibility, grads: g, .. } = &mut *self.forward.acts;
         let (a, shape) = (&layers[at], self.forward.model.dims().attention);
-        attention::backward(&g.attn, &a.qkv, &a.attn, &a.softmax, shape, visibility, &mut g.qkv);
+        let dtype = self.forward.model.dtype();
+        attention::backward(dtype, &g.attn, &a.qkv, &a.attn, &a.softmax, shape, visibility, &mut g.qkv);
         Ok(())
     }
 
@@ -357,7 +365,7 @@ impl<'a> Backward for BackwardPass<'a> {
         let Activations { inputs, layers, grads: g, .. } = &mut **acts;
         let (d, layer, a) = (model.dims(), &model.params.layout.layers[l], &layers[at]);
         let (hidden, q_dim, qkv_dim) = (d.hidden, d.attention.q_dim(), d.attention.qkv_dim());
-        let w_norm = model.weight(&layer.input_norm);
+        let (w_norm, dtype) = (model.weight(&layer.input_norm), model.dtype());
         let parts = g
             .qkv
             .par_chunks_mut(BLOCK * qkv_dim)
@@ -384,7 +392,7 @@ impl<'a> Backward for BackwardPass<'a> {
                     })
                 });
                 d_norm.resize(d_input.len(), 0.0);
-                linear::backward_input(d_qkv, model.weight(&layer.qkv), hidden, d_norm);
+                linear::backward_input(dtype, d_qkv, model.weight(&layer.qkv), hidden, d_norm);
                 d_input.copy_from_slice(d_mid);
                 [norm_rows(spans, block, d_norm, x, w_norm, rstd, d_input), d_bias, d_qk_norm]
             })

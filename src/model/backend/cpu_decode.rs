@@ -67,24 +67,6 @@ impl Model {
         out
     }
 
-    /// The parameters with every matrix that decoding reads packed.
-    pub(in crate::model) fn packed(&self) -> Vec<f32> {
-        let (c, layout) = (&self.config, &self.params.layout);
-        let (hidden, q_dim) = (c.hidden_size, c.num_attention_heads * c.head_dim);
-        let mut flat = self.params.flat.clone();
-        let mut convert = |range: &std::ops::Range<usize>, in_features: usize| {
-            linear::pack(&self.params.flat[range.clone()], in_features, &mut flat[range.clone()]);
-        };
-        for layer in &layout.layers {
-            convert(&layer.qkv, hidden);
-            convert(&layer.o, q_dim);
-            convert(&layer.gate_up, hidden);
-            convert(&layer.down, c.intermediate_size);
-        }
-        convert(&layout.head, hidden);
-        flat
-    }
-
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`, for sampling; with `spread` on all threads, else on the calling one.
     pub fn next_logits(&self, cache: &KvCache, hidden: &[f32], spread: bool) -> Vec<f32> {
         let (h, vocab) = (self.config.hidden_size, self.config.vocab_size);
@@ -179,7 +161,7 @@ impl Forward for DecodePass<'_, '_> {
             }
             inputs.push(Input { qkv: own, past: sequence.past, cache: sequence.layer(l) });
         }
-        decode_attention::forward::<PAGE, _>(&inputs, shape, share.together, &mut self.attn);
+        decode_attention::forward::<PAGE, _>(self.model.dtype(), &inputs, shape, share.together, &mut self.attn);
         Ok(())
     }
 

@@ -1,6 +1,7 @@
 //! Where the backward pass puts the gradients of weights.
 
 use super::{Gradients, Sink};
+use crate::device::Dtype;
 use crate::model::Params;
 use crate::ops::linear::{self, WeightGrad};
 use crate::ops::{embedding, residual};
@@ -21,12 +22,14 @@ impl Gradients for Cpu {
 
 /// The ordinary gradient: everything is added up.
 pub(in crate::model) struct Accumulate<'a> {
+    /// Of the products.
+    pub dtype: Dtype,
     pub grads: &'a mut Params,
     pub rows: [usize; 1],
 }
 
-/// Rows of one tile of a weight gradient.
-const WEIGHT_TILE: usize = 256;
+/// Rows of one tile of a weight gradient: each packs all of x anew.
+const WEIGHT_TILE: usize = 512;
 
 impl Sink<Cpu> for Accumulate<'_> {
     fn spans(&self) -> &[usize] {
@@ -40,6 +43,7 @@ impl Sink<Cpu> for Accumulate<'_> {
 
     /// One list of tiles for all of them, so that no core waits for another.
     fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) -> Result<(), Infallible> {
+        let dtype = self.dtype;
         let (mut tiles, mut rest, mut at) = (Vec::new(), &mut self.grads.flat[..], 0);
         for (range, grad) in grads {
             let (dw, tail) = std::mem::take(&mut rest)[range.start - at..].split_at_mut(range.len());
@@ -49,7 +53,7 @@ impl Sink<Cpu> for Accumulate<'_> {
             }
         }
         tiles.into_par_iter().with_max_len(1).for_each(|(dw, g, first)| {
-            linear::backward_weight(g.dy, g.out, first, g.x, g.in_features, dw);
+            linear::backward_weight(dtype, g.dy, g.out, first, g.x, g.in_features, dw);
         });
         Ok(())
     }

@@ -2,16 +2,18 @@
 //!
 //! A page holds [`PAGE`] tokens of every layer and kv head.
 
-use super::cpu::Weights;
+use super::cpu::{Source, Weights};
+use super::packed_weights::PackedWeights;
 use crate::model::Model;
 use crate::model::pages::{PAGE, Pages, SequenceId};
 use crate::ops::decode_attention::Paged;
+use std::sync::Arc;
 
 /// Keys and values of many sequences.
 pub struct KvCache {
     shape: PageShape,
-    /// The model's parameters with every matrix packed: decoding multiplies few rows at a time.
-    weights: Vec<f32>,
+    /// Packed: decoding multiplies few rows at a time.
+    weights: Arc<PackedWeights>,
     pages: Pages,
     /// The content of each page; empty while a sequence that grows has taken it out.
     memory: Vec<Box<[f32]>>,
@@ -116,7 +118,7 @@ impl KvCache {
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { flat: &self.weights, packed: true, spread: false }
+        Weights { source: Source::Packed(&self.weights), spread: false }
     }
 
     /// Makes each slot (none twice) longer by so many tokens, which `write` writes; a page that is shared is copied before.
@@ -150,7 +152,7 @@ impl KvCache {
                 Growing { shape: self.shape, past, read: read.collect(), written }
             })
             .collect();
-        write(Weights { flat: &self.weights, packed: true, spread: false }, &mut growing);
+        write(Weights { source: Source::Packed(&self.weights), spread: false }, &mut growing);
         let written: Vec<Vec<Box<[f32]>>> = growing.into_iter().map(|sequence| sequence.written).collect();
         for (((slot, _), past), written) in slots.iter().zip(past).zip(written) {
             for (page, content) in self.pages.of(*slot)[past / PAGE..].iter().zip(written) {

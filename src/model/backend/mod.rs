@@ -9,6 +9,7 @@ mod cuda_graphs;
 pub mod cuda_sink;
 pub(crate) mod cuda_step;
 pub mod kv_cache;
+pub(in crate::model) mod packed_weights;
 
 use std::ops::Range;
 

@@ -97,7 +97,9 @@ impl Engine for CpuEngine {
     }
 
     fn step(&mut self, optim: &Optim, lr: f32, steps: &mut u32) -> Result<StepReport> {
-        Ok(update(optim, lr, steps, &mut self.scorer.model.params, &mut self.grads, &mut self.moments))
+        let report = update(optim, lr, steps, &mut self.scorer.model.params, &mut self.grads, &mut self.moments);
+        self.scorer.model.changed();
+        Ok(report)
     }
 
     fn grads(&self) -> Result<Cow<'_, Params>> {

@@ -3,7 +3,7 @@
 
 use crate::coupling::CouplingError;
 use crate::coupling::gram::{Batch, Grams, Pass, StateAction};
-use crate::device::{Gpu, Result, Slice, Tensor};
+use crate::device::{Dtype, Gpu, Result, Slice, Tensor};
 use crate::model::Keep;
 use crate::model::backend::Sink;
 use crate::model::backend::cuda::CudaModel;
@@ -52,6 +52,8 @@ pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) 
         hidden: &read(gpu, &acts.hidden)?,
         logprobs: &logprobs,
         head: &read(gpu, &weight)?,
+        // What was read is rounded.
+        dtype: Dtype::F32,
     };
     Ok(batch.grams(layout, pass))
 }

@@ -1,0 +1,63 @@
+//! A model's matrices in the order in which products read them.
+
+use crate::device::Dtype;
+use crate::device::cpu::bf16;
+use crate::model::Params;
+use crate::ops::linear::{self, Weight};
+use rayon::prelude::*;
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+/// The layers' matrices and the head.
+pub(in crate::model) enum PackedWeights {
+    /// A buffer of the parameters' layout.
+    F32(Vec<f32>),
+    /// By place in the parameters.
+    Bf16(BTreeMap<usize, bf16::Packed>),
+}
+
+impl PackedWeights {
+    /// On all cores.
+    pub fn new(params: &Params, dtype: Dtype) -> PackedWeights {
+        let matrices = matrices(params);
+        match dtype {
+            Dtype::F32 => {
+                let mut flat = params.flat.clone();
+                for (range, in_features) in matrices {
+                    linear::pack(&params.flat[range.clone()], in_features, &mut flat[range]);
+                }
+                PackedWeights::F32(flat)
+            }
+            Dtype::Bf16 => {
+                let pack = |(range, in_features): (Range<usize>, usize)| {
+                    (range.start, linear::pack_bf16(&params.flat[range], in_features))
+                };
+                PackedWeights::Bf16(matrices.into_par_iter().with_max_len(1).map(pack).collect())
+            }
+        }
+    }
+
+    /// The matrix whose place in the parameters is `range`.
+    pub fn matrix(&self, range: &Range<usize>, in_features: usize) -> Weight<'_> {
+        match self {
+            PackedWeights::F32(flat) => Weight::packed(&flat[range.clone()], in_features),
+            PackedWeights::Bf16(matrices) => Weight::packed_bf16(matrices[&range.start].columns()),
+        }
+    }
+}
+
+/// The place and the input features of each matrix that the forward pass multiplies by.
+fn matrices(params: &Params) -> Vec<(Range<usize>, usize)> {
+    let layout = &params.layout;
+    let hidden = layout.norm.len();
+    let features = |matrix: &Range<usize>| matrix.len() / hidden;
+    let layer = layout.layers.iter().flat_map(|l| {
+        [
+            (l.qkv.clone(), hidden),
+            (l.o.clone(), features(&l.o)),
+            (l.gate_up.clone(), hidden),
+            (l.down.clone(), features(&l.down)),
+        ]
+    });
+    layer.chain([(layout.head.clone(), hidden)]).collect()
+}
