@@ -2,6 +2,8 @@
 //!
 //! Backward: dx = dy W, dW = dyᵀ x, db = Σ_rows dy.
 
+pub mod case;
+
 use crate::device::cpu::{Mat, exact_products, gemm, prefetch, simd};
 use pulp::{Simd, WithSimd};
 use rayon::prelude::*;
