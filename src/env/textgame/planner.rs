@@ -230,15 +230,10 @@ fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
         }
     }
     let positive: Vec<bool> = want[1].clone();
-    for fact in undo {
-        for way in &makers[0][index(fact)] {
-            let at_hand = |f: &FactId| positive[index(*f)] || start.holds(*f);
-            let possible = task.ways[*way as usize].when.positive.iter().all(at_hand);
-            if possible && !std::mem::replace(&mut taken[*way as usize], true) {
-                out.push(*way);
-            }
-        }
-    }
+    let at_hand = |f: &FactId| positive[index(*f)] || start.holds(*f);
+    let possible = |way: u32| task.ways[way as usize].when.positive.iter().all(at_hand);
+    let undoing = undo.iter().flat_map(|fact| &makers[0][index(*fact)]).copied();
+    out.extend(undoing.filter(|way| possible(*way) && !std::mem::replace(&mut taken[*way as usize], true)));
     out
 }
 

@@ -2,7 +2,7 @@
 
 use super::cuda::{self, Moves, Tokens};
 use crate::device::Result;
-use crate::ops::case::{BF16, Bf16s, Case, HIDDEN, OpCase, Size, Sizes, Trial, Work, matrices};
+use crate::ops::case::{BF16, Bf16s, Case, HIDDEN, OpCase, PEERS_ROWS, Size, Sizes, Trial, Work, matrices};
 use crate::ops::philox::block;
 use half::bf16;
 
@@ -16,9 +16,9 @@ fn shapes(size: Size) -> Vec<Sizes<2>> {
     matrices(size, HIDDEN)
 }
 
-/// A vocabulary, and tokens of it: of a small one low ones often, most of the others never.
+/// A vocabulary, the peers' a whole one, and tokens of it: of a small one low ones often, most of the others never.
 fn tokens(rows: usize) -> (usize, Vec<u32>) {
-    let vocab = if rows < 1024 { 37 } else { 151_936 };
+    let vocab = if rows < PEERS_ROWS { 37 } else { 151_936 };
     let token = |i: u64| {
         let t = u64::from(block(3, 0, i)[0]) % vocab;
         (t * t / vocab) as u32

@@ -30,7 +30,7 @@ impl fmt::Display for Batch {
     }
 }
 
-/// No tokens among them; one sample; tiles more than blocks, of ghosts (the fourth) and of slabs (the last).
+/// No tokens among them; one sample; more tiles of ghost products than blocks.
 fn shapes(size: Size) -> Vec<Batch> {
     let batch = |lengths: &[usize], n_in, columns, out| Batch { lengths: lengths.to_vec(), n_in, columns, out };
     match size {
@@ -38,8 +38,7 @@ fn shapes(size: Size) -> Vec<Batch> {
             batch(&[3, 0, 140], 24, 8..24, 40),
             batch(&[1], 8, 0..16, 16),
             batch(&[130, 0, 5], 40, 16..24, 24),
-            batch(&[&[260, 129, 3][..], &[1; 13]].concat(), 24, 0..72, 72),
-            batch(&[2, 3], 72, 0..480, 480),
+            batch(&[&[260, 129, 3][..], &[1; 13]].concat(), 8, 0..8, 8),
         ],
         Size::Model => vec![batch(&[512; 16], 896, 0..896, 1152)],
         Size::Peers => vec![batch(&[PEERS_ROWS / 32; 32], HIDDEN[1], 0..HIDDEN[1], HIDDEN[1])],
