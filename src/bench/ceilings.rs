@@ -1,7 +1,7 @@
 //! What a GPU does at most, as measured: kernels and whole steps are held against it.
 
 use crate::device::{Dtype, Gpu, Matmul, Operand, Result, Slice, Tensor};
-use crate::ops::philox::{block, normals};
+use crate::ops::case::{Bf16s, Work};
 use half::bf16;
 use serde::Serialize;
 
@@ -18,28 +18,24 @@ pub struct Ceilings {
     pub matmul_tflops: f64,
 }
 
-/// What a call must do at least.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub enum Work {
-    /// Bytes that are read or written.
-    Bytes(usize),
-    Flops(f64),
-}
-
 impl Ceilings {
-    /// By copying so many bytes, and by a product of matrices of this side.
-    pub fn measure(gpu: &Gpu, copied: usize, square: usize) -> Result<Ceilings> {
-        let (from, to) = (gpu.zeros::<u8>(copied)?, gpu.zeros::<u8>(copied)?);
-        let copy = median(gpu, &[()], |()| gpu.copy(&from, &to))?;
-        let n = square;
-        let [a, b, c] = [random(gpu, n * n)?, random(gpu, n * n)?, random(gpu, n * n)?];
+    /// By copying 512 MiB, and by a product of matrices of 8192 columns; with `small` by what a simulated device gets through.
+    ///
+    /// # Errors
+    /// The device's.
+    pub fn measure(gpu: &Gpu, small: bool) -> Result<Ceilings> {
+        let (copied, n) = if small { (1 << 20, 64) } else { (512 << 20, 8192) };
+        let (from, to, flush) = (gpu.zeros::<u8>(copied)?, gpu.zeros::<u8>(copied)?, Flush::new(gpu, small)?);
+        let copy = median(gpu, &flush, &mut || gpu.copy(&from, &to))?;
+        let ab = Bf16s::randoms(7, n * n);
+        let [a, b, c] = [ab.on(gpu)?, ab.on(gpu)?, gpu.uninit(n * n)?];
         let matrix = |x: &Slice<bf16>| {
             let (address, dtype) = (x.address(), Dtype::Bf16);
             Operand { address, dtype, stride: n, transposed: false, batch_stride: 0 }
         };
         let (a, b, c, alpha, beta, bias) = (matrix(&a), matrix(&b), matrix(&c), 1.0, 0.0, None);
         let product = Matmul { m: n, n, k: n, batch: 1, alpha, beta, a, b, c, bias };
-        let matmul = median(gpu, &[()], |()| gpu.matmul(&product))?;
+        let matmul = median(gpu, &flush, &mut || gpu.matmul(&product))?;
         Ok(Ceilings {
             copy_gbps: 2.0 * copied as f64 / copy / 1e9,
             matmul_tflops: 2.0 * (n as f64).powi(3) / matmul / 1e12,
@@ -55,33 +51,32 @@ impl Ceilings {
     }
 }
 
-/// Seconds of one call, on each set in turn. A simulated device is called once, for the sake of the call.
-pub(super) fn median<T>(gpu: &Gpu, sets: &[T], call: impl Fn(&T) -> Result<()>) -> Result<f64> {
-    let (warm_up, calls) = if gpu.is_simulated() { (0, 1) } else { (WARM_UP, CALLS) };
-    for set in sets.iter().cycle().take(warm_up) {
-        call(set)?;
+/// Takes the inputs out of the second-level cache between calls, as training finds them: by a copy larger than it.
+pub(super) struct Flush {
+    from: Tensor<u8>,
+    to: Tensor<u8>,
+}
+
+impl Flush {
+    pub(super) fn new(gpu: &Gpu, small: bool) -> Result<Flush> {
+        let bytes = if small { 256 } else { 128 << 20 };
+        Ok(Flush { from: gpu.zeros(bytes)?, to: gpu.zeros(bytes)? })
     }
-    let times = sets.iter().cycle().take(calls).map(|set| gpu.timed(|| call(set)));
-    Ok(middle(times.collect::<Result<_>>()?))
+}
+
+/// Seconds of one call. A simulated device is called once, for the sake of the call.
+pub(super) fn median(gpu: &Gpu, flush: &Flush, call: &mut dyn FnMut() -> Result<()>) -> Result<f64> {
+    let (warm_up, calls) = if gpu.is_simulated() { (0, 1) } else { (WARM_UP, CALLS) };
+    (0..warm_up).try_for_each(|_| call())?;
+    let timed = |_| {
+        gpu.copy(&flush.from, &flush.to)?;
+        gpu.timed(&mut *call)
+    };
+    Ok(middle((0..calls).map(timed).collect::<Result<_>>()?))
 }
 
 /// The median.
 pub(super) fn middle(mut times: Vec<f64>) -> f64 {
     times.sort_by(f64::total_cmp);
     times[times.len() / 2]
-}
-
-pub(super) fn random_f32(gpu: &Gpu, n: usize) -> Result<Tensor<f32>> {
-    gpu.tensor(&normal(n))
-}
-
-/// Never zeros: products of them run faster than real ones.
-pub(super) fn random(gpu: &Gpu, n: usize) -> Result<Tensor<bf16>> {
-    gpu.tensor(&normal(n).into_iter().map(bf16::from_f32).collect::<Vec<_>>())
-}
-
-/// A million different ones, repeated: making more would take longer than timing them.
-pub(super) fn normal(n: usize) -> Vec<f32> {
-    let some: Vec<f32> = (0..n.min(1 << 20).div_ceil(4) as u64).flat_map(|i| normals(block(7, 0, i))).collect();
-    some.into_iter().cycle().take(n).collect()
 }

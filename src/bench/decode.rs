@@ -1,10 +1,11 @@
 //! Speed of generation on a GPU: a prompt for each sequence, then a sampled token of each at a time.
 
-use super::ceilings::{Ceilings, Work};
+use super::ceilings::Ceilings;
 use super::gpu_shapes::Shape;
 use crate::device::{Gpu, Result};
 use crate::model::backend::cuda::CudaModel;
 use crate::model::{Decoder, Policy, SampleRequest, SequenceId};
+use crate::ops::case::Work;
 use crate::ops::philox::{block, uniform};
 use crate::ops::sampling::SamplingParams;
 use serde::Serialize;

@@ -1,9 +1,9 @@
 //! The models of `bench step` and `bench decode`: Qwen2.5's shapes with random weights, and what they must compute.
 
-use super::ceilings::normal;
 use crate::model::families::QWEN2;
 use crate::model::params::Layout;
 use crate::model::{Architecture, Model, Params};
+use crate::ops::case::randoms;
 use rayon::prelude::*;
 use std::sync::Arc;
 
@@ -57,7 +57,7 @@ impl Shape {
     /// Weights of the size that trained ones have; each million repeats, as making more would take longer than using them.
     pub(super) fn model(&self) -> Model {
         let mut params = Params::zeros(Arc::new(Layout::new(&self.config)));
-        let some = normal(1 << 20);
+        let some = randoms(7, 1 << 20);
         for entry in &params.layout.clone().entries {
             params.flat[entry.range.clone()].par_chunks_mut(some.len()).for_each(|weights| {
                 weights.iter_mut().zip(&some).for_each(|(w, x)| *w = if entry.decay { 0.02 * x } else { 1.0 });

@@ -2,8 +2,7 @@
 
 use super::{BenchArg, BenchArgs, DeviceArg, output};
 use crate::bench::ceilings::Ceilings;
-use crate::bench::kernels::{self, Shapes};
-use crate::bench::{self, Bench, decode, gcd, real, step};
+use crate::bench::{self, Bench, Report, decode, gcd, kernels, real, step};
 use crate::device::{Dtype, Gpu, cuda::Cuda};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
@@ -35,6 +34,10 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
         output::print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
+    print_report(&report)
+}
+
+fn print_report(report: &Report) -> Result<ExitCode> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header([report.name, "median ms", "its time / ours"]);
     table.add_row(["uncouple".into(), format!("{:.1}", 1e3 * report.seconds), "1.00".into()]);
@@ -135,7 +138,7 @@ fn run_gcd(json: bool) -> Result<ExitCode> {
 
 fn run_kernels(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench kernels --device cuda")?);
-    let report = kernels::run(&gpu, shapes(args)).context("bench kernels")?;
+    let report = kernels::run(&gpu, args.small).context("bench kernels")?;
     if args.json {
         output::print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
@@ -169,7 +172,7 @@ fn print_device(device: &str, c: Ceilings) -> Result<ExitCode> {
 
 fn run_step(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench step --device cuda")?);
-    let ceilings = measure(&gpu, args).context("bench step")?;
+    let ceilings = Ceilings::measure(&gpu, args.small).context("bench step")?;
     let settings = if args.small { step::Settings::small() } else { step::Settings::full() };
     let report = step::run(&gpu, ceilings, &settings).context("bench step")?;
     if args.json {
@@ -194,7 +197,7 @@ fn run_step(args: &BenchArgs) -> Result<ExitCode> {
 
 fn run_decode(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench decode --device cuda")?);
-    let ceilings = measure(&gpu, args).context("bench decode")?;
+    let ceilings = Ceilings::measure(&gpu, args.small).context("bench decode")?;
     let settings = if args.small { decode::Settings::small() } else { decode::Settings::full() };
     let report = decode::run(&gpu, ceilings, &settings).context("bench decode")?;
     if args.json {
@@ -216,14 +219,4 @@ fn run_decode(args: &BenchArgs) -> Result<ExitCode> {
     }
     output::print(&table.to_string())?;
     print_device(&report.device, report.ceilings)
-}
-
-/// As `bench kernels` measures them.
-fn measure(gpu: &Gpu, args: &BenchArgs) -> crate::device::Result<Ceilings> {
-    let Shapes { copied, square, .. } = shapes(args);
-    Ceilings::measure(gpu, copied, square)
-}
-
-fn shapes(args: &BenchArgs) -> Shapes {
-    if args.small { Shapes::SMALL } else { Shapes::FULL }
 }

@@ -3,36 +3,29 @@
 use super::{DeviceArg, SelftestArgs, output};
 use crate::bench::ceilings::Ceilings;
 use crate::device::{Gpu, cuda::Cuda};
-use crate::selftest::{CHECKS, Outcome, Size};
+use crate::selftest::{self, Outcome};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 
 /// Of the GPU's memory: the checks need little, and others may be using it.
 const ARENA: usize = 2 << 30;
-/// Bytes copied, and the side of the product, for the ceilings.
-const COPIED: usize = 512 << 20;
-const SQUARE: usize = 8192;
 /// The same with `--small`.
 const SMALL_ARENA: usize = 256 << 20;
-const SMALL_COPIED: usize = 1 << 20;
-const SMALL_SQUARE: usize = 64;
 
 pub fn run(args: SelftestArgs) -> Result<ExitCode> {
     if args.device == DeviceArg::Cpu {
         bail!("selftest compares a GPU with the CPU: use --device cuda");
     }
-    let (size, arena, copied, square) = match args.small {
-        true => (Size::Small, SMALL_ARENA, SMALL_COPIED, SMALL_SQUARE),
-        false => (Size::Full, ARENA, COPIED, SQUARE),
-    };
+    let arena = if args.small { SMALL_ARENA } else { ARENA };
     let gpu = Gpu::new(Cuda::open(Some(arena)).context("selftest --device cuda")?);
     if !args.json {
         output::print(&gpu.describe())?;
     }
-    let ceilings = Ceilings::measure(&gpu, copied, square).context("selftest")?;
+    let ceilings = Ceilings::measure(&gpu, args.small).context("selftest")?;
     let mut outcomes = Vec::new();
-    for check in CHECKS {
-        let outcome = check.run(&gpu, size, &ceilings).with_context(|| format!("selftest: {}", check.name))?;
+    for case in selftest::checks() {
+        let outcome = selftest::run(case, &gpu, !args.small, &ceilings);
+        let outcome = outcome.with_context(|| format!("selftest: {}", case.name()))?;
         if !args.json {
             output::print(&line(&outcome))?;
         }

@@ -14,6 +14,13 @@ pub enum DecoupleMethod {
     Contrastive,
 }
 
+impl DecoupleMethod {
+    /// Whether it is a loss of labelled actions.
+    pub fn is_loss(self) -> bool {
+        !matches!(self, DecoupleMethod::None | DecoupleMethod::Pcgrad)
+    }
+}
+
 /// Decoupling by other means.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

@@ -49,9 +49,7 @@ pub struct Config {
 impl Config {
     /// Whether training needs labels of the actions it sees.
     pub fn needs_labels(&self) -> bool {
-        self.gcd.mode != GcdMode::Off
-            || self.suggestions.mode != SuggestionMode::Off
-            || self.decouple.method == DecoupleMethod::Contrastive
+        self.gcd.mode != GcdMode::Off || self.suggestions.mode != SuggestionMode::Off || self.decouple.method.is_loss()
     }
 }
 

@@ -277,7 +277,21 @@ pub fn projections(inner: &[f64], n: usize) -> Vec<f64> {
     (0..n * n).map(|ij| if own(ij) > 0.0 { inner[ij] / own(ij) } else { 0.0 }).collect()
 }
 
-/// Forms Gram matrices of what the backward pass hands over.
+/// The tensors of a fused matrix (query, key and value; gate and up), and which columns of its `dy` belong to each.
+pub fn columns(
+    layout: &Layout,
+    range: &Range<usize>,
+    in_features: usize,
+) -> impl Iterator<Item = (usize, Range<usize>)> {
+    layout.within(range).map(move |tensor| {
+        let own = &layout.entries[tensor].range;
+        (tensor, (own.start - range.start) / in_features..(own.end - range.start) / in_features)
+    })
+}
+
+/// Forms Gram matrices of what the backward pass hands over. A GPU's is another (`train/engine/cuda_grams.rs`): the CPU cuts all
+/// matrices of a layer in tiles for all cores, a GPU gets launches in order, and what is cheaper differs, as its tiles are filled up.
+/// What follows the backward pass is the same code, [`Batch::grams`].
 struct GramSink<'a> {
     layout: &'a Layout,
     /// Where the rows of each sample end.
@@ -320,18 +334,12 @@ impl Sink<Cpu> for GramSink<'_> {
     fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) -> Result<(), Infallible> {
         let (samples, rows) = (self.ends.len(), self.ends.last().copied().unwrap_or(0));
         let mut jobs = Vec::new();
-        // For each matrix its tensors, and the columns of dy that belong to each.
-        let groups: Vec<(usize, Vec<Range<usize>>)> = grads
-            .iter()
-            .map(|(range, g)| {
-                let tensors = self.layout.within(range);
-                let columns = |t: usize| {
-                    let own = &self.layout.entries[t].range;
-                    (own.start - range.start) / g.in_features..(own.end - range.start) / g.in_features
-                };
-                (tensors.start, tensors.map(columns).collect())
-            })
-            .collect();
+        // For each matrix its first tensor, and the columns of dy that belong to each of its tensors.
+        let group = |(range, g): &(Range<usize>, WeightGrad<'_>)| {
+            let columns = columns(self.layout, range, g.in_features).map(|(_, columns)| columns);
+            (self.layout.within(range).start, columns.collect())
+        };
+        let groups: Vec<(usize, Vec<Range<usize>>)> = grads.iter().map(group).collect();
         for (matrix, ((_, g), (first, groups))) in grads.iter().zip(&groups).enumerate() {
             let way = op::cheaper(rows, samples, g.in_features, g.out);
             self.ways[usize::from(way == GramMethod::Ghost)] += 1;

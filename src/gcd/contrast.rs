@@ -6,11 +6,17 @@
 
 use super::label::Label;
 use super::objective::{AuxiliaryLoss, Evaluated};
-use crate::config::Decouple;
+use crate::config::{Config, Decouple, DecoupleMethod};
 use std::ops::Range;
 
 /// The contrastive loss of all tokens of an action.
-pub struct Contrast<'a>(pub &'a Decouple);
+struct Contrast<'a>(&'a Decouple);
+
+/// The loss, where `decouple.method` is this one.
+pub(super) fn configured(config: &Config) -> Option<Box<dyn AuxiliaryLoss + '_>> {
+    let asked = config.decouple.method == DecoupleMethod::Contrastive;
+    asked.then(|| Box::new(Contrast(&config.decouple)) as _)
+}
 
 impl AuxiliaryLoss for Contrast<'_> {
     fn metric(&self) -> &'static str {

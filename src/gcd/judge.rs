@@ -178,6 +178,26 @@ impl Judge {
             let open = votes.iter().enumerate().filter(|(_, vote)| vote.is_none());
             calls.extend(open.map(|(vote, _)| Call { question, vote: vote as u32 }));
         }
+        let reason = self.call(questions, calls, |call, vote| {
+            let word = vote.map_or("", Label::name);
+            let sql = "insert or replace into votes (question, vote, verdict) values (?1, ?2, ?3)";
+            self.votes.execute(sql, params![hashes[call.question], call.vote, word]).map_err(broken)?;
+            votes[call.question][call.vote as usize] = Some(vote);
+            Ok(())
+        })?;
+        let votes_of = |i: usize| &votes[hashes.iter().position(|hash| *hash == hashes[i]).unwrap_or(i)];
+        let labels: Vec<_> = (0..questions.len()).map(|i| self.label(votes_of(i))).collect();
+        let missing = (0..questions.len()).filter(|&i| labels[i].is_none() && votes_of(i).contains(&None)).count();
+        Ok(Verdicts { labels, missing, reason })
+    }
+
+    /// Makes the calls, `concurrency` at once, and hands over every vote as it arrives; why a call was given up, if one was.
+    fn call(
+        &self,
+        questions: &[Question],
+        calls: VecDeque<Call>,
+        mut arrived: impl FnMut(Call, Option<Label>) -> Result<(), JudgeError>,
+    ) -> Result<Option<String>, JudgeError> {
         let (queue, stop, reason) = (Mutex::new(calls), AtomicBool::new(false), Mutex::new(None));
         let declined = AtomicU32::new(0);
         // A lock is poisoned only by a panic, which the scope passes on.
@@ -206,19 +226,9 @@ impl Judge {
                 });
             }
             drop(send);
-            for (call, vote) in receive {
-                let word = vote.map_or("", Label::name);
-                let sql = "insert or replace into votes (question, vote, verdict) values (?1, ?2, ?3)";
-                self.votes.execute(sql, params![hashes[call.question], call.vote, word]).map_err(broken)?;
-                votes[call.question][call.vote as usize] = Some(vote);
-            }
-            Ok::<(), JudgeError>(())
+            receive.into_iter().try_for_each(|(call, vote)| arrived(call, vote))
         })?;
-        let votes_of = |i: usize| &votes[hashes.iter().position(|hash| *hash == hashes[i]).unwrap_or(i)];
-        let labels: Vec<_> = (0..questions.len()).map(|i| self.label(votes_of(i))).collect();
-        let missing = (0..questions.len()).filter(|&i| labels[i].is_none() && votes_of(i).contains(&None)).count();
-        let reason = reason.into_inner().unwrap_or_else(PoisonError::into_inner);
-        Ok(Verdicts { labels, missing, reason })
+        Ok(reason.into_inner().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// The label that enough votes agree on; a label of unanimity needs all votes.

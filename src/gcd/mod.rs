@@ -37,3 +37,10 @@ pub use judgment::{Accuracy, Judged, Pair, judge};
 pub use label::{Agreement, Flaw, JudgeLabels, Label, LabelCounts, Labelled};
 pub use objective::{AuxiliaryLoss, Evaluated};
 pub use suggestion::Suggestion;
+
+use crate::config::Config;
+
+/// The configured losses beside the policy's that have no weights of their own.
+pub fn auxiliary_losses(config: &Config) -> Vec<Box<dyn AuxiliaryLoss + '_>> {
+    [contrast::configured(config)].into_iter().flatten().collect()
+}

@@ -1,7 +1,7 @@
 //! Losses beside the policy's: one a variant of GCD that does not judge in words.
 //!
 //! Judgments in words are rows of the policy's own loss ([`super::Judged::samples`]). The others read the final hidden states of
-//! labelled actions: the value head's cross-entropy and the contrastive loss.
+//! labelled actions: the value head's cross-entropy, and those that [`super::auxiliary_losses`] lists.
 
 use super::judgment::Accuracy;
 use super::label::Label;

@@ -213,6 +213,22 @@ pub struct LossReport {
     pub clip_ratio_high_max: f64,
 }
 
+/// What a token of a sample weighs that has `tokens` of them in the loss, of `here` such tokens of its term in the micro-batch.
+fn token_weight(config: &Grpo, sample: &Sample, tokens: usize, here: usize, norm: &LossNormalizer) -> f64 {
+    let (term, factor) = match sample.judgment {
+        false => (norm.trajectories, 1.0),
+        true => (norm.judgments, norm.lambda),
+    };
+    let tokens = if sample.trajectory_loss_tokens == 0 { tokens.max(1) } else { sample.trajectory_loss_tokens };
+    factor
+        * match config.aggregation {
+            Aggregation::TokenMean => 1.0 / term.tokens as f64,
+            Aggregation::MicroTokenMean => 1.0 / (here * norm.micro_batches) as f64,
+            Aggregation::SequenceMean => 1.0 / (term.sequences * tokens as f64),
+            Aggregation::Constant => 1.0 / (term.sequences * f64::from(config.constant_length)),
+        }
+}
+
 impl<'a> PolicyLoss<'a> {
     /// `samples[i]` is the forest's sequence `i`.
     ///
@@ -243,19 +259,8 @@ impl<'a> PolicyLoss<'a> {
         offsets.push(keyed.len());
         let judged = keyed.iter().filter(|(_, u)| samples[u.row].judgment).count();
         for (row, sample) in rows.iter_mut().zip(samples) {
-            let (term, here, factor) = match sample.judgment {
-                false => (norm.trajectories, keyed.len() - judged, 1.0),
-                true => (norm.judgments, judged, norm.lambda),
-            };
-            let tokens =
-                if sample.trajectory_loss_tokens == 0 { row.tokens.max(1) } else { sample.trajectory_loss_tokens };
-            row.weight = factor
-                * match config.aggregation {
-                    Aggregation::TokenMean => 1.0 / term.tokens as f64,
-                    Aggregation::MicroTokenMean => 1.0 / (here * norm.micro_batches) as f64,
-                    Aggregation::SequenceMean => 1.0 / (term.sequences * tokens as f64),
-                    Aggregation::Constant => 1.0 / (term.sequences * f64::from(config.constant_length)),
-                };
+            let here = if sample.judgment { judged } else { keyed.len() - judged };
+            row.weight = token_weight(config, sample, row.tokens, here, &norm);
         }
         PolicyLoss {
             config,

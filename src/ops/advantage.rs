@@ -3,6 +3,8 @@
 //! Deviations have Bessel's correction. A group of one, or one whose rewards are all equal, teaches nothing: its
 //! advantages are exactly 0.
 
+pub mod case;
+
 use serde::{Deserialize, Serialize};
 
 /// Which standard deviation divides the centred rewards.

@@ -6,6 +6,7 @@
 //!
 //! Backward, with P the softmax, dP = dO Vᵀ and δ_i = dO_i·O_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
 
+pub mod case;
 pub mod cuda;
 
 use super::residual;

@@ -1,5 +1,7 @@
 //! Attention over a paged cache (decoding and prefill).
 
+pub mod case;
+
 use super::attention::{KEYS, Online, QUERIES, Shape, Tile, exp_sum, max};
 use crate::device::Dtype;
 use crate::device::cpu::{Mat, exp, prefetch, simd};

@@ -1,5 +1,7 @@
 //! Embedding: y[t] = W[token[t]].
 
+pub mod case;
+
 /// Gathers rows of `table` `[vocab, hidden]` into `y` `[tokens, hidden]`.
 pub fn forward(tokens: &[u32], table: &[f32], hidden: usize, y: &mut [f32]) {
     for (&token, row) in tokens.iter().zip(y.chunks_exact_mut(hidden)) {

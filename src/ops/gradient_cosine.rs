@@ -10,6 +10,7 @@
 //!
 //! Products are in f32, what they are summed up in is f64.
 
+pub mod case;
 pub mod cuda;
 
 use super::linear::{self, WeightGrad};
@@ -353,15 +354,21 @@ impl HeadRows<'_> {
                 });
             }
         }
-        let mut xx = vec![0.0f32; rows * rows];
-        xx.par_chunks_mut(64 * rows).enumerate().for_each(|(block, xx)| {
-            let (m, h) = (xx.len() / rows, Mat::transposed(self.hidden, self.width));
-            let own = Mat::rows(&self.hidden[block * 64 * self.width..], self.width);
-            Product::new(Dtype::F32, (m, rows, self.width)).run(xx, rows, own, h);
-        });
+        let xx = self.hidden_products();
         let all = runs(self.ends, &whole);
         add_parts(&mut sum, samples, &pair_sums(&xx, &yy, rows, &all, &all, true));
         sum
+    }
+
+    /// x · x of every pair of rows.
+    fn hidden_products(&self) -> Vec<f32> {
+        let (rows, width) = (self.target.len(), self.width);
+        let mut xx = vec![0.0f32; rows * rows];
+        xx.par_chunks_mut(64 * rows).enumerate().for_each(|(block, xx)| {
+            let (m, own) = (xx.len() / rows, Mat::rows(&self.hidden[block * 64 * width..], width));
+            Product::new(Dtype::F32, (m, rows, width)).run(xx, rows, own, Mat::transposed(self.hidden, width));
+        });
+        xx
     }
 
     /// ⟨input gradients, head gradients⟩ over `tokens`, whose logit gradients `d` `[rows, tokens]` are.

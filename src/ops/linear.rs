@@ -2,6 +2,8 @@
 //!
 //! Backward: dx = dy W, dW = dyᵀ x, db = Σ_rows dy.
 
+pub mod case;
+
 use crate::device::Dtype;
 use crate::device::cpu::bf16::{self, Columns};
 use crate::device::cpu::{Mat, Product, exact_products, prefetch, simd};

@@ -4,6 +4,7 @@
 pub mod adamw;
 pub mod advantage;
 pub mod attention;
+pub mod case;
 pub mod decode_attention;
 pub mod embedding;
 pub mod gradient_cosine;
@@ -17,3 +18,22 @@ pub mod rmsnorm;
 pub mod rope;
 pub mod sampling;
 pub mod swiglu;
+
+/// The cases of every op that has kernels, in the order of a model's step: what the self-test, the benchmarks and the tests on the
+/// emulated device run.
+pub const CASES: &[&[&dyn case::Case]] = &[
+    embedding::case::CASES,
+    rmsnorm::case::CASES,
+    linear::case::CASES,
+    rope::case::CASES,
+    qk_norm::case::CASES,
+    attention::case::CASES,
+    decode_attention::case::CASES,
+    swiglu::case::CASES,
+    grouped_logprob::case::CASES,
+    sampling::case::CASES,
+    advantage::case::CASES,
+    gradient_cosine::case::CASES,
+    pcgrad::case::CASES,
+    adamw::case::CASES,
+];

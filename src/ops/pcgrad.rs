@@ -8,6 +8,8 @@
 //! samples are (first 12 iterations of the embedded default: cosines from 0.00 to 0.26, nothing projected). The metric
 //! `decouple/cosine` says what it was.
 
+pub mod case;
+
 use rayon::prelude::*;
 
 /// Elements of one task: fixed, so that sums do not depend on the number of threads.

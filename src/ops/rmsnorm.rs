@@ -2,6 +2,8 @@
 //!
 //! Backward, with c = mean(dy · w · x): dx = r · (w · dy − x · r² · c), dw = Σ_rows dy · x · r.
 
+pub mod case;
+
 use crate::device::cpu::simd;
 
 /// `x`, `y`: `[rows, hidden]`; `rstd`: `[rows]`, kept for the backward pass.

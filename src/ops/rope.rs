@@ -2,6 +2,8 @@
 //!
 //! The rotation is orthogonal, so the backward pass is the rotation by the negative angle.
 
+pub mod case;
+
 use crate::device::cpu::simd;
 
 /// f32 tables of cos and sin, `[positions, head_dim / 2]`.

@@ -2,6 +2,8 @@
 //!
 //! Backward: du = dy · silu(g), dg = dy · u · σ(g) · (1 + g · (1 − σ(g))).
 
+pub mod case;
+
 use crate::device::cpu::{exp, simd};
 
 /// `gate_up` `[rows, 2 ffn]` (gate, then up), `y` `[rows, ffn]`.

@@ -27,6 +27,23 @@ struct Given {
     tool_mask: Vec<f64>,
 }
 
+impl Given {
+    /// Reads them, and keeps a copy in `tensors`.
+    fn read(given: &Tensors, shape: [usize; 2], golden: &Path, tensors: &mut Tensors) -> Result<Given, ReferenceError> {
+        let mut read = |name: &str| {
+            let no_input = || ReferenceError::NoInput { file: golden.join("golden.safetensors"), tensor: name.into() };
+            let tensor = given.get(name).filter(|t| t.shape == shape).ok_or_else(no_input)?;
+            tensors.0.insert(name.into(), tensor.clone());
+            Ok::<_, ReferenceError>(tensor.to_f64())
+        };
+        Ok(Given {
+            old_logps: read("grpo.old_logps")?,
+            ref_logps: read("grpo.ref_logps")?,
+            tool_mask: read("grpo.tool_mask")?,
+        })
+    }
+}
+
 pub fn compute(
     learner: &mut Learner,
     inputs: &Grpo,
@@ -36,17 +53,7 @@ pub fn compute(
     tensors: &mut Tensors,
 ) -> Result<GrpoOutputs, ReferenceError> {
     let (rows, width) = padded(inputs, tensors);
-    let mut read = |name: &str| {
-        let no_input = || ReferenceError::NoInput { file: golden.join("golden.safetensors"), tensor: name.into() };
-        let tensor = given.get(name).filter(|t| t.shape == [rows, width]).ok_or_else(no_input)?;
-        tensors.0.insert(name.into(), tensor.clone());
-        Ok::<_, ReferenceError>(tensor.to_f64())
-    };
-    let given = Given {
-        old_logps: read("grpo.old_logps")?,
-        ref_logps: read("grpo.ref_logps")?,
-        tool_mask: read("grpo.tool_mask")?,
-    };
+    let given = Given::read(given, [rows, width], golden, tensors)?;
 
     let computed = group_advantages(inputs);
     tensors.insert_f32("grpo.advantages_group", &[rows], computed.group.clone());
@@ -82,8 +89,10 @@ pub fn compute(
         raw,
         &["group_size", "rewards", "advantage_eps", "max_completion_length", "pad_id", "prompts", "completions"],
     );
-    let lists = json!({ "group": computed.group, "none": computed.none, "batch": computed.batch });
-    json.insert("advantages".into(), lists);
+    json.insert(
+        "advantages".into(),
+        json!({ "group": computed.group, "none": computed.none, "batch": computed.batch }),
+    );
     json.extend(echo(raw, &["empty_row_index"]));
     json.insert("cases".into(), cases.into());
     Ok(GrpoOutputs { json: json.into(), grads: whole })

@@ -31,14 +31,7 @@ pub fn compute(model: &Model, inputs: &PerSample, raw: &Value, tensors: &mut Ten
 
     let side = |keep: fn(f32) -> bool| (0..n).filter(|i| keep(inputs.advantages[*i])).collect::<Vec<usize>>();
     let (positive, negative) = (side(|a| a > 0.0), side(|a| a < 0.0));
-    let means = |m: &[f64]| {
-        json!({
-            "pp": mean(m, n, &positive, &positive),
-            "nn": mean(m, n, &negative, &negative),
-            "pn": mean(m, n, &positive, &negative),
-            "np": mean(m, n, &negative, &positive),
-        })
-    };
+    let means = |m: &[f64]| means(m, n, &positive, &negative);
     let mut json = echo(raw, &["sequences", "prompt_lens", "advantages"]);
     json.insert("positive".into(), json!(positive));
     json.insert("negative".into(), json!(negative));
@@ -85,6 +78,16 @@ fn total<'a>(matrices: impl Iterator<Item = &'a Vec<f64>>, n: usize) -> Vec<f64>
         sum.iter_mut().zip(matrix).for_each(|(s, x)| *s += x);
     }
     sum
+}
+
+/// By the signs of the advantages.
+fn means(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize]) -> Value {
+    json!({
+        "pp": mean(matrix, n, positive, positive),
+        "nn": mean(matrix, n, negative, negative),
+        "pn": mean(matrix, n, positive, negative),
+        "np": mean(matrix, n, negative, positive),
+    })
 }
 
 /// Mean over the pairs of two different samples; `null` when there is none.

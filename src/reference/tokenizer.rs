@@ -25,19 +25,10 @@ pub fn compute(set: &Path) -> Result<Value, ReferenceError> {
     };
     let tokenizer = load(&names[0])?;
 
-    let mut strings = Vec::new();
-    for string in list("strings")? {
-        let text = string["text"].as_str().ok_or_else(|| corrupt("a string has no `text`"))?;
-        let ids = tokenizer.encode(text)?;
-        let without_last = &ids[..ids.len().saturating_sub(1)];
-        strings.push(json!({
-            "text": text,
-            "ids": ids,
-            "decoded": tokenizer.decode(&ids, false)?,
-            "decoded_skip_special": tokenizer.decode(&ids, true)?,
-            "decoded_without_last_id": tokenizer.decode(without_last, false)?,
-        }));
-    }
+    let text =
+        |string: &Value| string["text"].as_str().map(String::from).ok_or_else(|| corrupt("a string has no `text`"));
+    let texts: Vec<String> = list("strings")?.iter().map(text).collect::<Result<_, _>>()?;
+    let strings: Vec<Value> = texts.iter().map(|text| coded(&tokenizer, text)).collect::<Result<_, _>>()?;
 
     let mut chats = Vec::new();
     for chat in list("chats")? {
@@ -59,15 +50,27 @@ pub fn compute(set: &Path) -> Result<Value, ReferenceError> {
         }));
     }
 
-    let special_ids: Map<String, Value> =
-        tokenizer.special_tokens().into_iter().map(|(t, id)| (t, id.into())).collect();
+    let special_ids = tokenizer.special_tokens().into_iter().map(|(t, id)| (t, id.into()));
     Ok(json!({
-        "special_ids": special_ids,
+        "special_ids": special_ids.collect::<Map<String, Value>>(),
         "vocab_with_added": tokenizer.vocab_size(),
         "pre_tokenizer_regex": pre_tokenizer_regex(&tokenizer),
         "strings": strings,
         "chats": chats,
         "templates": templates(set, &names)?,
+    }))
+}
+
+/// A text's ids, and the texts of these.
+fn coded(tokenizer: &Tokenizer, text: &str) -> Result<Value, ReferenceError> {
+    let ids = tokenizer.encode(text)?;
+    let without_last = &ids[..ids.len().saturating_sub(1)];
+    Ok(json!({
+        "text": text,
+        "ids": ids,
+        "decoded": tokenizer.decode(&ids, false)?,
+        "decoded_skip_special": tokenizer.decode(&ids, true)?,
+        "decoded_without_last_id": tokenizer.decode(without_last, false)?,
     }))
 }
 

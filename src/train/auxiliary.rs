@@ -7,10 +7,9 @@
 use super::critic::{self, Critic, CriticLoss};
 use super::learner::{Learner, Span};
 use crate::agent::Episode;
-use crate::config::{Config, DecoupleMethod, GcdMode};
+use crate::config::{Config, GcdMode};
 use crate::device::Result;
-use crate::gcd::contrast::Contrast;
-use crate::gcd::{Accuracy, AuxiliaryLoss, Label, Pair};
+use crate::gcd::{Accuracy, AuxiliaryLoss, Label, Pair, auxiliary_losses};
 use std::ops::Range;
 
 /// A labelled action in its state.
@@ -49,20 +48,16 @@ pub struct Learned {
 
 /// Whether the configuration has auxiliary losses.
 pub fn is_configured(config: &Config) -> bool {
-    config.gcd.mode.has_critic() || config.decouple.method == DecoupleMethod::Contrastive
+    config.gcd.mode.has_critic() || !auxiliary_losses(config).is_empty()
 }
 
-/// The configured losses; `critic` is there where they need it.
+/// The configured losses: the value head's, whose weights the run owns and saves, and those that have none.
 fn configured<'a>(config: &'a Config, critic: Option<&'a mut Critic>) -> Vec<Box<dyn AuxiliaryLoss + 'a>> {
-    let mut losses: Vec<Box<dyn AuxiliaryLoss + 'a>> = Vec::new();
-    if let Some(critic) = critic {
+    let of_critic = |critic| {
         let (lambda, isolated) = (config.gcd.lambda, config.gcd.mode == GcdMode::Isolated);
-        losses.push(Box::new(CriticLoss { critic, lambda, isolated }));
-    }
-    if config.decouple.method == DecoupleMethod::Contrastive {
-        losses.push(Box::new(Contrast(&config.decouple)));
-    }
-    losses
+        Box::new(CriticLoss { critic, lambda, isolated }) as Box<dyn AuxiliaryLoss + 'a>
+    };
+    critic.map(of_critic).into_iter().chain(auxiliary_losses(config)).collect()
 }
 
 /// Adds the gradients of the configured losses of `actions`: to the value head, and to the policy unless it is isolated.

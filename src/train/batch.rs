@@ -42,7 +42,7 @@ impl Batch {
                 &[Part::Positive, Part::Negative, Part::Judgments]
             }
             DecoupleMethod::Pcgrad => &[Part::Positive, Part::Negative],
-            DecoupleMethod::None | DecoupleMethod::Contrastive => &[Part::All],
+            _ => &[Part::All],
         };
         Batch { taught, micro, norm, parts }
     }

@@ -152,6 +152,23 @@ fn layout(scene: u64) -> (Vec<Named>, Option<usize>) {
     (places, lamp)
 }
 
+/// What lies about: what is asked for, and other things of `here`.
+fn with_others(wanted: &[&'static Kind], here: &[&'static Kind], random: &mut Random) -> Option<Vec<&'static Kind>> {
+    let (mut kinds, kind) = (wanted.to_vec(), *wanted.first()?);
+    // Up to three of a kind, so that numbers must be read and not guessed.
+    for _ in 0..random.below(4 - wanted.iter().filter(|k| k.name == kind.name).count()) {
+        kinds.push(kind);
+    }
+    let total = (4 + random.below(4)).max(kinds.len() + 1);
+    while kinds.len() < total {
+        let other = *random.pick(here)?;
+        if wanted.iter().all(|k| k.name != other.name) {
+            kinds.push(other);
+        }
+    }
+    Some(kinds)
+}
+
 /// The game of a task id; `attempt` tells apart the tries of a generator that rejects some.
 pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let room = room_of(id.scene);
@@ -176,18 +193,7 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
         _ => Goal::PutIn(random.pick(&sorts(stores))?),
     };
 
-    let mut kinds = wanted.clone();
-    // Up to three of a kind, so that numbers must be read and not guessed.
-    for _ in 0..random.below(4 - wanted.iter().filter(|k| k.name == kind.name).count()) {
-        kinds.push(kind);
-    }
-    let total = (4 + random.below(4)).max(kinds.len() + 1);
-    while kinds.len() < total {
-        let other = *random.pick(&here)?;
-        if wanted.iter().all(|k| k.name != other.name) {
-            kinds.push(other);
-        }
-    }
+    let kinds = with_others(&wanted, &here, &mut random)?;
     let mut things: Vec<(Named, usize)> = Vec::new();
     for (i, thing) in kinds.iter().enumerate() {
         let number = kinds[..=i].iter().filter(|k| k.name == thing.name).count();

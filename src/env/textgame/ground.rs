@@ -98,6 +98,21 @@ struct Pattern {
     rest: Vec<Condition>,
 }
 
+/// By predicate the patterns, and the atom in each, that a new fact may match; and the patterns that wait for none.
+fn triggers(domain: &Domain, all: &[(usize, Pattern)]) -> (Vec<Vec<(usize, usize)>>, Vec<usize>) {
+    let is_fluent = |a: &Atom| domain.predicates[usize::from(a.predicate)].fluent;
+    let (mut triggered, mut idle) = (vec![Vec::new(); domain.predicates.len()], Vec::new());
+    for (index, (_, pattern)) in all.iter().enumerate() {
+        for (i, atom) in pattern.positive.iter().enumerate().filter(|(_, a)| is_fluent(a)) {
+            triggered[usize::from(atom.predicate)].push((index, i));
+        }
+        if !pattern.positive.iter().any(is_fluent) {
+            idle.push(index);
+        }
+    }
+    (triggered, idle)
+}
+
 fn patterns(condition: &Condition, wanted: bool) -> Vec<Pattern> {
     match condition {
         Condition::And(parts) | Condition::Or(parts) => {
@@ -307,18 +322,7 @@ impl Grounder<'_> {
             self.budget.spend(KEPT * condition.expanded()).map_err(|TooMuch| self.too_much(schema))?;
             all.extend(patterns(condition, true).into_iter().map(|pattern| (schema, pattern)));
         }
-        let is_fluent = |a: &Atom| domain.predicates[usize::from(a.predicate)].fluent;
-        // Patterns and the atom in them that a new fact of a predicate may match.
-        let mut triggered: Vec<Vec<(usize, usize)>> = vec![Vec::new(); domain.predicates.len()];
-        let mut idle = Vec::new();
-        for (index, (_, pattern)) in all.iter().enumerate() {
-            for (i, atom) in pattern.positive.iter().enumerate().filter(|(_, a)| is_fluent(a)) {
-                triggered[usize::from(atom.predicate)].push((index, i));
-            }
-            if !pattern.positive.iter().any(is_fluent) {
-                idle.push(index);
-            }
-        }
+        let (triggered, idle) = triggers(domain, &all);
         let mut order: Vec<(usize, Binding)> = Vec::new();
         let mut found = Vec::new();
         let start = |index: usize| {

@@ -12,7 +12,7 @@ use foldhash::HashMap;
 
 use super::facts::FactId;
 use super::game::{Game, State};
-use super::ground::Test;
+use super::ground::{Task, Test};
 use super::limits::MOST_PLANNING;
 
 /// States looked at before the search gives up, and the bytes that they may take.
@@ -171,19 +171,26 @@ fn wanted_by(test: &Test, truth: bool, visit: &mut impl FnMut(FactId, bool)) {
     }
 }
 
-/// The ways (see [`super::ground::Way`]) that bear on the goal from `start`.
-fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
-    let task = &game.task;
+/// Ways by the facts that they make false, and true; of the facts, those that can change.
+fn makers(task: &Task) -> [Vec<Vec<u32>>; 2] {
     let changing = task.facts.count() - task.fixed as usize;
     let index = |fact: FactId| (fact - task.fixed) as usize;
-    // Ways by the facts that they make true and false.
-    let mut makers: [Vec<Vec<u32>>; 2] = [vec![Vec::new(); changing], vec![Vec::new(); changing]];
+    let mut makers = [vec![Vec::new(); changing], vec![Vec::new(); changing]];
     for (w, way) in task.ways.iter().enumerate() {
         let action = &task.actions[way.action as usize];
         action.adds.iter().for_each(|f| makers[1][index(*f)].push(w as u32));
         action.deletes.iter().for_each(|f| makers[0][index(*f)].push(w as u32));
         action.conditional.iter().for_each(|(_, f, value)| makers[usize::from(*value)][index(*f)].push(w as u32));
     }
+    makers
+}
+
+/// The ways (see [`super::ground::Way`]) that bear on the goal from `start`.
+fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
+    let task = &game.task;
+    let changing = task.facts.count() - task.fixed as usize;
+    let index = |fact: FactId| (fact - task.fixed) as usize;
+    let makers = makers(task);
     let mut want = [vec![false; changing], vec![false; changing]];
     let mut queue: Vec<(FactId, bool)> = Vec::new();
     let mut taken = vec![false; task.ways.len()];
@@ -223,15 +230,10 @@ fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
         }
     }
     let positive: Vec<bool> = want[1].clone();
-    for fact in undo {
-        for way in &makers[0][index(fact)] {
-            let at_hand = |f: &FactId| positive[index(*f)] || start.holds(*f);
-            let possible = task.ways[*way as usize].when.positive.iter().all(at_hand);
-            if possible && !std::mem::replace(&mut taken[*way as usize], true) {
-                out.push(*way);
-            }
-        }
-    }
+    let at_hand = |f: &FactId| positive[index(*f)] || start.holds(*f);
+    let possible = |way: u32| task.ways[way as usize].when.positive.iter().all(at_hand);
+    let undoing = undo.iter().flat_map(|fact| &makers[0][index(*fact)]).copied();
+    out.extend(undoing.filter(|way| possible(*way) && !std::mem::replace(&mut taken[*way as usize], true)));
     out
 }
 

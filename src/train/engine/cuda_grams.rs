@@ -2,7 +2,7 @@
 //! of norm weights and biases, of the embedding's rows and of the head on the host, from what the passes leave.
 
 use crate::coupling::CouplingError;
-use crate::coupling::gram::{Batch, Grams, Pass, StateAction};
+use crate::coupling::gram::{Batch, Grams, Pass, StateAction, columns};
 use crate::device::{Dtype, Gpu, Result, Slice, Tensor};
 use crate::model::Keep;
 use crate::model::backend::Sink;
@@ -100,10 +100,9 @@ impl Sink<Cuda> for GramSink<'_> {
 
     fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) -> Result<()> {
         let square = self.samples.ends.len() * self.samples.ends.len();
-        let tensors = grads.iter().flat_map(|(range, g)| self.layout.within(range).map(move |t| (range, *g, t)));
-        for (range, g, tensor) in tensors {
-            let own = &self.layout.entries[tensor].range;
-            let columns = (own.start - range.start) / g.in_features..(own.end - range.start) / g.in_features;
+        let tensors =
+            grads.iter().flat_map(|(range, g)| columns(self.layout, range, g.in_features).map(move |t| (*g, t)));
+        for (g, (tensor, columns)) in tensors {
             let way = self.samples.way(g.in_features, columns.len());
             self.ways[usize::from(way == GramMethod::Ghost)] += 1;
             let gram = part(&self.grams, &(tensor * square..(tensor + 1) * square));
