@@ -30,7 +30,10 @@ pub struct Point {
     pub value: Interval,
 }
 
-const TRAINING: [(&str, &str, fn(&Record) -> Option<f64>); 4] = [
+/// A title, the y axis, and where the value is.
+type Training = (&'static str, &'static str, fn(&Record) -> Option<f64>);
+
+const TRAINING: [Training; 4] = [
     ("Success in training", "share of episodes", |r| r.values.get("success").copied()),
     ("Gradient cosine, pn, other state", "mean cosine", other_state),
     ("Gradient cosine, pn, same state", "mean cosine", |r| r.values.get("coupling/same_state/pn").copied()),

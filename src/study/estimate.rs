@@ -126,8 +126,8 @@ fn seconds(study: &Study, task: &Task, measured: &[f64]) -> Result<(Option<f64>,
     Ok((predicted, predicted.map(|_| "predicted")))
 }
 
-/// Two operations a parameter and token read, six a token trained on (eight where activations are recomputed), at the stated rate; tokens
-/// written at the rate of decoding. Evaluations are played like training's episodes.
+/// Two operations a parameter and token read, six a token trained on (eight where activations are recomputed), at the
+/// stated rate; tokens written at the rate of decoding. Evaluations are played like training's episodes.
 fn predicted(e: &Expect, config: &Config, parameters: f64, is_cell: bool) -> Option<f64> {
     let known = [e.turns, e.written_tokens, e.tflops, e.decode].iter().all(|x| *x > 0.0);
     if !known {
@@ -189,7 +189,8 @@ fn needed(study: &Study, start: usize, given: Option<u64>) -> Result<Memory, Stu
     })
 }
 
-/// The power on each split. Where the games are not here, or all are asked for, the split's own number is not known and 128 stand for it.
+/// The power on each split. Where the games are not here, or all are asked for, the split's own number is not known and
+/// 128 stand for it.
 fn power(study: &Study) -> Result<Vec<Power>, StudyError> {
     let mut all = Vec::new();
     for (at, start) in study.starts.iter().enumerate() {
@@ -237,13 +238,15 @@ pub fn table(study: &Study, e: &Estimate, bytes: fn(u64) -> String) -> String {
             100.0 * spread
         );
     }
-    for p in &e.power {
-        let name = if p.start.is_empty() { String::new() } else { format!("{}, ", p.start) };
-        let Design { seeds, games, .. } = p.design;
+    // The splits of a start are alike but for their names.
+    for of_start in e.power.chunk_by(|a, b| a.start == b.start && a.design == b.design) {
+        let Power { start, design: Design { seeds, games, .. }, detectable, .. } = &of_start[0];
+        let name = if start.is_empty() { String::new() } else { format!("{start}, ") };
+        let splits = of_start.iter().map(|p| &p.split[..]).collect::<Vec<_>>().join(", ");
+        let plural = if *seeds == 1 { "" } else { "s" };
         out += &format!(
-            "  {name}{}: {seeds} seeds × {games} games see a difference of {:.0} points (80 % power, two-sided 5 %)\n",
-            p.split,
-            100.0 * p.detectable
+            "  {name}{splits}: {seeds} seed{plural} × {games} games see a difference of {:.0} points (80 % power, two-sided 5 %)\n",
+            100.0 * detectable
         );
     }
     out.trim_end().into()
@@ -252,7 +255,7 @@ pub fn table(study: &Study, e: &Estimate, bytes: fn(u64) -> String) -> String {
 /// A time for people.
 fn span(seconds: f64) -> String {
     match seconds {
-        s if s < 120.0 => format!("{s:.0} s"),
+        s if s < 600.0 => format!("{s:.0} s"),
         s if s < 7200.0 => format!("{:.0} min", s / 60.0),
         s => format!("{:.1} h", s / 3600.0),
     }

@@ -1,4 +1,5 @@
-//! The gate: what the methods would begin with, measured in minutes. Where nothing is coupled, or nothing is won, hours of training compare nothing.
+//! The gate: what the methods would begin with, measured in minutes. Where nothing is coupled, or nothing is won, hours
+//! of training compare nothing.
 
 use super::StudyError;
 use super::plan::{Study, Task};
@@ -21,7 +22,8 @@ use std::time::Instant;
 const FILE: &str = "gate.json";
 /// Name of the measurement in the cold start's coupling/.
 pub const STEM: &str = "gate";
-/// A mean cosine of good and bad actions in other states below this is as good as none: five steps of supervised learning bring it there.
+/// A mean cosine of good and bad actions in other states below this is as good as none: five steps of supervised
+/// learning bring it there.
 const UNCOUPLED: f64 = 0.05;
 /// Below this share of groups with different returns, an iteration teaches next to nothing.
 const FEW_MIXED: f64 = 0.1;
@@ -221,15 +223,11 @@ pub fn table(gates: &[Gate]) -> String {
     let mut text = String::new();
     for gate in gates {
         let row = |stratum: Stratum| {
-            let cell = |class| gate.of(class, stratum).map_or("–".into(), |cosine| told(&cosine));
-            let pairs: Vec<String> = Class::ALL
-                .iter()
-                .map(|class| {
-                    gate.cosines.iter().find(|c| (c.class, c.stratum) == (*class, stratum)).map_or(0, |c| c.pairs)
-                })
-                .map(|n| n.to_string())
-                .collect();
-            [stratum.name().to_string(), cell(Class::Pp), cell(Class::Nn), cell(Class::Pn), pairs.join(", ")]
+            let of = |class| gate.cosines.iter().find(|c| (c.class, c.stratum) == (class, stratum));
+            let mean = |class| of(class).map_or("–".into(), |c| format!("{:.3}", c.cosine.value));
+            let pn = of(Class::Pn).map_or("–".into(), |c| told(&c.cosine));
+            let pairs = Class::ALL.map(|class| of(class).map_or(0, |c| c.pairs).to_string()).join(", ");
+            [stratum.name().to_string(), mean(Class::Pp), mean(Class::Nn), pn, pairs]
         };
         let rows = Stratum::ALL.into_iter().map(row);
         text += &format!("{}\n{}\n", gate.run, fitted(&["cosine", "pp", "nn", "pn", "pairs"], rows, &[1, 2, 3]));

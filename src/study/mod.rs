@@ -1,8 +1,9 @@
 //! A study: variants × seeds from shared cold starts, with paired statistics.
 //!
-//! A study file (TOML) names variants of one base configuration, and seeds. Each seed has one cold start, which all variants go on from: the
-//! same weights and moments, the same games in the same order, the same evaluation games. Every cold start and every cell is an ordinary run folder, so
-//! that whatever is killed goes on where it stopped, and `uncouple report`, `compare` and `eval` take each of them.
+//! A study file (TOML) names variants of one base configuration, and seeds. Each seed has one cold start, which all
+//! variants go on from: the same weights and moments, the same games in the same order, the same evaluation games.
+//! Every cold start and every cell is an ordinary run folder, so that whatever is killed goes on where it stopped, and
+//! `uncouple report`, `compare` and `eval` take each of them.
 
 pub mod collect;
 pub mod curves;

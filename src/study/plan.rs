@@ -50,7 +50,8 @@ fn runs() -> String {
     "runs".into()
 }
 
-/// Where cells begin: one cold start a seed. A study has one without a name, or several with names, which are compared each for itself.
+/// Where cells begin: one cold start a seed. A study has one without a name, or several with names, which are compared
+/// each for itself.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Start {
@@ -165,7 +166,8 @@ pub struct Task {
     pub variant: Option<usize>,
 }
 
-/// A variant begins from a cold start that others share, so it may change only what comes after it; and it must meet the same games.
+/// A variant begins from a cold start that others share, so it may change only what comes after it; and it must meet
+/// the same games.
 const AFTER_THE_COLD_START: [&str; 6] = ["grpo.", "gcd.", "suggestions.", "decouple.", "optim.", "rollout."];
 const SHARED: [&str; 4] = ["gcd.cold_start", "suggestions.cold_start", "rollout.groups", "rollout.group_size"];
 
@@ -264,7 +266,8 @@ impl Study {
         self.need(plain, "expect", "its numbers must be 0 or more (0: not known)")
     }
 
-    /// All cold starts and cells, seed by seed, so that whole comparisons are there early; each cell after its cold start.
+    /// All cold starts and cells, seed by seed, so that whole comparisons are there early; each cell after its cold
+    /// start.
     pub fn tasks(&self) -> Vec<Task> {
         let mut tasks = Vec::new();
         for seed in &self.seeds {
@@ -286,8 +289,8 @@ impl Study {
         }
     }
 
-    /// Whether a cold start's coupling is measured before any cell begins: that of each start's first seed; of all seeds, where nothing else is
-    /// asked.
+    /// Whether a cold start's coupling is measured before any cell begins: that of each start's first seed; of all
+    /// seeds, where nothing else is asked.
     pub fn is_gated(&self, task: &Task) -> bool {
         let first = self.tasks().into_iter().find(|t| t.start == task.start);
         task.variant.is_none() && (self.variants.is_empty() || first.as_ref() == Some(task))

@@ -166,7 +166,8 @@ impl Probed {
     }
 }
 
-/// Over seeds, the mean of what `of` gives for each resampled probe set; resampled together where the probe sets are shared.
+/// Over seeds, the mean of what `of` gives for each resampled probe set; resampled together where the probe sets are
+/// shared.
 fn over(probes: &[&Probed], of: &dyn Fn(usize, &[u32]) -> Option<f64>) -> Option<Interval> {
     let units: Vec<usize> = probes.iter().map(|probe| probe.samples()).collect();
     interval(&units, &|drawn: &[Drawn]| {
@@ -180,7 +181,8 @@ pub fn cosine(probes: &[&Probed], class: Class, stratum: Stratum) -> Option<Inte
     over(probes, &|at, counts| probes[at].mean(counts, class, stratum))
 }
 
-/// The mean ratio |Σ g|² / Σ |g|² over seeds. Only seeds are resampled: a sample drawn twice would add its own likeness.
+/// The mean ratio |Σ g|² / Σ |g|² over seeds. Only seeds are resampled: a sample drawn twice would add its own
+/// likeness.
 pub fn sums(probes: &[&Probed], sum: Sum) -> Option<Interval> {
     let values: Vec<Vec<f64>> =
         probes.iter().filter_map(|probe| Some(vec![probe.sum(&vec![1; probe.samples()], sum)?])).collect();

@@ -1,5 +1,5 @@
-//! Runs a study on a cluster: two job arrays, one task a run. The second waits for the first; both write to the study's folder, which all machines
-//! share.
+//! Runs a study on a cluster: two job arrays, one task a run. The second waits for the first; both write to the study's
+//! folder, which all machines share.
 
 use super::plan::{Study, Task};
 use super::{StudyError, launch, log, task};
@@ -47,7 +47,8 @@ pub fn submit(study: &Study, program: &Path, sbatch: &Path) -> Result<Vec<Submit
     Ok(submitted)
 }
 
-/// The script of an array. A task that runs out of time is told two minutes before: it saves, and the same command goes on with it.
+/// The script of an array. A task that runs out of time is told two minutes before: it saves, and the same command goes
+/// on with it.
 fn script_of(study: &Study, program: &Path, name: &str, tasks: &[(usize, &Task)]) -> Result<String, StudyError> {
     let here = std::env::current_dir().map_err(|e| FileError::new("find", ".", e))?;
     let indices: Vec<String> = tasks.iter().map(|(index, _)| index.to_string()).collect();

@@ -1,4 +1,5 @@
-//! The results of a study as numbers: `report.json`. Every comparison is of the same games, or of the same samples, seed by seed.
+//! The results of a study as numbers: `report.json`. Every comparison is of the same games, or of the same samples,
+//! seed by seed.
 
 use super::StudyError;
 use super::collect::{Cell, Collected, EVAL, Group, WITHOUT_SUGGESTIONS, collect, groups};
@@ -109,10 +110,15 @@ pub struct Loops {
 
 /// Computes all tables from what is finished.
 pub fn tables(study: &Study) -> Result<Tables, StudyError> {
-    let Collected { cells, missing, planned, .. } = collect(study)?;
+    Ok(of(study, collect(study)?, gate::all(study)?))
+}
+
+/// Computes the tables of these cells.
+pub fn of(study: &Study, collected: Collected, gates: Vec<Gate>) -> Tables {
+    let Collected { cells, missing, planned, .. } = collected;
     let groups = groups(study, &cells);
     let commit = COMMIT.map_or(String::new(), |commit| format!(", commit {commit}"));
-    Ok(Tables {
+    Tables {
         study: study.name.clone(),
         question: study.question.clone(),
         seeds: study.seeds.clone(),
@@ -122,7 +128,7 @@ pub fn tables(study: &Study) -> Result<Tables, StudyError> {
         planned,
         finished: cells.len(),
         missing,
-        gates: gate::all(study)?,
+        gates,
         success: groups.iter().flat_map(success).collect(),
         differences: groups.iter().flat_map(differences).collect(),
         coupling: groups.iter().flat_map(coupling).collect(),
@@ -130,7 +136,7 @@ pub fn tables(study: &Study) -> Result<Tables, StudyError> {
         loops: groups.iter().flat_map(loops).collect(),
         measures: groups.iter().flat_map(measures::of).collect(),
         curves: curves::all(study, &groups),
-    })
+    }
 }
 
 fn splits(cells: &[&Cell]) -> BTreeSet<String> {

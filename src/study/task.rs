@@ -1,4 +1,5 @@
-//! One task of a study in this process: a cold start, or a cell that goes on from it. Killed anywhere, it goes on where it was.
+//! One task of a study in this process: a cold start, or a cell that goes on from it. Killed anywhere, it goes on where
+//! it was.
 
 use super::plan::{Study, Task};
 use super::{StudyError, gate};

@@ -1,5 +1,5 @@
-//! A run that goes on where another ended, so that several methods begin from one cold start: the same weights, the same moments, the
-//! same evaluation before GRPO.
+//! A run that goes on where another ended, so that several methods begin from one cold start: the same weights, the
+//! same moments, the same evaluation before GRPO.
 
 use super::report::Loaded;
 use super::run_folder::RunFolder;
@@ -10,9 +10,9 @@ use crate::report::{metrics, provenance};
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// Makes the folder of the run that `config` names, with what the finished run in `from` left: its last checkpoint, its metrics and
-/// trajectories, and where it came from. Resuming it begins GRPO under `config`. Weights and moments are linked where the file
-/// system can, as no file of a checkpoint is ever changed.
+/// Makes the folder of the run that `config` names, with what the finished run in `from` left: its last checkpoint, its
+/// metrics and trajectories, and where it came from. Resuming it begins GRPO under `config`. Weights and moments are
+/// linked where the file system can, as no file of a checkpoint is ever changed.
 ///
 /// # Errors
 /// When the folder exists already, or `from` has no checkpoint.

@@ -1,4 +1,5 @@
-//! What GRPO would begin with: the first iteration's games, played but not learnt from, and the gradient coupling of their turns.
+//! What GRPO would begin with: the first iteration's games, played but not learnt from, and the gradient coupling of
+//! their turns.
 
 use super::checkpoints::{self, Last};
 use super::start::{Start, with_training_template};
@@ -24,7 +25,8 @@ pub struct OnPolicy {
     pub measured: Option<(Probe, Grams, Measurement)>,
 }
 
-/// Plays the first iteration of the run in `run` by its last checkpoint's policy, as training would, and measures the coupling with A = 1.
+/// Plays the first iteration of the run in `run` by its last checkpoint's policy, as training would, and measures the
+/// coupling with A = 1.
 pub fn on_policy(config: &Config, suite: &dyn Suite, gpu: Option<&Gpu>, run: &Path) -> Result<OnPolicy, TrainError> {
     let Last { found, .. } = checkpoints::last(run, |_| true, |dir| Start::checkpoint(config, dir))?;
     let (_, Start { mut learner, tokenizer, .. }) = found.ok_or_else(|| TrainError::NoRun(run.into()))?;

@@ -7,6 +7,7 @@ mod files;
 mod plan;
 mod runs;
 mod slurm;
+mod tables;
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};

@@ -56,7 +56,7 @@ fn a_dry_run_tells_time_memory_and_power_and_writes_nothing() {
         "6 runs in runs/tiny-study, 0 finished",
         "not known",
         "needs most",
-        "L2: 2 seeds × 4 games see a difference of",
+        "L0, L1, L2: 2 seeds × 4 games see a difference of",
     ] {
         assert!(told.contains(part), "{part}: {told}");
     }
