@@ -1,7 +1,7 @@
 //! `uncouple` trains language-model agents on one device with GRPO and Generative Classification Disentanglement (GCD),
 //! and measures the thing GCD is meant to cure: gradient coupling (arXiv 2509.23870).
 //!
-//! Imports point down: `cli → train → (coupling, gcd, grpo, rollout) → (agent, env, model, forest) → ops → device`; `files` lies below all.
+//! Imports point down: `cli → study → train → (coupling, gcd, grpo, rollout) → (agent, env, model, forest) → ops → device`; `files` lies below all.
 
 // What is printed passes `report::terminal`.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
@@ -23,4 +23,5 @@ pub mod reference;
 pub mod report;
 pub mod rollout;
 pub mod selftest;
+pub mod study;
 pub mod train;

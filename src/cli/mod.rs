@@ -13,10 +13,12 @@ mod play;
 pub mod reference;
 mod report;
 mod selftest;
+mod study;
 mod theory;
 mod train;
 
 use crate::device::{Dtype, Gpu, cuda::Cuda};
+use crate::train::memory::Place;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -34,6 +36,8 @@ pub struct Cli {
 pub enum Command {
     /// Train an agent; without arguments: the embedded model on the embedded household games
     Train(TrainArgs),
+    /// Compare methods over seeds, from shared cold starts; goes on where it stopped
+    Study(study::StudyArgs),
     /// Evaluate a run or a model on the evaluation splits
     Eval(EvalArgs),
     /// Play a game beside an agent: at each turn see its command, let it act or give another
@@ -94,6 +98,14 @@ impl From<DtypeArg> for Dtype {
 }
 
 impl DeviceArg {
+    /// Where a run's numbers live then.
+    fn place(self) -> Place {
+        match self {
+            DeviceArg::Cpu => Place::Cpu,
+            DeviceArg::Cuda => Place::Gpu,
+        }
+    }
+
     /// The GPU, if one is asked for.
     pub fn open(self) -> Result<Option<Gpu>> {
         match self {
@@ -335,6 +347,7 @@ pub enum BenchArg {
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(args) => train::run(args),
+        Command::Study(args) => study::run(args),
         Command::Report(args) => report::report(args),
         Command::Compare(args) => report::compare(args),
         Command::Config(args) => config::run(args),

@@ -1,6 +1,6 @@
 //! `uncouple train`.
 
-use super::{DeviceArg, INTERRUPTED, TrainArgs, output};
+use super::{INTERRUPTED, TrainArgs, output};
 use crate::config::{Config, Override};
 use crate::device::Dtype;
 use crate::device::cpu::{self, bf16::Unit};
@@ -8,7 +8,7 @@ use crate::report::progress::say;
 use crate::report::results::{self, Summary};
 use crate::train::memory::{self, Fit, Part, Place};
 use crate::train::run_folder::{Existing, RunFolder};
-use crate::train::{TrainError, interrupt, suite, train_on};
+use crate::train::{self, TrainError, interrupt, suite, train_on};
 use anyhow::{Context, Result, ensure};
 use comfy_table::{CellAlignment, Table, presets};
 use std::path::Path;
@@ -51,11 +51,12 @@ pub fn run(args: TrainArgs) -> Result<ExitCode> {
 /// Prints what a run would be, and whether it fits.
 fn dry_run(args: &TrainArgs, config: &Config) -> Result<ExitCode> {
     let shape = memory::model_shape(config).context("the model cannot be used")?;
-    let (place, here) = match args.device {
-        DeviceArg::Cpu => (Place::Cpu, cpu::memory().map(|memory| memory.available)),
-        DeviceArg::Cuda => {
+    let place = args.device.place();
+    let here = match place {
+        Place::Cpu => cpu::memory().map(|memory| memory.available),
+        Place::Gpu => {
             config.validate_for_gpu()?;
-            (Place::Gpu, None)
+            None
         }
     };
     let plan = memory::plan(config, &shape, place);
@@ -80,15 +81,7 @@ fn configuration(args: &TrainArgs) -> Result<Config> {
     {
         overrides.extend(value.iter().map(|v| Override::flag(flag, key, v.clone())));
     }
-    let load = |file: Option<&Path>| -> Result<Config> {
-        let config = Config::load(file, &overrides)?;
-        let defaults = match (config.model.path.is_empty(), args.device) {
-            (true, DeviceArg::Cpu) => return Ok(config),
-            (true, DeviceArg::Cuda) => Config::for_a_gpu(),
-            (false, _) => memory::defaults_of_its_model(&config)?,
-        };
-        Ok(Config::load_over(&defaults, file, &overrides)?)
-    };
+    let load = |file: Option<&Path>| train::configuration(file, &overrides, args.device.place());
     let config = load(args.config.as_deref())?;
     if !args.resume {
         return Ok(config);

@@ -26,8 +26,9 @@ const TOKENS: (i64, i64) = (1, 1 << 24);
 const MANY: (i64, i64) = (1, 1 << 16);
 
 /// Least and most of the whole numbers. Where 0 is refused only by some configurations, validation says so.
-const RANGES: [(&str, (i64, i64)); 37] = [
+const RANGES: [(&str, (i64, i64)); 38] = [
     ("run.seed", (0, i64::MAX)),
+    ("run.env_steps", (0, i64::MAX)),
     ("run.keep_checkpoints", (1, 1_000_000)),
     ("run.max_bad_steps", (1, 1_000_000)),
     ("model.vocab_size", (0, MAX_SIZE as i64)),

@@ -65,6 +65,8 @@ pub struct Run {
     pub seed: u64,
     /// GRPO iterations.
     pub iterations: u32,
+    /// End GRPO after the iteration in which so many environment steps have been taken (0: `iterations` alone ends it).
+    pub env_steps: u64,
     /// Save a checkpoint every this many iterations (0: only at the end).
     pub checkpoint_every: u32,
     /// Keep at most this many step checkpoints.
@@ -394,6 +396,7 @@ impl Default for Run {
             name: String::new(),
             seed: 0,
             iterations: 110,
+            env_steps: 0,
             checkpoint_every: 25,
             keep_checkpoints: 2,
             max_bad_steps: 5,

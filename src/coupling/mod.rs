@@ -9,6 +9,6 @@ mod strata;
 
 pub use gram::{Grams, SampleError, StateAction};
 pub use measure::{CouplingError, Group, Measurement, Sums, Weights, measure};
-pub use output::{FOLDER, write};
+pub use output::{FOLDER, read, write};
 pub use probe::{Command, Probe, ProbeError, ProbeSample, Side};
 pub use strata::{Means, Spread, Strata, Stratum, Traits, errors};

@@ -5,8 +5,8 @@ use super::measure::Measurement;
 use super::strata::Means;
 use crate::files::{self, FileError};
 use crate::report::heatmap::{self, Map};
-use safetensors::SafeTensorError;
 use safetensors::tensor::{Dtype, TensorView};
+use safetensors::{SafeTensorError, SafeTensors};
 use std::path::Path;
 
 /// The part of a run folder that holds the probe set and the measurements.
@@ -22,6 +22,19 @@ pub fn write(folder: &Path, stem: &str, title: &str, grams: &Grams, m: &Measurem
     files::write_file(&file("safetensors"), |w| w.write_all(&tensors))?;
     let page = page(title, grams, m);
     files::write_file(&file("html"), |w| w.write_all(page.as_bytes()))
+}
+
+/// The matrices `cosine` and `inner` `[samples, samples]` of a measurement that [`write`] left.
+pub fn read(folder: &Path, stem: &str) -> Result<[Vec<f64>; 2], FileError> {
+    let file = folder.join(format!("{stem}.safetensors"));
+    let bytes = files::read(&file, files::MOST_KEPT).map_err(|e| FileError::new("read", &file, e))?;
+    let failed = |e: SafeTensorError| FileError::new("read", &file, std::io::Error::other(e));
+    let tensors = SafeTensors::deserialize(&bytes).map_err(failed)?;
+    let matrix = |name: &str| -> Result<Vec<f64>, FileError> {
+        let data = tensors.tensor(name).map_err(failed)?.data();
+        Ok(data.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes)).collect())
+    };
+    Ok([matrix("cosine")?, matrix("inner")?])
 }
 
 /// The matrices, f64: `inner`, `cosine`, `projection`, `state` `[samples, samples]`, and `inner.NAME` of each tensor with A = 1.

@@ -58,10 +58,13 @@ pub trait Case: Sync {
     }
 }
 
+/// Runs one size of a case.
+type Run = dyn Fn(&mut Trial<'_>) -> Result<()>;
+
 /// A case on one shape.
 pub struct Instance {
     pub shape: String,
-    run: Box<dyn Fn(&mut Trial<'_>) -> Result<()>>,
+    run: Box<Run>,
 }
 
 impl<S: fmt::Display + 'static> Case for OpCase<S> {

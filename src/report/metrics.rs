@@ -59,7 +59,8 @@ pub struct Metrics {
     events: EventWriter,
 }
 
-const FILE: &str = "metrics.jsonl";
+/// Name of the file in a run folder.
+pub const FILE: &str = "metrics.jsonl";
 
 impl Metrics {
     /// Opens the metrics of a run folder, keeping the earlier records that `keep` accepts (a resumed run drops those after

@@ -44,9 +44,14 @@ pub fn normal(values: &[f64]) -> [f64; 2] {
 const STUDENT: [f64; 15] =
     [12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131];
 
+/// 97.5 % quantile of Student's t; the normal's for many degrees of freedom, or none.
+pub fn student_quantile(degrees: usize) -> f64 {
+    degrees.checked_sub(1).and_then(|at| STUDENT.get(at)).copied().unwrap_or(Z)
+}
+
 /// 95 % interval of a mean of few values by Student's t; `None` of fewer than two.
 pub fn student(values: &[f64]) -> Option<[f64; 2]> {
-    let t = STUDENT.get(values.len().checked_sub(2)?).copied().unwrap_or(Z);
+    let t = student_quantile(values.len().checked_sub(1).filter(|degrees| *degrees > 0)?);
     let half = t * std(values) / (values.len() as f64).sqrt();
     Some([mean(values) - half, mean(values) + half])
 }

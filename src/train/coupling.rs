@@ -31,13 +31,24 @@ pub fn probe(
         Ok(few) if !few.has_pairs() => {}
         found => return Ok(Some(found?)),
     }
-    let candidates: Vec<ProbeSample> =
-        done.samples.iter().flat_map(|sample| turns(done.labelled(), sample, config)).collect();
+    let probe = choose(config, prompter, done.labelled(), &done.samples, index)?;
+    probe.iter().try_for_each(|probe| probe.write(run))?;
+    Ok(probe)
+}
+
+/// A probe set of an iteration's turns. `None` where there are not two samples of each sign.
+pub fn choose(
+    config: &Config,
+    prompter: &Prompter,
+    of: Labelled<'_>,
+    samples: &[Sample],
+    index: u32,
+) -> Result<Option<Probe>, TrainError> {
+    let candidates: Vec<ProbeSample> = samples.iter().flat_map(|sample| turns(of, sample, config)).collect();
     let Some(mut probe) = Probe::choose(index, candidates, config.coupling.samples as usize) else { return Ok(None) };
     for sample in &mut probe.samples {
         locate(sample, prompter, Some(&config.prompt))?;
     }
-    probe.write(run)?;
     Ok(Some(probe))
 }
 

@@ -21,6 +21,11 @@ pub fn install_with(first: impl Fn() + Send + 'static) -> Result<(), ctrlc::Erro
     })
 }
 
+/// Asks for the same as the first Ctrl-C.
+pub fn request() {
+    INTERRUPTED.store(true, Ordering::SeqCst);
+}
+
 /// Whether the user has asked to stop. Every phase looks at it between steps.
 pub fn interrupted() -> bool {
     INTERRUPTED.load(Ordering::SeqCst)

@@ -10,6 +10,8 @@ pub mod coupling;
 pub mod critic;
 pub mod engine;
 pub mod evaluate;
+pub mod fork;
+pub mod gate;
 pub mod interrupt;
 pub mod iteration;
 pub mod learn;
@@ -32,7 +34,7 @@ mod warnings;
 pub use trainer::{Outcome, train, train_on};
 
 use crate::agent::PromptError;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Override};
 use crate::coupling::{CouplingError, ProbeError};
 use crate::device;
 use crate::env::alfworld::{self, Alfworld};
@@ -47,6 +49,7 @@ use crate::model::checkpoint::CheckpointError;
 use crate::model::tokenizer::TokenizerError;
 use crate::report::page::PageError;
 use crate::rollout::RolloutError;
+use memory::Place;
 use run_folder::RunFolderError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -110,6 +113,17 @@ pub enum TrainError {
     NoRun(PathBuf),
     #[error("interrupted; everything so far is saved. Go on with: uncouple train --resume --dir {} --name {}", parent(.0), name(.0))]
     Interrupted(PathBuf),
+}
+
+/// The configuration that a file (or `recipe:NAME`) and overrides give, over the defaults of a given model or of a GPU.
+pub fn configuration(file: Option<&Path>, overrides: &[Override], place: Place) -> Result<Config, TrainError> {
+    let config = Config::load(file, overrides)?;
+    let defaults = match (config.model.path.is_empty(), place) {
+        (true, Place::Cpu) => return Ok(config),
+        (true, Place::Gpu) => Config::for_a_gpu(),
+        (false, _) => memory::defaults_of_its_model(&config).map_err(CheckpointError::from)?,
+    };
+    Ok(Config::load_over(&defaults, file, overrides)?)
 }
 
 /// The folder that holds a run's.

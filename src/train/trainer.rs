@@ -222,7 +222,7 @@ impl<'a> Trainer<'a> {
             self.freeze_reference()?;
         }
         let mut progress = Progress::new("grpo", self.run.state.iterations.into(), iterations.into());
-        while self.run.state.iterations < iterations {
+        while self.run.state.iterations < iterations && !self.has_stepped_enough() {
             self.pause()?;
             let index = self.run.state.iterations;
             let say = |line: &str| progress.note(line);
@@ -242,6 +242,12 @@ impl<'a> Trainer<'a> {
         }
         progress.finish();
         self.checkpoint()
+    }
+
+    /// Whether the environment steps that the configuration grants are taken.
+    fn has_stepped_enough(&self) -> bool {
+        let granted = self.setting.config.run.env_steps;
+        granted > 0 && self.run.state.env_steps >= granted
     }
 
     /// Keeps the model as it is now, for the KL term.

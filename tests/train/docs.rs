@@ -5,12 +5,13 @@ use clap::error::ErrorKind;
 use std::path::{Path, PathBuf};
 use uncouple::cli::Cli;
 
-/// README.md, CONTRIBUTING.md and the like, and docs/.
+/// README.md, CONTRIBUTING.md and the like, docs/, and the heads of recipes and studies.
 fn pages() -> Vec<(PathBuf, String)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let files =
         |folder: &Path| std::fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path()).collect::<Vec<_>>();
     let all = files(root).into_iter().chain(files(&root.join("docs"))).chain(files(&root.join("recipes")));
+    let all = all.chain(files(&root.join("studies")));
     let page = |path: &PathBuf| {
         let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
         (name.ends_with(".md") || name.ends_with(".toml"))

@@ -5,10 +5,11 @@ use std::fs;
 use std::path::Path;
 
 /// Top to bottom. `config` and the record types of `report` stand above `ops` and may be imported by all that is higher.
-const LAYERS: [&[&str]; 9] = [
+const LAYERS: [&[&str]; 10] = [
     &["main"],
     &["cli"],
     &["reference", "bench", "selftest"],
+    &["study"],
     &["train"],
     &["grpo", "gcd", "coupling", "rollout"],
     &["agent", "env", "model", "forest"],

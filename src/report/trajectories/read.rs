@@ -83,6 +83,17 @@ impl Reader {
         }
     }
 
+    /// Writes a whole copy of the database into another run's folder, which has none.
+    pub fn copy_to_run(&self, run: &Path) -> Result<(), FileError> {
+        let copy = || -> rusqlite::Result<()> {
+            // The copy is another file: this one stays closed to writers.
+            self.db.pragma_update(None, "query_only", false)?;
+            self.db.execute("vacuum into ?1", [run.join(FILE).to_string_lossy()])?;
+            self.db.pragma_update(None, "query_only", true)
+        };
+        copy().map_err(|e| error("copy", &self.path, e))
+    }
+
     /// The episodes of a phase, group by group; flawed actions above the probability `threshold` are likely ones.
     pub fn index(&self, phase: &str, threshold: f64) -> Result<Vec<EpisodeIndex>, FileError> {
         let sql = "select iteration, group_id, sample, split, task, kind, e.reward, success, finish, steps,
