@@ -13,7 +13,6 @@
 //! TFLOP/s that is 0.38 s for the passes (dW included) and 0.01 s more for the Gram products; a layer's slab in bf16 is 4.9 GB and
 //! crosses memory twice if it does not stay in the cache, 132 ms at 3 TB/s for all layers.
 
-use crate::device::Dtype;
 use crate::forest::{Forest, ROOT};
 use crate::model::backend::Sink;
 use crate::model::backend::cpu_sink::Cpu;
@@ -80,11 +79,12 @@ impl Grams {
         model.forward(&batch.forest, keep, &mut acts);
 
         // The head, without its weight's gradient.
-        let head = &model.params.flat[layout.head.clone()];
+        let weight = &model.params.flat[layout.head.clone()];
+        let head = Head { weight, hidden: &[], width, temperature: 1.0, dtype: model.dtype() };
         let mut d_hidden = vec![0.0; acts.hidden.len()];
         let mut logprobs = vec![0.0; batch.targets.len()];
         grouped_logprob::forward_backward(
-            Head { weight: head, hidden: &acts.hidden, width, temperature: 1.0, dtype: model.dtype() },
+            Head { hidden: &acts.hidden, ..head },
             &batch.targets,
             HeadGrads { weight: &mut [], hidden: &mut d_hidden },
             &mut |i, logprob, _| {
@@ -99,16 +99,7 @@ impl Grams {
         let vectors = vectors.into_values().collect();
         Ok(batch.grams(
             layout,
-            Pass {
-                grams,
-                vectors,
-                inputs,
-                ways,
-                hidden: &acts.hidden,
-                logprobs: &logprobs,
-                head,
-                dtype: model.dtype(),
-            },
+            Pass { grams, vectors, inputs, ways, logprobs: &logprobs, head: Head { hidden: &acts.hidden, ..head } },
         ))
     }
 
@@ -150,14 +141,10 @@ pub struct Pass<'a> {
     pub vectors: Vec<(Range<usize>, Vec<f32>)>,
     pub inputs: InputGrads,
     pub ways: [usize; 2],
-    /// Final hidden states, `[tokens, hidden]`.
-    pub hidden: &'a [f32],
     /// Of the batch's targets.
     pub logprobs: &'a [f32],
-    /// The head's weight, `[vocab, hidden]`.
-    pub head: &'a [f32],
-    /// Of the products that made the log-probs.
-    pub dtype: Dtype,
+    /// The head that made them, and the final hidden states that it read.
+    pub head: Head<'a>,
 }
 
 impl<'a> Batch<'a> {
@@ -200,18 +187,18 @@ impl<'a> Batch<'a> {
                 op::add_parts(&mut grams[tensor], n, &op::gram(&slab, n));
             }
         }
-        let row = |t: &Target| &pass.hidden[t.row as usize * width..][..width];
+        let row = |t: &Target| &pass.head.hidden[t.row as usize * width..][..width];
         let hidden: Vec<f32> = self.targets.iter().flat_map(row).copied().collect();
         let target: Vec<u32> = self.targets.iter().map(|t| t.token).collect();
         let rows = HeadRows {
-            weight: pass.head,
+            weight: pass.head.weight,
             width,
             hidden: &hidden,
             target: &target,
             logprob: pass.logprobs,
             scale: &self.scale,
             ends: &self.ends,
-            dtype: pass.dtype,
+            dtype: pass.head.dtype,
         };
         ways[usize::from(rows.way() == GramMethod::Ghost)] += 1;
         let tied = layout.head == layout.embed;
@@ -228,7 +215,7 @@ impl<'a> Batch<'a> {
         Grams {
             samples: n,
             tensors: named.map(|(e, gram)| TensorGram { name: e.name.clone(), gram }).collect(),
-            state: state_cosines(pass.hidden, width, &self.forest, self.samples),
+            state: state_cosines(pass.head.hidden, width, &self.forest, self.samples),
             logprob: (0..n).map(mean).collect(),
             ways,
         }

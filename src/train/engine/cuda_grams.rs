@@ -12,6 +12,7 @@ use crate::model::params::Layout;
 use crate::ops::embedding::cuda::Tokens;
 use crate::ops::gradient_cosine::cuda::Samples;
 use crate::ops::gradient_cosine::{GramMethod, InputGrads};
+use crate::ops::grouped_logprob;
 use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets};
 use crate::ops::linear::cuda::WeightGrad;
 use crate::train::TrainError;
@@ -49,11 +50,15 @@ pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) 
         grams: (0..layout.entries.len()).map(|t| grams[t * square..(t + 1) * square].to_vec()).collect(),
         inputs: InputGrads::new(&batch.forest.tokens, &inputs, width, &ends),
         ways,
-        hidden: &read(gpu, &acts.hidden)?,
         logprobs: &logprobs,
-        head: &read(gpu, &weight)?,
-        // What was read is rounded.
-        dtype: Dtype::F32,
+        // What is read was rounded on the device.
+        head: grouped_logprob::Head {
+            weight: &read(gpu, &weight)?,
+            hidden: &read(gpu, &acts.hidden)?,
+            width,
+            temperature: 1.0,
+            dtype: Dtype::F32,
+        },
     };
     Ok(batch.grams(layout, pass))
 }
