@@ -11,6 +11,11 @@ use std::process::ExitCode;
 
 pub fn run(args: BenchArgs) -> Result<ExitCode> {
     let what = match (args.what, args.device) {
+        (BenchArg::Kernels | BenchArg::Step | BenchArg::Decode | BenchArg::Gcd | BenchArg::GrpoStep, _)
+            if args.model.is_some() =>
+        {
+            bail!("--model is for bench train-step, generate, prefill and gradient-cosine: leave it out")
+        }
         (BenchArg::Kernels | BenchArg::Step | BenchArg::Decode, DeviceArg::Cpu) => {
             bail!("bench kernels, step and decode measure a GPU: use --device cuda")
         }
