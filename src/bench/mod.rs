@@ -5,11 +5,11 @@ pub mod ceilings;
 pub mod counters;
 mod coupling;
 pub mod decode;
-pub mod gcd;
-pub mod gpu_shapes;
+pub(crate) mod gcd;
+pub(crate) mod gpu_shapes;
 pub mod kernels;
 mod peer;
-pub mod real;
+pub(crate) mod real;
 pub mod step;
 
 pub use coupling::Growth;

@@ -5,7 +5,7 @@
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
 mod address;
-pub mod bounds;
+pub(crate) mod bounds;
 mod coupling;
 mod decouple;
 mod gcd;

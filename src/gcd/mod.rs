@@ -28,7 +28,7 @@ pub mod critic;
 pub mod judge;
 pub mod judgment;
 pub mod label;
-pub mod objective;
+pub(crate) mod objective;
 pub mod suggestion;
 pub mod theory;
 

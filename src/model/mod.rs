@@ -1,6 +1,6 @@
 //! Decoder-only transformers: architecture, weights, forward, backward, KV cache, checkpoints in the Hugging Face layout.
 
-pub mod architecture;
+pub(crate) mod architecture;
 pub mod backend;
 mod chat_syntax;
 mod chat_template;
@@ -8,13 +8,13 @@ pub mod checkpoint;
 mod cpu_model;
 mod document;
 pub mod families;
-pub mod generate;
+pub(crate) mod generate;
 mod init;
 mod input;
 pub(crate) mod jinja;
 pub mod pages;
 pub mod params;
-pub mod policy;
+pub(crate) mod policy;
 mod python_text;
 pub(crate) mod recipe;
 mod special_tokens;

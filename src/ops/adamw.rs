@@ -3,7 +3,7 @@
 //! p ← p (1 − lr·wd); m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; p ← p − lr · m̂ / (√v̂ + eps), with bias-corrected m̂, v̂ and
 //! g scaled by min(1, clip / (‖g‖ + 1e-6)).
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::simd;
 use rayon::prelude::*;

@@ -3,7 +3,7 @@
 //! Deviations have Bessel's correction. A group of one, or one whose rewards are all equal, teaches nothing: its
 //! advantages are exactly 0.
 
-pub mod case;
+pub(crate) mod case;
 
 use serde::{Deserialize, Serialize};
 

@@ -6,8 +6,8 @@
 //!
 //! Backward, with P the softmax, dP = dO Vᵀ and δ_i = dO_i·O_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
 
-pub mod case;
-pub mod cuda;
+pub(crate) mod case;
+pub(crate) mod cuda;
 
 use super::residual;
 use crate::device::Dtype;

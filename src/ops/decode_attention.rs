@@ -1,6 +1,6 @@
 //! Attention over a paged cache (decoding and prefill).
 
-pub mod case;
+pub(crate) mod case;
 
 use super::attention::{KEYS, Online, QUERIES, Shape, Tile, exp_sum, max};
 use crate::device::Dtype;

@@ -1,6 +1,6 @@
 //! Embedding: y[t] = W[token[t]].
 
-pub mod case;
+pub(crate) mod case;
 
 /// Gathers rows of `table` `[vocab, hidden]` into `y` `[tokens, hidden]`.
 pub fn forward(tokens: &[u32], table: &[f32], hidden: usize, y: &mut [f32]) {

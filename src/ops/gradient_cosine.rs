@@ -10,8 +10,8 @@
 //!
 //! Products are in f32, what they are summed up in is f64.
 
-pub mod case;
-pub mod cuda;
+pub(crate) mod case;
+pub(crate) mod cuda;
 
 use super::linear::{self, WeightGrad};
 use crate::device::Dtype;

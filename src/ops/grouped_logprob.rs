@@ -3,8 +3,8 @@
 //!
 //! With l = h Wᵀ / T, p = softmax(l) and H = −Σ p ln p: ∂logp_c/∂l_v = 1[v = c] − p_v and ∂H/∂l_v = −p_v (ln p_v + H).
 
-pub mod case;
-pub mod cuda;
+pub(crate) mod case;
+pub(crate) mod cuda;
 
 use super::{linear, residual};
 use crate::device::Dtype;

@@ -2,7 +2,7 @@
 //!
 //! Backward: dx = dy W, dW = dyᵀ x, db = Σ_rows dy.
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::Dtype;
 use crate::device::cpu::bf16::{self, Columns};

@@ -8,7 +8,7 @@
 //! samples are (first 12 iterations of the embedded default: cosines from 0.00 to 0.26, nothing projected). The metric
 //! `decouple/cosine` says what it was.
 
-pub mod case;
+pub(crate) mod case;
 
 use rayon::prelude::*;
 

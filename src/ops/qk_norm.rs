@@ -2,7 +2,7 @@
 //!
 //! One weight `[head_dim]` for all queries and one for all keys, side by side: `w` `[2, head_dim]`. Values are left alone.
 
-pub mod case;
+pub(crate) mod case;
 
 use super::attention::Shape;
 use super::rmsnorm;

@@ -2,7 +2,7 @@
 //!
 //! Backward, with c = mean(dy · w · x): dx = r · (w · dy − x · r² · c), dw = Σ_rows dy · x · r.
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::simd;
 

@@ -2,7 +2,7 @@
 //!
 //! The rotation is orthogonal, so the backward pass is the rotation by the negative angle.
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::simd;
 

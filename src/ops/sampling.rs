@@ -1,7 +1,7 @@
 //! Sampling: repetition penalty, temperature, top-k, top-p, min-p (Hugging Face's definitions, in that order), then one draw by
 //! inverting the cumulative distribution at a uniform number (see [`super::philox`]).
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::{exp, simd};
 use std::cmp::Ordering;

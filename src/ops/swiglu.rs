@@ -2,7 +2,7 @@
 //!
 //! Backward: du = dy · silu(g), dg = dy · u · σ(g) · (1 + g · (1 − σ(g))).
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::{exp, simd};
 

@@ -1,14 +1,14 @@
 //! Where a transformer's blocks are computed, and where its backward pass puts the gradients of weights.
 
-pub mod cpu;
+pub(crate) mod cpu;
 mod cpu_decode;
-pub mod cpu_sink;
+pub(crate) mod cpu_sink;
 pub mod cuda;
 pub mod cuda_decode;
 mod cuda_graphs;
-pub mod cuda_sink;
+pub(crate) mod cuda_sink;
 pub(crate) mod cuda_step;
-pub mod kv_cache;
+pub(crate) mod kv_cache;
 pub(in crate::model) mod packed_weights;
 
 use std::ops::Range;

@@ -2,13 +2,13 @@
 //! groups are packed data that its own scripts unpack, and nothing else may run. No sentence says more than its data do.
 
 mod browser;
-pub mod curves;
-pub mod embed;
+pub(crate) mod curves;
+pub(crate) mod embed;
 mod evaluations;
-pub mod figure;
+pub(crate) mod figure;
 mod heat;
-pub mod html;
-pub mod verdict;
+pub(crate) mod html;
+pub(crate) mod verdict;
 
 pub use heat::Heat;
 

@@ -1,7 +1,7 @@
 //! A model in training, wherever its numbers live: what the rest of the trainer knows of devices.
 
 mod cpu;
-pub mod cuda;
+pub(crate) mod cuda;
 pub mod cuda_grams;
 
 pub use cpu::{CpuEngine, CpuScorer};
