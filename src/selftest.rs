@@ -10,6 +10,7 @@ use half::bf16;
 /// What a case found on all its shapes.
 #[derive(Debug, Clone, serde::Serialize)]
 pub struct Outcome {
+    /// Op and direction.
     pub name: String,
     /// The largest error, in units of what is allowed; NaN where a result is not a number.
     pub error: f64,
@@ -22,6 +23,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
+    /// Whether every result is within its tolerance.
     pub fn passed(&self) -> bool {
         self.error <= 1.0
     }

@@ -44,6 +44,7 @@ impl Refusal {
 /// How commands are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Reader {
+    /// The form in which the agent writes: `prompt.format`.
     pub format: Format,
     /// A turn must begin with a [`Tag`]; with reasoning the tag stands in for `think`.
     pub tags: bool,
@@ -52,6 +53,7 @@ pub struct Reader {
 }
 
 impl Reader {
+    /// A reader for the prompts of this configuration.
     pub fn new(config: &Prompt) -> Reader {
         let normalize = match config.normalize {
             Normalize::Auto => config.format != Format::Compact,
@@ -62,6 +64,9 @@ impl Reader {
     }
 
     /// The command in a finished turn's text (without its end token), and the byte up to which the text is thought or tag.
+    ///
+    /// # Errors
+    /// If the text holds no command in the configured format, or one that is too long or of several lines.
     pub fn command(&self, text: &str) -> Result<(usize, String), Refusal> {
         let text = text.trim_end();
         if text.is_empty() && !self.tags {

@@ -44,12 +44,18 @@ pub struct Prompter {
 pub struct Action {
     /// Everything the agent wrote in the turn.
     pub text: String,
+    /// The command, or why there is none.
     pub command: Result<String, Refusal>,
     /// How many of the turn's tokens come before what is not thought or tag.
     pub thought: usize,
 }
 
 impl Prompter {
+    /// A prompter of this tokenizer and these settings.
+    ///
+    /// # Errors
+    /// If the tokenizer lacks a token that the format needs, its chat template cannot frame a turn, or
+    /// `prompt.template` cannot be read.
     pub fn new(tokenizer: Tokenizer, config: &Prompt) -> Result<Prompter, PromptError> {
         let instruction = match (config.format, config.tags) {
             (Format::Compact, _) => "",
@@ -87,22 +93,32 @@ impl Prompter {
         &self.suggestions
     }
 
+    /// The tokenizer of the policy.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
     /// Tokens of an episode up to the agent's first token.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised, or the template of `prompt.template` fails.
     pub fn first(&self, observation: &Observation) -> Result<Shown, PromptError> {
         self.next_under(&self.suggestions, &[], observation)
     }
 
     /// Tokens from the end of a turn (its end token not included) to the next turn's first token; or all of the sequence up to
     /// there, with a windowed history. `past` are the turns so far.
+    ///
+    /// # Errors
+    /// As [`Prompter::first`].
     pub fn next(&self, past: &[Exchange<'_>], observation: &Observation) -> Result<Shown, PromptError> {
         self.next_under(&self.suggestions, past, observation)
     }
 
     /// The same under other suggestions; without a past, the tokens that an episode begins with.
+    ///
+    /// # Errors
+    /// As [`Prompter::first`].
     pub fn next_under(
         &self,
         sentences: &[String],
@@ -155,6 +171,9 @@ impl Prompter {
     }
 
     /// Tokens up to the answer to `text`, which is all that is said.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
     pub fn ask_alone(&self, text: &str) -> Result<Vec<u32>, PromptError> {
         self.encode(&self.layout.first, &format!("{}{text}", self.instruction))
     }
@@ -176,6 +195,9 @@ impl Prompter {
     }
 
     /// Reads the tokens of a finished turn, its end token not included.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot decode the tokens.
     pub fn read(&self, turn: &[u32]) -> Result<Action, TokenizerError> {
         let text = self.tokenizer.decode(turn, false)?;
         let (at, command) = match self.reader.command(&text) {
@@ -200,12 +222,18 @@ impl Prompter {
 
     /// The tokens in which a command is taught: a whole turn, its end token included. `tag` is what it begins with where
     /// `prompt.tags` is on.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
     pub fn teach(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
         let (before, after) = turn_frame(self.reader.format, self.reader.tags.then_some(tag));
         self.turn(&[Piece::Frame(&before), Piece::Text(command), Piece::Frame(after)])
     }
 
     /// The tokens of a whole turn that is not a command: its text as it is, and the end token.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
     pub fn say(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.turn(&[Piece::Text(text)])
     }

@@ -16,8 +16,10 @@ pub enum Tag {
 }
 
 impl Tag {
+    /// All tags, in the order of their declaration.
     pub const ALL: [Tag; 4] = [Tag::Planning, Tag::Explore, Tag::Reflection, Tag::Monitor];
 
+    /// The tag as it is written in a prompt.
     pub fn name(self) -> &'static str {
         match self {
             Tag::Planning => "planning",

@@ -9,13 +9,15 @@ use std::time::Instant;
 /// One size.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Growth {
+    /// Number of samples.
     pub samples: usize,
     /// Tokens of each.
     pub length: usize,
     /// Fastest of two calls that recompute activations.
     pub seconds: f64,
-    /// Matrices whose products come from slabs, and from pairs of tokens.
+    /// Matrices whose products come from slabs of gradients.
     pub slab: usize,
+    /// Matrices whose products come from pairs of tokens.
     pub ghost: usize,
 }
 

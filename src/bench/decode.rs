@@ -13,9 +13,13 @@ use serde::Serialize;
 /// What is measured: `new` tokens after `prompt` ones for each of so many sequences at once.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The model's sizes.
     pub shape: Shape,
+    /// Numbers of sequences that decode at once.
     pub batches: Vec<usize>,
+    /// Tokens of each prompt.
     pub prompt: usize,
+    /// New tokens of each sequence.
     pub new: usize,
 }
 
@@ -32,8 +36,10 @@ impl Settings {
     }
 }
 
+/// One shape with one number of sequences.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DecodeRow {
+    /// The shape's name, and the number of sequences.
     pub name: String,
     /// Prompts and all tokens.
     pub seconds: f64,
@@ -41,18 +47,27 @@ pub struct DecodeRow {
     pub prefill: f64,
     /// Of one step after that, in which each sequence gains a token.
     pub step: f64,
+    /// New tokens a second, of all sequences together.
     pub tokens_per_second: f64,
     /// Share of the step that reading the weights and the cache once takes at the measured bandwidth.
     pub share: f64,
 }
 
+/// Decoding speed of one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct DecodeReport {
+    /// The device as it describes itself.
     pub device: String,
+    /// What the device can do at most.
     pub ceilings: Ceilings,
+    /// One row for each number of sequences.
     pub rows: Vec<DecodeRow>,
 }
 
+/// Times decoding for each number of sequences of `settings`.
+///
+/// # Errors
+/// If the device runs out of memory, or a launch fails.
 pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<DecodeReport> {
     let most = settings.batches.iter().copied().max().unwrap_or(0);
     let model = CudaModel::new(gpu, &settings.shape.model(), most)?;

@@ -9,21 +9,28 @@ use serde::Serialize;
 /// One case on one shape, named as the peers name theirs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
+    /// Op, direction and shape.
     pub name: String,
     /// Median of the calls.
     pub seconds: f64,
+    /// Achieved bandwidth, in GB/s, where bytes bound the case.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub gbps: Option<f64>,
+    /// Achieved rate, in TFLOP/s, where arithmetic bounds the case.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tflops: Option<f64>,
     /// Of the ceiling that bounds it.
     pub share: f64,
 }
 
+/// The speed of every case on one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct KernelReport {
+    /// The device as it describes itself.
     pub device: String,
+    /// What the device can do at most.
     pub ceilings: Ceilings,
+    /// One row for each case and shape.
     pub rows: Vec<Row>,
 }
 

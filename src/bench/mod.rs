@@ -46,6 +46,7 @@ pub enum Bench {
 }
 
 impl Bench {
+    /// The benchmark's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Bench::TrainStep => "train-step",
@@ -60,16 +61,21 @@ impl Bench {
 /// One measurement, and the peer's on the same work.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
+    /// The benchmark.
     pub name: &'static str,
     /// Median wall time of one call.
     pub seconds: f64,
+    /// Seconds of the fastest call.
     pub fastest: f64,
+    /// Seconds of the slowest call.
     pub slowest: f64,
+    /// Tokens a second at the median.
     pub tokens_per_second: f64,
     /// Share of the machine's measured matrix-product rate that the arithmetic of the call amounts to.
     pub gemm_share: f64,
     /// The measured matrix-product rate, GFLOP/s, all cores.
     pub gemm_gflops: f64,
+    /// What the peer's scripts measured; empty without a peer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Peer>,
     /// Of the gradient cosines, at other sizes.
@@ -80,7 +86,9 @@ pub struct Report {
 /// A peer's time on the same work in the same run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Peer {
+    /// The library, and how it was called.
     pub name: String,
+    /// Median seconds of a call.
     pub seconds: f64,
     /// Its time over ours.
     pub ratio: f64,
@@ -110,6 +118,9 @@ const CALLS: usize = 9;
 const ON_CPU: &str = "only a GPU can fail";
 
 /// Runs a benchmark, and with `peer` (a Python) the peer script on the same work. Both report medians after warm-up.
+///
+/// # Errors
+/// If the peer's script cannot be started, fails, or prints no time.
 pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
     let gemm_gflops = gemm_rate();
     let (tokens, flops, mut call): (usize, f64, Box<dyn FnMut()>) = match bench {

@@ -18,8 +18,11 @@ const WARM_UP: usize = 2;
 /// What is measured: each shape on `batch` sequences of `length` tokens, packed.
 #[derive(Debug, Clone)]
 pub struct Settings {
+    /// The models' sizes.
     pub shapes: Vec<Shape>,
+    /// Sequences in a batch.
     pub batch: usize,
+    /// Tokens of a sequence.
     pub length: usize,
 }
 
@@ -38,30 +41,43 @@ impl Settings {
 /// One shape, with or without recomputation of activations.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepRow {
+    /// The shape's name.
     pub name: String,
+    /// Whether activations are recomputed in the backward pass.
     pub recompute: bool,
     /// Sum of the phases.
     pub seconds: f64,
+    /// Seconds of the forward pass.
     pub forward: f64,
     /// The head: log-probs, loss and their gradient.
     pub head: f64,
+    /// Seconds of the backward pass.
     pub backward: f64,
+    /// Seconds of the optimizer step.
     pub optimiser: f64,
+    /// Tokens a second of all three.
     pub tokens_per_second: f64,
     /// Share of the measured rate of products that the step's arithmetic (recomputation not counted) amounts to.
     pub mfu: f64,
 }
 
+/// The speed of training steps on one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepReport {
+    /// The device as it describes itself.
     pub device: String,
+    /// What the device can do at most.
     pub ceilings: Ceilings,
+    /// One row for each shape, with and without recomputation.
     pub rows: Vec<StepRow>,
     /// What did not fit the device's memory, and why.
     pub left_out: Vec<String>,
 }
 
 /// Every shape with and without recomputation, as far as memory goes.
+///
+/// # Errors
+/// If a launch fails. A shape that does not fit into memory is left out and named.
 pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<StepReport> {
     let (mut rows, mut left_out) = (Vec::new(), Vec::new());
     for shape in &settings.shapes {

@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Subcommand)]
-pub enum ReferenceCommand {
+pub(crate) enum ReferenceCommand {
     /// Compute everything a golden set holds from its inputs, and write it in the set's own layout.
     Replay {
         /// The golden set: a folder with models/, golden/ and tokenizer_golden.json.
@@ -37,7 +37,7 @@ pub enum ReferenceCommand {
 }
 
 /// Exit status: 0 when all went well and, for a check, every quantity passed.
-pub fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
     match command {
         ReferenceCommand::Replay { set, model, out, device } => {
             reference::replay(&set, &model, &out, device.open()?.as_ref())?;

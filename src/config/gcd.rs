@@ -114,6 +114,7 @@ pub struct Gcd {
     pub max_tokens: u32,
     /// Judgments of its actions taught with each demonstration of the cold start, good and bad by turns (0: none).
     pub cold_start: u32,
+    /// The endpoint that judges actions, where `gcd.labels` has `judge`.
     pub judge: Judge,
 }
 

@@ -25,8 +25,11 @@ const SOURCES: [&str; 7] = [
 pub struct Key {
     /// Dotted, e.g. `rollout.group_size`.
     pub key: String,
+    /// What the key does, from its doc comment.
     pub text: String,
+    /// The value where nothing is set.
     pub default: Value,
+    /// What values it takes.
     pub kind: Kind,
 }
 
@@ -34,13 +37,19 @@ pub struct Key {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
+    /// Any text.
     Text,
+    /// A list of texts or words.
     List,
+    /// `true` or `false`.
     Switch,
+    /// A number that may have a fraction.
     Number,
     /// A whole number, from the least to the most.
     Whole {
+        /// The smallest value.
         least: i64,
+        /// The largest value.
         most: i64,
     },
     /// One of these words.
@@ -52,15 +61,20 @@ pub enum Kind {
 /// One word that a key can hold.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Choice {
+    /// The word as it is written.
     pub word: String,
+    /// What it means.
     pub text: String,
 }
 
 /// A section and its keys.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Section {
+    /// The section's name in TOML.
     pub name: String,
+    /// What the section configures.
     pub text: String,
+    /// Its keys, in the order of the file.
     pub keys: Vec<Key>,
 }
 
@@ -202,11 +216,16 @@ pub fn sections() -> Vec<Section> {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Found {
+    /// One key.
     Key(Key),
+    /// A whole section.
     Section(Section),
 }
 
 /// The key or section of this name.
+///
+/// # Errors
+/// If there is no such key or section; the error suggests the likely one.
 pub fn find(name: &str) -> Result<Found, ConfigError> {
     let sections = sections();
     if let Some(section) = sections.iter().find(|section| section.name == name) {

@@ -31,18 +31,31 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// `[run]`: seed, name, iterations, checkpoints.
     pub run: Run,
+    /// `[model]`: a model folder, or the sizes of the embedded model.
     pub model: Model,
+    /// `[env]`: the games.
     pub env: Env,
+    /// `[prompt]`: how observations and commands are written.
     pub prompt: Prompt,
+    /// `[sft]`: the cold start on demonstrations.
     pub sft: Sft,
+    /// `[rollout]`: sampling and its limits.
     pub rollout: Rollout,
+    /// `[grpo]`: the policy loss.
     pub grpo: Grpo,
+    /// `[gcd]`: labels and judgments.
     pub gcd: Gcd,
+    /// `[suggestions]`: sentences about flawed actions in the prompt.
     pub suggestions: Suggestions,
+    /// `[decouple]`: what pulls gradients of good and bad actions apart besides GCD.
     pub decouple: Decouple,
+    /// `[coupling]`: the measurement of gradient coupling.
     pub coupling: Coupling,
+    /// `[optim]`: AdamW.
     pub optim: Optim,
+    /// `[eval]`: evaluations.
     pub eval: Eval,
 }
 
@@ -195,7 +208,9 @@ pub struct Prompt {
 pub enum Normalize {
     /// In the formats `chat` and `think`, whose models write as people do.
     Auto,
+    /// Case and spaces are made even.
     On,
+    /// Commands pass as written.
     Off,
 }
 
@@ -203,6 +218,7 @@ pub enum Normalize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum History {
+    /// All earlier turns.
     Full,
     /// So many of the last turns.
     Window(usize),
@@ -295,7 +311,9 @@ pub enum Aggregation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RatioLevel {
+    /// One ratio for each token.
     Token,
+    /// One ratio for each sequence, the geometric mean of its tokens'.
     Sequence,
 }
 

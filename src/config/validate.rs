@@ -23,6 +23,9 @@ fn not_negative(key: &'static str, value: f32) -> Result<(), ConfigError> {
 
 impl Config {
     /// Refuses what could not train, or would train without learning; the error names the key, its value and the mend.
+    ///
+    /// # Errors
+    /// At the first key whose value cannot train, or trains without learning.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_whole_numbers()?;
         self.validate_run()?;
@@ -59,6 +62,9 @@ impl Config {
     }
 
     /// Refuses an embedded model that a GPU's kernels have no code for.
+    ///
+    /// # Errors
+    /// If the embedded model's heads are neither 64 nor 128 wide.
     pub fn validate_for_gpu(&self) -> Result<(), ConfigError> {
         let size = self.model.hidden_size / self.model.num_attention_heads.max(1);
         let heads =

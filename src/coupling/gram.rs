@@ -29,6 +29,7 @@ use std::ops::Range;
 /// A state and the action taken in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateAction {
+    /// The state's tokens, then the action's.
     pub tokens: Vec<u32>,
     /// Where the action begins: the tokens before it are the state.
     pub action: usize,
@@ -36,6 +37,7 @@ pub struct StateAction {
 
 /// Why samples cannot be measured.
 #[derive(Debug, thiserror::Error, PartialEq)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum SampleError {
     #[error(
         "sample {sample} has {tokens} tokens, but the model's context is {context}: leave it out or shorten its state"
@@ -59,6 +61,7 @@ pub struct TensorGram {
 /// Inner products of the gradients of −mean log p(action | state), A = 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grams {
+    /// Number of samples n; every matrix is `[n, n]`.
     pub samples: usize,
     /// In the order of the model's layout.
     pub tensors: Vec<TensorGram>,
@@ -72,6 +75,9 @@ pub struct Grams {
 
 impl Grams {
     /// Measures `samples`. An action of no tokens has gradient 0.
+    ///
+    /// # Errors
+    /// If a sample is longer than the model's context, or holds a token outside its vocabulary.
     pub fn new(model: &Model, samples: &[StateAction], keep: Keep) -> Result<Grams, SampleError> {
         let batch = Batch::new(&model.config, samples)?;
         let (layout, width) = (&model.params.layout, model.config.hidden_size);
@@ -124,6 +130,7 @@ impl Grams {
 /// Samples packed for one pass, sharing nothing.
 pub struct Batch<'a> {
     samples: &'a [StateAction],
+    /// The packed samples.
     pub forest: Forest,
     /// The actions' tokens, sample by sample.
     pub targets: Vec<Target>,
@@ -139,7 +146,9 @@ pub struct Pass<'a> {
     pub grams: Vec<Vec<f64>>,
     /// Norm weights and biases: their place in the flat buffer, and their gradients `[samples, len]`.
     pub vectors: Vec<(Range<usize>, Vec<f32>)>,
+    /// Gradients of the embedding, by sample.
     pub inputs: InputGrads,
+    /// How many matrices were measured by each [`crate::ops::gradient_cosine::GramMethod`].
     pub ways: [usize; 2],
     /// Of the batch's targets.
     pub logprobs: &'a [f32],
@@ -148,6 +157,10 @@ pub struct Pass<'a> {
 }
 
 impl<'a> Batch<'a> {
+    /// Packs `samples` for a model of this architecture.
+    ///
+    /// # Errors
+    /// If a sample is longer than the model's context, or holds a token outside its vocabulary.
     pub fn new(config: &Architecture, samples: &'a [StateAction]) -> Result<Batch<'a>, SampleError> {
         check(config, samples)?;
         let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();

@@ -8,6 +8,7 @@ use serde::Serialize;
 
 /// Why there is nothing to measure.
 #[derive(Debug, thiserror::Error, PartialEq)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum CouplingError {
     #[error(transparent)]
     Sample(#[from] SampleError),
@@ -36,7 +37,9 @@ pub enum Weights {
 /// The cosines of a part of the parameters.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Group {
+    /// The layer or the kind of weight.
     pub name: String,
+    /// Mean cosines of its gradients, by class of pair.
     pub cosine: Means,
     /// Samples whose gradient is zero here; their cosines are 0.
     pub zero: usize,
@@ -45,17 +48,23 @@ pub struct Group {
 /// The coupling of a set of samples. Matrices are `[samples, samples]` in the order given.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measurement {
+    /// What gradients are weighted by.
     pub weights: Weights,
+    /// Number of samples.
     pub samples: usize,
+    /// Indices of the positive samples.
     pub positive: Vec<usize>,
+    /// Indices of the negative samples.
     pub negative: Vec<usize>,
     /// Samples whose gradient is zero; their cosines are 0.
     pub zero: usize,
+    /// Mean cosines over all parameters, by class of pair.
     pub cosine: Means,
     /// ⟨g_i, g_j⟩ / ⟨g_i, g_i⟩.
     pub projection: Means,
     /// Cosines and projections by what the samples of a pair share.
     pub strata: Strata,
+    /// How far the gradients add up.
     pub sums: Sums,
     /// Cosine of the hidden states that the counted tokens begin from.
     pub state: Means,
@@ -68,10 +77,13 @@ pub struct Measurement {
     pub layers: Vec<Group>,
     /// Attention, MLP, norm, bias, embedding, head.
     pub kinds: Vec<Group>,
+    /// Inner products.
     #[serde(skip)]
     pub inner_matrix: Vec<f64>,
+    /// Cosines.
     #[serde(skip)]
     pub cosine_matrix: Vec<f64>,
+    /// Asymmetric projections ⟨g_i, g_j⟩ / ⟨g_i, g_i⟩.
     #[serde(skip)]
     pub projection_matrix: Vec<f64>,
 }
@@ -82,6 +94,7 @@ pub struct Measurement {
 pub struct Sums {
     /// Those of negative samples subtracted: what is left of a step that teaches one class and unteaches the other.
     pub signed: f64,
+    /// With all weights 1.
     pub unsigned: f64,
 }
 
@@ -93,6 +106,9 @@ impl Measurement {
 }
 
 /// Measures the coupling of samples with these traits.
+///
+/// # Errors
+/// If a side has fewer than 2 samples, an advantage is not finite, or samples and traits differ in number.
 pub fn measure(grams: &Grams, traits: &[Traits], weights: Weights, seed: u64) -> Result<Measurement, CouplingError> {
     let n = grams.samples;
     let sides: Vec<f64> = traits.iter().map(|t| t.side).collect();

@@ -13,6 +13,9 @@ use std::path::Path;
 pub const FOLDER: &str = "coupling";
 
 /// Writes `STEM.json`, `STEM.safetensors` and `STEM.html` into `folder`.
+///
+/// # Errors
+/// If a file cannot be written.
 pub fn write(folder: &Path, stem: &str, title: &str, grams: &Grams, m: &Measurement) -> Result<(), FileError> {
     let file = |extension: &str| folder.join(format!("{stem}.{extension}"));
     let json = format!("{:#}\n", serde_json::json!(m));
@@ -25,6 +28,9 @@ pub fn write(folder: &Path, stem: &str, title: &str, grams: &Grams, m: &Measurem
 }
 
 /// The matrices `cosine` and `inner` `[samples, samples]` of a measurement that [`write`] left.
+///
+/// # Errors
+/// If the file cannot be read, or lacks a matrix.
 pub fn read(folder: &Path, stem: &str) -> Result<[Vec<f64>; 2], FileError> {
     let file = folder.join(format!("{stem}.safetensors"));
     let bytes = files::read(&file, files::MOST_KEPT).map_err(|e| FileError::new("read", &file, e))?;

@@ -8,31 +8,40 @@ use serde::Serialize;
 pub struct Traits {
     /// Its advantage, or +1 or −1 for its label. Its class is the sign; 0 is in neither class.
     pub side: f64,
-    /// Samples of one state have the same number; so have those whose commands have one verb.
+    /// The state, as an index: equal numbers are equal states.
     pub state: usize,
+    /// The command's verb, as an index: equal numbers are equal verbs.
     pub verb: usize,
 }
 
 /// Mean and standard deviation over pairs of samples; not a number (in JSON null) where there is no pair.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
+    /// The mean over pairs.
     pub mean: f64,
+    /// The standard deviation over pairs.
     pub std: f64,
+    /// Number of pairs.
     pub pairs: usize,
 }
 
 /// By the classes of a pair: both positive, both negative, one of each (`pn` and `np` differ for projections).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Means {
+    /// Both positive.
     pub pp: Spread,
+    /// Both negative.
     pub nn: Spread,
+    /// The first positive, the second negative.
     pub pn: Spread,
+    /// The first negative, the second positive.
     pub np: Spread,
 }
 
 /// Pairs that share the same things.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Stratum {
+    /// Mean cosines of these pairs, by class.
     pub cosine: Means,
     /// ⟨g_i, g_j⟩ / ⟨g_i, g_i⟩.
     pub projection: Means,
@@ -42,6 +51,7 @@ pub struct Stratum {
 /// their gradients is no sign that good and bad actions as such are.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Strata {
+    /// Pairs of one state.
     pub same_state: Stratum,
     /// Another state, the same verb.
     pub same_verb: Stratum,

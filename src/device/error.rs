@@ -1,8 +1,11 @@
 //! What can go wrong on a GPU, each with its mend.
 
+/// The result of a call to a device.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Why a call to a device failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum Error {
     #[error("this machine has no NVIDIA driver (libcuda.so.1): install one, or use --device cpu")]
     NoDriver,
@@ -78,6 +81,9 @@ fn version(number: i32) -> String {
 }
 
 /// Refuses an op whose sizes do not fit together.
+///
+/// # Errors
+/// If `fits` is false, with the op's name and the text of `sizes`.
 pub fn expect(op: &'static str, fits: bool, sizes: impl FnOnce() -> String) -> Result<()> {
     if fits { Ok(()) } else { Err(Error::Shape { op, sizes: sizes() }) }
 }

@@ -19,11 +19,16 @@ pub struct Place<T> {
 pub struct Unpacked(Vec<Option<Tensor<u8>>>);
 
 impl Packed {
+    /// Adds a list, and says where it will be found after the upload.
     pub fn add<T: Pod>(&mut self, list: &[T]) -> Place<T> {
         self.0.push(bytemuck::cast_slice(list).to_vec());
         Place { at: self.0.len() - 1, len: list.len(), of: PhantomData }
     }
 
+    /// Copies all lists to the device in one copy.
+    ///
+    /// # Errors
+    /// If there is too little device memory, or the copy fails.
     pub fn upload(self, gpu: &Gpu) -> Result<Unpacked> {
         let lists: Vec<&[u8]> = self.0.iter().map(|list| &list[..]).collect();
         Ok(Unpacked(gpu.tensors(&lists)?.into_iter().map(Some).collect()))

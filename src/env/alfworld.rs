@@ -45,7 +45,9 @@ pub struct IndexedGame {
 /// A game file that cannot be played, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Skipped {
+    /// The game file.
     pub file: PathBuf,
+    /// Why it cannot be played.
     pub reason: String,
 }
 
@@ -54,6 +56,7 @@ pub struct Skipped {
 pub struct Index {
     /// The folder that holds [`PARTS`].
     pub root: PathBuf,
+    /// The games that can be played.
     pub games: Vec<IndexedGame>,
     /// Game files that cannot be played, sorted.
     pub skipped: Vec<Skipped>,
@@ -64,6 +67,9 @@ pub struct Index {
 impl Index {
     /// Reads and compiles every game below `data` (which holds [`PARTS`], or holds them in `json_2.1.1`). A bad one is skipped and
     /// listed; an error says that there are none, or that a folder cannot be listed.
+    ///
+    /// # Errors
+    /// If a folder cannot be listed, or holds no game.
     pub fn read(data: &Path) -> Result<Index, EnvError> {
         let below = data.join("json_2.1.1");
         let root = if below.is_dir() { below } else { data.to_path_buf() };
@@ -105,6 +111,9 @@ impl Index {
     }
 
     /// Refuses a data folder with bad games: a run on what is left would silently be another than on the whole.
+    ///
+    /// # Errors
+    /// If a game was skipped.
     pub fn complete(self) -> Result<Index, EnvError> {
         let Some(Skipped { file, reason }) = self.skipped.first() else { return Ok(self) };
         let mut reason = format!("{reason}; bring it back by alfworld-download, or remove its folder");
@@ -124,6 +133,9 @@ impl Index {
 }
 
 /// The folder of the data: `given`, or else $ALFWORLD_DATA.
+///
+/// # Errors
+/// If no folder is given, and `$ALFWORLD_DATA` is not set.
 pub fn data_folder(given: &str) -> Result<PathBuf, EnvError> {
     let named = if given.is_empty() { std::env::var_os("ALFWORLD_DATA") } else { Some(given.into()) };
     named.map(PathBuf::from).ok_or_else(|| EnvError::BadGame {
@@ -195,6 +207,7 @@ pub struct Alfworld {
 }
 
 impl Alfworld {
+    /// The suite of these games; `seed` orders the training games.
     pub fn new(index: Index, train_types: TrainTypes, seed: u64) -> Alfworld {
         let task = |game: &IndexedGame| {
             let split = split_of(game, train_types)?;

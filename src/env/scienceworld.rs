@@ -44,15 +44,20 @@ const SIMULATOR: &str = "scienceworld.runtime.pythonapi.PythonInterface";
 /// How to play.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
+    /// The simulator's jar.
     pub jar: PathBuf,
     /// Simplifications, comma-separated: e.g. `easy`; empty: none.
     pub simplifications: String,
     /// Tell the valid actions with every observation (takes five times as long as the step itself).
     pub admissible: bool,
+    /// What a step pays.
     pub reward: Reward,
 }
 
 /// The simulator's jar: `given`, else $SCIENCEWORLD_JAR, else that of the installed Python package.
+///
+/// # Errors
+/// If no jar is named or installed, or the file does not exist.
 pub fn jar(given: &str) -> Result<PathBuf, EnvError> {
     let named = if given.is_empty() { std::env::var_os("SCIENCEWORLD_JAR") } else { Some(given.into()) };
     let installed = || {
@@ -79,6 +84,10 @@ pub struct Simulator {
 }
 
 impl Simulator {
+    /// Starts a Java machine with the simulator.
+    ///
+    /// # Errors
+    /// If Java cannot be started, or names no port by `deadline`.
     pub fn start(rules: &Rules, deadline: Instant) -> Result<Simulator, Fault> {
         let folder = tempfile::Builder::new().prefix("uncouple-scienceworld-").tempdir();
         let folder = folder.map_err(|e| Fault::Broken(format!("no folder can be made for it: {e}")))?;
@@ -97,6 +106,9 @@ impl Simulator {
     }
 
     /// Names of the tasks, sorted, with the number of variations of each.
+    ///
+    /// # Errors
+    /// If the simulator does not answer by `deadline`.
     pub fn tasks(&mut self, deadline: Instant) -> Result<Vec<(String, u64)>, Fault> {
         let mut names = self.gateway.texts(&self.object, "getTaskNames", deadline)?;
         names.sort();
@@ -169,6 +181,9 @@ pub struct ScienceWorld {
 
 impl ScienceWorld {
     /// Starts a first Java machine and asks it for its tasks.
+    ///
+    /// # Errors
+    /// If Java cannot be started, or the jar cannot be read.
     pub fn open(rules: Rules, limits: Limits, train_types: TrainTypes, seed: u64) -> Result<ScienceWorld, EnvError> {
         let failed = |fault: Fault| EnvError::Failed { name: "ScienceWorld".into(), reason: fault.to_string() };
         let hash = content_hash(&rules.jar, &rules.simplifications)?;

@@ -9,10 +9,13 @@ use super::label::{Label, share};
 /// What a value head says of labelled pairs, and the gradient of its loss.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Classified {
+    /// The mean cross-entropy, in nats.
     pub loss: f64,
+    /// How many pairs were classified as their labels say.
     pub accuracy: Accuracy,
     /// `[hidden]`
     pub d_weight: Vec<f32>,
+    /// The gradient by the head's bias.
     pub d_bias: f32,
     /// `[pairs, hidden]`
     pub d_hidden: Vec<f32>,

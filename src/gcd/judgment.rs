@@ -36,6 +36,9 @@ pub fn opening(format: Format) -> &'static str {
 }
 
 /// The question's tokens, from the end of the judged turn to the first sampled token of the answer.
+///
+/// # Errors
+/// If the question cannot be tokenised.
 pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, PromptError> {
     let mut tokens = prompter.ask(question(format))?;
     tokens.extend(prompter.tokenizer().encode(opening(format))?);
@@ -68,9 +71,13 @@ pub fn verdict_rate(episodes: &[Episode]) -> f64 {
 /// A labelled (state, action): which turn of which episode, and the prompt of its judgments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
+    /// Index of the episode.
     pub episode: usize,
+    /// Index of the turn in the episode.
     pub turn: usize,
+    /// The label, good or bad.
     pub label: Label,
+    /// Tokens up to the first sampled token of a judgment.
     pub prompt: Vec<u32>,
 }
 
@@ -83,6 +90,7 @@ pub struct PairDraw {
     pub context: usize,
     /// Where its random numbers come from.
     pub seed: u64,
+    /// The random stream by which pairs are chosen.
     pub stream: u64,
 }
 
@@ -169,7 +177,9 @@ pub fn questions(
 /// The judgments of an iteration or an evaluation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Judged {
+    /// How many turns have which label.
     pub counts: LabelCounts,
+    /// The pairs that were judged.
     pub pairs: Vec<Pair>,
     /// For each pair its judgments and their verdicts (`None`: there is none in the answer).
     pub judgments: Vec<Vec<(Answer, Option<Label>)>>,
@@ -212,9 +222,11 @@ pub fn judge(
 pub struct Accuracy {
     /// Verdicts that equal the label; without a verdict a judgment is wrong. `None`: nothing was judged.
     pub all: Option<f64>,
-    /// The same of good actions, and of bad ones.
+    /// The same of good actions.
     pub good: Option<f64>,
+    /// The same of bad actions.
     pub bad: Option<f64>,
+    /// Judgments without a verdict.
     pub unparsable: Option<f64>,
 }
 
@@ -225,6 +237,7 @@ impl Judged {
         verdicts.map(|(p, of)| of.iter().filter(|(_, verdict)| which(p.label, *verdict)).count()).sum()
     }
 
+    /// How often the judgments were right.
     pub fn accuracy(&self) -> Accuracy {
         let of = |class: Label| {
             let right = self.count(|label, verdict| label == class && verdict == Some(label));

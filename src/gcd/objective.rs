@@ -22,6 +22,7 @@ pub trait AuxiliaryLoss {
 /// What a loss came to.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Evaluated {
+    /// The loss, its weight included.
     pub loss: f64,
     /// How well it classifies, where it does.
     pub accuracy: Option<Accuracy>,

@@ -16,6 +16,7 @@ const GROUPS: u64 = 40_000;
 /// One probability of the flawed action.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Point {
+    /// The probability of the flawed action.
     pub q: f64,
     /// q r (q - 1).
     pub expected: f64,

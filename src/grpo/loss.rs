@@ -19,9 +19,11 @@ use std::ops::Range;
 /// One sequence as the loss sees it. Every array runs over all tokens; entry 0 (nothing precedes it) is never read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sample {
+    /// The whole sequence, prompt and answers.
     pub tokens: Vec<u32>,
     /// Which tokens carry loss (the agent's own; never the environment's).
     pub mask: Vec<bool>,
+    /// The advantage of each token.
     pub advantage: Vec<f32>,
     /// Log-probs when sampled; `None`: the current policy's own, detached (ratio 1).
     pub old_logprobs: Option<Vec<f32>>,
@@ -62,12 +64,14 @@ impl Sample {
 /// and gradients add up to those of `All`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Part {
+    /// All loss tokens.
     #[default]
     All,
     /// Trajectories' tokens whose advantage is negative.
     Negative,
     /// Trajectories' other tokens.
     Positive,
+    /// The tokens of judgments.
     Judgments,
 }
 
@@ -150,6 +154,7 @@ pub struct PolicyLoss<'a> {
 /// What a kernel reads of one use of a token by a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UseInput {
+    /// The advantage.
     pub advantage: f32,
     /// The log-prob when it was sampled; not a number: the policy's own, detached.
     pub old: f32,
@@ -157,8 +162,9 @@ pub struct UseInput {
     pub reference: f32,
     /// The use's share of the loss; 0 where it belongs to another pass.
     pub weight: f32,
-    /// Sequence level: the sequence's ratio, and the gradient that reaches the log-prob by it.
+    /// Sequence level: the sequence's ratio.
     pub ratio: f32,
+    /// Sequence level: the gradient that reaches the log-prob by the ratio.
     pub through: f32,
 }
 
@@ -167,6 +173,7 @@ pub struct UseInput {
 pub struct UseFound {
     /// The weighted loss.
     pub term: f32,
+    /// The token's KL estimate k3, in nats.
     pub kl: f32,
     /// −1 at the lower bound of the ratio, 1 at the upper, else 0.
     pub clipped: f32,
@@ -379,10 +386,12 @@ impl<'a> PolicyLoss<'a> {
         }
     }
 
+    /// The settings of the loss.
     pub fn config(&self) -> &Grpo {
         self.config
     }
 
+    /// The loss and its statistics over all tokens that were added.
     pub fn finish(self) -> LossReport {
         let tokens = self.uses.len().max(1) as f64;
         // Shares of clipped tokens: over tokens, or over rows when a row has one ratio.

@@ -11,23 +11,40 @@ use std::path::Path;
 /// The shape of a decoder-only transformer. Field names are Hugging Face's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
+    /// The family, which says what the fields mean.
     pub family: &'static Family,
+    /// Rows of the embedding.
     pub vocab_size: usize,
+    /// Width of the hidden states.
     pub hidden_size: usize,
+    /// Number of layers.
     pub num_hidden_layers: usize,
+    /// Query heads of a layer.
     pub num_attention_heads: usize,
+    /// Key and value heads of a layer.
     pub num_key_value_heads: usize,
+    /// Width of a head.
     pub head_dim: usize,
+    /// Width of the MLP.
     pub intermediate_size: usize,
+    /// The longest sequence, in tokens.
     pub max_position_embeddings: usize,
+    /// What RMSNorm adds to the mean square.
     pub rms_norm_eps: f32,
+    /// The base of the rotary embeddings' frequencies.
     pub rope_theta: f32,
+    /// How the rotary embeddings are scaled, where they are.
     pub rope_scaling: Option<Scaling>,
+    /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
 }
 
 impl Architecture {
     /// Reads `dir/config.json`.
+    ///
+    /// # Errors
+    /// If the file is missing, is not JSON, is of an unknown family, or has a field that is refused; the error names
+    /// the field.
     pub fn read(dir: &Path) -> Result<Architecture, ConfigError> {
         let doc = Document::read(dir.join("config.json"))?;
         let family = family(&doc)?;

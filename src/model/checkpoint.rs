@@ -33,6 +33,7 @@ const MAX_RECIPE: usize = 1 << 28;
 
 /// Why a model directory could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum CheckpointError {
     #[error("there is no model folder {0}; give the path of a Hugging Face model directory")]
     NoFolder(PathBuf),
@@ -105,6 +106,10 @@ pub enum SaveDtype {
 }
 
 /// Loads the model in `dir`: `config.json` with `model.safetensors`, shards with an index, or a `recipe.json`.
+///
+/// # Errors
+/// If files are missing, damaged or of an unknown family, do not fit `config.json`, or hold a weight that is not
+/// finite.
 pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     if !dir.is_dir() {
         return Err(CheckpointError::NoFolder(dir.into()));
@@ -135,6 +140,9 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
 }
 
 /// Loads the model in `dir` and the tokenizer beside it, all of whose ids the model's embedding must have.
+///
+/// # Errors
+/// As [`load`] and [`Tokenizer::load`], and if the embedding lacks the row of some id.
 pub fn load_with_tokenizer(dir: &Path) -> Result<(Model, Tokenizer), CheckpointError> {
     let (model, tokenizer) = (load(dir)?, Tokenizer::load(dir)?);
     tokenizer.check_fits(&model.config)?;
@@ -142,6 +150,9 @@ pub fn load_with_tokenizer(dir: &Path) -> Result<(Model, Tokenizer), CheckpointE
 }
 
 /// Reads one safetensors file that holds exactly the tensors of `layout`.
+///
+/// # Errors
+/// If the file cannot be read, is damaged, or lacks a tensor or has one too many.
 pub fn load_params(file: &Path, layout: &Arc<Layout>) -> Result<Params, CheckpointError> {
     from_shards(layout.clone(), file, &[Shard::open(file.into())?])
 }
@@ -386,6 +397,9 @@ impl View for Saved<'_> {
 }
 
 /// Writes every tensor of `params` to one safetensors file, under Hugging Face's names.
+///
+/// # Errors
+/// If the file cannot be written.
 pub fn save_params(file: &Path, params: &Params, dtype: SaveDtype) -> Result<(), CheckpointError> {
     let tensors = params
         .layout
@@ -405,6 +419,9 @@ pub fn save_params(file: &Path, params: &Params, dtype: SaveDtype) -> Result<(),
 /// Saves a model directory that transformers 4 and 5 load as it is, replacing what `dir` held only once all is on disk.
 ///
 /// `tokenizer` are its files ([`super::Tokenizer::files`]), written as they are.
+///
+/// # Errors
+/// If the folder cannot be written; what `dir` held stays.
 pub fn save(
     dir: &Path,
     model: &Model,
@@ -416,6 +433,9 @@ pub fn save(
 }
 
 /// Writes the files of [`save`] into the folder `dir`, which is not yet where anybody looks for a model.
+///
+/// # Errors
+/// If a file cannot be written.
 pub fn fill(
     dir: &Path,
     model: &Model,

@@ -18,7 +18,9 @@ use std::sync::{Arc, OnceLock};
 /// A model in memory.
 #[derive(Clone)]
 pub struct Model {
+    /// The shape.
     pub config: Architecture,
+    /// The weights.
     pub params: Params,
     rope: Arc<rope::Tables>,
     dtype: Dtype,
@@ -27,6 +29,7 @@ pub struct Model {
 }
 
 impl Model {
+    /// A model of these weights, in f32.
     pub fn new(config: Architecture, params: Params) -> Model {
         let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
         Model { config, params, rope, dtype: Dtype::F32, packed: OnceLock::new() }
@@ -38,6 +41,7 @@ impl Model {
         Model { dtype, packed: OnceLock::new(), ..self }
     }
 
+    /// What products are computed in.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 /// Why a configuration file was refused.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ConfigError {
     #[error("cannot read {file}: {source}")]
     Read { file: PathBuf, source: std::io::Error },

@@ -77,6 +77,9 @@ impl Pages {
     }
 
     /// Whether there are pages to make slots (each at most once) longer by so many tokens.
+    ///
+    /// # Errors
+    /// If there are too few free pages.
     pub fn check(&self, inputs: impl Iterator<Item = (SequenceId, usize)>) -> Result<()> {
         let (mut fresh, mut written) = (0, HashMap::<u32, u32>::new());
         for (slot, more) in inputs {
@@ -100,6 +103,9 @@ impl Pages {
     /// Makes the slot longer by `more` tokens. The page that must be copied (from, to) before they are written, if any.
     ///
     /// Changes nothing when there are too few pages.
+    ///
+    /// # Errors
+    /// If there are too few free pages.
     pub fn append(&mut self, slot: SequenceId, more: usize) -> Result<Option<(u32, u32)>> {
         let Sequence { pages, len } = self.sequence(slot);
         let partial = if len % PAGE > 0 && more > 0 { pages.last().copied() } else { None };

@@ -23,6 +23,7 @@ pub struct Entry {
 pub struct Layout {
     /// In storage order.
     pub entries: Vec<Entry>,
+    /// Elements of the buffer.
     pub len: usize,
     pub(crate) embed: Range<usize>,
     pub(crate) layers: Vec<LayerLayout>,
@@ -51,6 +52,7 @@ pub(crate) struct LayerLayout {
 }
 
 impl Layout {
+    /// The layout of a model of this shape.
     pub fn new(c: &Architecture) -> Layout {
         let (mut entries, mut at) = (Vec::new(), 0);
         let mut add = |name: String, shape: &[usize], decay: bool| -> Range<usize> {
@@ -126,11 +128,14 @@ impl Layout {
 /// A flat buffer with a [`Layout`]: the weights of a model, its gradient, or an optimiser moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Params {
+    /// Where each tensor lies.
     pub layout: std::sync::Arc<Layout>,
+    /// The values, `layout.len` of them.
     pub flat: Vec<f32>,
 }
 
 impl Params {
+    /// All values 0.
     pub fn zeros(layout: std::sync::Arc<Layout>) -> Params {
         Params { flat: vec![0.0; layout.len], layout }
     }

@@ -9,8 +9,12 @@ use std::ops::Range;
 
 /// A model that tokens can be sampled from.
 pub trait Policy: Sync {
+    /// The model's shape.
     fn config(&self) -> &Architecture;
     /// An empty cache, for the weights as they are now.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     fn decoder(&self) -> Result<Box<dyn Decoder + '_>>;
 }
 
@@ -29,14 +33,26 @@ pub trait Decoder {
     /// An empty slot.
     fn new_sequence(&mut self) -> SequenceId;
     /// A new slot that shares everything `of` holds.
+    ///
+    /// # Errors
+    /// If there are too few free pages.
     fn fork(&mut self, of: SequenceId) -> Result<SequenceId>;
     /// A new slot that shares the first `len` tokens of `of`. Something must be appended before anything is sampled from it.
+    ///
+    /// # Errors
+    /// If there are too few free pages.
     fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId>;
     /// Gives a slot back; it must not be used again.
     fn free(&mut self, slot: SequenceId);
     /// Appends tokens to slots (each at most once, none empty). When there are too few pages, nothing is changed.
+    ///
+    /// # Errors
+    /// If there are too few free pages, or the device fails.
     fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()>;
     /// The next token of each request's slot; appending it is the caller's.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>>;
 }
 

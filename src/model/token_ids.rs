@@ -7,9 +7,11 @@ use std::path::Path;
 /// Token ids with a role, from `generation_config.json` and `config.json`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenIds {
+    /// Begins a text.
     pub bos: Option<u32>,
     /// Any of these ends a turn. Never empty after [`TokenIds::read`].
     pub eos: Vec<u32>,
+    /// Fills up a batch.
     pub pad: Option<u32>,
 }
 
@@ -17,6 +19,9 @@ impl TokenIds {
     /// Reads the ids of a model directory; `generation_config.json`, when there, goes before `config.json`.
     ///
     /// Its sampling defaults and repetition penalty are not read: a trainer's sampling is its own configuration's.
+    ///
+    /// # Errors
+    /// If a file cannot be read or is not JSON, or no id ends a turn.
     pub fn read(dir: &Path) -> Result<TokenIds, ConfigError> {
         let config = Document::read(dir.join("config.json"))?;
         let path = dir.join("generation_config.json");

@@ -20,6 +20,9 @@ pub enum Scale {
 }
 
 /// Advantages of `rewards`, which lie group after group; `groups` holds the groups' sizes and sums to `rewards.len()`.
+///
+/// # Panics
+/// If the sizes do not sum to the number of rewards.
 pub fn advantages(rewards: &[f64], groups: &[usize], scale: Scale, eps: f64) -> Vec<f64> {
     assert_eq!(
         groups.iter().sum::<usize>(),
@@ -67,6 +70,9 @@ pub mod cuda {
     use crate::device::{Arg, Gpu, Launch, Result, Slice, expect};
 
     /// As [`super::advantages`]; `start` `[groups + 1]` holds where each group begins, and the number of rewards.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn advantages(
         gpu: &Gpu,
         reward: &Slice<f32>,

@@ -22,7 +22,9 @@ use std::ops::Range;
 /// One of two exact ways.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GramMethod {
+    /// Multiplies the gradients themselves, slab by slab.
     Materialized,
+    /// Multiplies activations and output gradients of pairs of tokens.
     Ghost,
 }
 
@@ -178,6 +180,7 @@ pub fn gram(g: &[f32], samples: usize) -> Part {
 /// An embedding's gradients by sample: only the rows of tokens that occur, each once per sample, by ascending token.
 #[derive(Default)]
 pub struct InputGrads {
+    /// Elements of a row.
     pub width: usize,
     /// (token, sample) of each row.
     pub of: Vec<(u32, usize)>,
@@ -233,11 +236,15 @@ impl InputGrads {
 pub struct HeadRows<'a> {
     /// `[vocab, width]`
     pub weight: &'a [f32],
+    /// Width of the hidden states.
     pub width: usize,
     /// `[rows, width]`, sample by sample
     pub hidden: &'a [f32],
+    /// The scored token of each row.
     pub target: &'a [u32],
+    /// Its log-prob, in nats.
     pub logprob: &'a [f32],
+    /// The factor of its loss.
     pub scale: &'a [f32],
     /// Where the rows of each sample end.
     pub ends: &'a [usize],

@@ -23,24 +23,31 @@ const TILE: usize = 512;
 /// Gradient of the loss with respect to one scored token's log-prob and to the entropy of its distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TokenGrad {
+    /// By the log-prob.
     pub logprob: f32,
+    /// By the entropy.
     pub entropy: f32,
 }
 
 /// A token to score: `token` as the successor of hidden state `row`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
+    /// Index of the hidden state.
     pub row: u32,
+    /// The token that follows.
     pub token: u32,
 }
 
 /// The head `[vocab, hidden]` and what it reads.
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
+    /// The weight `[vocab, hidden]`.
     pub weight: &'a [f32],
     /// `[rows, hidden]`
     pub hidden: &'a [f32],
+    /// Width of the hidden states.
     pub width: usize,
+    /// What logits are divided by.
     pub temperature: f32,
     /// Of the products.
     pub dtype: Dtype,

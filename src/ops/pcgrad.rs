@@ -42,6 +42,9 @@ pub mod cuda {
     const GRID: usize = 528;
 
     /// As [`super::combine`]; one small read.
+    ///
+    /// # Errors
+    /// If the lengths differ or are no multiple of 8, or a launch fails.
     pub fn combine(gpu: &Gpu, positive: &Slice<f32>, negative: &Slice<f32>) -> Result<Option<f64>> {
         let n = positive.len();
         expect("pcgrad", n.is_multiple_of(8) && negative.len() == n, || {

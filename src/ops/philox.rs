@@ -38,7 +38,9 @@ pub enum Stream {
     Sentences(u32),
     /// Every evaluation: the same games meet the same numbers, whenever they are played.
     Evaluation,
+    /// Actions that an evaluation chooses to be judged, and the tokens of their judgments.
     EvaluationJudgments,
+    /// Actions sampled again in an evaluation, to see how consistent they are.
     Consistency,
     /// What a demonstration does instead of its plan.
     Slips,

@@ -72,6 +72,9 @@ pub mod cuda {
     }
 
     /// As [`super::forward`].
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn forward(
         gpu: &Gpu,
         qkv: &Slice<bf16>,
@@ -89,6 +92,9 @@ pub mod cuda {
     }
 
     /// As [`super::backward`].
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or a launch fails.
     pub fn backward<T: Real>(
         gpu: &Gpu,
         d_qkv: &Slice<bf16>,

@@ -16,16 +16,21 @@ use std::path::Path;
 /// The rows of a check, each with the model (or `tokenizer`) it belongs to.
 #[derive(Debug, Clone, Default, Serialize)]
 pub struct Report {
+    /// (model, row).
     pub rows: Vec<(String, Row)>,
 }
 
 impl Report {
+    /// Whether every quantity is within its limit.
     pub fn passed(&self) -> bool {
         !self.rows.is_empty() && self.rows.iter().all(|(_, row)| row.pass)
     }
 }
 
 /// Replays every model of the set, and the tokenizer, and compares with the stored outputs.
+///
+/// # Errors
+/// If a file of the set is missing or damaged, or its parts do not fit together.
 pub fn check(set: &Path) -> Result<Report, ReferenceError> {
     let mut report = Report::default();
     for name in models(set)? {

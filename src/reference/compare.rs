@@ -27,13 +27,17 @@ impl Floor {
 /// One line of a check: the measure of a quantity that came closest to (or went furthest beyond) its limit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Row {
+    /// What is compared, e.g. `logits`.
     pub quantity: String,
     /// `rel_l2`, `max_abs`, or `differences` (a count, which must be 0).
     pub measure: &'static str,
+    /// The error, in the measure's unit.
     pub error: f64,
+    /// The noise floor: the error that is expected of rounding alone.
     pub floor: f64,
     /// error / floor
     pub ratio: f64,
+    /// Whether the error is within the limit.
     pub pass: bool,
 }
 

@@ -9,14 +9,18 @@ use crate::model::Policy;
 /// Plays games and answers questions.
 #[derive(Clone)]
 pub struct Actor<'a> {
+    /// The model that samples.
     pub policy: &'a dyn Policy,
+    /// How observations become tokens.
     pub prompter: &'a Prompter,
+    /// Limits and sampling.
     pub settings: Settings,
     /// Asked once a step.
     pub interrupted: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Actor<'a> {
+    /// An actor that nobody stops.
     pub fn new(
         policy: &'a dyn Policy,
         prompter: &'a Prompter,

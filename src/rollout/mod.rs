@@ -34,6 +34,7 @@ pub type Open<'a> = &'a (dyn Fn(&Task) -> Result<Box<dyn Environment>, EnvError>
 
 /// Why a rollout was given up. An environment that fails ends its own episode only.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum RolloutError {
     #[error(transparent)]
     HeldOut(EnvError),
@@ -58,6 +59,7 @@ pub fn too_long(task: &str, tokens: usize, limit: usize, name: &str) -> String {
 /// Limits and sampling of a rollout.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Settings {
+    /// Temperature, truncation and penalty.
     pub sampling: SamplingParams,
     /// Most turns in an episode.
     pub max_steps: usize,
@@ -67,6 +69,7 @@ pub struct Settings {
     pub max_episode_tokens: usize,
     /// Most episodes alive at once.
     pub max_live: usize,
+    /// The run's seed.
     pub seed: u64,
     /// What the tokens are sampled for: tells rollouts under one seed apart.
     pub stream: Stream,
@@ -107,8 +110,11 @@ impl Settings {
 /// The games of a rollout: `group_size` episodes of each task.
 #[derive(Clone, Copy)]
 pub struct RolloutTasks<'a> {
+    /// Opens a task.
     pub open: Open<'a>,
+    /// The tasks.
     pub tasks: &'a [Task],
+    /// Episodes of each task.
     pub group_size: usize,
 }
 

@@ -22,11 +22,15 @@ pub struct PrefixCache<'a> {
 
 impl<'a> PrefixCache<'a> {
     /// Empty. With a budget of 0 nothing is kept.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(policy: &'a dyn Policy, budget: usize) -> Result<PrefixCache<'a>> {
         let (config, decoder) = (policy.config(), policy.decoder()?);
         Ok(PrefixCache { config, decoder, tokens: HashMap::new(), kept: VecDeque::new(), budget, computed: 0 })
     }
 
+    /// The shape of the model.
     pub fn config(&self) -> &Architecture {
         self.config
     }
@@ -44,6 +48,9 @@ impl<'a> PrefixCache<'a> {
     }
 
     /// A new sequence that holds what `of` holds.
+    ///
+    /// # Errors
+    /// If there are too few pages.
     pub fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
         let slot = self.decoder.fork(of)?;
         self.tokens.insert(slot, self.tokens.get(&of).cloned().unwrap_or_default());
@@ -73,6 +80,9 @@ impl<'a> PrefixCache<'a> {
     }
 
     /// Appends tokens to sequences (each at most once, none empty).
+    ///
+    /// # Errors
+    /// If there are too few pages, though nothing is kept any more, or the device fails.
     pub fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         loop {
             match self.decoder.append(inputs) {
@@ -89,11 +99,17 @@ impl<'a> PrefixCache<'a> {
     }
 
     /// The next token of each request's sequence; appending it is the caller's.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         self.decoder.sample(requests, params)
     }
 
     /// A sequence for each prompt. What a prompt has in common with a kept sequence, or with another prompt, is not read again.
+    ///
+    /// # Errors
+    /// If there are too few pages, or the device fails.
     pub fn read(&mut self, prompts: &[&[u32]]) -> Result<Vec<SequenceId>> {
         let mut order: Vec<usize> = (0..prompts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
@@ -135,6 +151,9 @@ impl<'a> PrefixCache<'a> {
 
     /// A new sequence that holds what `prompt` begins with like the sequence `of`, and how many tokens that is; the rest is for the
     /// caller to append.
+    ///
+    /// # Errors
+    /// If there are too few pages.
     pub fn branch(&mut self, of: SequenceId, prompt: &[u32]) -> Result<(SequenceId, usize)> {
         let shared = self.tokens.get(&of).map_or(0, |tokens| common(tokens, prompt));
         Ok((self.fork_at(of, shared)?, shared))

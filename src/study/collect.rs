@@ -11,13 +11,18 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// The phases of evaluations.
 pub const EVAL: &str = "eval";
+/// The phase of evaluations without suggestions in the prompt.
 pub const WITHOUT_SUGGESTIONS: &str = "eval-no-suggestions";
 
 /// A finished cell.
 pub struct Cell {
+    /// The cell's place in the study.
     pub task: Task,
+    /// What its run came to.
     pub summary: Summary,
+    /// Its metrics, oldest first.
     pub records: Vec<Record>,
+    /// The episodes of its evaluations.
     pub episodes: Vec<Evaluated>,
     /// The probe set's coupling at the end.
     pub probed: Option<Probed>,
@@ -25,14 +30,20 @@ pub struct Cell {
 
 /// All finished cells, and the names of the others.
 pub struct Collected {
+    /// The finished cells.
     pub cells: Vec<Cell>,
+    /// Names of the cells that are not finished.
     pub missing: Vec<String>,
+    /// Number of cells of the study.
     pub planned: usize,
     /// Seconds of the cold starts that are finished.
     pub cold_start_seconds: Vec<f64>,
 }
 
 /// Reads what there is.
+///
+/// # Errors
+/// If the files of a finished cell cannot be read.
 pub fn collect(study: &Study) -> Result<Collected, StudyError> {
     let tasks = study.tasks();
     let (mut cells, mut missing, mut cold_start_seconds) = (Vec::new(), Vec::new(), Vec::new());
@@ -82,8 +93,11 @@ impl Cell {
 
 /// The finished cells of a variant from one start, by seed.
 pub struct Group<'a> {
+    /// The start's name.
     pub start: &'a str,
+    /// The variant's name.
     pub variant: &'a str,
+    /// The cells, by ascending seed.
     pub cells: Vec<&'a Cell>,
     /// Those of the variant it is compared with.
     pub against: Option<(&'a str, Vec<&'a Cell>)>,

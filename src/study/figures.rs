@@ -7,6 +7,9 @@ use crate::report::plot::{self, Band};
 use std::path::Path;
 
 /// Draws every curve of two points or more into `folder`: (what it shows, file name).
+///
+/// # Errors
+/// If the folder or a file cannot be written.
 pub fn write(folder: &Path, curves: &[Curve]) -> Result<Vec<(String, String)>, StudyError> {
     let mut written = Vec::new();
     for curve in curves {

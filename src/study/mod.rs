@@ -29,6 +29,7 @@ use std::path::PathBuf;
 
 /// Why a study cannot be run or reported.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum StudyError {
     #[error("cannot read the study file {}: {cause}", .file.display())]
     Read { file: PathBuf, cause: std::io::Error },

@@ -55,6 +55,7 @@ fn runs() -> String {
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Start {
+    /// The start's name; empty where there is only one.
     pub name: String,
     /// In place of the study's.
     #[serde(default)]
@@ -62,6 +63,7 @@ pub struct Start {
     /// In place of all the study's seeds, some of them.
     #[serde(default)]
     pub seeds: Vec<u64>,
+    /// Keys that its runs set.
     #[serde(default)]
     pub set: Table,
 }
@@ -70,10 +72,12 @@ pub struct Start {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
+    /// The variant's name.
     pub name: String,
     /// The variant that it is compared with (empty: the first).
     #[serde(default)]
     pub against: String,
+    /// Keys that its runs set.
     #[serde(default)]
     pub set: Table,
 }
@@ -90,13 +94,17 @@ pub struct Expect {
     pub spread: f64,
     /// Minutes of a cold start and of a cell, measured before (0: not).
     pub cold_start_minutes: f64,
+    /// Minutes that a cell takes.
     pub cell_minutes: f64,
     /// Turns of an episode, tokens read in a turn that were not read before, and tokens written (0: no prediction).
     pub turns: f64,
+    /// Tokens that a cell reads.
     pub read_tokens: f64,
+    /// Tokens that a cell writes.
     pub written_tokens: f64,
     /// Sustained TFLOP/s of training and prefill, and tokens written in a second by all sequences together.
     pub tflops: f64,
+    /// Tokens a second when decoding.
     pub decode: f64,
 }
 
@@ -134,22 +142,34 @@ pub struct Given {
     pub dir: Option<String>,
     /// As the program's `--set` has them; they go before the file.
     pub set: Vec<String>,
+    /// On what device tasks run.
     pub place: Place,
 }
 
 /// A study, resolved.
 #[derive(Debug, Clone)]
 pub struct Study {
+    /// The study file.
     pub file: PathBuf,
+    /// The study's name, which its folder has.
     pub name: String,
+    /// What it asks.
     pub question: String,
+    /// The seeds of its cells.
     pub seeds: Vec<u64>,
+    /// The seeds that settings were chosen on.
     pub tuned_on: Vec<u64>,
+    /// How settings were chosen.
     pub chosen: String,
+    /// The starts.
     pub starts: Vec<Start>,
+    /// The variants.
     pub variants: Vec<Variant>,
+    /// What is assumed of its outcome and time.
     pub expect: Expect,
+    /// How it runs on Slurm.
     pub slurm: Slurm,
+    /// What the command line added.
     pub given: Given,
     /// Where everything is kept.
     pub folder: PathBuf,
@@ -161,6 +181,7 @@ pub struct Study {
 pub struct Task {
     /// Place of the start in [`Study::starts`].
     pub start: usize,
+    /// The seed.
     pub seed: u64,
     /// Place of the variant in [`Study::variants`].
     pub variant: Option<usize>,
@@ -173,6 +194,9 @@ const SHARED: [&str; 4] = ["gcd.cold_start", "suggestions.cold_start", "rollout.
 
 impl Study {
     /// Reads a study file, and refuses what could not be compared.
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not a study, or its parts could not be compared.
     pub fn load(file: &Path, given: Given) -> Result<Study, StudyError> {
         let text =
             files::read_text(file, MOST_WRITTEN).map_err(|cause| StudyError::Read { file: file.into(), cause })?;
@@ -307,6 +331,9 @@ impl Study {
     }
 
     /// The task whose run folder has this name.
+    ///
+    /// # Errors
+    /// If there is no such task.
     pub fn task_named(&self, name: &str) -> Result<Task, StudyError> {
         let found = self.tasks().into_iter().find(|task| self.name_of(task) == name);
         let names = || self.tasks().iter().map(|task| self.name_of(task)).collect::<Vec<_>>().join(", ");
@@ -317,6 +344,7 @@ impl Study {
         })
     }
 
+    /// The folder of a task's run.
     pub fn run_folder(&self, task: &Task) -> PathBuf {
         self.folder.join(self.name_of(task))
     }
@@ -327,6 +355,9 @@ impl Study {
     }
 
     /// The configuration of a task's run.
+    ///
+    /// # Errors
+    /// If the settings of start, variant and command line do not make a valid configuration.
     pub fn config(&self, task: &Task) -> Result<Config, StudyError> {
         let start = &self.starts[task.start];
         let mut overrides = of_table(&self.origin("[set]"), &self.base.set);

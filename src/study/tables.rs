@@ -18,68 +18,105 @@ use std::collections::{BTreeMap, BTreeSet};
 /// All results.
 #[derive(Debug, Serialize)]
 pub struct Tables {
+    /// The study's name.
     pub study: String,
+    /// What it asks.
     pub question: String,
+    /// The seeds of its cells.
     pub seeds: Vec<u64>,
+    /// The seeds that settings were chosen on.
     pub tuned_on: Vec<u64>,
+    /// How settings were chosen.
     pub chosen: String,
+    /// Version and commit of the program.
     pub program: String,
+    /// Number of cells of the study.
     pub planned: usize,
+    /// Number of finished cells.
     pub finished: usize,
     /// Cells without results yet.
     pub missing: Vec<String>,
+    /// What the study says of each variant that is compared.
     pub gates: Vec<Gate>,
+    /// Success of each variant on each split.
     pub success: Vec<Success>,
+    /// Differences of success, game by game.
     pub differences: Vec<Difference>,
+    /// Gradient cosines by class and stratum.
     pub coupling: Vec<Coupling>,
+    /// Sums of gradients.
     pub sums: Vec<SumRow>,
+    /// Loops and repeats.
     pub loops: Vec<Loops>,
+    /// Other measures.
     pub measures: Vec<Measure>,
+    /// Curves over iterations.
     pub curves: Vec<Curve>,
 }
 
 /// Success of a variant on a split: means over seeds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Success {
+    /// The start's name.
     pub start: String,
+    /// The split's name.
     pub split: String,
+    /// The variant's name.
     pub variant: String,
+    /// Number of seeds.
     pub seeds: usize,
     /// Of every seed.
     pub games: usize,
+    /// After the cold start.
     pub cold_start: Option<Interval>,
+    /// After the last iteration.
     pub last: Interval,
+    /// After the last iteration, without suggestions in the prompt.
     pub without_suggestions: Option<Interval>,
 }
 
 /// Success of a variant less another's, game by game.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
+    /// The start's name.
     pub start: String,
+    /// The split's name.
     pub split: String,
+    /// Whether there were suggestions in the prompt.
     pub suggestions: bool,
+    /// The variant.
     pub variant: String,
+    /// The variant that it is compared with.
     pub against: String,
+    /// Number of seeds.
     pub seeds: usize,
     /// Games that both played, of all seeds.
     pub pairs: usize,
+    /// The mean difference of success, a fraction.
     #[serde(flatten)]
     pub difference: Interval,
     /// By Student's t over the seeds' own differences.
     pub student: Option<[f64; 2]>,
+    /// (seed, difference).
     pub by_seed: Vec<(u64, f64)>,
 }
 
 /// The mean gradient cosine of a class of pairs at the end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Coupling {
+    /// The start's name.
     pub start: String,
+    /// The variant's name.
     pub variant: String,
+    /// What the samples of a pair share.
     pub stratum: Stratum,
+    /// The class of pair.
     pub class: Class,
+    /// Number of seeds.
     pub seeds: usize,
     /// Of all seeds.
     pub pairs: usize,
+    /// The mean cosine.
     #[serde(flatten)]
     pub cosine: Interval,
     /// Less that of the variant it is compared with, on the same samples.
@@ -89,26 +126,41 @@ pub struct Coupling {
 /// |Σ g|² / Σ |g|² of the probe sets at the end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SumRow {
+    /// The start's name.
     pub start: String,
+    /// The variant's name.
     pub variant: String,
+    /// Number of seeds.
     pub seeds: usize,
+    /// With gradients weighted by their advantages.
     pub signed: Option<Interval>,
+    /// With all weights 1.
     pub unsigned: Option<Interval>,
 }
 
 /// Turns in loops, and repeated actions, in games won or lost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Loops {
+    /// The start's name.
     pub start: String,
+    /// The split's name.
     pub split: String,
+    /// The variant's name.
     pub variant: String,
+    /// Whether these are the games won, or those lost.
     pub won: bool,
+    /// Number of episodes.
     pub episodes: usize,
+    /// Share of turns in loops.
     pub in_loops: Interval,
+    /// Share of turns that repeat an action.
     pub repeats: Interval,
 }
 
 /// Computes all tables from what is finished.
+///
+/// # Errors
+/// If the files of a finished cell cannot be read.
 pub fn tables(study: &Study) -> Result<Tables, StudyError> {
     Ok(of(study, collect(study)?, gate::all(study)?))
 }

@@ -19,6 +19,7 @@ pub struct LabelledAction {
     pub tokens: Vec<u32>,
     /// Where in it the action lies.
     pub action: Range<usize>,
+    /// The label.
     pub label: Label,
 }
 
@@ -61,6 +62,9 @@ fn configured<'a>(config: &'a Config, critic: Option<&'a mut Critic>) -> Vec<Box
 }
 
 /// Adds the gradients of the configured losses of `actions`: to the value head, and to the policy unless it is isolated.
+///
+/// # Errors
+/// If the device fails.
 pub fn learn(
     config: &Config,
     learner: &mut Learner,
@@ -86,6 +90,9 @@ pub fn learn(
 }
 
 /// How well the value head classifies `actions`; nothing is learnt.
+///
+/// # Errors
+/// If the device fails.
 pub fn accuracy(
     config: &Config,
     learner: &mut Learner,

@@ -17,7 +17,9 @@ const FILES: [&str; 3] = ["critic.safetensors", "critic_m.safetensors", "critic_
 
 /// The value head's loss: `lambda` times the cross-entropy of the hidden state in which an action ends.
 pub struct CriticLoss<'a> {
+    /// The value head, which the loss trains.
     pub critic: &'a mut Critic,
+    /// The weight of its loss.
     pub lambda: f32,
     /// The policy does not learn from it.
     pub isolated: bool,
@@ -64,11 +66,15 @@ impl Critic {
         Critic { params: zeros(), moments: [zeros(), zeros()], grads: zeros(), steps: 0 }
     }
 
+    /// The head's weight and bias.
     pub fn params(&self) -> &Params {
         &self.params
     }
 
     /// What the head says of the hidden states `[pairs, hidden]`; see [`classify`].
+    ///
+    /// # Panics
+    /// Never: a head has a bias.
     pub fn classify(&self, hidden: &[f32], labels: &[Label], scale: f32) -> Classified {
         let (bias, weight) = self.params.flat.split_last().expect("a head has a bias");
         classify(weight, *bias, hidden, labels, scale)
@@ -91,6 +97,9 @@ impl Critic {
     }
 
     /// Writes the files of a checkpoint into `dir`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), TrainError> {
         let [m, v] = &self.moments;
         for (name, params) in FILES.iter().zip([&self.params, m, v]) {
@@ -100,6 +109,9 @@ impl Critic {
     }
 
     /// Reads them back; `None` when the checkpoint has no value head.
+    ///
+    /// # Errors
+    /// If a file is damaged, or of another size.
     pub fn load(dir: &Path, hidden_size: usize, steps: u32) -> Result<Option<Critic>, TrainError> {
         if !dir.join(FILES[0]).exists() {
             return Ok(None);

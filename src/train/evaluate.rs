@@ -26,6 +26,9 @@ pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
 const MOST_GAMES: u64 = 1_000_000;
 
 /// The games of the panel: the first `config.eval.games` of each split (0: all).
+///
+/// # Errors
+/// As [`games`], and if the suite refuses a task.
 pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec<Task>, TrainError> {
     let mut tasks = Vec::new();
     for &split in splits {
@@ -37,6 +40,9 @@ pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec
 }
 
 /// Number of games of a split's panel. A server may offer a split without end.
+///
+/// # Errors
+/// If there would be too many games: `eval.games` must say how many.
 pub fn games(config: &Config, suite: &dyn Suite, split: Split) -> Result<u64, TrainError> {
     let asked = u64::from(config.eval.games);
     let all = suite.len(split).unwrap_or(asked);
@@ -50,6 +56,9 @@ pub fn games(config: &Config, suite: &dyn Suite, split: Split) -> Result<u64, Tr
 }
 
 /// How players who do not learn do on the panel of each split.
+///
+/// # Errors
+/// As [`panel`], and if a game cannot be opened.
 pub fn baselines(
     config: &Config,
     suite: &dyn Suite,
@@ -76,6 +85,9 @@ pub fn actor<'a>(config: &Config, policy: &'a dyn Policy, prompter: &'a Prompter
 }
 
 /// Plays one episode of each game of the panel.
+///
+/// # Errors
+/// As [`panel`], and if the rollout fails or a log-prob is not finite.
 pub fn evaluate(config: &Config, suite: &dyn Suite, actor: &Actor<'_>, splits: &[Split]) -> Result<Played, TrainError> {
     let tasks = panel(config, suite, splits)?;
     let played = actor.rollout(&RolloutTasks { open: &|task| suite.open(task), tasks: &tasks, group_size: 1 })?;
@@ -92,6 +104,9 @@ pub fn judges(config: &Config) -> bool {
 
 /// How well the model, or its value head, judges held-out actions: those of an evaluation's episodes, as many good as bad, each
 /// once, at most `eval.judgments`; and what it said of them. `None` without GCD. Nothing is learnt from it.
+///
+/// # Errors
+/// If the rollout of the judgments or the device fails.
 pub fn judgments(
     config: &Config,
     learner: &mut Learner,

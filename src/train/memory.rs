@@ -14,15 +14,20 @@ use std::path::Path;
 /// One consumer of memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Part {
+    /// What needs it.
     pub name: &'static str,
     /// How the bytes come about.
     pub formula: String,
+    /// Bytes.
     pub bytes: u64,
     /// The key that makes this part smaller; `None`: only a smaller model does.
     pub lower: Option<&'static str>,
 }
 
 /// The shape of the model a configuration names: its folder's, or the embedded one's.
+///
+/// # Errors
+/// If the `config.json` of the model's folder is refused.
 pub fn model_shape(config: &Config) -> Result<Architecture, ConfigError> {
     let m = &config.model;
     if !m.path.is_empty() {
@@ -46,6 +51,9 @@ pub fn model_shape(config: &Config) -> Result<Architecture, ConfigError> {
 }
 
 /// What the model that `config` names makes different from the embedded one's defaults, see [`Config::for_a_given_model`].
+///
+/// # Errors
+/// If the `config.json` of the model's folder is refused.
 pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ConfigError> {
     let parameters = Layout::new(&model_shape(config)?).len as u64;
     Ok(Config::for_a_given_model(parameters, config.prompt.format))

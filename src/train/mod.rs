@@ -56,6 +56,7 @@ use std::time::Duration;
 
 /// Why training or evaluation ended without a result.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum TrainError {
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -116,6 +117,9 @@ pub enum TrainError {
 }
 
 /// The configuration that a file (or `recipe:NAME`) and overrides give, over the defaults of a given model or of a GPU.
+///
+/// # Errors
+/// If the configuration, or the `config.json` of its model, is refused.
 pub fn configuration(file: Option<&Path>, overrides: &[Override], place: Place) -> Result<Config, TrainError> {
     let config = Config::load(file, overrides)?;
     let defaults = match (config.model.path.is_empty(), place) {
@@ -137,11 +141,17 @@ fn name(run: &Path) -> std::borrow::Cow<'_, str> {
 }
 
 /// The suite that the configuration names; refused where its content is not what `env.hash` says.
+///
+/// # Errors
+/// As [`suite_for`].
 pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
     suite_for(config, None)
 }
 
 /// As [`suite`], for episodes that others begin and may never end: each waits so long at most for a worker that others have.
+///
+/// # Errors
+/// If the games cannot be opened, or have another hash than `env.hash`.
 pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suite>, TrainError> {
     let (env, seed) = (&config.env, config.run.seed);
     let limits = Limits {

@@ -32,6 +32,7 @@ pub struct State {
     pub critic_steps: u32,
     /// Optimiser steps in all.
     pub train_steps: u64,
+    /// Environment steps so far.
     pub env_steps: u64,
     /// Tokens sampled and trained on.
     pub tokens: u64,
@@ -79,6 +80,9 @@ impl State {
 }
 
 /// Fills the folder of a checkpoint: a model directory that transformers loads as it is, and what resuming needs.
+///
+/// # Errors
+/// If a file cannot be written.
 pub fn save(
     dir: &Path,
     export: &Export<'_>,
@@ -100,6 +104,9 @@ pub fn save(
 }
 
 /// Reads a checkpoint folder back.
+///
+/// # Errors
+/// If a file is missing, damaged, or of another version.
 pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Critic>, State), TrainError> {
     let state = read(dir)?;
     let model = checkpoint::load(dir)?.with_dtype(config.dtype);
@@ -111,6 +118,9 @@ pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Criti
 }
 
 /// The suggestions of a checkpoint: what its policy was last trained under. None where `dir` is no checkpoint of a run.
+///
+/// # Errors
+/// If the training state is damaged, or of another version.
 pub fn suggestions(dir: &Path) -> Result<Vec<String>, TrainError> {
     if dir.join(STATE).exists() { Ok(read(dir)?.last_suggestions()) } else { Ok(Vec::new()) }
 }

@@ -19,6 +19,7 @@ const INSTRUCTION: &str = "You advise an agent that acts in a text world. Answer
 pub struct SuggestionUpdate {
     /// Iterations done by then.
     pub iterations: u32,
+    /// The suggestions.
     pub suggestions: Vec<Suggestion>,
 }
 
@@ -47,9 +48,11 @@ pub fn due(config: &Config, done: u32, made: &[SuggestionUpdate], similarity: &[
 
 /// Makes suggestions from the episodes of an iteration.
 pub struct Suggester<'a> {
+    /// The configuration.
     pub config: &'a Config,
     /// The policy that played, under training's settings.
     pub actor: &'a Actor<'a>,
+    /// The judge, where it writes the sentences.
     pub judge: Option<&'a Judge>,
     /// Iterations done.
     pub iterations: u32,

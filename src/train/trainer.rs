@@ -30,17 +30,27 @@ use std::time::Instant;
 
 /// What a finished run came to.
 pub struct Outcome {
+    /// The run's folder.
     pub folder: PathBuf,
+    /// The final table.
     pub rows: Vec<Row>,
+    /// What `summary.json` holds.
     pub summary: Summary,
 }
 
 /// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report; on the CPU.
+///
+/// # Errors
+/// As [`train_on`].
 pub fn train(config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
     train_on(None, config, suite, existing)
 }
 
 /// The same on a GPU, if one is given.
+///
+/// # Errors
+/// If the configuration is refused, the run cannot be opened, or training cannot go on: the error says why and how to
+/// resume.
 pub fn train_on(
     gpu: Option<&Gpu>,
     mut config: Config,

@@ -71,6 +71,7 @@ impl Unit {
         ALL.get_or_init(Unit::all)[CHOSEN.load(Ordering::Relaxed).saturating_sub(1)]
     }
 
+    /// The unit's name, as `doctor` prints it.
     pub fn name(self) -> &'static str {
         match self {
             Unit::Amx => "AMX",
@@ -127,10 +128,12 @@ pub struct Columns<'a> {
 }
 
 impl<'a> Columns<'a> {
+    /// Rows of the factor, over which products sum.
     pub fn k(&self) -> usize {
         self.k
     }
 
+    /// Columns of the factor.
     pub fn n(&self) -> usize {
         self.n
     }
@@ -145,7 +148,9 @@ impl<'a> Columns<'a> {
 /// The right factor of a product.
 #[derive(Clone, Copy)]
 pub enum Right<'a> {
+    /// A view, packed in the course of the product.
     Mat(Mat<'a>),
+    /// Packed before.
     Packed(Columns<'a>),
 }
 

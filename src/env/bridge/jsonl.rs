@@ -46,9 +46,12 @@ pub struct JsonLines {
 /// A task that a worker offers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Listed {
+    /// The task's id.
     pub id: String,
+    /// Its task type.
     #[serde(default)]
     pub kind: String,
+    /// Its split.
     pub split: Split,
 }
 
@@ -108,6 +111,9 @@ impl Shown {
 
 impl JsonLines {
     /// Starts a program (`command[0]`) with its arguments and greets it.
+    ///
+    /// # Errors
+    /// If the program cannot be started, does not answer in time, or speaks another protocol.
     pub fn start(command: &[String], deadline: Instant) -> Result<JsonLines, Fault> {
         let [program, arguments @ ..] = command else {
             return Err(Fault::Refused(
@@ -143,6 +149,10 @@ impl JsonLines {
         self.process.id()
     }
 
+    /// All tasks that the worker offers.
+    ///
+    /// # Errors
+    /// If the worker does not answer in time, or answers with something else.
     pub fn list_tasks(&mut self, deadline: Instant) -> Result<Vec<Listed>, Fault> {
         #[derive(Deserialize)]
         struct Tasks {

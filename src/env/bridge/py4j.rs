@@ -13,18 +13,26 @@ const SHOWN: usize = 200;
 /// An argument of a call.
 #[derive(Debug, Clone, Copy)]
 pub enum Arg<'a> {
+    /// A text.
     Text(&'a str),
+    /// A whole number.
     Int(i64),
+    /// True or false.
     Bool(bool),
+    /// An object of the other side, by its name.
     Ref(&'a str),
 }
 
 /// What a call returned.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Value {
+    /// Nothing, or null.
     Nothing,
+    /// A text.
     Text(String),
+    /// A number.
     Number(f64),
+    /// True or false.
     Bool(bool),
     /// Name of an object on the other side, of any class. It lives until [`Gateway::free`].
     Ref(String),
@@ -47,6 +55,9 @@ fn broken(what: &str, e: &dyn std::fmt::Display) -> Fault {
 
 impl Gateway {
     /// Connects to a gateway on this machine.
+    ///
+    /// # Errors
+    /// If there is no connection by `deadline`.
     pub fn connect(port: u16, deadline: Instant) -> Result<Gateway, Fault> {
         let lost = |e| broken(&format!("no connection to its port {port}"), &e);
         let stream =
@@ -56,6 +67,9 @@ impl Gateway {
     }
 
     /// A new object of a class, by its constructor without arguments.
+    ///
+    /// # Errors
+    /// If the class or its constructor does not exist, or the connection fails.
     pub fn construct(&mut self, class: &str, deadline: Instant) -> Result<String, Fault> {
         match self.exchange(&format!("i\n{class}\ne\n"), deadline)? {
             Value::Ref(object) => Ok(object),
@@ -64,6 +78,9 @@ impl Gateway {
     }
 
     /// Calls a method of an object, or of a class as `z:NAME`. A Java exception is [`Fault::Refused`].
+    ///
+    /// # Errors
+    /// If Java throws, the connection fails, or no answer comes by `deadline`.
     pub fn call(&mut self, object: &str, method: &str, args: &[Arg<'_>], deadline: Instant) -> Result<Value, Fault> {
         let mut request = format!("c\n{object}\n{method}\n");
         for arg in args {
@@ -78,6 +95,9 @@ impl Gateway {
     }
 
     /// Calls a method that returns a text.
+    ///
+    /// # Errors
+    /// As [`Gateway::call`], and if something else is returned.
     pub fn text(&mut self, object: &str, method: &str, args: &[Arg<'_>], deadline: Instant) -> Result<String, Fault> {
         match self.call(object, method, args, deadline)? {
             Value::Text(text) => Ok(text),
@@ -86,6 +106,9 @@ impl Gateway {
     }
 
     /// Calls a method that returns a number.
+    ///
+    /// # Errors
+    /// As [`Gateway::call`], and if something else is returned.
     pub fn number(&mut self, object: &str, method: &str, args: &[Arg<'_>], deadline: Instant) -> Result<f64, Fault> {
         match self.call(object, method, args, deadline)? {
             Value::Number(number) => Ok(number),
@@ -94,6 +117,9 @@ impl Gateway {
     }
 
     /// Calls a method that returns a list of texts: it crosses in one piece, and is freed.
+    ///
+    /// # Errors
+    /// As [`Gateway::call`], and if something else is returned.
     pub fn texts(&mut self, object: &str, method: &str, deadline: Instant) -> Result<Vec<String>, Fault> {
         let Value::Ref(list) = self.call(object, method, &[], deadline)? else {
             return Err(broken(method, &"returned no list"));
@@ -104,6 +130,9 @@ impl Gateway {
     }
 
     /// Lets go of an object on the other side.
+    ///
+    /// # Errors
+    /// If the connection fails.
     pub fn free(&mut self, object: &str, deadline: Instant) -> Result<(), Fault> {
         self.exchange(&format!("m\nd\n{object}\ne\n"), deadline).map(drop)
     }

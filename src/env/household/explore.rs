@@ -17,6 +17,7 @@ pub struct HouseholdGame {
 }
 
 impl HouseholdGame {
+    /// The game of this name with a player who knows how it was generated.
     pub fn new(name: &str, game: Arc<Game>, about: Arc<Generated>) -> Self {
         let seen = vec![false; about.places.len()];
         Self { inner: TextGame::new(name, game), about, seen, planner: Planner::default() }

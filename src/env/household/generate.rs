@@ -13,18 +13,26 @@ const GRAMMAR: &str = include_str!("household.grammar");
 /// The six task types, in the order of ALFWorld's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TaskType {
+    /// Put an object somewhere.
     Place,
+    /// Look at an object under a lamp.
     Inspect,
+    /// Clean an object and put it somewhere.
     CleanAndPlace,
+    /// Heat an object and put it somewhere.
     HeatAndPlace,
+    /// Cool an object and put it somewhere.
     CoolAndPlace,
+    /// Put two objects of a kind somewhere.
     PlaceTwo,
 }
 
 impl TaskType {
+    /// All task types.
     pub const ALL: [Self; 6] =
         [Self::Place, Self::Inspect, Self::CleanAndPlace, Self::HeatAndPlace, Self::CoolAndPlace, Self::PlaceTwo];
 
+    /// The type as task ids spell it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Place => "place",
@@ -109,6 +117,7 @@ type Named = (&'static str, usize);
 /// A generated game and what its scripted explorer is told by the task sentence.
 #[derive(Debug, Clone)]
 pub struct Generated {
+    /// The three texts of the game.
     pub file: GameFile,
     /// Kinds of the things that the task is about, in the order of its sentence.
     pub wanted: Vec<&'static Kind>,

@@ -39,8 +39,11 @@ pub const SEARCH_LIMIT: usize = 20;
 /// `clean-and-place/scene-17/seed-123`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TaskId {
+    /// The task type.
     pub kind: TaskType,
+    /// The scene: which rooms and furniture there are.
     pub scene: u64,
+    /// What the objects and their places are drawn by.
     pub seed: u64,
 }
 
@@ -81,11 +84,15 @@ pub struct Household {
 }
 
 impl Household {
+    /// The suite; `seed` orders the training tasks.
     pub fn new(seed: u64) -> Self {
         Self { seed }
     }
 
     /// SHA-256, in hex, of the rules and of samples of every split: two builds with equal hashes play the same games.
+    ///
+    /// # Errors
+    /// If a game cannot be generated.
     pub fn content_hash(&self) -> Result<String, EnvError> {
         let mut hash = Sha256::new();
         hash.update(generate::DOMAIN);

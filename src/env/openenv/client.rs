@@ -41,6 +41,9 @@ pub struct Address {
 
 impl Address {
     /// From `http(s)://…`, `ws(s)://…` or `HOST:PORT`.
+    ///
+    /// # Errors
+    /// If the scheme is another, the host is missing, or the address holds a password.
     pub fn parse(url: &str) -> Result<Address, EnvError> {
         let bad = |reason: &str| EnvError::BadGame { file: format!("env.url = {url:?}"), reason: reason.into() };
         if let Some(reason) = secret_in(url) {
@@ -71,6 +74,9 @@ pub struct Layout {
 
 impl Layout {
     /// From the answer of `/schema`; `action` is the field to use, empty: the only one that takes text.
+    ///
+    /// # Errors
+    /// If the schema has no such field, or no single field that takes text.
     pub fn read(schema: &Value, action: &str) -> Result<Layout, String> {
         let own = |name: &str| !["metadata", "reward", "done"].contains(&name);
         let part = |name: &str| Schema { whole: schema, part: &schema[name], at: &schema[name] }.resolved();
@@ -200,6 +206,9 @@ fn runtime() -> Result<&'static Runtime, Fault> {
 
 impl Connection {
     /// Opens a session.
+    ///
+    /// # Errors
+    /// If no session is open by `deadline`.
     pub fn open(address: &Address, layout: Arc<Layout>, deadline: Instant) -> Result<Connection, Fault> {
         let runtime = runtime()?;
         let lost = |e: &dyn std::fmt::Display| Fault::Broken(format!("no session at {}: {e}", address.socket));

@@ -28,6 +28,7 @@ const ENDLESS: u64 = i32::MAX as u64;
 
 /// Why a server could not be set up.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ServeError {
     #[error("cannot listen on {address}: {source}; choose another --host or --port")]
     Bind { address: SocketAddr, source: std::io::Error },
@@ -64,6 +65,9 @@ impl Stop {
 
 impl Server {
     /// Listens on an address; port 0 is any free one.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
     pub fn bind(suite: Box<dyn Suite>, address: SocketAddr, bounds: Bounds) -> Result<Server, ServeError> {
         let listener = TcpListener::bind(address).map_err(|source| ServeError::Bind { address, source })?;
         listener.set_nonblocking(true)?;
@@ -91,6 +95,9 @@ impl Server {
     }
 
     /// Serves until it is stopped.
+    ///
+    /// # Errors
+    /// If the runtime cannot be started.
     pub fn run(self) -> Result<(), ServeError> {
         let Server { listener, shared, names, stop: _stop, .. } = self;
         let sessions = shared.bounds.sessions;

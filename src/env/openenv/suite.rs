@@ -62,6 +62,9 @@ pub(super) fn reset_of(task: &str) -> Value {
 impl OpenEnv {
     /// Asks the server at `url` what there is to play. `action` is the field of its actions that takes the command (empty: the
     /// only text field); `seed` chooses the training tasks.
+    ///
+    /// # Errors
+    /// If the address is refused, the server does not answer, or its schema offers no text to act by.
     pub fn open(url: &str, action: &str, limits: Limits, seed: u64) -> Result<OpenEnv, EnvError> {
         let address = Address::parse(url)?;
         let http = Http::new(&address, limits);

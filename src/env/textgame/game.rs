@@ -16,8 +16,11 @@ pub type Context = Vec<(VariableId, EntityId)>;
 /// Everything about a game that does not change while it is played: shared by all its episodes.
 #[derive(Debug)]
 pub struct Game {
+    /// Types, predicates and actions.
     pub domain: Arc<Domain>,
+    /// How things are told.
     pub grammar: Arc<Grammar>,
+    /// The problem, grounded.
     pub task: Task,
     /// Display name of every entity.
     pub names: Vec<String>,
@@ -38,10 +41,12 @@ pub struct State {
 }
 
 impl State {
+    /// Whether the fact is true.
     pub fn holds(&self, fact: FactId) -> bool {
         fact < self.fixed || bit(&self.holds, fact - self.fixed)
     }
 
+    /// Whether the fact was true once and is no longer.
     pub fn deleted(&self, fact: FactId) -> bool {
         fact >= self.fixed && bit(&self.deleted, fact - self.fixed)
     }
@@ -65,6 +70,9 @@ fn bit(words: &[u64], index: FactId) -> bool {
 
 impl Game {
     /// Compiles a problem of `domain`, to be told with `grammar`.
+    ///
+    /// # Errors
+    /// If the problem is not valid PDDL for `domain`, or grounds to more than is allowed.
     pub fn new(domain: Arc<Domain>, grammar: Arc<Grammar>, problem: &str) -> Result<Self, GameError> {
         let problem = Problem::parse(problem, &domain)?;
         let budget = Budget::new(MOST_GROUNDING);
@@ -86,6 +94,7 @@ impl Game {
         Ok(game)
     }
 
+    /// The state in which the game begins.
     pub fn initial(&self) -> State {
         let words = self.watching.len().div_ceil(64);
         let mut state = State { fixed: self.task.fixed, holds: vec![0; words].into(), deleted: vec![0; words].into() };
@@ -93,6 +102,7 @@ impl Game {
         state
     }
 
+    /// Whether the goal holds.
     pub fn won(&self, state: &State) -> bool {
         self.task.goal.iter().any(|g| g.holds(&|f| state.holds(f)))
     }

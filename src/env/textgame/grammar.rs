@@ -77,16 +77,21 @@ pub struct Spelling {
     pub at: Position,
 }
 
+/// The rules by which a game is told.
 #[derive(Debug, Clone)]
 pub struct Grammar {
+    /// The alternatives of each rule, by [`RuleId`].
     pub rules: Vec<Vec<Alternative>>,
     names: HashMap<String, RuleId>,
     /// Name and type of every variable.
     pub variables: Vec<(String, TypeId)>,
     /// By the domain's action index.
     pub spellings: Vec<Spelling>,
+    /// The rule of an empty list.
     pub list_empty: Option<RuleId>,
+    /// The rule between two elements of a list.
     pub list_separator: Option<RuleId>,
+    /// The rule before the last element of a list.
     pub list_last_separator: Option<RuleId>,
     /// The text shown at the start.
     pub intro: RuleId,
@@ -96,6 +101,9 @@ pub struct Grammar {
 
 impl Grammar {
     /// Reads a grammar for `domain`.
+    ///
+    /// # Errors
+    /// If the text is not a grammar, or names what `domain` does not have.
     pub fn parse(text: &str, domain: &Domain) -> Result<Self, GameError> {
         let mut file = File { text, at: 0, passed: (0, Position { line: 1, column: 1 }) };
         let (rules, actions) = file.blocks()?;

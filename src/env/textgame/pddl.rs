@@ -120,9 +120,13 @@ pub struct Predicate {
 /// The rules of a family of games.
 #[derive(Debug, Clone, Default)]
 pub struct Domain {
+    /// Types, by [`TypeId`].
     pub types: Vec<Type>,
+    /// Predicates, by [`PredicateId`].
     pub predicates: Vec<Predicate>,
+    /// Constants, with their types.
     pub constants: Vec<(String, TypeId)>,
+    /// Actions.
     pub actions: Vec<Action>,
     /// By type, the types that all of its kind are also of, as bits.
     lineages: Vec<u128>,
@@ -140,6 +144,9 @@ pub struct Problem {
 
 impl Domain {
     /// Reads a `(define (domain …) …)` text.
+    ///
+    /// # Errors
+    /// If the text is not PDDL, or uses what is not supported; the error says where.
     pub fn parse(text: &str) -> Result<Self, GameError> {
         let reader = Reader { part: "pddl_domain" };
         let root = read(reader.part, text)?;
@@ -198,10 +205,12 @@ impl Domain {
         types
     }
 
+    /// The type of this name.
     pub fn type_named(&self, name: &str) -> Option<TypeId> {
         self.types.iter().position(|t| t.name == name).map(|i| i as TypeId)
     }
 
+    /// The predicate of this name.
     pub fn predicate_named(&self, name: &str) -> Option<PredicateId> {
         self.predicates.iter().position(|p| p.name == name).map(|i| i as PredicateId)
     }

@@ -182,6 +182,9 @@ impl Speaker<'_> {
 
 impl Game {
     /// How a ground action is spelled in `state`.
+    ///
+    /// # Errors
+    /// If the grammar spells it with more symbols than is allowed.
     pub fn command(&self, action: u32, state: &State) -> Result<String, String> {
         self.spelled(action, state, &Budget::new(MOST_SPEECH))
     }

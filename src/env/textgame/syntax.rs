@@ -5,7 +5,9 @@ use std::fmt;
 /// A place in a text, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
+    /// The line.
     pub line: usize,
+    /// The column, in characters.
     pub column: usize,
 }
 
@@ -25,8 +27,11 @@ impl Position {
 pub struct GameError {
     /// `pddl_domain`, `pddl_problem` or `grammar`.
     pub part: &'static str,
+    /// Where it is.
     pub at: Position,
+    /// What was expected.
     pub expected: String,
+    /// What was found.
     pub found: String,
 }
 

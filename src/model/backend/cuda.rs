@@ -23,7 +23,9 @@ use std::sync::Arc;
 
 /// A model in device memory.
 pub struct CudaModel {
+    /// The model's shape.
     pub config: Architecture,
+    /// Where each tensor lies in the flat buffer.
     pub layout: Arc<Layout>,
     /// Flat, as [`crate::model::Params`]: the copy that the optimiser rounds from its master weights.
     pub weights: Tensor<bf16>,
@@ -40,6 +42,7 @@ pub(super) type Attend<'a> = &'a dyn Fn(usize, &LayerActs) -> Result<()>;
 
 /// A forest on the device.
 pub struct CudaForest {
+    /// Number of packed tokens.
     pub len: usize,
     tokens: Tokens,
     position: Tensor<u32>,
@@ -89,6 +92,9 @@ struct LayerGrads {
 
 impl CudaModel {
     /// A copy of `model` on the device, rounded to bf16; its decoders hold at most `max_live` sequences.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, max_live: usize) -> Result<CudaModel> {
         let weights: Vec<bf16> = model.params.flat.iter().map(|w| bf16::from_f32(*w)).collect();
         Ok(CudaModel {
@@ -103,6 +109,9 @@ impl CudaModel {
     }
 
     /// Copies a forest to the device; refuses a token beyond the vocabulary.
+    ///
+    /// # Errors
+    /// If a token is beyond the vocabulary, or there is too little device memory.
     pub fn forest(&self, forest: &Forest) -> Result<CudaForest> {
         let mut packed = Packed::default();
         let tokens = Tokens::pack(&mut packed, &forest.tokens, self.config.vocab_size)?;
@@ -134,6 +143,9 @@ impl CudaModel {
     }
 
     /// Runs the decoder over the packed forest.
+    ///
+    /// # Errors
+    /// If there is too little device memory, or a launch fails.
     pub fn forward(&self, forest: &CudaForest, keep: Keep) -> Result<CudaActivations> {
         let acts = self.activations(forest.len, keep)?;
         self.run(&forest.tokens.ids, &acts, &self.attend(forest))?;
@@ -178,6 +190,9 @@ impl CudaModel {
     /// Back-propagates `d_hidden` `[tokens, hidden]` through the decoder and adds every parameter's gradient to `grads`, flat as
     /// the weights.
     ///
+    /// # Errors
+    /// If there is too little device memory, or a launch fails.
+    ///
     /// # Panics
     /// If the forward pass kept nothing.
     pub fn backward(
@@ -191,6 +206,9 @@ impl CudaModel {
     }
 
     /// As [`CudaModel::backward`], handing the parameters' gradients to `sink`. The head's is none of them.
+    ///
+    /// # Errors
+    /// If there is too little device memory, a launch fails, or the sink does.
     ///
     /// # Panics
     /// If the forward pass kept nothing.

@@ -27,6 +27,7 @@ pub enum Keep {
 
 /// In what form a device hands over the gradients of weights.
 pub trait Gradients {
+    /// Why a backward pass on the device can fail.
     type Error;
     /// Part of a norm weight's or bias's gradient.
     type Vector<'a>;
@@ -34,6 +35,7 @@ pub trait Gradients {
     type Matrix<'a>;
     /// Token ids, and rows `[tokens, hidden]`.
     type Tokens: ?Sized;
+    /// Rows `[tokens, hidden]`.
     type Rows: ?Sized;
 }
 
@@ -45,11 +47,20 @@ pub trait Sink<D: Gradients> {
     fn spans(&self) -> &[usize];
 
     /// What some rows of `span` add to a norm weight's or bias's gradient.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn vector(&mut self, range: &Range<usize>, span: usize, d: D::Vector<'_>) -> Result<(), D::Error>;
 
     /// Some of a layer's weight matrices, by ascending range.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn matrices(&mut self, grads: &[(Range<usize>, D::Matrix<'_>)]) -> Result<(), D::Error>;
 
     /// The gradient of the rows that `tokens` took from the embedding.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn embedding(&mut self, range: &Range<usize>, tokens: &D::Tokens, d: &D::Rows) -> Result<(), D::Error>;
 }

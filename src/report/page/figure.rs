@@ -82,15 +82,6 @@ impl<'a> Phase<'a> {
         all.into_iter().collect()
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.records.iter().any(|record| record.values.contains_key(name))
-    }
-
-    /// The last value of a name.
-    pub fn last(&self, name: &str) -> Option<f64> {
-        self.records.iter().rev().find_map(|record| record.values.get(name).copied())
-    }
-
     /// The one value that a name always has.
     pub fn constant(&self, name: &str) -> Option<f64> {
         let mut values = self.records.iter().filter_map(|record| record.values.get(name));

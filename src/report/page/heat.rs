@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 /// Rows of mean cosines of pp, nn and pn; absent where there is no pair.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Heat {
+    /// What was measured, e.g. the iteration.
     pub when: String,
+    /// (name, cosines of pp, nn and pn).
     pub rows: Vec<(String, [Option<f64>; 3])>,
 }
 

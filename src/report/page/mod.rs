@@ -24,6 +24,7 @@ use serde::Serialize;
 
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum PageError {
     #[error("cannot render the report: {0}")]
     Template(#[from] minijinja::Error),
@@ -39,15 +40,19 @@ pub struct Run<'a> {
     pub name: &'a str,
     /// The resolved configuration, as TOML.
     pub config: &'a str,
+    /// What `summary.json` holds.
     pub summary: &'a Summary,
     /// Whether the run came to its end; if not, `summary` is that of its last checkpoint.
     pub finished: bool,
+    /// The run's seed.
     pub seed: u64,
     /// GRPO iterations planned.
     pub iterations: u32,
+    /// The records of `metrics.jsonl`, oldest first.
     pub records: &'a [Record],
     /// Gradient cosines by layer, at the end.
     pub heat: Option<Heat>,
+    /// The run's episodes, where it has any.
     pub trajectories: Option<&'a Reader>,
     /// Why trajectories are missing.
     pub notice: Option<String>,
@@ -74,6 +79,9 @@ struct Data {
 }
 
 /// The page as HTML.
+///
+/// # Errors
+/// If the episodes cannot be read, or the page cannot be rendered.
 pub fn render(run: &Run<'_>) -> Result<String, PageError> {
     let episodes = run.trajectories.map(Reader::evaluated).transpose()?.unwrap_or_default();
     let (data, groups) = data(run, &episodes)?;

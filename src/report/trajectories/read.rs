@@ -19,18 +19,29 @@ pub struct Reader {
 /// What an episode came to, without its turns.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct EpisodeIndex {
+    /// The iteration.
     pub iteration: u64,
+    /// The group in the iteration.
     pub group: u32,
+    /// The episode in its group.
     pub sample: u32,
+    /// The split.
     pub split: String,
+    /// The task's id.
     pub task: String,
+    /// The task's type.
     pub kind: String,
+    /// The return.
     pub reward: f64,
+    /// Whether the game was won.
     pub success: bool,
+    /// Why the episode ended.
     pub finish: String,
+    /// Number of turns.
     pub turns: u32,
-    /// Turns with a flawed action, and those whose probability was above the threshold.
+    /// Turns with a flawed action.
     pub flawed: u32,
+    /// Turns with a flawed action whose probability was above the threshold.
     pub likely: u32,
     /// Turns that were judged.
     pub judged: u32,
@@ -41,27 +52,40 @@ pub struct EpisodeIndex {
 /// Judgments of an iteration by label and verdict.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Confusion {
+    /// `grpo`, or the evaluation.
     pub phase: String,
+    /// The iteration.
     pub iteration: u64,
+    /// The label.
     pub label: String,
     /// Absent where the text held none.
     pub verdict: Option<String>,
+    /// Number of judgments.
     pub count: u64,
 }
 
 /// An episode of an evaluation.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Evaluated {
+    /// The evaluation's name.
     pub phase: String,
+    /// The iteration after which it was made.
     pub iteration: u64,
+    /// The split.
     pub split: String,
+    /// The task's id.
     pub task: String,
+    /// The task's type.
     pub kind: String,
+    /// What came of it.
     pub episode: EvalEpisode,
 }
 
 impl Reader {
     /// `None` where the run has no database yet.
+    ///
+    /// # Errors
+    /// If the database cannot be opened, or is of another version.
     pub fn open(run: &Path) -> Result<Option<Reader>, FileError> {
         let path = run.join(FILE);
         if !path.exists() {
@@ -84,6 +108,9 @@ impl Reader {
     }
 
     /// Writes a whole copy of the database into another run's folder, which has none.
+    ///
+    /// # Errors
+    /// If the copy cannot be written.
     pub fn copy_to_run(&self, run: &Path) -> Result<(), FileError> {
         let copy = || -> rusqlite::Result<()> {
             // The copy is another file: this one stays closed to writers.
@@ -95,6 +122,9 @@ impl Reader {
     }
 
     /// The episodes of a phase, group by group; flawed actions above the probability `threshold` are likely ones.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
     pub fn index(&self, phase: &str, threshold: f64) -> Result<Vec<EpisodeIndex>, FileError> {
         let sql = "select iteration, group_id, sample, split, task, kind, e.reward, success, finish, steps,
                           count(flaw), count(case when flaw is not null and q > ?2 then 1 end),
@@ -123,6 +153,9 @@ impl Reader {
     }
 
     /// The episodes of a group, with all that is kept of them.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
     pub fn group(&self, phase: &str, iteration: u64, group: u32) -> Result<Vec<Episode>, FileError> {
         let sql = "select id, iteration, phase, split, task, kind, group_id, sample, reward, success, finish, repeats, loops, seconds,
                           suggestions, tokens
@@ -155,6 +188,9 @@ impl Reader {
     }
 
     /// The suggestions of the run with the iterations that had been done when they were made.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
     pub fn suggestions(&self) -> Result<Vec<(u64, Suggestion)>, FileError> {
         let sql = "select made, place, text from suggestions order by made, place";
         let made = self.all(sql, [], |row| Ok((unsigned(row, 0)?, row.get::<_, i64>(1)?, row.get::<_, String>(2)?)))?;
@@ -168,6 +204,9 @@ impl Reader {
     }
 
     /// Judgments by phase and iteration.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
     pub fn confusion(&self) -> Result<Vec<Confusion>, FileError> {
         let sql = "select phase, iteration, label, verdict, count(*) from judgments join episodes on episode = id
                    group by phase, iteration, label, verdict order by phase, iteration";
@@ -178,6 +217,9 @@ impl Reader {
     }
 
     /// The episodes of all evaluations; what the environment failed counts for nothing.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
     pub fn evaluated(&self) -> Result<Vec<Evaluated>, FileError> {
         let sql = "select phase, iteration, split, task, kind, success, steps, repeats, loops from episodes
                    where phase <> 'grpo' and finish <> 'env-failed' order by phase, iteration, split, group_id, sample";
@@ -190,6 +232,9 @@ impl Reader {
     }
 
     /// Episodes, tokens read and tokens sampled, by phase.
+    ///
+    /// # Errors
+    /// If the database cannot be read.
     pub fn volume(&self) -> Result<Vec<(String, [u64; 3])>, FileError> {
         let sql = "select phase, count(*), sum(json_array_length(tokens)),
                           sum((select sum(action_end - action_start) from turns where episode = id))

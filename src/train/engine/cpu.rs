@@ -19,6 +19,7 @@ pub struct CpuScorer {
 }
 
 impl CpuScorer {
+    /// A scorer with this model.
     pub fn new(model: Model) -> CpuScorer {
         CpuScorer { model, acts: Activations::default() }
     }
@@ -46,6 +47,7 @@ pub struct CpuEngine {
 }
 
 impl CpuEngine {
+    /// An engine with this model and AdamW's two moments.
     pub fn new(model: Model, moments: [Params; 2]) -> CpuEngine {
         let grads = Params::zeros(model.params.layout.clone());
         CpuEngine { scorer: CpuScorer::new(model), moments, grads, aside: None, d_hidden: Vec::new() }

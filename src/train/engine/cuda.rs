@@ -26,6 +26,7 @@ use std::ops::Range;
 
 /// A model on a GPU and its last forward pass.
 pub struct CudaScorer {
+    /// The model on the device.
     pub model: CudaModel,
     gpu: Gpu,
     pass: Option<(CudaForest, CudaActivations)>,
@@ -33,6 +34,9 @@ pub struct CudaScorer {
 
 impl CudaScorer {
     /// Brings `model` to the device, to sample at most `max_live` sequences at once.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, max_live: usize) -> Result<CudaScorer> {
         Ok(CudaScorer { model: CudaModel::new(gpu, model, max_live)?, gpu: gpu.clone(), pass: None })
     }
@@ -88,6 +92,9 @@ pub struct CudaEngine {
 
 impl CudaEngine {
     /// Brings `model` and the optimizer's moments to the device, to sample at most `max_live` sequences at once.
+    ///
+    /// # Errors
+    /// If a tensor's length is no multiple of 8, or there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2], max_live: usize) -> Result<CudaEngine> {
         let layout = &model.params.layout;
         let mut spans: Vec<(Range<usize>, bool)> = Vec::new();
@@ -117,6 +124,9 @@ impl CudaEngine {
     }
 
     /// The head's part of [`Engine::backward`]: the gradient of the final hidden states.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn head_backward(
         &mut self,
         forest: &Forest,
@@ -141,6 +151,12 @@ impl CudaEngine {
     }
 
     /// The decoder's part of [`Engine::backward`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// Without a forward pass before.
     pub fn decoder_backward(&mut self, d_hidden: &Slice<bf16>) -> Result<()> {
         let (packed, mut acts) = self.scorer.pass.take().expect(NO_PASS);
         self.scorer.model.backward(&packed, &mut acts, d_hidden, &self.grads)

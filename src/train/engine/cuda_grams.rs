@@ -21,6 +21,9 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// As [`Grams::new`]. Matrices are counted as the layout has them: query, key and value apart, gate and up too.
+///
+/// # Errors
+/// If a sample is too long or holds an unknown token, or the device fails.
 pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) -> Result<Grams, TrainError> {
     let (layout, width) = (&*model.layout, model.config.hidden_size);
     let batch = Batch::new(&model.config, samples).map_err(CouplingError::from)?;
