@@ -57,6 +57,8 @@ pub struct Chip {
     /// Major and minor: (9, 0) of Hopper.
     pub compute_capability: (u32, u32),
     pub multiprocessors: u32,
+    /// The most shared memory that a block may use, bytes.
+    pub shared_memory: u32,
     /// Whether this is a program on a CPU, whose time says nothing about a GPU.
     pub simulated: bool,
 }
