@@ -50,7 +50,7 @@ fn shapes(size: Size) -> Vec<Contexts> {
             contexts(&[600], 0, [16, 1, 128]),
             // Groups that went on from one prompt: a tile of each, and rows that share it in part.
             contexts(&[1025, 1030, 1056, 1057, 1024 + 64, 1100, 1029, 1040], 1024, [7, 1, 64]),
-            contexts(&[97, 65, 70, 130, 66], 64, [8, 2, 128]),
+            contexts(&[129, 130, 140, 200, 131], 128, [8, 2, 128]),
         ],
         Size::Model => vec![contexts(&(0..64).map(|i| 512 + 16 * i).collect::<Vec<_>>(), 256, [16, 2, 128])],
         Size::Peers => vec![contexts(&[1024; 256], 0, [16, 2, 64]), contexts(&[1024; 256], 0, [16, 2, 128])],
