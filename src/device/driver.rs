@@ -109,6 +109,8 @@ pub struct Chip {
     pub compute_capability: (u32, u32),
     /// Number of streaming multiprocessors.
     pub multiprocessors: u32,
+    /// The most shared memory that a block may use, bytes.
+    pub shared_memory: u32,
     /// Whether this is a program on a CPU, whose time says nothing about a GPU.
     pub simulated: bool,
 }

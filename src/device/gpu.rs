@@ -205,6 +205,11 @@ impl Gpu {
         self.0.chip().multiprocessors
     }
 
+    /// The most that a block may use, bytes.
+    pub fn shared_memory(&self) -> usize {
+        self.0.chip().shared_memory as usize
+    }
+
     /// For a kernel that copies boxes of so many rows and 64 columns of a matrix. On a Hopper GPU only. Null for no rows.
     ///
     /// # Errors

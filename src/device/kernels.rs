@@ -6,7 +6,8 @@ pub struct Module {
     pub name: &'static str,
     /// For `cuModuleLoadData`.
     pub image: &'static [u8],
-    report: &'static str,
+    /// What ptxas said of it, on every architecture.
+    pub report: &'static str,
 }
 
 /// Empty in a build without nvcc.

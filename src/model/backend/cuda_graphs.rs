@@ -21,6 +21,8 @@ pub(super) struct Kind {
     pub rows: usize,
     /// Most parts of a context.
     pub splits: usize,
+    /// Whether tiles of rows read the cache.
+    pub tiled: bool,
     /// How the next tokens are drawn, if they are.
     pub sampling: Option<SamplingParams>,
 }

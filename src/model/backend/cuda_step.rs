@@ -113,7 +113,8 @@ impl Steps {
         };
         let buffers = self.buffers.entry(rows).or_insert(buffers);
         buffers.write(model, cache, step, &places, spare, drawing)?;
-        let kind = Kind { rows, splits: buffers.rows.room(), sampling: drawing.map(|drawing| *drawing.params) };
+        let sampling = drawing.map(|drawing| *drawing.params);
+        let kind = Kind { rows, splits: buffers.rows.room(), tiled: buffers.rows.tiled(), sampling };
         let addresses = buffers.addresses(cache, states, &self.logits);
         let logits = &self.logits;
         model.graphs.run(&model.gpu, kind, addresses, || {
@@ -163,7 +164,7 @@ impl Buffers {
 
     /// Brings a step to the device.
     fn write(
-        &self,
+        &mut self,
         model: &CudaModel,
         cache: &Cache,
         step: &Step,
@@ -175,7 +176,7 @@ impl Buffers {
         let mut tokens = step.tokens.clone();
         tokens.resize(rows, 0);
         let tables = step.tables.iter().map(|table| &table[..]).chain(std::iter::repeat(&pages[..]));
-        let lists = self.rows.replaced(cache, places, &tables.take(rows).collect::<Vec<_>>())?;
+        let lists = self.rows.replace(cache, places, &tables.take(rows).collect::<Vec<_>>())?;
         let state = |i: usize| step.slots.get(i).map_or(spare_state as u32, |slot| slot.0);
         let moves = self.moves.replaced(&(0..rows).map(|i| (i as u32, state(i))).collect::<Vec<_>>())?;
         let mut uniform = drawing.map(|drawing| drawing.uniform.clone()).unwrap_or_default();

@@ -13,6 +13,8 @@ const SAMPLES: usize = 64;
 const DEPTH: usize = 64;
 /// Elements of a slab tile, of all samples together: 256 MiB.
 const SLAB: usize = 1 << 27;
+/// Columns from one slab tile to the next are a multiple of it.
+const ALIGNED: usize = 64;
 /// Tokens of a side of a ghost tile.
 const TILE: usize = 128;
 /// Blocks that fill an H100, of the slab's kernel and of the ghosts'. Fixed, so that sums have the same bits everywhere.
@@ -76,7 +78,8 @@ impl Samples {
 
     fn slab(&self, gpu: &Gpu, g: WeightGrad<'_>, columns: Range<usize>, gram: &Slice<f64>) -> Result<()> {
         let (samples, width) = (self.ends.len(), g.in_features);
-        let step = (SLAB / (samples * width).max(1)).clamp(1, columns.len());
+        // Each tile begins where the first does, as far as a product's loads need.
+        let step = (SLAB / (samples * width).max(1)).max(ALIGNED) / ALIGNED * ALIGNED;
         let at = |of: &Slice<bf16>, place: usize| of.address() + (place * size_of::<bf16>()) as u64;
         let matrix =
             |address, stride| Operand { address, dtype: bf16::DTYPE, stride, transposed: false, batch_stride: 0 };
