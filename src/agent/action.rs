@@ -43,7 +43,7 @@ impl Refusal {
 
 /// How commands are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reader {
+pub struct CommandReader {
     /// The form in which the agent writes: `prompt.format`.
     pub format: Format,
     /// A turn must begin with a [`Tag`]; with reasoning the tag stands in for `think`.
@@ -52,15 +52,15 @@ pub struct Reader {
     pub normalize: bool,
 }
 
-impl Reader {
+impl CommandReader {
     /// A reader for the prompts of this configuration.
-    pub fn new(config: &Prompt) -> Reader {
+    pub fn new(config: &Prompt) -> CommandReader {
         let normalize = match config.normalize {
             Normalize::Auto => config.format != Format::Compact,
             Normalize::On => true,
             Normalize::Off => false,
         };
-        Reader { format: config.format, tags: config.tags, normalize }
+        CommandReader { format: config.format, tags: config.tags, normalize }
     }
 
     /// The command in a finished turn's text (without its end token), and the byte up to which the text is thought or tag.

@@ -2,10 +2,10 @@
 //! appended, so an episode is one ever-growing sequence; or, with a windowed history or where admissible commands are listed, a
 //! sequence for each turn.
 
-use super::action::{Reader, Refusal};
+use super::action::{CommandReader, Refusal};
 use super::episode::Turn;
 use super::error::PromptError;
-use super::layout::{Frame, Layout};
+use super::layout::{Frame, PromptLayout};
 use super::memory::Shown;
 use super::tag::Tag;
 use super::template::{Exchange, Scene, Template};
@@ -28,12 +28,12 @@ const TAGGED_THINK_INSTRUCTION: &str = "You act in a text world. Answer each obs
 /// Lays out observations for the model and reads its commands.
 pub struct Prompter {
     tokenizer: Tokenizer,
-    reader: Reader,
+    reader: CommandReader,
     admissible: bool,
     template: Template,
     history: History,
     instruction: &'static str,
-    layout: Layout,
+    layout: PromptLayout,
     end_of_text: Option<u32>,
     /// What stands before the first observation.
     suggestions: Vec<String>,
@@ -65,15 +65,15 @@ impl Prompter {
             (Format::Think, true) => TAGGED_THINK_INSTRUCTION,
         };
         let layout = match config.format {
-            Format::Compact => Layout::compact(&tokenizer)?,
+            Format::Compact => PromptLayout::compact(&tokenizer)?,
             Format::Chat | Format::Think => {
-                Layout::chat(&tokenizer, &sample_answers(config), config.history == History::Full)?
+                PromptLayout::chat(&tokenizer, &sample_answers(config), config.history == History::Full)?
             }
         };
         Ok(Prompter {
             end_of_text: tokenizer.id(END_OF_TEXT),
             tokenizer,
-            reader: Reader::new(config),
+            reader: CommandReader::new(config),
             admissible: config.admissible,
             template: Template::load(&config.template)?,
             history: config.history,

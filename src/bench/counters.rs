@@ -17,7 +17,7 @@ const SYSTEM_SHARED: u32 = 1 << 10;
 
 /// Of all launches of a kernel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct CounterRow {
     /// The kernel's name.
     pub kernel: String,
     /// How often it was launched.
@@ -67,7 +67,7 @@ pub struct Counters {
     /// The host's calls.
     pub calls: Calls,
     /// One row a kernel, the most bytes first.
-    pub rows: Vec<Row>,
+    pub rows: Vec<CounterRow>,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
@@ -114,7 +114,7 @@ pub fn parse(trace: &str) -> Result<Counters, CountersError> {
     if rows.is_empty() { Err(CountersError::NotCounted) } else { Ok(Counters { calls, rows }) }
 }
 
-fn row(kernel: &str, numbers: &[u64], block: Option<&Block>) -> Option<Row> {
+fn row(kernel: &str, numbers: &[u64], block: Option<&Block>) -> Option<CounterRow> {
     let &[
         launches,
         read,
@@ -134,7 +134,7 @@ fn row(kernel: &str, numbers: &[u64], block: Option<&Block>) -> Option<Row> {
     let ratio = |of: u64, least: u64| if least == 0 { 1.0 } else { of as f64 / least as f64 };
     let usage = MODULES.iter().flat_map(|m| m.usage()).find(|u| u.kernel == kernel && u.arch == "sm_90a");
     let compulsory = distinct_read + distinct_written;
-    Some(Row {
+    Some(CounterRow {
         kernel: kernel.into(),
         launches,
         read,

@@ -2,7 +2,7 @@
 
 use super::{model, tokens};
 use crate::coupling::gram::{Grams, StateAction, cosines};
-use crate::model::Keep;
+use crate::model::SavedActivations;
 use serde::Serialize;
 use std::time::Instant;
 
@@ -33,7 +33,7 @@ fn samples(count: usize, length: usize) -> Vec<StateAction> {
 pub fn call() -> Box<dyn FnMut()> {
     let (model, samples) = (model(), samples(16, 256));
     Box::new(move || {
-        let grams = Grams::new(&model, &samples, Keep::All).expect("the samples fit");
+        let grams = Grams::new(&model, &samples, SavedActivations::All).expect("the samples fit");
         cosines(&grams.sum(|_| true), samples.len());
     })
 }
@@ -45,7 +45,7 @@ pub fn growth() -> Vec<Growth> {
         let (mut seconds, mut ways) = (f64::INFINITY, [0; 2]);
         for _ in 0..2 {
             let began = Instant::now();
-            ways = Grams::new(&model, &samples, Keep::LayerInputs).expect("the samples fit").ways;
+            ways = Grams::new(&model, &samples, SavedActivations::LayerInputs).expect("the samples fit").ways;
             seconds = seconds.min(began.elapsed().as_secs_f64());
         }
         Growth { samples: count, length, seconds, slab: ways[0], ghost: ways[1] }

@@ -1,7 +1,7 @@
 //! Speed of generation on a GPU: a prompt for each sequence, then a sampled token of each at a time.
 
 use super::ceilings::Ceilings;
-use super::gpu_shapes::Shape;
+use super::gpu_shapes::ModelShape;
 use crate::device::{Gpu, Result};
 use crate::model::backend::cuda::CudaModel;
 use crate::model::{Decoder, Policy, SampleRequest, SequenceId};
@@ -12,9 +12,9 @@ use serde::Serialize;
 
 /// What is measured: `new` tokens after `prompt` ones for each of so many sequences at once.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct DecodeSettings {
     /// The model's sizes.
-    pub shape: Shape,
+    pub shape: ModelShape,
     /// Numbers of sequences that decode at once.
     pub batches: Vec<usize>,
     /// Tokens of each prompt.
@@ -23,16 +23,16 @@ pub struct Settings {
     pub new: usize,
 }
 
-impl Settings {
+impl DecodeSettings {
     /// Those of the peers.
-    pub fn full() -> Settings {
-        let shape = Shape::qwen2_5(2048).swap_remove(0);
-        Settings { shape, batches: vec![64, 256], prompt: 1024, new: 64 }
+    pub fn full() -> DecodeSettings {
+        let shape = ModelShape::qwen2_5(2048).swap_remove(0);
+        DecodeSettings { shape, batches: vec![64, 256], prompt: 1024, new: 64 }
     }
 
     /// What a simulated device gets through.
-    pub fn small() -> Settings {
-        Settings { shape: Shape::tiny(), batches: vec![1, 3], prompt: 5, new: 3 }
+    pub fn small() -> DecodeSettings {
+        DecodeSettings { shape: ModelShape::tiny(), batches: vec![1, 3], prompt: 5, new: 3 }
     }
 }
 
@@ -68,14 +68,14 @@ pub struct DecodeReport {
 ///
 /// # Errors
 /// If the device runs out of memory, or a launch fails.
-pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<DecodeReport> {
+pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &DecodeSettings) -> Result<DecodeReport> {
     let most = settings.batches.iter().copied().max().unwrap_or(0);
     let model = CudaModel::new(gpu, &settings.shape.model(), most)?;
     let rows = settings.batches.iter().map(|batch| row(gpu, &ceilings, settings, &model, *batch));
     Ok(DecodeReport { device: gpu.describe(), ceilings, rows: rows.collect::<Result<_>>()? })
 }
 
-fn row(gpu: &Gpu, ceilings: &Ceilings, s: &Settings, model: &CudaModel, batch: usize) -> Result<DecodeRow> {
+fn row(gpu: &Gpu, ceilings: &Ceilings, s: &DecodeSettings, model: &CudaModel, batch: usize) -> Result<DecodeRow> {
     let mut decoder = model.decoder()?;
     // Once before it counts: graphs are captured, plans are made.
     generate(gpu, &mut *decoder, s, batch)?;
@@ -93,7 +93,7 @@ fn row(gpu: &Gpu, ceilings: &Ceilings, s: &Settings, model: &CudaModel, batch: u
 }
 
 /// Seconds up to each sequence's first token, and of the others.
-fn generate(gpu: &Gpu, decoder: &mut dyn Decoder, s: &Settings, batch: usize) -> Result<(f64, f64)> {
+fn generate(gpu: &Gpu, decoder: &mut dyn Decoder, s: &DecodeSettings, batch: usize) -> Result<(f64, f64)> {
     let vocab = s.shape.config.vocab_size as u32;
     let prompt = |i: usize| -> Vec<u32> { (0..s.prompt as u64).map(|t| block(2, i as u64, t)[0] % vocab).collect() };
     let prompts: Vec<Vec<u32>> = (0..batch).map(prompt).collect();

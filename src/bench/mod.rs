@@ -60,7 +60,7 @@ impl Bench {
 
 /// One measurement, and the peer's on the same work.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct BenchReport {
     /// The benchmark.
     pub name: &'static str,
     /// Median wall time of one call.
@@ -121,7 +121,7 @@ const ON_CPU: &str = "only a GPU can fail";
 ///
 /// # Errors
 /// If the peer's script cannot be started, fails, or prints no time.
-pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
+pub fn run(bench: Bench, peer: Option<&Path>) -> Result<BenchReport, PeerError> {
     let gemm_gflops = gemm_rate();
     let (tokens, flops, mut call): (usize, f64, Box<dyn FnMut()>) = match bench {
         Bench::TrainStep => (16 * 256, train_flops(16 * 256, 256), train_step()),
@@ -146,7 +146,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         Some(python) => peer::run(python, bench)?,
         None => Vec::new(),
     };
-    Ok(Report {
+    Ok(BenchReport {
         name: bench.name(),
         seconds,
         fastest: times[0],

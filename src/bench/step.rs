@@ -1,11 +1,11 @@
 //! Speed of a whole training step on a GPU: cross-entropy forward and backward, clipping and AdamW.
 
 use super::ceilings::{Ceilings, middle};
-use super::gpu_shapes::Shape;
+use super::gpu_shapes::ModelShape;
 use crate::config::Optim;
 use crate::device::{Error, Gpu, Result};
 use crate::forest::Forest;
-use crate::model::{Keep, Params};
+use crate::model::{Params, SavedActivations};
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::philox::block;
 use crate::train::engine::{CudaEngine, Engine, Scorer};
@@ -17,24 +17,24 @@ const WARM_UP: usize = 2;
 
 /// What is measured: each shape on `batch` sequences of `length` tokens, packed.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct StepSettings {
     /// The models' sizes.
-    pub shapes: Vec<Shape>,
+    pub shapes: Vec<ModelShape>,
     /// Sequences in a batch.
     pub batch: usize,
     /// Tokens of a sequence.
     pub length: usize,
 }
 
-impl Settings {
+impl StepSettings {
     /// Those of the peers.
-    pub fn full() -> Settings {
-        Settings { shapes: Shape::qwen2_5(1024), batch: 16, length: 1024 }
+    pub fn full() -> StepSettings {
+        StepSettings { shapes: ModelShape::qwen2_5(1024), batch: 16, length: 1024 }
     }
 
     /// What a simulated device gets through.
-    pub fn small() -> Settings {
-        Settings { shapes: vec![Shape::tiny()], batch: 2, length: 4 }
+    pub fn small() -> StepSettings {
+        StepSettings { shapes: vec![ModelShape::tiny()], batch: 2, length: 4 }
     }
 }
 
@@ -63,7 +63,7 @@ pub struct StepRow {
 
 /// The speed of training steps on one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StepReport {
+pub struct TrainStepReport {
     /// The device as it describes itself.
     pub device: String,
     /// What the device can do at most.
@@ -78,10 +78,10 @@ pub struct StepReport {
 ///
 /// # Errors
 /// If a launch fails. A shape that does not fit into memory is left out and named.
-pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<StepReport> {
+pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &StepSettings) -> Result<TrainStepReport> {
     let (mut rows, mut left_out) = (Vec::new(), Vec::new());
     for shape in &settings.shapes {
-        for keep in [Keep::All, Keep::LayerInputs] {
+        for keep in [SavedActivations::All, SavedActivations::LayerInputs] {
             match row(gpu, &ceilings, settings, shape, keep) {
                 Ok(row) => rows.push(row),
                 Err(error @ Error::OutOfMemory { .. }) => {
@@ -91,11 +91,17 @@ pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<StepRep
             }
         }
     }
-    Ok(StepReport { device: gpu.describe(), ceilings, rows, left_out })
+    Ok(TrainStepReport { device: gpu.describe(), ceilings, rows, left_out })
 }
 
-fn row(gpu: &Gpu, ceilings: &Ceilings, settings: &Settings, shape: &Shape, keep: Keep) -> Result<StepRow> {
-    let Settings { batch, length, .. } = *settings;
+fn row(
+    gpu: &Gpu,
+    ceilings: &Ceilings,
+    settings: &StepSettings,
+    shape: &ModelShape,
+    keep: SavedActivations,
+) -> Result<StepRow> {
+    let StepSettings { batch, length, .. } = *settings;
     let mut trainer = {
         let model = shape.model();
         let zeros = || Params::zeros(model.params.layout.clone());
@@ -127,7 +133,7 @@ fn row(gpu: &Gpu, ceilings: &Ceilings, settings: &Settings, shape: &Shape, keep:
     let seconds = forward + head + backward + optimiser;
     Ok(StepRow {
         name: format!("step {} {batch}x{length}", shape.name),
-        recompute: keep == Keep::LayerInputs,
+        recompute: keep == SavedActivations::LayerInputs,
         seconds,
         forward,
         head,

@@ -18,7 +18,7 @@ mod theory;
 mod train;
 
 use crate::device::{Dtype, Gpu, cuda::Cuda};
-use crate::train::memory::Place;
+use crate::train::memory::Placement;
 use anyhow::Result;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
@@ -99,10 +99,10 @@ impl From<DtypeArg> for Dtype {
 
 impl DeviceArg {
     /// Where a run's numbers live then.
-    fn place(self) -> Place {
+    fn place(self) -> Placement {
         match self {
-            DeviceArg::Cpu => Place::Cpu,
-            DeviceArg::Cuda => Place::Gpu,
+            DeviceArg::Cpu => Placement::Cpu,
+            DeviceArg::Cuda => Placement::Gpu,
         }
     }
 

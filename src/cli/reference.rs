@@ -1,7 +1,7 @@
 //! `uncouple reference`: golden sets, for authors of other backends and for our own proof.
 
 use super::{DeviceArg, output};
-use crate::reference::{self, Report};
+use crate::reference::{self, CheckReport};
 use crate::report::progress::say;
 use clap::Subcommand;
 use comfy_table::{CellAlignment, Table, presets};
@@ -59,7 +59,7 @@ pub(crate) fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// One aligned line per quantity.
-pub fn table(report: &Report) -> Table {
+pub fn table(report: &CheckReport) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["model", "quantity", "measure", "error", "noise floor", "ratio", ""]);

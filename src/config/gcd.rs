@@ -38,7 +38,7 @@ pub enum LabelSource {
 /// A judge behind an OpenAI-compatible chat endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Judge {
+pub struct JudgeConfig {
     /// Where the endpoint is: what comes before `/v1/chat/completions`. It is written down; a key belongs into `key_env`.
     pub url: String,
     /// The endpoint's name of the model.
@@ -115,7 +115,7 @@ pub struct Gcd {
     /// Judgments of its actions taught with each demonstration of the cold start, good and bad by turns (0: none).
     pub cold_start: u32,
     /// The endpoint that judges actions, where `gcd.labels` has `judge`.
-    pub judge: Judge,
+    pub judge: JudgeConfig,
 }
 
 impl Default for Gcd {
@@ -131,14 +131,14 @@ impl Default for Gcd {
             cycle: 4,
             max_tokens: 32,
             cold_start: 2,
-            judge: Judge::default(),
+            judge: JudgeConfig::default(),
         }
     }
 }
 
-impl Default for Judge {
+impl Default for JudgeConfig {
     fn default() -> Self {
-        Judge {
+        JudgeConfig {
             url: String::new(),
             model: String::new(),
             key_env: String::new(),

@@ -19,7 +19,7 @@ mod validate;
 pub use address::secret_in;
 pub use coupling::{ActionTokens, Coupling};
 pub use decouple::{Decouple, DecoupleMethod};
-pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, Judge, LabelSource};
+pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, JudgeConfig, LabelSource};
 pub use load::{ConfigError, Override};
 pub use suggestions::{Author, SuggestionMode, Suggestions};
 

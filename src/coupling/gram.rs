@@ -17,8 +17,8 @@ use crate::forest::{Forest, ROOT};
 use crate::model::backend::Sink;
 use crate::model::backend::cpu_sink::Cpu;
 use crate::model::params::Layout;
-use crate::model::{Activations, Architecture, Keep, Model};
-use crate::ops::gradient_cosine::{self as op, GramMethod, HeadRows, InputGrads, Part};
+use crate::model::{Activations, Architecture, Model, SavedActivations};
+use crate::ops::gradient_cosine::{self as op, GramEntries, GramMethod, HeadRows, InputGrads};
 use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
 use crate::ops::linear::WeightGrad;
 use rayon::prelude::*;
@@ -78,8 +78,8 @@ impl Grams {
     ///
     /// # Errors
     /// If a sample is longer than the model's context, or holds a token outside its vocabulary.
-    pub fn new(model: &Model, samples: &[StateAction], keep: Keep) -> Result<Grams, SampleError> {
-        let batch = Batch::new(&model.config, samples)?;
+    pub fn new(model: &Model, samples: &[StateAction], keep: SavedActivations) -> Result<Grams, SampleError> {
+        let batch = SampleBatch::new(&model.config, samples)?;
         let (layout, width) = (&model.params.layout, model.config.hidden_size);
         let mut acts = Activations::default();
         model.forward(&batch.forest, keep, &mut acts);
@@ -128,7 +128,7 @@ impl Grams {
 }
 
 /// Samples packed for one pass, sharing nothing.
-pub struct Batch<'a> {
+pub struct SampleBatch<'a> {
     samples: &'a [StateAction],
     /// The packed samples.
     pub forest: Forest,
@@ -156,12 +156,12 @@ pub struct Pass<'a> {
     pub head: Head<'a>,
 }
 
-impl<'a> Batch<'a> {
+impl<'a> SampleBatch<'a> {
     /// Packs `samples` for a model of this architecture.
     ///
     /// # Errors
     /// If a sample is longer than the model's context, or holds a token outside its vocabulary.
-    pub fn new(config: &Architecture, samples: &'a [StateAction]) -> Result<Batch<'a>, SampleError> {
+    pub fn new(config: &Architecture, samples: &'a [StateAction]) -> Result<SampleBatch<'a>, SampleError> {
         check(config, samples)?;
         let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
         let forest = Forest::unshared(&tokens);
@@ -174,7 +174,7 @@ impl<'a> Batch<'a> {
             scale.resize(targets.len(), 1.0 / action.len().max(1) as f32);
             ends.push(targets.len());
         }
-        Ok(Batch { samples, forest, targets, scale, ends })
+        Ok(SampleBatch { samples, forest, targets, scale, ends })
     }
 
     /// Where the packed rows of each sample end.
@@ -291,7 +291,7 @@ pub fn columns(
 
 /// Forms Gram matrices of what the backward pass hands over. A GPU's is another (`train/engine/cuda_grams.rs`): the CPU cuts all
 /// matrices of a layer in tiles for all cores, a GPU gets launches in order, and what is cheaper differs, as its tiles are filled up.
-/// What follows the backward pass is the same code, [`Batch::grams`].
+/// What follows the backward pass is the same code, [`SampleBatch::grams`].
 struct GramSink<'a> {
     layout: &'a Layout,
     /// Where the rows of each sample end.
@@ -361,7 +361,7 @@ impl Sink<Cpu> for GramSink<'_> {
                 (*first..).zip(op::ghost(grads[*matrix].1, groups, ends, *tile)).collect()
             }
         };
-        let parts: Vec<Vec<(usize, Part)>> = jobs.par_iter().with_max_len(1).map(work).collect();
+        let parts: Vec<Vec<(usize, GramEntries)>> = jobs.par_iter().with_max_len(1).map(work).collect();
         let samples = self.ends.len();
         parts.iter().flatten().for_each(|(tensor, part)| op::add_parts(&mut self.grams[*tensor], samples, part));
         Ok(())

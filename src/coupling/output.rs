@@ -70,7 +70,7 @@ fn page(title: &str, grams: &Grams, m: &Measurement) -> String {
         columns: order.iter().map(usize::to_string).collect(),
         values: order.iter().flat_map(|i| order.iter().map(move |j| matrix[i * m.samples + j])).collect(),
     };
-    let groups = |title: &str, groups: &[super::Group]| Map {
+    let groups = |title: &str, groups: &[super::ParameterGroup]| Map {
         title: title.into(),
         rows: groups.iter().map(|g| g.name.clone()).collect(),
         columns: ["pp", "nn", "pn"].map(String::from).to_vec(),

@@ -33,7 +33,7 @@ pub struct ProbeSample {
     pub action: usize,
     /// `None` in samples of the user's own that do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Command>,
+    pub command: Option<ProbeCommand>,
     /// Mean over the times that the action was taken.
     pub advantage: f64,
     /// 1 good, −1 bad, 0 unknown.
@@ -49,7 +49,7 @@ fn once() -> u32 {
 
 /// What an action told the environment to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Command {
+pub struct ProbeCommand {
     /// The command as the environment got it.
     pub text: String,
     /// Where in the sample's tokens it stands.

@@ -199,9 +199,9 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { scaled }
 }
 
-/// Memory of the machine, or of the control group this process is confined to.
+/// MachineMemory of the machine, or of the control group this process is confined to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub struct MachineMemory {
     /// Bytes in all.
     pub total: u64,
     /// What programs can still take without swapping.
@@ -209,12 +209,13 @@ pub struct Memory {
 }
 
 /// `None` where the system does not say.
-pub fn memory() -> Option<Memory> {
+pub fn memory() -> Option<MachineMemory> {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let machine = Memory { total: system.total_memory(), available: system.available_memory() };
-    let group =
-        system.cgroup_limits().map(|limits| Memory { total: limits.total_memory, available: limits.free_memory });
-    let narrower = |group: &Memory| group.total > 0 && group.total < machine.total;
+    let machine = MachineMemory { total: system.total_memory(), available: system.available_memory() };
+    let group = system
+        .cgroup_limits()
+        .map(|limits| MachineMemory { total: limits.total_memory, available: limits.free_memory });
+    let narrower = |group: &MachineMemory| group.total > 0 && group.total < machine.total;
     Some(group.filter(narrower).unwrap_or(machine)).filter(|memory| memory.total > 0)
 }

@@ -33,7 +33,7 @@ impl Real for f32 {
     }
 }
 
-/// Elements in device memory, of a [`Tensor`] or a [`Part`] of one. As on any GPU, a shared reference is enough to write to them.
+/// Elements in device memory, of a [`Tensor`] or a [`SubSlice`] of one. As on any GPU, a shared reference is enough to write to them.
 #[derive(Debug)]
 pub struct Slice<T> {
     address: u64,
@@ -63,10 +63,10 @@ impl<T: Pod> Slice<T> {
     }
 
     /// Some of the elements; `None` if there are not so many.
-    pub fn part(&self, range: Range<usize>) -> Option<Part<'_, T>> {
+    pub fn part(&self, range: Range<usize>) -> Option<SubSlice<'_, T>> {
         let fits = range.start <= range.end && range.end <= self.len;
         let address = self.address + (range.start * size_of::<T>()) as u64;
-        fits.then(|| Part { slice: Slice { address, len: range.len(), of: PhantomData }, of: PhantomData })
+        fits.then(|| SubSlice { slice: Slice { address, len: range.len(), of: PhantomData }, of: PhantomData })
     }
 
     fn bytes(&self) -> usize {
@@ -77,31 +77,31 @@ impl<T: Pod> Slice<T> {
     ///
     /// # Errors
     /// If `data` has another length than the slice.
-    pub fn piece<'a>(&self, data: &'a [T]) -> Result<Piece<'a>> {
+    pub fn piece<'a>(&self, data: &'a [T]) -> Result<SliceUpload<'a>> {
         same_length("upload", data.len(), self.len)?;
-        Ok(Piece { from: bytemuck::cast_slice(data), to: self.address })
+        Ok(SliceUpload { from: bytemuck::cast_slice(data), to: self.address })
     }
 
     /// The same elements as others of their size.
-    pub fn cast<U: Pod>(&self) -> Part<'_, U> {
+    pub fn cast<U: Pod>(&self) -> SubSlice<'_, U> {
         const { assert!(size_of::<T>() == size_of::<U>(), "elements keep their size") };
-        Part { slice: Slice { address: self.address, len: self.len, of: PhantomData }, of: PhantomData }
+        SubSlice { slice: Slice { address: self.address, len: self.len, of: PhantomData }, of: PhantomData }
     }
 }
 
 /// What a slice is to hold.
-pub struct Piece<'a> {
+pub struct SliceUpload<'a> {
     from: &'a [u8],
     to: u64,
 }
 
 /// A borrowed stretch of a [`Tensor`].
-pub struct Part<'a, T> {
+pub struct SubSlice<'a, T> {
     slice: Slice<T>,
     of: PhantomData<&'a T>,
 }
 
-impl<T> Deref for Part<'_, T> {
+impl<T> Deref for SubSlice<'_, T> {
     type Target = Slice<T>;
     fn deref(&self) -> &Slice<T> {
         &self.slice
@@ -267,7 +267,7 @@ impl Gpu {
     ///
     /// # Errors
     /// If the copy fails.
-    pub fn write_all(&self, pieces: &[Piece<'_>]) -> Result<()> {
+    pub fn write_all(&self, pieces: &[SliceUpload<'_>]) -> Result<()> {
         self.0.upload_all(&pieces.iter().map(|piece| (piece.from, piece.to)).collect::<Vec<_>>())
     }
 

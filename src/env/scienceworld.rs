@@ -5,7 +5,7 @@
 //! `env.train_types = "all"`. As there, use-thermometer is left out. Success is a completed task with a full score; `env.reward` says
 //! whether that pays, or what each step adds to the score.
 
-use super::bridge::py4j::{Arg, Gateway, Value};
+use super::bridge::py4j::{Gateway, JavaArg, JavaValue};
 use super::bridge::{Bridged, Fault, Limits, Pool, Process, Worker};
 use super::panels::Panels;
 use super::{EnvError, Environment, Observation, Split, Suite, Task};
@@ -113,7 +113,7 @@ impl Simulator {
         let mut names = self.gateway.texts(&self.object, "getTaskNames", deadline)?;
         names.sort();
         let count = |name: String| {
-            let count = self.gateway.number(&self.object, "getTaskMaxVariations", &[Arg::Text(&name)], deadline)?;
+            let count = self.gateway.number(&self.object, "getTaskMaxVariations", &[JavaArg::Text(&name)], deadline)?;
             Ok((name, count as u64))
         };
         names.into_iter().map(count).collect()
@@ -126,7 +126,7 @@ impl Simulator {
 
     fn observe(&mut self, text: String, deadline: Instant) -> Result<Observation, Fault> {
         let score = (100.0 * self.gateway.number(&self.object, "getScore", &[], deadline)?).round();
-        let completed = self.gateway.call(&self.object, "getCompleted", &[], deadline)? == Value::Bool(true);
+        let completed = self.gateway.call(&self.object, "getCompleted", &[], deadline)? == JavaValue::Bool(true);
         let (won, done) = (completed && score == 100.0, completed || score < 0.0);
         let mut admissible = Vec::new();
         if self.rules.admissible && !done {
@@ -149,14 +149,19 @@ impl Worker for Simulator {
         let unknown = || Fault::Refused(format!("{task} is not TASK/VARIATION"));
         let (name, variation) = task.split_once('/').ok_or_else(unknown)?;
         let variation = variation.parse().map_err(|_| unknown())?;
-        let load = [Arg::Text(name), Arg::Int(variation), Arg::Text(&self.rules.simplifications), Arg::Bool(false)];
+        let load = [
+            JavaArg::Text(name),
+            JavaArg::Int(variation),
+            JavaArg::Text(&self.rules.simplifications),
+            JavaArg::Bool(false),
+        ];
         let error = self.gateway.text(&self.object, "load", &load, deadline)?;
         if !error.is_empty() {
             return Err(Fault::Refused(error));
         }
         self.gateway.call(&self.object, "reset", &[], deadline)?;
         let goal = self.gateway.text(&self.object, "getTaskDescription", &[], deadline)?;
-        let place = self.gateway.text(&self.object, "step", &[Arg::Text("look around")], deadline)?;
+        let place = self.gateway.text(&self.object, "step", &[JavaArg::Text("look around")], deadline)?;
         let seen = self.observe(format!("{goal}\n{place}"), deadline)?;
         // Some tasks begin with a few points: the first step pays them, so that a return is the score.
         self.paid = 0.0;
@@ -164,7 +169,7 @@ impl Worker for Simulator {
     }
 
     fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault> {
-        let text = self.gateway.text(&self.object, "step", &[Arg::Text(command)], deadline)?;
+        let text = self.gateway.text(&self.object, "step", &[JavaArg::Text(command)], deadline)?;
         self.observe(text, deadline)
     }
 }

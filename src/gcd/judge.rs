@@ -82,7 +82,7 @@ pub struct Verdicts {
 
 /// The client. Budgets are of this process.
 pub struct Judge {
-    config: config::Judge,
+    config: config::JudgeConfig,
     key: Option<String>,
     agent: ureq::Agent,
     votes: Connection,
@@ -106,12 +106,12 @@ struct Completion {
 
 #[derive(Deserialize)]
 struct Choice {
-    message: Message,
+    message: JudgeMessage,
 }
 
 /// Null or absent content is an answer without words, e.g. of a content filter.
 #[derive(Deserialize)]
-struct Message {
+struct JudgeMessage {
     content: Option<String>,
 }
 
@@ -129,7 +129,7 @@ impl Judge {
     ///
     /// # Errors
     /// If the environment variable holds no usable key, or the votes cannot be opened.
-    pub fn open(config: &config::Judge) -> Result<Judge, JudgeError> {
+    pub fn open(config: &config::JudgeConfig) -> Result<Judge, JudgeError> {
         let key = match config.key_env.as_str() {
             "" => None,
             name => Some(std::env::var(name).map_err(|_| JudgeError::NoKey(name.into()))?),
@@ -274,7 +274,7 @@ impl Judge {
 
 /// What a thread needs to make requests.
 struct Worker<'a> {
-    config: &'a config::Judge,
+    config: &'a config::JudgeConfig,
     key: Option<&'a str>,
     agent: &'a ureq::Agent,
     /// Another request was given up.

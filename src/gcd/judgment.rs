@@ -10,7 +10,7 @@ use crate::config::{Baseline, Config, Format, GcdMode};
 use crate::grpo::Sample;
 use crate::ops::advantage::advantages;
 use crate::ops::philox;
-use crate::rollout::{Actor, Answer, PrefixCache, RolloutError, Settings};
+use crate::rollout::{Actor, Answer, PrefixCache, RolloutError, RolloutSettings};
 use std::collections::HashSet;
 
 const VERDICT: &str = "Verdict: ";
@@ -197,7 +197,8 @@ pub fn judge(
     of: Labelled<'_>,
     [pair_count, judgments]: [usize; 2],
 ) -> Result<Judged, RolloutError> {
-    let actor = actor.with(Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..actor.settings.clone() });
+    let actor =
+        actor.with(RolloutSettings { max_turn_tokens: config.gcd.max_tokens as usize, ..actor.settings.clone() });
     let (seed, stream) = (actor.settings.seed, actor.settings.stream.part(u32::MAX.into()));
     let draw = PairDraw { count: pair_count, context: cache.config().max_position_embeddings, seed, stream };
     let (pairs, counts) = pairs(of, actor.prompter, config, draw)?;

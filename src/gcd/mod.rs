@@ -35,7 +35,7 @@ pub mod theory;
 pub use judge::{Judge, JudgeError};
 pub use judgment::{Accuracy, Judged, Pair, judge};
 pub use label::{Agreement, Flaw, JudgeLabels, Label, LabelCounts, Labelled};
-pub use objective::{AuxiliaryLoss, Evaluated};
+pub use objective::{AuxiliaryLoss, LossValue};
 pub use suggestion::Suggestion;
 
 use crate::config::Config;

@@ -63,7 +63,7 @@ impl Sample {
 /// The loss tokens whose terms a pass takes; the others are counted, but add nothing to loss and gradient. The parts' losses
 /// and gradients add up to those of `All`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Part {
+pub enum LossPart {
     /// All loss tokens.
     #[default]
     All,
@@ -84,7 +84,7 @@ pub struct LossNormalizer {
     micro_batches: usize,
     /// Weight of the judgments' term.
     lambda: f64,
-    part: Part,
+    part: LossPart,
 }
 
 /// The rows of one term of the loss.
@@ -115,7 +115,7 @@ impl LossNormalizer {
             judgments: Totals::of(samples.iter().filter(|s| s.judgment)),
             micro_batches,
             lambda: 1.0,
-            part: Part::All,
+            part: LossPart::All,
         }
     }
 
@@ -130,7 +130,7 @@ impl LossNormalizer {
     }
 
     /// The same for a pass that takes only a part of the tokens.
-    pub fn with_part(self, part: Part) -> LossNormalizer {
+    pub fn with_part(self, part: LossPart) -> LossNormalizer {
         LossNormalizer { part, ..self }
     }
 }
@@ -143,8 +143,8 @@ pub struct PolicyLoss<'a> {
     /// `uses[offsets[i]..offsets[i + 1]]` are the loss tokens that lie on `nodes[i]`.
     offsets: Vec<usize>,
     uses: Vec<Use>,
-    rows: Vec<Row>,
-    part: Part,
+    rows: Vec<SampleSums>,
+    part: LossPart,
     logprobs_set: bool,
     loss: f64,
     kl: f64,
@@ -188,7 +188,7 @@ struct Use {
 
 /// Per-sample state.
 #[derive(Default)]
-struct Row {
+struct SampleSums {
     tokens: usize,
     /// Weight of each of the row's token losses in the total.
     weight: f64,
@@ -248,11 +248,11 @@ impl<'a> PolicyLoss<'a> {
             "policy loss: grpo.beta > 0 needs the reference's log-probs in every sample"
         );
         let mut keyed: Vec<(u32, Use)> = Vec::new();
-        let mut rows: Vec<Row> = Vec::with_capacity(samples.len());
+        let mut rows: Vec<SampleSums> = Vec::with_capacity(samples.len());
         for (row, (sample, path)) in samples.iter().zip(&forest.paths).enumerate() {
             let before = keyed.len();
             keyed.extend(sample.loss_positions().map(|at| (path[at], Use { row, at })));
-            rows.push(Row { tokens: keyed.len() - before, ratio: 1.0, ..Row::default() });
+            rows.push(SampleSums { tokens: keyed.len() - before, ratio: 1.0, ..SampleSums::default() });
         }
         // Stable, so that the terms of a shared token add up in the order of the samples.
         keyed.sort_by_key(|(node, _)| *node);
@@ -395,7 +395,7 @@ impl<'a> PolicyLoss<'a> {
     pub fn finish(self) -> LossReport {
         let tokens = self.uses.len().max(1) as f64;
         // Shares of clipped tokens: over tokens, or over rows when a row has one ratio.
-        let mean = |count: fn(&Row) -> usize| match self.config.ratio {
+        let mean = |count: fn(&SampleSums) -> usize| match self.config.ratio {
             RatioLevel::Token => self.rows.iter().map(count).sum::<usize>() as f64 / tokens,
             RatioLevel::Sequence => {
                 self.rows.iter().map(|r| share(r, count)).sum::<f64>() / self.rows.len().max(1) as f64
@@ -418,10 +418,10 @@ impl<'a> PolicyLoss<'a> {
     fn takes(&self, row: usize, at: usize) -> bool {
         let sample = &self.samples[row];
         match self.part {
-            Part::All => true,
-            Part::Negative => !sample.judgment && sample.advantage[at] < 0.0,
-            Part::Positive => !sample.judgment && sample.advantage[at] >= 0.0,
-            Part::Judgments => sample.judgment,
+            LossPart::All => true,
+            LossPart::Negative => !sample.judgment && sample.advantage[at] < 0.0,
+            LossPart::Positive => !sample.judgment && sample.advantage[at] >= 0.0,
+            LossPart::Judgments => sample.judgment,
         }
     }
 
@@ -473,6 +473,6 @@ fn log_ratio(sample: &Sample, at: usize, logprob: f64) -> f64 {
     sample.old_logprobs.as_ref().map_or(0.0, |old| logprob - f64::from(old[at]))
 }
 
-fn share(row: &Row, count: fn(&Row) -> usize) -> f64 {
+fn share(row: &SampleSums, count: fn(&SampleSums) -> usize) -> f64 {
     count(row) as f64 / row.tokens.max(1) as f64
 }

@@ -2,7 +2,7 @@
 
 mod loss;
 mod steps;
-pub use loss::{LossNormalizer, LossReport, Part, PolicyLoss, Sample, UseFound, UseInput};
+pub use loss::{LossNormalizer, LossPart, LossReport, PolicyLoss, Sample, UseFound, UseInput};
 
 use crate::agent::Episode;
 use crate::config::Config;

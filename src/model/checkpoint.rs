@@ -1,9 +1,9 @@
 //! Hugging Face model directories: config.json and safetensors (single or sharded; bf16, f16 or f32), in and out.
 
-use super::document::ConfigError;
+use super::document::ModelConfigError;
 use super::input::{self, guarded};
-use super::params::{Entry, Layout};
-use super::recipe::Recipe;
+use super::params::{Layout, TensorEntry};
+use super::recipe::WeightRecipe;
 use super::tokenizer::{Tokenizer, TokenizerError};
 use super::{Architecture, Model, Params, TokenIds};
 use crate::files::{self, FileError};
@@ -53,7 +53,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] ModelConfigError),
     #[error("cannot read {file}: {source}")]
     Read { file: PathBuf, source: std::io::Error },
     #[error("{file} is damaged or truncated ({reason}); copy or download it again")]
@@ -242,7 +242,7 @@ fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Pa
     if let Some(embedding) = layout.entries.iter().find(|e| e.name == EMBEDDING)
         && let Some((file, view)) = found.remove(HEAD)
     {
-        check_shape(file, &Entry { name: HEAD.into(), ..embedding.clone() }, view.shape())?;
+        check_shape(file, &TensorEntry { name: HEAD.into(), ..embedding.clone() }, view.shape())?;
         let mut head = vec![0.0; embedding.range.len()];
         convert(file, HEAD, &view, &mut head)?;
         let narrow = narrowing(view.dtype());
@@ -278,7 +278,7 @@ fn narrowing(dtype: Dtype) -> fn(f32) -> f32 {
     }
 }
 
-fn check_shape(file: &Path, entry: &Entry, found: &[usize]) -> Result<(), CheckpointError> {
+fn check_shape(file: &Path, entry: &TensorEntry, found: &[usize]) -> Result<(), CheckpointError> {
     if found == entry.shape {
         return Ok(());
     }
@@ -322,7 +322,7 @@ fn all_finite(dir: &Path, params: &Params) -> Result<(), CheckpointError> {
 
 /// Builds the weights by rule and checks their digest.
 fn from_recipe(layout: Arc<Layout>, file: &Path) -> Result<Params, CheckpointError> {
-    let recipe: Recipe = read_json(file)?;
+    let recipe: WeightRecipe = read_json(file)?;
     let mut by_name: BTreeMap<_, _> = recipe.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let mut tensors = Vec::with_capacity(layout.entries.len());
     for entry in &layout.entries {
@@ -352,7 +352,7 @@ fn from_recipe(layout: Arc<Layout>, file: &Path) -> Result<Params, CheckpointErr
 
 /// Digest of all values as little-endian f32, tensors in byte order of their names.
 fn sha256_f32(params: &Params) -> String {
-    let mut entries: Vec<&Entry> = params.layout.entries.iter().collect();
+    let mut entries: Vec<&TensorEntry> = params.layout.entries.iter().collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let mut digest = Sha256::new();
     for entry in entries {

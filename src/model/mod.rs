@@ -23,12 +23,12 @@ pub mod tokenizer;
 mod transformer;
 
 pub use architecture::Architecture;
-pub use backend::Keep;
+pub use backend::SavedActivations;
 pub use backend::cpu::Activations;
 pub use backend::kv_cache::KvCache;
 pub use chat_template::Message;
 pub use cpu_model::Model;
-pub use document::ConfigError;
+pub use document::ModelConfigError;
 pub use pages::SequenceId;
 pub use params::Params;
 pub use policy::{Decoder, Policy, SampleRequest};

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// One named tensor inside the flat buffer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
+pub struct TensorEntry {
     /// Hugging Face's name, e.g. `model.layers.0.self_attn.q_proj.weight`.
     pub name: String,
     /// Row-major shape; linear weights are `[out, in]`.
@@ -22,7 +22,7 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     /// In storage order.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<TensorEntry>,
     /// Elements of the buffer.
     pub len: usize,
     pub(crate) embed: Range<usize>,
@@ -58,7 +58,7 @@ impl Layout {
         let mut add = |name: String, shape: &[usize], decay: bool| -> Range<usize> {
             let range = at..at + shape.iter().product::<usize>();
             at = range.end;
-            entries.push(Entry { name, shape: shape.to_vec(), range: range.clone(), decay });
+            entries.push(TensorEntry { name, shape: shape.to_vec(), range: range.clone(), decay });
             range
         };
         let (h, q, kv, ffn) = (
@@ -119,7 +119,7 @@ impl Layout {
         for (name, shape, decay) in tensors {
             let range = at..at + shape.iter().product::<usize>();
             at = range.end;
-            entries.push(Entry { name: name.to_string(), shape: shape.to_vec(), range, decay: *decay });
+            entries.push(TensorEntry { name: name.to_string(), shape: shape.to_vec(), range, decay: *decay });
         }
         Layout { entries, len: at, embed: 0..0, layers: Vec::new(), norm: 0..0, head: 0..0 }
     }

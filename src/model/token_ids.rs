@@ -1,6 +1,6 @@
 //! Token ids with a role: `config.json` and `generation_config.json`.
 
-use super::document::{ConfigError, Document};
+use super::document::{Document, ModelConfigError};
 use serde_json::{Value, json};
 use std::path::Path;
 
@@ -22,11 +22,11 @@ impl TokenIds {
     ///
     /// # Errors
     /// If a file cannot be read or is not JSON, or no id ends a turn.
-    pub fn read(dir: &Path) -> Result<TokenIds, ConfigError> {
+    pub fn read(dir: &Path) -> Result<TokenIds, ModelConfigError> {
         let config = Document::read(dir.join("config.json"))?;
         let path = dir.join("generation_config.json");
         let generation = if path.exists() { Some(Document::read(path)?) } else { None };
-        let ids = |field: &str| -> Result<Vec<u32>, ConfigError> {
+        let ids = |field: &str| -> Result<Vec<u32>, ModelConfigError> {
             for doc in generation.iter().chain([&config]) {
                 let found = doc.ids(field)?;
                 if !found.is_empty() {

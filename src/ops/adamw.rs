@@ -99,7 +99,7 @@ pub mod cuda {
     }
 
     /// What a step works on, all of one length.
-    pub struct State<'a> {
+    pub struct OptimizerState<'a> {
         /// Master weights.
         pub p: &'a Slice<f32>,
         /// First moments.
@@ -131,7 +131,7 @@ pub mod cuda {
         gpu: &Gpu,
         o: &AdamW,
         decay: bool,
-        state: &State,
+        state: &OptimizerState,
         g: &Slice<T>,
         scale: &Slice<f32>,
         rounding: Rounding,

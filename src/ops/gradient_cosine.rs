@@ -43,8 +43,8 @@ pub fn cheaper(rows: usize, samples: usize, in_features: usize, out: usize) -> G
     if cost(GramMethod::Ghost) < cost(GramMethod::Materialized) { GramMethod::Ghost } else { GramMethod::Materialized }
 }
 
-/// Part of a Gram matrix: (i, j, value); what is above the diagonal stands for both halves.
-pub type Part = Vec<(usize, usize, f64)>;
+/// GramEntries of a Gram matrix: (i, j, value); what is above the diagonal stands for both halves.
+pub type GramEntries = Vec<(usize, usize, f64)>;
 
 /// Adds parts, in order, to a matrix `[samples, samples]`.
 pub fn add_parts(gram: &mut [f64], samples: usize, parts: &[(usize, usize, f64)]) {
@@ -76,7 +76,7 @@ pub fn slab_tiles(columns: Range<usize>, in_features: usize, samples: usize) -> 
 }
 
 /// What tile `(p, q)` of pairs of rows adds, for each group of `dy`'s columns (which share `x`).
-pub fn ghost(g: WeightGrad<'_>, groups: &[Range<usize>], ends: &[usize], (p, q): (usize, usize)) -> Vec<Part> {
+pub fn ghost(g: WeightGrad<'_>, groups: &[Range<usize>], ends: &[usize], (p, q): (usize, usize)) -> Vec<GramEntries> {
     let total = g.x.len() / g.in_features;
     let block = |at: usize| at * GHOST..((at + 1) * GHOST).min(total);
     let (rows, cols) = (block(p), block(q));
@@ -114,7 +114,7 @@ fn pair_sums(
     rows: &[(usize, Range<usize>)],
     cols: &[(usize, Range<usize>)],
     diagonal: bool,
-) -> Part {
+) -> GramEntries {
     let mut part = Vec::new();
     for (i, r) in rows {
         for (j, c) in cols.iter().filter(|(j, _)| !diagonal || i <= j) {
@@ -144,7 +144,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// What the rows of W that belong to `columns` of `dy` add.
-pub fn slab(g: WeightGrad<'_>, columns: Range<usize>, ends: &[usize]) -> Part {
+pub fn slab(g: WeightGrad<'_>, columns: Range<usize>, ends: &[usize]) -> GramEntries {
     let mut slab = Vec::new();
     fill_slab(g, columns, ends, &mut slab);
     gram(&slab, ends.len())
@@ -166,7 +166,7 @@ fn fill_slab(g: WeightGrad<'_>, columns: Range<usize>, ends: &[usize], slab: &mu
 }
 
 /// All inner products of the rows of `g` `[samples, n]`.
-pub fn gram(g: &[f32], samples: usize) -> Part {
+pub fn gram(g: &[f32], samples: usize) -> GramEntries {
     let n = g.len() / samples.max(1);
     let (mut sum, mut product) = (vec![0.0f64; samples * samples], vec![0.0; samples * samples]);
     for at in (0..n).step_by(DEPTH) {
@@ -217,7 +217,7 @@ impl InputGrads {
     }
 
     /// What the embedding's gradients alone add.
-    pub fn gram(&self) -> Part {
+    pub fn gram(&self) -> GramEntries {
         let mut part = Vec::new();
         let mut first = 0;
         for same in self.of.chunk_by(|a, b| a.0 == b.0) {
@@ -320,7 +320,7 @@ impl HeadRows<'_> {
             }
             gram(slab, samples)
         };
-        let parts: Vec<Part> = tiles.par_iter().map_init(Default::default, tile).collect();
+        let parts: Vec<GramEntries> = tiles.par_iter().map_init(Default::default, tile).collect();
         let mut sum = vec![0.0; samples * samples];
         parts.iter().for_each(|part| add_parts(&mut sum, samples, part));
         sum
@@ -379,7 +379,7 @@ impl HeadRows<'_> {
     }
 
     /// ⟨input gradients, head gradients⟩ over `tokens`, whose logit gradients `d` `[rows, tokens]` are.
-    fn cross(&self, inputs: &InputGrads, tokens: &Range<usize>, d: &[f32]) -> Vec<Part> {
+    fn cross(&self, inputs: &InputGrads, tokens: &Range<usize>, d: &[f32]) -> Vec<GramEntries> {
         let (rows, n) = (self.target.len(), tokens.len());
         let found: Vec<usize> = inputs.of_tokens(tokens).collect();
         let block = |at: &[usize]| {

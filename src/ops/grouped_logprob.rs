@@ -83,7 +83,7 @@ pub fn forward_backward(
 
 /// One row that is read: its targets are `order[first .. first + count]`.
 #[derive(Clone, Copy, Default)]
-struct Row {
+struct ScoredRow {
     row: usize,
     first: usize,
     count: usize,
@@ -91,14 +91,14 @@ struct Row {
 }
 
 /// The rows that targets read, ascending, and the targets in their order.
-fn rows_of(targets: &[Target]) -> (Vec<Row>, Vec<usize>) {
+fn rows_of(targets: &[Target]) -> (Vec<ScoredRow>, Vec<usize>) {
     let mut order: Vec<usize> = (0..targets.len()).collect();
     order.sort_by_key(|&i| targets[i].row);
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows: Vec<ScoredRow> = Vec::new();
     for (at, &i) in order.iter().enumerate() {
         match rows.last_mut() {
             Some(last) if last.row == targets[i].row as usize => last.count += 1,
-            _ => rows.push(Row { row: targets[i].row as usize, first: at, count: 1, entropy: 0.0 }),
+            _ => rows.push(ScoredRow { row: targets[i].row as usize, first: at, count: 1, entropy: 0.0 }),
         }
     }
     (rows, order)
@@ -136,7 +136,7 @@ struct Chunk<'a> {
     /// The chunk's targets, in the order of its rows; the first of them is number `first` of all.
     order: &'a [usize],
     first: usize,
-    rows: &'a mut [Row],
+    rows: &'a mut [ScoredRow],
 }
 
 impl Chunk<'_> {

@@ -16,8 +16,8 @@ mod sketch;
 mod tensors;
 mod tokenizer;
 
-pub use check::{Report, check};
-pub use compare::Row;
+pub use check::{CheckReport, check};
+pub use compare::QuantityRow;
 
 use crate::device::Gpu;
 use crate::files;

@@ -72,7 +72,7 @@ impl SplitTable {
 
 /// One line of the final table: a stage's result on a split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct StageRow {
     /// The split's name.
     pub split: String,
     /// E.g. `cold start`, `final`.
@@ -83,11 +83,11 @@ pub struct Row {
 }
 
 /// Rows of several stages, split by split, so that a split's stages stand together.
-pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<Row> {
+pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<StageRow> {
     let splits: std::collections::BTreeSet<&String> = stages.iter().flat_map(|(_, e)| e.keys()).collect();
     let row = |split: &String, stage: &str, e: &Evaluation| {
         let result = SplitTable::new(e.get(split)?);
-        Some(Row { split: split.clone(), stage: stage.into(), result })
+        Some(StageRow { split: split.clone(), stage: stage.into(), result })
     };
     splits.into_iter().flat_map(|split| stages.iter().filter_map(move |(s, e)| row(split, s, e))).collect()
 }
@@ -96,7 +96,7 @@ pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<Row> {
 pub const HEADINGS: [&str; 7] =
     ["split", "stage", "success %", "repeated actions %", "turns in loops %", "episode length", "games"];
 
-impl Row {
+impl StageRow {
     /// The cells under [`HEADINGS`]: estimates with their 95 % intervals.
     pub fn cells(&self) -> [String; 7] {
         let r = &self.result;
@@ -114,9 +114,9 @@ impl Row {
 }
 
 /// The tables for a terminal or a log, no wider than 80 columns: success first, then how it was played.
-pub fn table(rows: &[Row]) -> String {
+pub fn table(rows: &[StageRow]) -> String {
     let mut stages: Vec<&str> = Vec::new();
-    let mut splits: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    let mut splits: BTreeMap<&str, Vec<&StageRow>> = BTreeMap::new();
     for row in rows {
         if !stages.contains(&&row.stage[..]) {
             stages.push(&row.stage);
@@ -295,7 +295,7 @@ pub struct Summary {
     pub baselines: BTreeMap<String, Baselines>,
     /// Mean gradient cosines at the last measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub coupling: Option<Coupling>,
+    pub coupling: Option<CouplingSummary>,
     /// Flawed actions by their probability.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flawed: Vec<Flawed>,
@@ -410,7 +410,7 @@ impl ClusterMean {
 
 /// Mean gradient cosines of pairs: positive-positive, negative-negative, positive-negative.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Coupling {
+pub struct CouplingSummary {
     /// Both positive.
     pub pp: f64,
     /// Both negative.

@@ -2,7 +2,7 @@
 
 use super::answers::{Answer, answers};
 use super::scheduler::Scheduler;
-use super::{Played, PrefixCache, RolloutError, RolloutTasks, Settings};
+use super::{Played, PrefixCache, RolloutError, RolloutSettings, RolloutTasks};
 use crate::agent::Prompter;
 use crate::model::Policy;
 
@@ -14,7 +14,7 @@ pub struct Actor<'a> {
     /// How observations become tokens.
     pub prompter: &'a Prompter,
     /// Limits and sampling.
-    pub settings: Settings,
+    pub settings: RolloutSettings,
     /// Asked once a step.
     pub interrupted: &'a dyn Fn() -> bool,
 }
@@ -24,14 +24,14 @@ impl<'a> Actor<'a> {
     pub fn new(
         policy: &'a dyn Policy,
         prompter: &'a Prompter,
-        settings: Settings,
+        settings: RolloutSettings,
         interrupted: &'a dyn Fn() -> bool,
     ) -> Actor<'a> {
         Actor { policy, prompter, settings, interrupted }
     }
 
     /// The same under other settings.
-    pub fn with(&self, settings: Settings) -> Actor<'a> {
+    pub fn with(&self, settings: RolloutSettings) -> Actor<'a> {
         Actor { settings, ..self.clone() }
     }
 

@@ -1,6 +1,6 @@
 //! Several answers to each of many prompts: one turn each, no environment.
 
-use super::{Actor, PrefixCache, RolloutError, Settings};
+use super::{Actor, PrefixCache, RolloutError, RolloutSettings};
 use crate::agent::Prompter;
 use crate::model::{SampleRequest, SequenceId};
 use crate::ops::philox;
@@ -75,7 +75,7 @@ pub(super) fn answers(
 
 impl Writer {
     /// How the next token is sampled.
-    fn request(&self, settings: &Settings) -> SampleRequest<'_> {
+    fn request(&self, settings: &RolloutSettings) -> SampleRequest<'_> {
         let stream = settings.stream.part(self.index as u64);
         let block = philox::block(settings.seed, stream, self.answer.tokens.len() as u64);
         SampleRequest { slot: self.slot, seen: &self.context, uniform: philox::uniform(block[0]) }

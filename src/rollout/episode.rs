@@ -1,7 +1,7 @@
 //! One episode while it is played.
 
 use super::stepper::{Event, Response, Stepper};
-use super::{Open, PrefixCache, RolloutContext, RolloutError, Settings, too_long};
+use super::{Open, PrefixCache, RolloutContext, RolloutError, RolloutSettings, too_long};
 use crate::agent::{Action, Episode, Finish, Memory, Next, Refusal, Turn};
 use crate::env::{EnvError, Observation, Task};
 use crate::model::{SampleRequest, SequenceId};
@@ -147,7 +147,7 @@ impl ActiveEpisode {
     }
 
     /// How the next token is sampled.
-    pub fn request(&self, slot: SequenceId, settings: &Settings) -> SampleRequest<'_> {
+    pub fn request(&self, slot: SequenceId, settings: &RolloutSettings) -> SampleRequest<'_> {
         let tokens = &self.episode.tokens;
         let stream = settings.stream.part(self.index as u64);
         let uniform = philox::uniform(philox::block(settings.seed, stream, tokens.len() as u64)[0]);

@@ -58,7 +58,7 @@ pub fn too_long(task: &str, tokens: usize, limit: usize, name: &str) -> String {
 
 /// Limits and sampling of a rollout.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct RolloutSettings {
     /// Temperature, truncation and penalty.
     pub sampling: SamplingParams,
     /// Most turns in an episode.
@@ -77,9 +77,9 @@ pub struct Settings {
     pub distances: bool,
 }
 
-impl Settings {
+impl RolloutSettings {
     /// The settings of training's rollouts.
-    pub fn training(config: &Config, stream: Stream) -> Settings {
+    pub fn training(config: &Config, stream: Stream) -> RolloutSettings {
         let r = &config.rollout;
         let sampling = SamplingParams {
             temperature: r.temperature,
@@ -88,7 +88,7 @@ impl Settings {
             min_p: r.min_p,
             repetition_penalty: r.repetition_penalty,
         };
-        Settings {
+        RolloutSettings {
             sampling,
             max_steps: config.env.max_steps as usize,
             max_turn_tokens: r.max_turn_tokens as usize,
@@ -101,9 +101,9 @@ impl Settings {
     }
 
     /// The same limits at evaluation's temperature, without truncation or penalty.
-    pub fn evaluation(config: &Config, stream: Stream) -> Settings {
+    pub fn evaluation(config: &Config, stream: Stream) -> RolloutSettings {
         let sampling = SamplingParams { temperature: config.eval.temperature, ..SamplingParams::default() };
-        Settings { sampling, ..Settings::training(config, stream) }
+        RolloutSettings { sampling, ..RolloutSettings::training(config, stream) }
     }
 }
 
@@ -121,7 +121,7 @@ pub struct RolloutTasks<'a> {
 /// What all episodes of a rollout share.
 struct RolloutContext<'a> {
     prompter: &'a Prompter,
-    settings: &'a Settings,
+    settings: &'a RolloutSettings,
     limit: Limit,
 }
 
@@ -134,7 +134,7 @@ struct Limit {
 
 impl Limit {
     /// The stricter of the configured limit and the model's `context`.
-    fn new(settings: &Settings, context: usize) -> Limit {
+    fn new(settings: &RolloutSettings, context: usize) -> Limit {
         match settings.max_episode_tokens {
             n if n > 0 && n < context => {
                 Limit { tokens: n, name: "limit rollout.max_episode_tokens", finish: Finish::TokenLimit }

@@ -114,16 +114,17 @@ impl<'a> PrefixCache<'a> {
         let mut order: Vec<usize> = (0..prompts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
         // Where each prompt forks, and in which round: a prompt is forked in a round after it was read.
-        let mut plans: Vec<(usize, Source, usize)> = Vec::with_capacity(prompts.len());
+        let mut plans: Vec<(usize, ForkSource, usize)> = Vec::with_capacity(prompts.len());
         for &i in &order {
-            let kept = self.kept.iter().map(|slot| (common(&self.tokens[slot], prompts[i]), Source::Kept(*slot), 0));
-            let read = plans
-                .iter()
-                .zip(&order)
-                .map(|((_, _, round), &other)| (common(prompts[other], prompts[i]), Source::Prompt(other), round + 1));
+            let kept =
+                self.kept.iter().map(|slot| (common(&self.tokens[slot], prompts[i]), ForkSource::Kept(*slot), 0));
+            let read = plans.iter().zip(&order).map(|((_, _, round), &other)| {
+                (common(prompts[other], prompts[i]), ForkSource::Prompt(other), round + 1)
+            });
             // The first of the longest: what is there already goes before what must be waited for.
-            let (shared, source, round) =
-                kept.chain(read).fold((0, Source::Nothing, 0), |best, next| if next.0 > best.0 { next } else { best });
+            let (shared, source, round) = kept
+                .chain(read)
+                .fold((0, ForkSource::Nothing, 0), |best, next| if next.0 > best.0 { next } else { best });
             plans.push((shared, source, round));
         }
         let mut slots: Vec<Option<SequenceId>> = vec![None; prompts.len()];
@@ -132,10 +133,10 @@ impl<'a> PrefixCache<'a> {
             let mut inputs = Vec::new();
             for ((shared, source, _), &i) in plans.iter().zip(&order).filter(|((_, _, r), _)| *r == round) {
                 let source = match source {
-                    Source::Nothing => None,
+                    ForkSource::Nothing => None,
                     // It may have been dropped since.
-                    Source::Kept(slot) => self.kept.contains(slot).then_some(*slot),
-                    Source::Prompt(other) => slots[*other],
+                    ForkSource::Kept(slot) => self.kept.contains(slot).then_some(*slot),
+                    ForkSource::Prompt(other) => slots[*other],
                 };
                 let (slot, shared) = match source {
                     Some(of) => (self.fork_at(of, *shared)?, *shared),
@@ -182,7 +183,7 @@ impl<'a> PrefixCache<'a> {
 
 /// What a prompt forks.
 #[derive(Clone, Copy)]
-enum Source {
+enum ForkSource {
     Nothing,
     Kept(SequenceId),
     Prompt(usize),

@@ -25,8 +25,9 @@ pub fn write(folder: &Path, curves: &[Curve]) -> Result<Vec<(String, String)>, S
     Ok(written)
 }
 
-fn band(line: &super::curves::Line) -> Band {
-    let point = |p: &super::curves::Point| plot::Dot { x: p.iteration as f64, y: p.value.value, interval: p.value.ci };
+fn band(line: &super::curves::CurveLine) -> Band {
+    let point =
+        |p: &super::curves::CurvePoint| plot::Dot { x: p.iteration as f64, y: p.value.value, interval: p.value.ci };
     Band { name: line.variant.clone(), points: line.points.iter().map(point).collect() }
 }
 

@@ -1,6 +1,6 @@
 //! What each cell has one number of: consistency, judgments, flawed actions, cost.
 
-use super::collect::{Cell, Group};
+use super::collect::{Cell, CellGroup};
 use super::statistics::{Interval, mean_of_means};
 use crate::report::metrics::Record;
 use crate::report::results::Summary;
@@ -75,7 +75,7 @@ pub fn seconds(summary: &Summary, records: &[Record]) -> f64 {
 }
 
 /// All measures of a group of cells.
-pub fn of(group: &Group<'_>) -> Vec<Measure> {
+pub fn of(group: &CellGroup<'_>) -> Vec<Measure> {
     let row = |(name, of): (&'static str, Of)| {
         let values: Vec<f64> = group.cells.iter().filter_map(|cell| of(cell)).collect();
         let differences: Vec<Vec<f64>> =

@@ -2,22 +2,22 @@
 //! seed by seed.
 
 use super::StudyError;
-use super::collect::{Cell, Collected, EVAL, Group, WITHOUT_SUGGESTIONS, collect, groups};
+use super::collect::{Cell, CellGroup, Collected, EVAL, WITHOUT_SUGGESTIONS, collect, groups};
 use super::curves::{self, Curve};
 use super::gate::{self, Gate};
 use super::measures::{self, Measure};
 use super::plan::Study;
-use super::probed::{self, Class, Probed, Stratum, Sum};
+use super::probed::{self, Class, PairStratum, Probed, Sum};
 use super::statistics::{Interval, mean_of_means, ratio};
 use crate::report::provenance::COMMIT;
 use crate::report::stats;
-use crate::report::trajectories::Evaluated;
+use crate::report::trajectories::EvaluatedEpisode;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// All results.
 #[derive(Debug, Serialize)]
-pub struct Tables {
+pub struct StudyTables {
     /// The study's name.
     pub study: String,
     /// What it asks.
@@ -43,7 +43,7 @@ pub struct Tables {
     /// Differences of success, game by game.
     pub differences: Vec<Difference>,
     /// Gradient cosines by class and stratum.
-    pub coupling: Vec<Coupling>,
+    pub coupling: Vec<CouplingRow>,
     /// Sums of gradients.
     pub sums: Vec<SumRow>,
     /// Loops and repeats.
@@ -103,13 +103,13 @@ pub struct Difference {
 
 /// The mean gradient cosine of a class of pairs at the end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Coupling {
+pub struct CouplingRow {
     /// The start's name.
     pub start: String,
     /// The variant's name.
     pub variant: String,
     /// What the samples of a pair share.
-    pub stratum: Stratum,
+    pub stratum: PairStratum,
     /// The class of pair.
     pub class: Class,
     /// Number of seeds.
@@ -161,16 +161,16 @@ pub struct Loops {
 ///
 /// # Errors
 /// If the files of a finished cell cannot be read.
-pub fn tables(study: &Study) -> Result<Tables, StudyError> {
+pub fn tables(study: &Study) -> Result<StudyTables, StudyError> {
     Ok(of(study, collect(study)?, gate::all(study)?))
 }
 
 /// Computes the tables of these cells.
-pub fn of(study: &Study, collected: Collected, gates: Vec<Gate>) -> Tables {
+pub fn of(study: &Study, collected: Collected, gates: Vec<Gate>) -> StudyTables {
     let Collected { cells, missing, planned, .. } = collected;
     let groups = groups(study, &cells);
     let commit = COMMIT.map_or(String::new(), |commit| format!(", commit {commit}"));
-    Tables {
+    StudyTables {
         study: study.name.clone(),
         question: study.question.clone(),
         seeds: study.seeds.clone(),
@@ -195,7 +195,7 @@ fn splits(cells: &[&Cell]) -> BTreeSet<String> {
     cells.iter().flat_map(|cell| cell.episodes.iter().map(|e| e.split.clone())).collect()
 }
 
-fn won(e: &Evaluated) -> f64 {
+fn won(e: &EvaluatedEpisode) -> f64 {
     f64::from(u8::from(e.episode.success))
 }
 
@@ -204,7 +204,7 @@ fn over_seeds(cells: &[&Cell], of: &dyn Fn(&Cell) -> Option<Vec<f64>>) -> Option
     mean_of_means(&cells.iter().filter_map(|cell| of(cell)).collect::<Vec<_>>())
 }
 
-fn success(group: &Group<'_>) -> Vec<Success> {
+fn success(group: &CellGroup<'_>) -> Vec<Success> {
     let row = |split: String| {
         let of = |cell: &Cell, phase: &str, first: bool| {
             let iterations = cell.iterations(phase);
@@ -226,7 +226,7 @@ fn success(group: &Group<'_>) -> Vec<Success> {
     splits(&group.cells).into_iter().filter_map(row).collect()
 }
 
-fn differences(group: &Group<'_>) -> Vec<Difference> {
+fn differences(group: &CellGroup<'_>) -> Vec<Difference> {
     let Some((against, _)) = group.against else { return Vec::new() };
     let pairs = group.pairs();
     let without = |cell: &Cell| !cell.iterations(WITHOUT_SUGGESTIONS).is_empty();
@@ -269,12 +269,12 @@ fn outcomes(cell: &Cell, phase: &str, split: &str) -> BTreeMap<String, f64> {
     last.get(split).into_iter().flatten().map(|(game, e)| (game.to_string(), won(e))).collect()
 }
 
-fn coupling(group: &Group<'_>) -> Vec<Coupling> {
+fn coupling(group: &CellGroup<'_>) -> Vec<CouplingRow> {
     let probes: Vec<&Probed> = group.cells.iter().filter_map(|cell| cell.probed.as_ref()).collect();
     let pairs: Vec<(&Probed, &Probed)> =
         group.pairs().into_iter().filter_map(|(a, b)| Some((a.probed.as_ref()?, b.probed.as_ref()?))).collect();
-    let row = |(stratum, class): (Stratum, Class)| {
-        Some(Coupling {
+    let row = |(stratum, class): (PairStratum, Class)| {
+        Some(CouplingRow {
             start: group.start.into(),
             variant: group.variant.into(),
             stratum,
@@ -285,11 +285,11 @@ fn coupling(group: &Group<'_>) -> Vec<Coupling> {
             difference: probed::difference(&pairs, class, stratum),
         })
     };
-    let all = Stratum::ALL.into_iter().flat_map(|stratum| Class::ALL.map(|class| (stratum, class)));
+    let all = PairStratum::ALL.into_iter().flat_map(|stratum| Class::ALL.map(|class| (stratum, class)));
     all.filter_map(row).collect()
 }
 
-fn sums(group: &Group<'_>) -> Option<SumRow> {
+fn sums(group: &CellGroup<'_>) -> Option<SumRow> {
     let probes: Vec<&Probed> = group.cells.iter().filter_map(|cell| cell.probed.as_ref()).collect();
     (!probes.is_empty()).then(|| SumRow {
         start: group.start.into(),
@@ -300,12 +300,12 @@ fn sums(group: &Group<'_>) -> Option<SumRow> {
     })
 }
 
-fn loops(group: &Group<'_>) -> Vec<Loops> {
+fn loops(group: &CellGroup<'_>) -> Vec<Loops> {
     let mut rows = Vec::new();
     for split in splits(&group.cells) {
         for outcome in [true, false] {
-            let of = |count: fn(&Evaluated) -> u32| {
-                let turns = |e: &&Evaluated| [f64::from(count(e)), f64::from(e.episode.turns)];
+            let of = |count: fn(&EvaluatedEpisode) -> u32| {
+                let turns = |e: &&EvaluatedEpisode| [f64::from(count(e)), f64::from(e.episode.turns)];
                 let seed = |cell: &&Cell| {
                     let last = cell.last(EVAL);
                     let games = last.get(&split[..]).into_iter().flatten().map(|(_, e)| *e);

@@ -38,7 +38,7 @@ impl LabelledAction {
 
 /// What the losses of an epoch came to.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Learned {
+pub struct AuxiliaryReport {
     /// Each loss under its metric's name.
     pub losses: Vec<(&'static str, f64)>,
     /// The value head's, before it learns.
@@ -70,8 +70,8 @@ pub fn learn(
     learner: &mut Learner,
     critic: Option<&mut Critic>,
     actions: &[LabelledAction],
-) -> Result<Learned> {
-    let mut learned = Learned::default();
+) -> Result<AuxiliaryReport> {
+    let mut learned = AuxiliaryReport::default();
     if actions.is_empty() {
         return Ok(learned);
     }

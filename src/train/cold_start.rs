@@ -30,10 +30,10 @@ pub struct Trajectory {
     /// The task's id.
     task: String,
     /// Not empty.
-    turns: Vec<Turn>,
+    turns: Vec<DemonstrationTurn>,
 }
 
-struct Turn {
+struct DemonstrationTurn {
     observation: Observation,
     /// The command given in answer.
     command: String,
@@ -53,7 +53,7 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
         }
         let task = suite.task(Split::Train, index)?;
         let mut env = suite.open_for_training(&task)?;
-        let (mut observation, mut turns) = (env.reset()?, Vec::<Turn>::new());
+        let (mut observation, mut turns) = (env.reset()?, Vec::<DemonstrationTurn>::new());
         while turns.len() < config.env.max_steps as usize
             && !observation.done
             && let Some(command) = env.demonstrate().or_else(|| random_action(config, index, &turns, &observation))
@@ -64,7 +64,7 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
                 false => None,
             };
             let (is_slip, played) = (slip.is_some(), slip.unwrap_or_else(|| command.clone()));
-            let turn = Turn { observation, command: played, slip: is_slip, better: command, worse };
+            let turn = DemonstrationTurn { observation, command: played, slip: is_slip, better: command, worse };
             observation = env.step(&turn.command)?;
             turns.push(turn);
         }
@@ -80,7 +80,7 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
 /// Now and then another command than the demonstrator's: the last one once more, or any that would do something. What the
 /// demonstrator does next teaches how to recover; without slips a learner's first mistake leads where nothing was ever taught
 /// (Laskey et al. 2017, noise injection).
-fn noise_action(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
+fn noise_action(config: &Config, index: u64, turns: &[DemonstrationTurn], observation: &Observation) -> Option<String> {
     let [chance, kind, choice, _] = philox::block(config.run.seed, Stream::Slips.part(index), turns.len() as u64);
     if philox::uniform(chance) >= config.sft.slip {
         None
@@ -90,14 +90,19 @@ fn noise_action(config: &Config, index: u64, turns: &[Turn], observation: &Obser
 }
 
 /// Any command that would do something, where nothing is taught: then a trajectory only shows a new tokenizer the words of the game.
-fn random_action(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
+fn random_action(
+    config: &Config,
+    index: u64,
+    turns: &[DemonstrationTurn],
+    observation: &Observation,
+) -> Option<String> {
     let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turns.len() as u64);
     let commands = if config.sft.steps == 0 { &observation.admissible[..] } else { &[] };
     another(turns, commands, [kind, choice]).filter(|_| !commands.is_empty())
 }
 
 /// The last command once more, or any of `commands`.
-fn another(turns: &[Turn], commands: &[String], [kind, choice]: [u32; 2]) -> Option<String> {
+fn another(turns: &[DemonstrationTurn], commands: &[String], [kind, choice]: [u32; 2]) -> Option<String> {
     match turns.last() {
         Some(last) if kind % 2 == 0 => Some(last.command.clone()),
         _ if commands.is_empty() => None,
@@ -113,7 +118,7 @@ fn teaches_judgments(config: &Config) -> bool {
 fn off_plan(
     config: &Config,
     index: u64,
-    turns: &[Turn],
+    turns: &[DemonstrationTurn],
     observation: &Observation,
     plans: &[Option<&String>],
 ) -> Option<String> {
@@ -122,7 +127,7 @@ fn off_plan(
 }
 
 /// The tag of `command` as the answer to turn `at`'s observation.
-fn tag(turns: &[Turn], at: usize, command: &str) -> Tag {
+fn tag(turns: &[DemonstrationTurn], at: usize, command: &str) -> Tag {
     let before: Vec<&str> = turns[..at].iter().map(|turn| &turn.command[..]).collect();
     Tag::taught(&before, turns[at].observation.valid, command)
 }
@@ -133,7 +138,7 @@ pub fn texts(config: &Config, trajectories: &[Trajectory]) -> Vec<String> {
     let mut texts = Vec::new();
     for (index, trajectory) in trajectories.iter().enumerate() {
         texts.extend(Some(lead(&suggested(config, index, trajectory))).filter(|lead| !lead.is_empty()));
-        for (at, Turn { observation, command, .. }) in trajectory.turns.iter().enumerate() {
+        for (at, DemonstrationTurn { observation, command, .. }) in trajectory.turns.iter().enumerate() {
             let tag = config.prompt.tags.then(|| tag(&trajectory.turns, at, command));
             // What every format writes around a command is not for the tokenizer to learn.
             texts.extend([observation.text.clone(), turn_text(Format::Compact, tag, command)]);
@@ -185,7 +190,7 @@ fn demonstration(
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     let (mut memory, mut written) = (Memory::default(), Vec::new());
     let suggestions = suggested(config, index, trajectory);
-    for (turn, Turn { observation, command, slip, better, worse }) in trajectory.turns.iter().enumerate() {
+    for (turn, DemonstrationTurn { observation, command, slip, better, worse }) in trajectory.turns.iter().enumerate() {
         let next = memory.show(&written, prompter.next_under(&suggestions, &past, observation)?);
         if matches!(next, Next::Sequence(_)) {
             episode.push(SftSequence::default());

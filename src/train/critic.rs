@@ -4,7 +4,7 @@ use super::TrainError;
 use super::optimizer::{StepReport, update};
 use crate::config::Optim;
 use crate::gcd::critic::{Classified, classify};
-use crate::gcd::{AuxiliaryLoss, Evaluated, Label};
+use crate::gcd::{AuxiliaryLoss, Label, LossValue};
 use crate::model::Params;
 use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::params::Layout;
@@ -34,11 +34,11 @@ impl AuxiliaryLoss for CriticLoss<'_> {
         last(action)
     }
 
-    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> Evaluated {
+    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> LossValue {
         let classified = self.critic.classify(embeddings, labels, self.lambda);
         self.critic.accumulate(&classified);
         let Classified { loss, accuracy, d_hidden, .. } = classified;
-        Evaluated { loss, accuracy: Some(accuracy), d_embeddings: (!self.isolated).then_some(d_hidden) }
+        LossValue { loss, accuracy: Some(accuracy), d_embeddings: (!self.isolated).then_some(d_hidden) }
     }
 }
 

@@ -14,7 +14,7 @@ use crate::model::Policy;
 use crate::ops::philox::Stream;
 use crate::report::results::{EvalEpisode, Evaluation, TypeRow, Unreadable};
 use crate::report::stats;
-use crate::rollout::{Actor, Counts, Played, PrefixCache, RolloutTasks, Settings};
+use crate::rollout::{Actor, Counts, Played, PrefixCache, RolloutSettings, RolloutTasks};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -81,7 +81,7 @@ pub fn panel_hash(suite: &dyn Suite, panel: &[Task]) -> String {
 
 /// The actor of evaluations.
 pub fn actor<'a>(config: &Config, policy: &'a dyn Policy, prompter: &'a Prompter) -> Actor<'a> {
-    Actor::new(policy, prompter, Settings::evaluation(config, Stream::Evaluation), &interrupt::interrupted)
+    Actor::new(policy, prompter, RolloutSettings::evaluation(config, Stream::Evaluation), &interrupt::interrupted)
 }
 
 /// Plays one episode of each game of the panel.
@@ -119,7 +119,7 @@ pub fn judgments(
     }
     let size = [config.eval.judgments as usize, usize::from(config.gcd.mode == GcdMode::Generate)];
     let policy = learner.sampler();
-    let actor = actor(config, policy, prompter).with(Settings::evaluation(config, Stream::EvaluationJudgments));
+    let actor = actor(config, policy, prompter).with(RolloutSettings::evaluation(config, Stream::EvaluationJudgments));
     let mut cache = PrefixCache::new(policy, memory::cached_tokens(config, policy.config()))?;
     let of = Labelled { episodes, judge_labels: &JudgeLabels::new() };
     let judged = judge(config, &actor, &mut cache, of, size)?;

@@ -8,7 +8,7 @@ use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
 use crate::grpo::{LossNormalizer, LossReport, PolicyLoss, Sample};
-use crate::model::{Architecture, Keep, Model, Params, Policy};
+use crate::model::{Architecture, Model, Params, Policy, SavedActivations};
 use crate::ops::advantage::Scale;
 use crate::ops::grouped_logprob::TokenGrad;
 use std::borrow::Cow;
@@ -19,7 +19,7 @@ pub struct Learner {
     engine: Box<dyn Engine>,
     /// Optimizer steps taken.
     pub steps: u32,
-    keep: Keep,
+    keep: SavedActivations,
 }
 
 impl Learner {
@@ -32,7 +32,11 @@ impl Learner {
 
     /// On an engine that is there; with `recompute`, activations are computed again in the backward pass.
     pub fn on(engine: Box<dyn Engine>, recompute: bool) -> Learner {
-        Learner { engine, steps: 0, keep: if recompute { Keep::LayerInputs } else { Keep::All } }
+        Learner {
+            engine,
+            steps: 0,
+            keep: if recompute { SavedActivations::LayerInputs } else { SavedActivations::All },
+        }
     }
 
     /// Trains and samples on `gpu` from now on, at most `max_live` sequences at once.
@@ -186,7 +190,7 @@ impl Learner {
         let mut means = Vec::with_capacity(spans.len() * width);
         for spans in Span::batches(spans, micro_tokens) {
             let forest = Span::forest(spans);
-            self.engine.forward(&forest, Keep::Nothing)?;
+            self.engine.forward(&forest, SavedActivations::Nothing)?;
             let hidden = self.engine.hidden()?;
             for (span, path) in spans.iter().zip(&forest.paths) {
                 let mut mean = vec![0.0; width];

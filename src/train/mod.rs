@@ -31,7 +31,7 @@ mod summary;
 mod trainer;
 mod warnings;
 
-pub use trainer::{Outcome, train, train_on};
+pub use trainer::{RunOutcome, train, train_on};
 
 use crate::agent::PromptError;
 use crate::config::{Config, ConfigError, Override};
@@ -49,7 +49,7 @@ use crate::model::checkpoint::CheckpointError;
 use crate::model::tokenizer::TokenizerError;
 use crate::report::page::PageError;
 use crate::rollout::RolloutError;
-use memory::Place;
+use memory::Placement;
 use run_folder::RunFolderError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -120,11 +120,11 @@ pub enum TrainError {
 ///
 /// # Errors
 /// If the configuration, or the `config.json` of its model, is refused.
-pub fn configuration(file: Option<&Path>, overrides: &[Override], place: Place) -> Result<Config, TrainError> {
+pub fn configuration(file: Option<&Path>, overrides: &[Override], place: Placement) -> Result<Config, TrainError> {
     let config = Config::load(file, overrides)?;
     let defaults = match (config.model.path.is_empty(), place) {
-        (true, Place::Cpu) => return Ok(config),
-        (true, Place::Gpu) => Config::for_a_gpu(),
+        (true, Placement::Cpu) => return Ok(config),
+        (true, Placement::Gpu) => Config::for_a_gpu(),
         (false, _) => memory::defaults_of_its_model(&config).map_err(CheckpointError::from)?,
     };
     Ok(Config::load_over(&defaults, file, overrides)?)
@@ -164,7 +164,7 @@ pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suit
     let suite: Box<dyn Suite> = match env.suite.as_str() {
         "household" => Box::new(Household::new(seed)),
         "alfworld" => {
-            let index = alfworld::Index::read(&alfworld::data_folder(&env.data)?)?.complete()?;
+            let index = alfworld::GameIndex::read(&alfworld::data_folder(&env.data)?)?.complete()?;
             Box::new(Alfworld::new(index, env.train_types, seed))
         }
         "worker" => Box::new(WorkerSuite::open(&env.command, limits, seed)?),

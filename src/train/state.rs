@@ -20,7 +20,7 @@ const MOMENTS: [&str; 2] = ["adamw_m.safetensors", "adamw_v.safetensors"];
 
 /// Where training stands. All randomness is a function of the seed and these counters.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct State {
+pub struct TrainingState {
     /// Cold-start steps done.
     pub sft_steps: u32,
     /// GRPO iterations done.
@@ -56,7 +56,7 @@ pub struct State {
     pub cold_start: Option<Evaluation>,
 }
 
-impl State {
+impl TrainingState {
     /// The sentences in the prompt of iteration `index`, counted from 0.
     pub fn suggestions(&self, index: u32) -> Vec<String> {
         let made = self.suggestion_updates.iter().rfind(|r| r.iterations <= index);
@@ -69,8 +69,8 @@ impl State {
     }
 
     /// The same at wall time 0: what two runs of one configuration have in common.
-    pub fn timeless(&self) -> State {
-        State { seconds: 0.0, ..self.clone() }
+    pub fn timeless(&self) -> TrainingState {
+        TrainingState { seconds: 0.0, ..self.clone() }
     }
 
     /// Number of the checkpoint taken here: grows with every step of either phase.
@@ -87,7 +87,7 @@ pub fn save(
     dir: &Path,
     export: &Export<'_>,
     critic: Option<&Critic>,
-    state: &State,
+    state: &TrainingState,
     ids: &TokenIds,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
@@ -107,7 +107,7 @@ pub fn save(
 ///
 /// # Errors
 /// If a file is missing, damaged, or of another version.
-pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Critic>, State), TrainError> {
+pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Critic>, TrainingState), TrainError> {
     let state = read(dir)?;
     let model = checkpoint::load(dir)?.with_dtype(config.dtype);
     let [m, v] = MOMENTS.map(|name| checkpoint::load_params(&dir.join(name), &model.params.layout));
@@ -125,7 +125,7 @@ pub fn suggestions(dir: &Path) -> Result<Vec<String>, TrainError> {
     if dir.join(STATE).exists() { Ok(read(dir)?.last_suggestions()) } else { Ok(Vec::new()) }
 }
 
-pub(super) fn read(dir: &Path) -> Result<State, TrainError> {
+pub(super) fn read(dir: &Path) -> Result<TrainingState, TrainError> {
     let file = dir.join(STATE);
     let text = files::read(&file, files::MOST_KEPT).map_err(|e| FileError::new("read", &file, e))?;
     serde_json::from_slice(&text).map_err(|e| unreadable(&file, e))

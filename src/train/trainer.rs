@@ -4,11 +4,11 @@ use super::card::Card;
 use super::cold_start::{self, Demonstration};
 use super::critic::Critic;
 use super::engine::{self, Export, Scorer};
-use super::iteration::{self, Inputs, Iteration};
+use super::iteration::{self, Iteration, IterationInputs};
 use super::learn::Models;
 use super::learner::Learner;
 use super::record::Recorder;
-use super::run::{BadBatch, Run, Weights};
+use super::run::{BadBatch, CheckpointWeights, TrainingRun};
 use super::run_folder::{Existing, RunFolder};
 use super::start::{REFERENCE, Start, check_prompts, reference, with_training_template};
 use super::warnings::{self, Warnings};
@@ -23,17 +23,17 @@ use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::params::Layout;
 use crate::report::metrics::Record;
 use crate::report::progress::{Progress, say};
-use crate::report::results::{Evaluation, Row, Summary};
+use crate::report::results::{Evaluation, StageRow, Summary};
 use crate::rollout::RolloutError;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// What a finished run came to.
-pub struct Outcome {
+pub struct RunOutcome {
     /// The run's folder.
     pub folder: PathBuf,
     /// The final table.
-    pub rows: Vec<Row>,
+    pub rows: Vec<StageRow>,
     /// What `summary.json` holds.
     pub summary: Summary,
 }
@@ -42,7 +42,7 @@ pub struct Outcome {
 ///
 /// # Errors
 /// As [`train_on`].
-pub fn train(config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
+pub fn train(config: Config, suite: &dyn Suite, existing: Existing) -> Result<RunOutcome, TrainError> {
     train_on(None, config, suite, existing)
 }
 
@@ -56,7 +56,7 @@ pub fn train_on(
     mut config: Config,
     suite: &dyn Suite,
     existing: Existing,
-) -> Result<Outcome, TrainError> {
+) -> Result<RunOutcome, TrainError> {
     if gpu.is_some() {
         config.validate_for_gpu()?;
     }
@@ -87,7 +87,7 @@ pub(super) struct Setting<'a> {
 /// The loop, and all that it works on.
 pub(super) struct Trainer<'a> {
     pub setting: Setting<'a>,
-    pub run: Run,
+    pub run: TrainingRun,
     pub prompter: Prompter,
     pub learner: Learner,
     /// The value head, where one judges; its optimizer steps are its own.
@@ -139,13 +139,13 @@ impl<'a> Trainer<'a> {
             false => None,
         };
         let provenance = report::begin(&folder, config, *suite, gpu.map(Gpu::describe))?;
-        let run = Run::open(folder, state, saved, (began, provenance))?;
+        let run = TrainingRun::open(folder, state, saved, (began, provenance))?;
         let card = Card::new(&setting.config, run.games(), Layout::new(learner.architecture()).len);
         let warnings = Warnings::default();
         Ok(Trainer { setting, run, prompter, learner, critic, reference, ids, demonstrations, warnings, card })
     }
 
-    fn run(&mut self) -> Result<Outcome, TrainError> {
+    fn run(&mut self) -> Result<RunOutcome, TrainError> {
         self.cold_start()?;
         if self.run.state.cold_start.is_none() {
             self.run.state.cold_start = Some(self.evaluate("cold start", &say)?.0);
@@ -281,7 +281,7 @@ impl<'a> Trainer<'a> {
         let due = suggest::due(config, index + 1, &state.suggestion_updates, &state.similarity);
         let active = due.then(|| state.suggestion_updates.last().map_or(&[][..], |made| &made.suggestions));
         let (prompter, judge) = (&self.prompter, judge.as_ref());
-        let inputs = Inputs { config, suite: *suite, prompter, judge, index, active, say };
+        let inputs = IterationInputs { config, suite: *suite, prompter, judge, index, active, say };
         let reference = self.reference.as_mut().map(|of| &mut **of as &mut dyn Scorer);
         let models = Models { learner: &mut self.learner, critic: self.critic.as_mut(), reference };
         iteration::run(&inputs, models, record)
@@ -353,7 +353,8 @@ impl<'a> Trainer<'a> {
 
     fn checkpoint(&mut self) -> Result<(), TrainError> {
         let Trainer { setting, run, prompter, learner, critic, ids, card, .. } = self;
-        let weights = Weights { learner, critic: critic.as_ref(), ids, tokenizer: prompter.tokenizer(), card };
+        let weights =
+            CheckpointWeights { learner, critic: critic.as_ref(), ids, tokenizer: prompter.tokenizer(), card };
         run.checkpoint(&setting.config.run, &weights)
     }
 }

@@ -8,7 +8,7 @@ use uncouple::forest::Forest;
 use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::backend::cuda_decode::CudaDecoder;
 use uncouple::model::families::QWEN2;
-use uncouple::model::{Architecture, Decoder, Keep, Model, Params, Policy, SampleRequest, SequenceId};
+use uncouple::model::{Architecture, Decoder, Model, Params, Policy, SampleRequest, SavedActivations, SequenceId};
 use uncouple::ops::sampling::SamplingParams;
 
 const HIDDEN: usize = 64;
@@ -37,7 +37,7 @@ fn model() -> Model {
 /// The final hidden state of the last token of each sequence, by the training forward pass on the same device.
 fn at_once(model: &CudaModel, gpu: &uncouple::device::Gpu, sequences: &[&[u32]]) -> Vec<f32> {
     let forest = Forest::new(sequences);
-    let acts = model.forward(&model.forest(&forest).unwrap(), Keep::Nothing).unwrap();
+    let acts = model.forward(&model.forest(&forest).unwrap(), SavedActivations::Nothing).unwrap();
     let hidden = gpu.read(&acts.hidden).unwrap();
     let last = forest.paths.iter().map(|path| path[path.len() - 1] as usize);
     last.flat_map(|row| hidden[row * HIDDEN..(row + 1) * HIDDEN].iter().map(|x| x.to_f32())).collect()

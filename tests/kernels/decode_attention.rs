@@ -4,9 +4,9 @@ use crate::emulated::gpu;
 use half::bf16;
 use uncouple::ops::attention::Shape;
 use uncouple::ops::case::Bf16s;
+use uncouple::ops::decode_attention;
 use uncouple::ops::decode_attention::cuda::{Cache, PAGE, Rows, forward};
 use uncouple::ops::rope;
-use uncouple::ops::decode_attention;
 
 /// Sequences that share the first pages of a prompt; what is fed of each, (sequence, position).
 struct Fed {
@@ -32,7 +32,8 @@ impl Fed {
         let cache = Cache::new(&gpu, shape, 1, 301).unwrap();
         let tables: Vec<&[u32]> = self.tables.iter().map(Vec::as_slice).collect();
         // Every token that any row sees, once.
-        let seen = |s: usize| self.rows.iter().filter(|row| row.0 as usize == s).map(|row| row.1 + 1).max().unwrap_or(0);
+        let seen =
+            |s: usize| self.rows.iter().filter(|row| row.0 as usize == s).map(|row| row.1 + 1).max().unwrap_or(0);
         let first = |s: usize| if s == 0 { 0 } else { (self.shared * PAGE) as u32 };
         let all: Vec<(u32, u32)> =
             (0..self.tables.len()).flat_map(|s| (first(s)..seen(s)).map(move |at| (s as u32, at))).collect();

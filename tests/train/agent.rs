@@ -1,7 +1,7 @@
 //! Prompts and action parsing.
 
 use std::path::Path;
-use uncouple::agent::{COMPACT_TEMPLATE, Exchange, PromptError, Prompter, Reader, Refusal, Tag};
+use uncouple::agent::{COMPACT_TEMPLATE, CommandReader, Exchange, PromptError, Prompter, Refusal, Tag};
 use uncouple::config::{Config, Format, History, Normalize, Override, Prompt};
 use uncouple::env::Observation;
 use uncouple::model::{Message, Tokenizer};
@@ -136,7 +136,7 @@ fn a_template_that_rewrites_history_is_refused() {
 
 /// The command as it was written.
 fn read(format: Format, tags: bool, text: &str) -> Result<String, Refusal> {
-    Reader { format, tags, normalize: false }.command(text).map(|(_, command)| command)
+    CommandReader { format, tags, normalize: false }.command(text).map(|(_, command)| command)
 }
 
 #[test]
@@ -174,8 +174,8 @@ fn a_thought_comes_first_and_the_action_is_closed() {
 
 #[test]
 fn commands_are_normalized_where_models_write_as_people_do() {
-    let reader = |format, normalize| Reader::new(&Prompt { format, normalize, ..Prompt::default() });
-    let said = |reader: Reader, text: &str| reader.command(text).map(|(_, command)| command);
+    let reader = |format, normalize| CommandReader::new(&Prompt { format, normalize, ..Prompt::default() });
+    let said = |reader: CommandReader, text: &str| reader.command(text).map(|(_, command)| command);
     let auto = |format| reader(format, Normalize::Auto);
     assert_eq!(said(auto(Format::Compact), "Go north."), Ok("Go north.".into()));
     assert_eq!(said(reader(Format::Compact, Normalize::On), "Go north."), Ok("go north".into()));

@@ -14,9 +14,9 @@ use uncouple::model::checkpoint::{self, SaveDtype};
 use uncouple::model::tokenizer::Tokenizer;
 use uncouple::report::metrics;
 use uncouple::train::run_folder::{Existing, RunFolder};
-use uncouple::train::{Outcome, TrainError, suite, train};
+use uncouple::train::{RunOutcome, TrainError, suite, train};
 
-fn try_run(config: &Config, existing: Existing) -> Result<Outcome, TrainError> {
+fn try_run(config: &Config, existing: Existing) -> Result<RunOutcome, TrainError> {
     train(config.clone(), &*suite(config).unwrap(), existing)
 }
 

@@ -16,7 +16,7 @@ use uncouple::gcd::{Flaw, JudgeLabels, Label, Labelled};
 use uncouple::model::{Architecture, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::report::stats;
-use uncouple::rollout::{Actor, Counts, RolloutTasks, Settings};
+use uncouple::rollout::{Actor, Counts, RolloutSettings, RolloutTasks};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::suggest::{SuggestionUpdate, due};
 use uncouple::train::{TrainError, suite, train};
@@ -110,8 +110,11 @@ fn thoughtful() -> (Vec<Episode>, Vec<String>) {
     let received = Arc::new(Mutex::new(Vec::new()));
     let open = |_: &Task| -> Result<Box<dyn Environment>, EnvError> { Ok(Box::new(Wall(received.clone()))) };
     let task = Task { id: "wall".into(), kind: "wall".into(), split: Split::Train };
-    let settings =
-        Settings { max_steps: 3, max_turn_tokens: 100, ..Settings::training(&Config::default(), Stream::Rollout(0)) };
+    let settings = RolloutSettings {
+        max_steps: 3,
+        max_turn_tokens: 100,
+        ..RolloutSettings::training(&Config::default(), Stream::Rollout(0))
+    };
     let episodes = Actor::new(&policy, &prompter, settings, &|| false)
         .rollout(&RolloutTasks { open: &open, tasks: &[task], group_size: 1 })
         .unwrap()

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::generate::Generated;
-use super::world::Kind;
+use super::world::ObjectKind;
 use crate::env::textgame::{Game, Planner, TextGame};
 use crate::env::{EnvError, Environment, Observation};
 
@@ -68,7 +68,7 @@ impl HouseholdGame {
         };
         let wanted = &self.about.wanted;
         let before = |i: usize| wanted[..i].iter().filter(|k| k.name == wanted[i].name).count();
-        let missing: Vec<&Kind> =
+        let missing: Vec<&ObjectKind> =
             (0..wanted.len()).filter(|i| placed(wanted[*i].name) <= before(*i)).map(|i| wanted[i]).collect();
         let of_kind: Vec<String> = missing.iter().flat_map(|kind| things(kind.name)).collect();
         let held = of_kind.iter().find(|t| self.holds("holding", &[t]));

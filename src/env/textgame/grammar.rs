@@ -30,10 +30,10 @@ pub enum Symbol {
 
 /// `a.name or b.id`: the first alternative that is not empty; each is a sum of terms.
 #[derive(Debug, Clone)]
-pub struct Expression(pub Vec<Vec<Piece>>);
+pub struct Expression(pub Vec<Vec<TextPiece>>);
 
 #[derive(Debug, Clone)]
-pub enum Piece {
+pub enum TextPiece {
     Literal(String),
     /// A property of what the variable of this name stands for.
     Property(String, Property),
@@ -129,7 +129,7 @@ impl Grammar {
             let block = blocks.get(action.name.as_str()).ok_or_else(|| {
                 file.fail(text.len(), &format!("an 'action' block for '{}'", action.name), "none".into())
             })?;
-            let place = Place { at: block.at, rule: None };
+            let place = TextPlace { at: block.at, rule: None };
             let typed = action.parameters.iter().zip(&action.precondition.slot_types);
             let parameters =
                 typed.map(|(name, kind)| builder.variable(name, *kind, place)).collect::<Result<_, _>>()?;
@@ -170,20 +170,20 @@ struct RawRule<'a> {
 }
 
 impl RawRule<'_> {
-    fn place(&self) -> Place<'_> {
-        Place { at: self.start, rule: Some((self.block, &self.name)) }
+    fn place(&self) -> TextPlace<'_> {
+        TextPlace { at: self.start, rule: Some((self.block, &self.name)) }
     }
 }
 
 /// Where something is, as far as it is known without searching the text: only an error needs the position.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct TextPlace<'a> {
     at: Position,
     /// A block of rules that begins there, and the name of one.
     rule: Option<(&'a str, &'a str)>,
 }
 
-impl Place<'_> {
+impl TextPlace<'_> {
     fn position(self) -> Position {
         let Some((block, name)) = self.rule else { return self.at };
         let json = without_comments(block);
@@ -354,7 +354,7 @@ impl<'a> File<'a> {
         for (name, alternatives) in value {
             let wrong = |found: &serde_json::Value| GameError {
                 part: "grammar",
-                at: Place { at: start, rule: Some((block, &name)) }.position(),
+                at: TextPlace { at: start, rule: Some((block, &name)) }.position(),
                 expected: format!("a list of {{\"condition\": text, \"rhs\": text}} for rule '{name}'"),
                 found: found.to_string().chars().take(40).collect(),
             };
@@ -381,11 +381,11 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn fail(&self, at: Place, expected: &str, found: &str) -> GameError {
+    fn fail(&self, at: TextPlace, expected: &str, found: &str) -> GameError {
         GameError { part: "grammar", at: at.position(), expected: expected.into(), found: format!("'{found}'") }
     }
 
-    fn variable(&mut self, name: &str, kind: TypeId, at: Place) -> Result<VariableId, GameError> {
+    fn variable(&mut self, name: &str, kind: TypeId, at: TextPlace) -> Result<VariableId, GameError> {
         let of_name = self.known.get(name).map_or(&[][..], Vec::as_slice);
         if let Some(known) = of_name.iter().find(|id| self.variables[usize::from(**id)].1 == kind) {
             return Ok(*known);
@@ -399,7 +399,7 @@ impl Builder<'_> {
         Ok(id)
     }
 
-    fn query(&mut self, text: &str, at: Place) -> Result<Query, GameError> {
+    fn query(&mut self, text: &str, at: TextPlace) -> Result<Query, GameError> {
         let text = text.trim();
         if text.is_empty() {
             return Ok(Query::default());
@@ -436,7 +436,7 @@ impl Builder<'_> {
         Ok(Query(atoms.collect::<Result<_, _>>()?))
     }
 
-    fn symbols(&mut self, text: &str, at: Place) -> Result<Vec<Symbol>, GameError> {
+    fn symbols(&mut self, text: &str, at: TextPlace) -> Result<Vec<Symbol>, GameError> {
         let text = text.replace("\\n", "\n");
         // The original reader skips white space where a text begins.
         let mut rest = text.trim_start();
@@ -480,11 +480,11 @@ impl Builder<'_> {
         Ok(out)
     }
 
-    fn rule(&self, name: &str, at: Place) -> Result<RuleId, GameError> {
+    fn rule(&self, name: &str, at: TextPlace) -> Result<RuleId, GameError> {
         self.names.get(name).copied().ok_or_else(|| self.fail(at, "the name of a rule between '#'", name))
     }
 
-    fn braced(&mut self, text: &str, at: Place) -> Result<(Symbol, Option<Query>), GameError> {
+    fn braced(&mut self, text: &str, at: TextPlace) -> Result<(Symbol, Option<Query>), GameError> {
         let (symbol, query) = match text.split_once('|') {
             Some((symbol, query)) => (symbol.trim(), Some(self.query(query, at)?)),
             None => (text.trim(), None),
@@ -496,11 +496,11 @@ impl Builder<'_> {
         Ok((symbol, query))
     }
 
-    fn expression(&self, text: &str, at: Place) -> Result<Expression, GameError> {
+    fn expression(&self, text: &str, at: TextPlace) -> Result<Expression, GameError> {
         let piece = |term: &str| {
             let term = term.trim();
             if let Some(literal) = term.strip_prefix('\'').and_then(|t| t.strip_suffix('\'')) {
-                return Ok(Piece::Literal(literal.into()));
+                return Ok(TextPiece::Literal(literal.into()));
             }
             let (variable, property) = term.split_once('.').unwrap_or((term, "name"));
             let property = match property {
@@ -515,7 +515,7 @@ impl Builder<'_> {
             if variable.is_empty() || !variable.chars().all(plain) {
                 return Err(self.fail(at, "a variable or a quoted text between braces", term));
             }
-            Ok(Piece::Property(variable.into(), property))
+            Ok(TextPiece::Property(variable.into(), property))
         };
         let sum = |part: &str| part.split('+').map(piece).collect::<Result<Vec<_>, GameError>>();
         Ok(Expression(text.split(" or ").map(sum).collect::<Result<_, _>>()?))

@@ -17,7 +17,7 @@ mod syntax;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use game::{Game, State};
+pub use game::{Game, GameState};
 pub use grammar::Grammar;
 pub use limits::MOST_FILE;
 pub use pddl::Domain;
@@ -107,7 +107,7 @@ impl Shared {
 pub struct TextGame {
     name: String,
     game: Arc<Game>,
-    state: State,
+    state: GameState,
     won: bool,
     /// What is possible now, in the order of the admissible commands.
     legal: Vec<(u32, String)>,
@@ -127,7 +127,7 @@ impl TextGame {
     }
 
     /// Its state now.
-    pub fn state(&self) -> &State {
+    pub fn state(&self) -> &GameState {
         &self.state
     }
 

@@ -11,8 +11,8 @@ use std::collections::BinaryHeap;
 use foldhash::HashMap;
 
 use super::facts::FactId;
-use super::game::{Game, State};
-use super::ground::{Task, Test};
+use super::game::{Game, GameState};
+use super::ground::{GroundTask, Test};
 use super::limits::MOST_PLANNING;
 
 /// States looked at before the search gives up, and the bytes that they may take.
@@ -31,16 +31,16 @@ pub struct Planner {
 
 impl Planner {
     /// Fewest steps to the goal (`None`: it cannot be reached, or the search gave up).
-    pub fn distance(&mut self, game: &Game, state: &State) -> Option<u32> {
+    pub fn distance(&mut self, game: &Game, state: &GameState) -> Option<u32> {
         self.look_up(game, state).map(|(distance, _)| distance)
     }
 
     /// The next ground action of a shortest plan.
-    pub fn next(&mut self, game: &Game, state: &State) -> Option<u32> {
+    pub fn next(&mut self, game: &Game, state: &GameState) -> Option<u32> {
         self.look_up(game, state).and_then(|(_, action)| action)
     }
 
-    fn look_up(&mut self, game: &Game, state: &State) -> Known {
+    fn look_up(&mut self, game: &Game, state: &GameState) -> Known {
         if let Some(known) = self.known.get(state.bits()) {
             return *known;
         }
@@ -62,8 +62,8 @@ impl Planner {
 }
 
 /// A state that the search has reached, and how.
-struct Node {
-    state: State,
+struct SearchNode {
+    state: GameState,
     cost: u32,
     parent: usize,
     action: u32,
@@ -75,15 +75,15 @@ type Open = BinaryHeap<(Reverse<u32>, u32, usize)>;
 
 /// What A* has reached so far.
 struct Reached {
-    nodes: Vec<Node>,
+    nodes: Vec<SearchNode>,
     /// Nodes by their state.
     seen: HashMap<Box<[u64]>, usize>,
     open: Open,
 }
 
 impl Reached {
-    fn new(start: &State) -> Reached {
-        let root = Node { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false };
+    fn new(start: &GameState) -> Reached {
+        let root = SearchNode { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false };
         let seen = HashMap::from_iter([(start.bits().into(), 0)]);
         Reached { nodes: vec![root], seen, open: Open::from([(Reverse(0u32), 0u32, 0usize)]) }
     }
@@ -106,7 +106,7 @@ impl Reached {
         let reached = self.nodes.len();
         let target = *self.seen.entry(state.bits().into()).or_insert(reached);
         if target == reached {
-            self.nodes.push(Node { state, cost, parent: id, action, closed: false });
+            self.nodes.push(SearchNode { state, cost, parent: id, action, closed: false });
         } else if self.nodes[target].cost > cost {
             let node = &mut self.nodes[target];
             (node.cost, node.parent, node.action, node.closed) = (cost, id, action, false);
@@ -118,7 +118,7 @@ impl Reached {
 }
 
 /// A shortest plan from `start`, as ground actions: A* with the landmark-cut bound.
-pub fn shortest_plan(game: &Game, start: &State) -> Option<Vec<u32>> {
+pub fn shortest_plan(game: &Game, start: &GameState) -> Option<Vec<u32>> {
     let relevant = relevant_ways(game, start);
     let mut bound = Bound::new(game, &relevant);
     let mut useful = vec![false; game.task.actions.len()];
@@ -172,7 +172,7 @@ fn wanted_by(test: &Test, truth: bool, visit: &mut impl FnMut(FactId, bool)) {
 }
 
 /// Ways by the facts that they make false, and true; of the facts, those that can change.
-fn makers(task: &Task) -> [Vec<Vec<u32>>; 2] {
+fn makers(task: &GroundTask) -> [Vec<Vec<u32>>; 2] {
     let changing = task.facts.count() - task.fixed as usize;
     let index = |fact: FactId| (fact - task.fixed) as usize;
     let mut makers = [vec![Vec::new(); changing], vec![Vec::new(); changing]];
@@ -185,8 +185,8 @@ fn makers(task: &Task) -> [Vec<Vec<u32>>; 2] {
     makers
 }
 
-/// The ways (see [`super::ground::Way`]) that bear on the goal from `start`.
-fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
+/// The ways (see [`super::ground::Operator`]) that bear on the goal from `start`.
+fn relevant_ways(game: &Game, start: &GameState) -> Vec<u32> {
     let task = &game.task;
     let changing = task.facts.count() - task.fixed as usize;
     let index = |fact: FactId| (fact - task.fixed) as usize;
@@ -309,7 +309,7 @@ impl Bound {
     }
 
     /// A lower bound on the steps from `state` to the goal; `None`: the goal cannot be reached.
-    fn of(&mut self, state: &State) -> Option<u32> {
+    fn of(&mut self, state: &GameState) -> Option<u32> {
         let goal = self.facts - 1;
         self.scratch.cost.clone_from(&self.price);
         let mut holding: Vec<u32> = vec![2 * self.changing as u32];

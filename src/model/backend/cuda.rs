@@ -3,11 +3,11 @@
 //! A residual connection is added by the norm that follows it, and the
 //! gradient of the residual stream lives in one buffer that every layer adds to.
 
-use super::Keep;
+use super::SavedActivations;
 use super::Sink;
 use super::cuda_graphs::Graphs;
 use super::cuda_sink::{Accumulate, Cuda, part, spans};
-use crate::device::{Error, Gpu, Packed, Part, Result, Slice, Tensor};
+use crate::device::{Error, Gpu, Packed, Result, Slice, SubSlice, Tensor};
 use crate::forest::Forest;
 use crate::model::params::Layout;
 use crate::model::transformer::{Backward, Forward};
@@ -55,11 +55,11 @@ pub struct CudaForest {
 pub struct CudaActivations {
     /// Final-normed hidden states, `[tokens, hidden]`: what the head reads.
     pub hidden: Tensor<bf16>,
-    keep: Keep,
-    /// The residual stream entering each layer, and leaving the last, `[tokens, hidden]` each; with [`Keep::Nothing`] just one,
+    keep: SavedActivations,
+    /// The residual stream entering each layer, and leaving the last, `[tokens, hidden]` each; with [`SavedActivations::Nothing`] just one,
     /// which every layer overwrites.
     inputs: Vec<Tensor<bf16>>,
-    /// One for each layer with [`Keep::All`], else a single one.
+    /// One for each layer with [`SavedActivations::All`], else a single one.
     layers: Vec<LayerActs>,
     rstd: Tensor<f32>,
     /// What a layer adds to the residual stream, `[tokens, hidden]`.
@@ -138,7 +138,7 @@ impl CudaModel {
         attention::Shape { heads: c.num_attention_heads, kv_heads: c.num_key_value_heads, head_dim: c.head_dim }
     }
 
-    pub(super) fn weight(&self, range: &Range<usize>) -> Part<'_, bf16> {
+    pub(super) fn weight(&self, range: &Range<usize>) -> SubSlice<'_, bf16> {
         part(&self.weights, range)
     }
 
@@ -146,7 +146,7 @@ impl CudaModel {
     ///
     /// # Errors
     /// If there is too little device memory, or a launch fails.
-    pub fn forward(&self, forest: &CudaForest, keep: Keep) -> Result<CudaActivations> {
+    pub fn forward(&self, forest: &CudaForest, keep: SavedActivations) -> Result<CudaActivations> {
         let acts = self.activations(forest.len, keep)?;
         self.run(&forest.tokens.ids, &acts, &self.attend(forest))?;
         Ok(acts)
@@ -167,14 +167,16 @@ impl CudaModel {
     }
 
     /// Room for a forward pass of `n` tokens.
-    pub(super) fn activations(&self, n: usize, keep: Keep) -> Result<CudaActivations> {
+    pub(super) fn activations(&self, n: usize, keep: SavedActivations) -> Result<CudaActivations> {
         let (gpu, layers) = (&self.gpu, self.config.num_hidden_layers);
         let wide = || gpu.uninit::<bf16>(n * self.config.hidden_size);
         Ok(CudaActivations {
             hidden: wide()?,
             keep,
-            inputs: (0..if keep == Keep::Nothing { 1 } else { layers + 1 }).map(|_| wide()).collect::<Result<_>>()?,
-            layers: (0..if keep == Keep::All { layers } else { 1 })
+            inputs: (0..if keep == SavedActivations::Nothing { 1 } else { layers + 1 })
+                .map(|_| wide())
+                .collect::<Result<_>>()?,
+            layers: (0..if keep == SavedActivations::All { layers } else { 1 })
                 .map(|_| self.layer_acts(n, keep))
                 .collect::<Result<_>>()?,
             rstd: gpu.uninit(n)?,
@@ -219,7 +221,7 @@ impl CudaModel {
         d_hidden: &Slice<bf16>,
         sink: &mut dyn Sink<Cuda>,
     ) -> Result<()> {
-        assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
+        assert!(acts.keep != SavedActivations::Nothing, "backward after a forward pass that kept nothing");
         let (gpu, c, shape, n) = (&self.gpu, &self.config, self.shape(), forest.len);
         let grads = LayerGrads {
             act: gpu.uninit(n * c.intermediate_size)?,
@@ -252,13 +254,13 @@ impl CudaModel {
         Ok(())
     }
 
-    fn layer_acts(&self, n: usize, keep: Keep) -> Result<LayerActs> {
+    fn layer_acts(&self, n: usize, keep: SavedActivations) -> Result<LayerActs> {
         let (gpu, c, shape) = (&self.gpu, &self.config, self.shape());
         let wide = |width: usize| gpu.uninit::<bf16>(n * width);
         Ok(LayerActs {
             norm1: wide(c.hidden_size)?,
             rstd1: gpu.uninit(n)?,
-            raw: match c.family.qk_norm && keep != Keep::Nothing {
+            raw: match c.family.qk_norm && keep != SavedActivations::Nothing {
                 true => Some(wide((shape.heads + shape.kv_heads) * shape.head_dim)?),
                 false => None,
             },
@@ -364,7 +366,7 @@ impl<'a> Backward for BackwardPass<'a> {
     }
 
     fn recompute(&mut self) -> Option<&mut ForwardPass<'a>> {
-        (self.forward.acts.keep == Keep::LayerInputs).then_some(&mut self.forward)
+        (self.forward.acts.keep == SavedActivations::LayerInputs).then_some(&mut self.forward)
     }
 
     fn norm_backward(&mut self) -> Result<()> {

@@ -1,7 +1,7 @@
 //! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens sampled from its logits. What comes back
 //! to the host is tokens and their log-probs.
 
-use super::Keep;
+use super::SavedActivations;
 use super::cuda::{CudaActivations, CudaModel};
 use super::cuda_sink::part;
 use super::cuda_step::{DRAWS, Drawing, Step, Steps, split_sampled};
@@ -155,7 +155,7 @@ impl<'a> CudaDecoder<'a> {
             let (tokens, rows) = (packed.add(&tokens[pass.clone()]), &rows[pass.clone()]);
             let rows = Rows::pack(&mut packed, gpu, &self.cache, rows, tables, Rows::splits(rows))?;
             let mut on = packed.upload(gpu)?;
-            let acts = model.activations(pass.len(), Keep::Nothing)?;
+            let acts = model.activations(pass.len(), SavedActivations::Nothing)?;
             model.decode(&on.take(tokens), &rows(&mut on), &self.cache, &acts)?;
             embedding::place(gpu, &acts.hidden, &moves(&mut on), width, &self.states)?;
         }

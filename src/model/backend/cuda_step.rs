@@ -4,9 +4,9 @@
 //! The first step of a graph runs eagerly, which loads, plans and opts in for whatever it needs; then it is captured. Graphs outlive
 //! a decoder: they serve the next one again, as long as what they read and write lies where it lay.
 
-use super::Keep;
+use super::SavedActivations;
 use super::cuda::{CudaActivations, CudaModel};
-use super::cuda_graphs::Kind;
+use super::cuda_graphs::GraphKind;
 use super::cuda_sink::part;
 use crate::device::{Packed, Result, Slice, Tensor};
 use crate::model::SequenceId;
@@ -114,7 +114,7 @@ impl Steps {
         let buffers = self.buffers.entry(rows).or_insert(buffers);
         buffers.write(model, cache, step, &places, spare, drawing)?;
         let sampling = drawing.map(|drawing| *drawing.params);
-        let kind = Kind { rows, splits: buffers.rows.room(), tiled: buffers.rows.tiled(), sampling };
+        let kind = GraphKind { rows, splits: buffers.rows.room(), tiled: buffers.rows.tiled(), sampling };
         let addresses = buffers.addresses(cache, states, &self.logits);
         let logits = &self.logits;
         model.graphs.run(&model.gpu, kind, addresses, || {
@@ -157,7 +157,7 @@ impl Buffers {
             rows: held(&mut on),
             moves: moves(&mut on),
             uniform: on.take(uniform),
-            acts: model.activations(rows, Keep::Nothing)?,
+            acts: model.activations(rows, SavedActivations::Nothing)?,
             sampled: gpu.uninit(2 * rows)?,
         })
     }

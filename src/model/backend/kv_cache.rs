@@ -2,7 +2,7 @@
 //!
 //! A page holds [`PAGE`] tokens of every layer and kv head.
 
-use super::cpu::{Source, Weights};
+use super::cpu::{WeightSource, Weights};
 use super::packed_weights::PackedWeights;
 use crate::model::Model;
 use crate::model::pages::{PAGE, Pages, SequenceId};
@@ -118,7 +118,7 @@ impl KvCache {
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { source: Source::Packed(&self.weights), spread: false }
+        Weights { source: WeightSource::Packed(&self.weights), spread: false }
     }
 
     /// Makes each slot (none twice) longer by so many tokens, which `write` writes; a page that is shared is copied before.
@@ -152,7 +152,7 @@ impl KvCache {
                 Growing { shape: self.shape, past, read: read.collect(), written }
             })
             .collect();
-        write(Weights { source: Source::Packed(&self.weights), spread: false }, &mut growing);
+        write(Weights { source: WeightSource::Packed(&self.weights), spread: false }, &mut growing);
         let written: Vec<Vec<Box<[f32]>>> = growing.into_iter().map(|sequence| sequence.written).collect();
         for (((slot, _), past), written) in slots.iter().zip(past).zip(written) {
             for (page, content) in self.pages.of(*slot)[past / PAGE..].iter().zip(written) {

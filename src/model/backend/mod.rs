@@ -15,7 +15,7 @@ use std::ops::Range;
 
 /// Which activations the forward pass keeps.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Keep {
+pub enum SavedActivations {
     /// Everything the backward pass reads.
     #[default]
     All,

@@ -1,6 +1,6 @@
 //! AdamW's cases.
 
-use super::cuda::{self, Rounding, State};
+use super::cuda::{self, OptimizerState, Rounding};
 use super::{AdamW, clip_scale, grad_norm, step};
 use crate::device::{Gpu, Real, Result, Slice, Tensor};
 use crate::ops::case::{Bf16s, Case, F32, OpCase, Size, Trial, Work, randoms};
@@ -109,7 +109,7 @@ impl Start {
 
 impl OnGpu {
     fn step<T: Real>(&self, gpu: &Gpu, o: &AdamW, g: &Slice<T>, rounding: Rounding) -> Result<()> {
-        let state = State { p: &self.p, m: &self.m, v: &self.v, copy: &self.copy };
+        let state = OptimizerState { p: &self.p, m: &self.m, v: &self.v, copy: &self.copy };
         cuda::step(gpu, o, decays(g.len()), &state, g, &self.scale, rounding)
     }
 }

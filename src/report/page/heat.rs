@@ -15,12 +15,12 @@ pub struct Heat {
 /// As a measurement is kept.
 #[derive(Deserialize)]
 struct Measured {
-    layers: Vec<Group>,
-    kinds: Vec<Group>,
+    layers: Vec<ParameterGroup>,
+    kinds: Vec<ParameterGroup>,
 }
 
 #[derive(Deserialize)]
-struct Group {
+struct ParameterGroup {
     name: String,
     cosine: Means,
 }
@@ -41,7 +41,7 @@ impl Heat {
     /// Of the measurement at the end; `None` where it cannot be read as one.
     pub fn of_json(json: &[u8]) -> Option<Heat> {
         let measured: Measured = serde_json::from_slice(json).ok()?;
-        let row = |g: Group| (g.name, [g.cosine.pp.mean, g.cosine.nn.mean, g.cosine.pn.mean]);
+        let row = |g: ParameterGroup| (g.name, [g.cosine.pp.mean, g.cosine.nn.mean, g.cosine.pn.mean]);
         let all = measured
             .layers
             .into_iter()

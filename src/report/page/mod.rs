@@ -14,8 +14,8 @@ pub use heat::Heat;
 
 use super::flawed;
 use super::metrics::Record;
-use super::results::{self, BASELINE_HEADINGS, HEADINGS, Row, Summary, baseline_cells};
-use super::trajectories::{Confusion, Evaluated, Reader};
+use super::results::{self, BASELINE_HEADINGS, HEADINGS, StageRow, Summary, baseline_cells};
+use super::trajectories::{Confusion, EvaluatedEpisode, TrajectoryReader};
 use crate::files::FileError;
 use evaluations::{EVAL, WITHOUT_SUGGESTIONS};
 use figure::{Figure, Mark};
@@ -35,7 +35,7 @@ pub enum PageError {
 }
 
 /// What the page shows.
-pub struct Run<'a> {
+pub struct PageRun<'a> {
     /// The run's name.
     pub name: &'a str,
     /// The resolved configuration, as TOML.
@@ -53,7 +53,7 @@ pub struct Run<'a> {
     /// Gradient cosines by layer, at the end.
     pub heat: Option<Heat>,
     /// The run's episodes, where it has any.
-    pub trajectories: Option<&'a Reader>,
+    pub trajectories: Option<&'a TrajectoryReader>,
     /// Why trajectories are missing.
     pub notice: Option<String>,
     /// Probability above which a flawed action is a likely one.
@@ -75,17 +75,17 @@ struct Data {
     confusion: Vec<Confusion>,
     types: Vec<evaluations::TypeChange>,
     subjects: Vec<curves::Subject>,
-    browser: browser::Index,
+    browser: browser::BrowserIndex,
 }
 
 /// The page as HTML.
 ///
 /// # Errors
 /// If the episodes cannot be read, or the page cannot be rendered.
-pub fn render(run: &Run<'_>) -> Result<String, PageError> {
-    let episodes = run.trajectories.map(Reader::evaluated).transpose()?.unwrap_or_default();
+pub fn render(run: &PageRun<'_>) -> Result<String, PageError> {
+    let episodes = run.trajectories.map(TrajectoryReader::evaluated).transpose()?.unwrap_or_default();
     let (data, groups) = data(run, &episodes)?;
-    let volume = run.trajectories.map(Reader::volume).transpose()?.unwrap_or_default();
+    let volume = run.trajectories.map(TrajectoryReader::volume).transpose()?.unwrap_or_default();
     let rows = rows(&episodes);
     let part = context! {
         name => run.name,
@@ -97,7 +97,7 @@ pub fn render(run: &Run<'_>) -> Result<String, PageError> {
         without => verdicts(&episodes, WITHOUT_SUGGESTIONS),
         provenance => provenance(run),
         headings => HEADINGS,
-        rows => rows.iter().map(Row::cells).collect::<Vec<_>>(),
+        rows => rows.iter().map(StageRow::cells).collect::<Vec<_>>(),
         baseline_headings => BASELINE_HEADINGS,
         baselines => baseline_cells(&run.summary.baselines),
         flawed => flawed::section(run.summary),
@@ -109,7 +109,7 @@ pub fn render(run: &Run<'_>) -> Result<String, PageError> {
     html::page(include_str!("../assets/run.html"), part, &data, &groups)
 }
 
-fn data(run: &Run<'_>, episodes: &[Evaluated]) -> Result<(Data, Vec<String>), PageError> {
+fn data(run: &PageRun<'_>, episodes: &[EvaluatedEpisode]) -> Result<(Data, Vec<String>), PageError> {
     let (browser, groups) = match run.trajectories {
         Some(reader) => browser::select(reader, run.threshold, run.decode)?,
         None => Default::default(),
@@ -131,7 +131,7 @@ fn data(run: &Run<'_>, episodes: &[Evaluated]) -> Result<(Data, Vec<String>), Pa
         heat: run.heat.clone().or_else(|| Heat::of_records(run.records)),
         flawed: flawed::figure(run.summary).into_iter().collect(),
         judgments: curves::judgments(run.records),
-        confusion: run.trajectories.map(Reader::confusion).transpose()?.unwrap_or_default(),
+        confusion: run.trajectories.map(TrajectoryReader::confusion).transpose()?.unwrap_or_default(),
         types: evaluations::types(episodes, first, last),
         subjects: curves::subjects(run.records),
         browser,
@@ -155,7 +155,7 @@ fn has(data: &Data) -> Value {
 }
 
 /// The table of results: after the cold start, at the end, and without suggestions.
-fn rows(episodes: &[Evaluated]) -> Vec<Row> {
+fn rows(episodes: &[EvaluatedEpisode]) -> Vec<StageRow> {
     let (all, without) =
         (evaluations::by_iteration(episodes, EVAL), evaluations::by_iteration(episodes, WITHOUT_SUGGESTIONS));
     let label = |iteration: u64, last: bool| match (iteration, last) {
@@ -178,7 +178,7 @@ fn rows(episodes: &[Evaluated]) -> Vec<Row> {
 }
 
 /// The last evaluation of the phase `last` against the first of all.
-fn verdicts(episodes: &[Evaluated], last: &str) -> Vec<verdict::Verdict> {
+fn verdicts(episodes: &[EvaluatedEpisode], last: &str) -> Vec<verdict::Verdict> {
     let iterations = |phase: &str| episodes.iter().filter(move |e| e.phase == phase).map(|e| e.iteration).collect();
     let [first, last_of]: [Vec<u64>; 2] = [EVAL, last].map(iterations);
     match (first.iter().min(), last_of.iter().max()) {
@@ -187,7 +187,7 @@ fn verdicts(episodes: &[Evaluated], last: &str) -> Vec<verdict::Verdict> {
     }
 }
 
-fn status(run: &Run<'_>) -> String {
+fn status(run: &PageRun<'_>) -> String {
     let done = run.records.iter().filter(|r| r.phase == "grpo").map(|r| r.step).max().unwrap_or(0);
     match run.finished {
         true => "finished".into(),
@@ -196,7 +196,7 @@ fn status(run: &Run<'_>) -> String {
 }
 
 /// Where the run came from, as (what, value).
-fn provenance(run: &Run<'_>) -> Vec<(String, String)> {
+fn provenance(run: &PageRun<'_>) -> Vec<(String, String)> {
     let Some(of) = &run.summary.provenance else { return Vec::new() };
     let mut facts: Vec<(String, String)> = Vec::new();
     for (i, p) in of.sessions.iter().enumerate() {

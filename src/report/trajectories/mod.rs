@@ -9,7 +9,7 @@
 mod read;
 mod schema;
 
-pub use read::{Confusion, EpisodeIndex, Evaluated, Reader};
+pub use read::{Confusion, EpisodeIndex, EvaluatedEpisode, TrajectoryReader};
 
 use crate::files::{self, FileError};
 use rusqlite::{Connection, ErrorCode, Statement, params};
@@ -21,7 +21,7 @@ use std::time::Duration;
 
 /// One episode as it is kept.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Episode {
+pub struct EpisodeRecord {
     /// GRPO iteration; 0 before the first.
     pub iteration: u64,
     /// E.g. `grpo`, `eval`.
@@ -53,12 +53,12 @@ pub struct Episode {
     /// All that the model read and wrote, in order.
     pub tokens: Vec<u32>,
     /// Its turns, in order.
-    pub turns: Vec<Turn>,
+    pub turns: Vec<TurnRecord>,
 }
 
 /// One turn: what the agent saw, what it wrote, what came of it.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Turn {
+pub struct TurnRecord {
     /// What the agent was shown.
     pub observation: String,
     /// What the agent wrote.
@@ -84,12 +84,12 @@ pub struct Turn {
     /// Absent outside training.
     pub advantage: Option<f64>,
     /// What the policy said of the action.
-    pub judgments: Vec<Judgment>,
+    pub judgments: Vec<JudgmentRecord>,
 }
 
 /// What the policy said of its own action.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Judgment {
+pub struct JudgmentRecord {
     /// The label it was held against.
     pub label: String,
     /// `good` or `bad`; absent where there is none in the text.
@@ -100,16 +100,16 @@ pub struct Judgment {
 
 /// A suggestion and the flawed actions it rests on.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Suggestion {
+pub struct SuggestionRecord {
     /// The sentence.
     pub text: String,
     /// The flawed actions.
-    pub evidence: Vec<Evidence>,
+    pub evidence: Vec<EvidenceRecord>,
 }
 
 /// A flawed action in a state.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Evidence {
+pub struct EvidenceRecord {
     /// The task's id.
     pub task: String,
     /// The beginning of what the agent was shown.
@@ -172,7 +172,7 @@ impl Trajectories {
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub fn append(&mut self, episodes: &[Episode]) -> Result<(), FileError> {
+    pub fn append(&mut self, episodes: &[EpisodeRecord]) -> Result<(), FileError> {
         insert(&mut self.db, episodes).map_err(|e| error("append to", &self.path, e))
     }
 
@@ -180,7 +180,7 @@ impl Trajectories {
     ///
     /// # Errors
     /// If the database cannot be written.
-    pub fn suggest(&mut self, made: u64, suggestions: &[Suggestion]) -> Result<(), FileError> {
+    pub fn suggest(&mut self, made: u64, suggestions: &[SuggestionRecord]) -> Result<(), FileError> {
         insert_suggestions(&mut self.db, made, suggestions).map_err(|e| error("append to", &self.path, e))
     }
 
@@ -195,7 +195,7 @@ impl Trajectories {
     }
 }
 
-fn insert(db: &mut Connection, episodes: &[Episode]) -> rusqlite::Result<()> {
+fn insert(db: &mut Connection, episodes: &[EpisodeRecord]) -> rusqlite::Result<()> {
     let transaction = db.transaction()?;
     {
         let mut episode = transaction.prepare_cached(
@@ -225,7 +225,7 @@ fn insert(db: &mut Connection, episodes: &[Episode]) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-fn insert_turn(turn: &mut Statement<'_>, (episode, place): (i64, i64), t: &Turn) -> rusqlite::Result<()> {
+fn insert_turn(turn: &mut Statement<'_>, (episode, place): (i64, i64), t: &TurnRecord) -> rusqlite::Result<()> {
     turn.execute(params![
         episode,
         place,
@@ -246,7 +246,7 @@ fn insert_turn(turn: &mut Statement<'_>, (episode, place): (i64, i64), t: &Turn)
     Ok(())
 }
 
-fn insert_suggestions(db: &mut Connection, made: u64, suggestions: &[Suggestion]) -> rusqlite::Result<()> {
+fn insert_suggestions(db: &mut Connection, made: u64, suggestions: &[SuggestionRecord]) -> rusqlite::Result<()> {
     let (transaction, made) = (db.transaction()?, made as i64);
     for (place, suggestion) in suggestions.iter().enumerate() {
         let place = place as i64;
@@ -308,13 +308,13 @@ mod tests {
     fn a_full_disk_is_told_and_loses_nothing_earned() {
         let dir = tempfile::tempdir().unwrap();
         let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
-        let turn = Turn { observation: "x".repeat(10_000), ..Turn::default() };
-        let episode = Episode { phase: "grpo".into(), turns: vec![turn], ..Episode::default() };
+        let turn = TurnRecord { observation: "x".repeat(10_000), ..TurnRecord::default() };
+        let episode = EpisodeRecord { phase: "grpo".into(), turns: vec![turn], ..EpisodeRecord::default() };
         kept.append(std::slice::from_ref(&episode)).unwrap();
         kept.db.pragma_update(None, "max_page_count", 20).unwrap();
         let error = kept.append(&vec![episode.clone(); 50]).unwrap_err();
         assert!(error.is_disk_full(), "{error}");
         assert_eq!(error.to_string().matches("the disk is full").count(), 1, "{error}");
-        assert_eq!(Reader::open(dir.path()).unwrap().unwrap().group("grpo", 0, 0).unwrap(), [episode]);
+        assert_eq!(TrajectoryReader::open(dir.path()).unwrap().unwrap().group("grpo", 0, 0).unwrap(), [episode]);
     }
 }

@@ -5,7 +5,7 @@ use crate::config::Optim;
 use crate::coupling::{CouplingError, Grams, StateAction};
 use crate::device::Result;
 use crate::forest::Forest;
-use crate::model::{Activations, Architecture, Keep, Model, Params, Policy};
+use crate::model::{Activations, Architecture, Model, Params, Policy, SavedActivations};
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::pcgrad;
 use crate::train::TrainError;
@@ -26,7 +26,7 @@ impl CpuScorer {
 }
 
 impl Scorer for CpuScorer {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         self.model.forward(forest, keep, &mut self.acts);
         Ok(())
     }
@@ -55,7 +55,7 @@ impl CpuEngine {
 }
 
 impl Scorer for CpuEngine {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         self.scorer.forward(forest, keep)
     }
 
@@ -129,7 +129,7 @@ impl Engine for CpuEngine {
     }
 
     fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
-        Ok(Grams::new(&self.scorer.model, samples, Keep::LayerInputs).map_err(CouplingError::from)?)
+        Ok(Grams::new(&self.scorer.model, samples, SavedActivations::LayerInputs).map_err(CouplingError::from)?)
     }
 
     fn export(&self) -> Result<Export<'_>> {

@@ -7,13 +7,13 @@
 use super::{Engine, Export, NONE_ASIDE, Scorer, cuda_grams};
 use crate::config::{Grpo, Optim};
 use crate::coupling::{Grams, StateAction};
-use crate::device::{Gpu, Packed, Part, Result, Slice, Tensor, expect};
+use crate::device::{Gpu, Packed, Result, Slice, SubSlice, Tensor, expect};
 use crate::forest::Forest;
 use crate::grpo::{PolicyLoss, UseFound};
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel};
 use crate::model::backend::cuda_sink::part;
-use crate::model::{Architecture, Keep, Model, Params, Policy};
-use crate::ops::adamw::{self, cuda::Rounding, cuda::State};
+use crate::model::{Architecture, Model, Params, Policy, SavedActivations};
+use crate::ops::adamw::{self, cuda::OptimizerState, cuda::Rounding};
 use crate::ops::advantage::{self, Scale};
 use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets, Uses};
 use crate::ops::grouped_logprob::{Target, TokenGrad};
@@ -45,7 +45,7 @@ impl CudaScorer {
         &self.pass.as_ref().expect(NO_PASS).1
     }
 
-    fn head<'a>(&self, weight: &'a Part<'_, bf16>, acts: &'a CudaActivations, temperature: f32) -> Head<'a> {
+    fn head<'a>(&self, weight: &'a SubSlice<'_, bf16>, acts: &'a CudaActivations, temperature: f32) -> Head<'a> {
         Head { weight, hidden: &acts.hidden, width: self.model.config.hidden_size, temperature }
     }
 
@@ -54,13 +54,13 @@ impl CudaScorer {
         Targets::new(&self.gpu, &nodes.iter().map(target).collect::<Vec<_>>(), forest.len())
     }
 
-    fn head_weight(&self) -> Part<'_, bf16> {
+    fn head_weight(&self) -> SubSlice<'_, bf16> {
         part(&self.model.weights, &self.model.layout.head)
     }
 }
 
 impl Scorer for CudaScorer {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         // What the last pass kept is given back first.
         self.pass = None;
         let packed = self.model.forest(forest)?;
@@ -172,7 +172,7 @@ impl CudaEngine {
 }
 
 impl Scorer for CudaEngine {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         self.scorer.forward(forest, keep)
     }
 
@@ -283,7 +283,7 @@ impl Engine for CudaEngine {
                 let [p, m, v, g] =
                     [&self.master, &self.moments[0], &self.moments[1], &self.grads].map(|of| part(of, at));
                 let copy = part(&self.scorer.model.weights, at);
-                let state = State { p: &p, m: &m, v: &v, copy: &copy };
+                let state = OptimizerState { p: &p, m: &m, v: &v, copy: &copy };
                 adamw::cuda::step(gpu, &update, *decay, &state, &g, &scale, Rounding::Nearest)?;
             }
         }
@@ -319,7 +319,7 @@ impl Engine for CudaEngine {
     }
 
     fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
-        cuda_grams::grams(&self.gpu, &self.scorer.model, samples, Keep::LayerInputs)
+        cuda_grams::grams(&self.gpu, &self.scorer.model, samples, SavedActivations::LayerInputs)
     }
 
     fn export(&self) -> Result<Export<'_>> {

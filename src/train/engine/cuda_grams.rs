@@ -2,9 +2,9 @@
 //! of norm weights and biases, of the embedding's rows and of the head on the host, from what the passes leave.
 
 use crate::coupling::CouplingError;
-use crate::coupling::gram::{Batch, Grams, Pass, StateAction, columns};
+use crate::coupling::gram::{Grams, Pass, SampleBatch, StateAction, columns};
 use crate::device::{Dtype, Gpu, Result, Slice, Tensor};
-use crate::model::Keep;
+use crate::model::SavedActivations;
 use crate::model::backend::Sink;
 use crate::model::backend::cuda::CudaModel;
 use crate::model::backend::cuda_sink::{Add, Cuda, part};
@@ -24,9 +24,14 @@ use std::ops::Range;
 ///
 /// # Errors
 /// If a sample is too long or holds an unknown token, or the device fails.
-pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) -> Result<Grams, TrainError> {
+pub fn grams(
+    gpu: &Gpu,
+    model: &CudaModel,
+    samples: &[StateAction],
+    keep: SavedActivations,
+) -> Result<Grams, TrainError> {
     let (layout, width) = (&*model.layout, model.config.hidden_size);
-    let batch = Batch::new(&model.config, samples).map_err(CouplingError::from)?;
+    let batch = SampleBatch::new(&model.config, samples).map_err(CouplingError::from)?;
     let packed = model.forest(&batch.forest)?;
     let mut acts = model.forward(&packed, keep)?;
     let weight = part(&model.weights, &layout.head);

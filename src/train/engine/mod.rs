@@ -14,7 +14,7 @@ use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
 use crate::grpo::PolicyLoss;
-use crate::model::{Architecture, Keep, Model, Params, Policy};
+use crate::model::{Architecture, Model, Params, Policy, SavedActivations};
 use crate::ops::advantage::{self, Scale};
 use crate::ops::grouped_logprob::TokenGrad;
 use std::borrow::Cow;
@@ -25,7 +25,7 @@ pub trait Scorer {
     ///
     /// # Errors
     /// If the device fails.
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()>;
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()>;
 
     /// Log-prob (at `temperature`) of each of `nodes` given its parent, and the entropy (nats) of that distribution.
     ///
