@@ -12,7 +12,7 @@ use crate::model::tokenizer::{Piece, TURN_END, TURN_START, Tokenizer};
 const OBSERVATION: &str = "UNCOUPLE-OBSERVATION";
 const ANSWER: &str = "UNCOUPLE-ANSWER";
 
-/// The compact format as a chat template: what [`PromptLayout::compact`] makes of observations and commands.
+/// The compact format as a chat template: what `PromptLayout::compact` makes of observations and commands.
 pub const COMPACT_TEMPLATE: &str = "{% for message in messages %}{% if message['role'] == 'assistant' %}<|im_start|>{{ message['content'] }}\
     <|im_end|>{% else %}{{ message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}";
 

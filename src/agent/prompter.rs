@@ -166,7 +166,7 @@ impl Prompter {
     ///
     /// # Errors
     /// [`PromptError::Judgments`], for every text, where the chat template has no place for a question about a turn.
-    pub fn ask(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+    pub fn encode_question(&self, text: &str) -> Result<Vec<u32>, PromptError> {
         self.go_on(text, PromptError::Judgments)
     }
 
@@ -174,7 +174,7 @@ impl Prompter {
     ///
     /// # Errors
     /// If the text cannot be tokenised.
-    pub fn ask_alone(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, PromptError> {
         self.encode(&self.layout.first, &format!("{}{text}", self.instruction))
     }
 
@@ -225,7 +225,7 @@ impl Prompter {
     ///
     /// # Errors
     /// If the text cannot be tokenised.
-    pub fn teach(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
+    pub fn encode_action(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
         let (before, after) = turn_frame(self.reader.format, self.reader.tags.then_some(tag));
         self.turn(&[Piece::Frame(&before), Piece::Text(command), Piece::Frame(after)])
     }
@@ -234,7 +234,7 @@ impl Prompter {
     ///
     /// # Errors
     /// If the text cannot be tokenised.
-    pub fn say(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    pub fn encode_turn(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.turn(&[Piece::Text(text)])
     }
 

@@ -2,7 +2,7 @@
 
 use super::Turn;
 
-/// The tag that a turn begins with, where `prompt.tags` asks for one.
+/// The tag that a turn begins with, where `prompt.tags` is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tag {
     /// Lays out how to reach the goal.

@@ -42,13 +42,13 @@ pub fn growth() -> Vec<Growth> {
     let model = model();
     let row = |(count, length): (usize, usize)| {
         let samples = samples(count, length);
-        let (mut seconds, mut ways) = (f64::INFINITY, [0; 2]);
+        let (mut seconds, mut methods) = (f64::INFINITY, [0; 2]);
         for _ in 0..2 {
             let began = Instant::now();
-            ways = Grams::new(&model, &samples, SavedActivations::LayerInputs).expect("the samples fit").ways;
+            methods = Grams::new(&model, &samples, SavedActivations::LayerInputs).expect("the samples fit").methods;
             seconds = seconds.min(began.elapsed().as_secs_f64());
         }
-        Growth { samples: count, length, seconds, slab: ways[0], ghost: ways[1] }
+        Growth { samples: count, length, seconds, slab: methods[0], ghost: methods[1] }
     };
     SIZES.into_iter().map(row).collect()
 }

@@ -97,17 +97,17 @@ fn generate(gpu: &Gpu, decoder: &mut dyn Decoder, s: &DecodeSettings, batch: usi
     let vocab = s.shape.config.vocab_size as u32;
     let prompt = |i: usize| -> Vec<u32> { (0..s.prompt as u64).map(|t| block(2, i as u64, t)[0] % vocab).collect() };
     let prompts: Vec<Vec<u32>> = (0..batch).map(prompt).collect();
-    let slots: Vec<SequenceId> = prompts.iter().map(|_| decoder.new_sequence()).collect();
+    let ids: Vec<SequenceId> = prompts.iter().map(|_| decoder.new_sequence()).collect();
     let (params, mut tokens) = (SamplingParams::default(), Vec::new());
     let request = |decoder: &mut dyn Decoder, at: usize| -> Result<Vec<[u32; 1]>> {
         let number = |i: usize| uniform(block(3, i as u64, at as u64)[0]);
-        let request = |(i, slot): (usize, &SequenceId)| SampleRequest { slot: *slot, seen: &[], uniform: number(i) };
-        let sampled = decoder.sample(&slots.iter().enumerate().map(request).collect::<Vec<_>>(), &params)?;
+        let request = |(i, id): (usize, &SequenceId)| SampleRequest { sequence: *id, seen: &[], uniform: number(i) };
+        let sampled = decoder.sample(&ids.iter().enumerate().map(request).collect::<Vec<_>>(), &params)?;
         Ok(sampled.iter().map(|sampled| [sampled.token]).collect())
     };
     let prefill = gpu.timed(|| {
         let inputs: Vec<(SequenceId, &[u32])> =
-            slots.iter().zip(&prompts).map(|(slot, prompt)| (*slot, &prompt[..])).collect();
+            ids.iter().zip(&prompts).map(|(id, prompt)| (*id, &prompt[..])).collect();
         decoder.append(&inputs)?;
         tokens = request(decoder, 0)?;
         Ok(())
@@ -115,12 +115,12 @@ fn generate(gpu: &Gpu, decoder: &mut dyn Decoder, s: &DecodeSettings, batch: usi
     let rest = gpu.timed(|| {
         for at in 1..s.new {
             let inputs: Vec<(SequenceId, &[u32])> =
-                slots.iter().zip(&tokens).map(|(slot, token)| (*slot, &token[..])).collect();
+                ids.iter().zip(&tokens).map(|(id, token)| (*id, &token[..])).collect();
             decoder.append(&inputs)?;
             tokens = request(decoder, at)?;
         }
         Ok(())
     })?;
-    slots.into_iter().for_each(|slot| decoder.free(slot));
+    ids.into_iter().for_each(|id| decoder.free(id));
     Ok((prefill, rest))
 }

@@ -37,7 +37,7 @@ pub enum Bench {
     TrainStep,
     /// 128 greedy tokens for each of 64 prompts of 64 tokens.
     Generate,
-    /// One GRPO step as TRL's trainer takes it: 8 prompts of 64 tokens, 8 generations of 64 tokens each, one optimiser step.
+    /// One GRPO step as TRL's trainer takes it: 8 prompts of 64 tokens, 8 generations of 64 tokens each, one optimizer step.
     GrpoStep,
     /// All cosines of the gradients of 16 sequences of 256 tokens.
     GradientCosine,
@@ -254,21 +254,21 @@ fn decode(
     let mut decoder = model.decoder()?;
     let roots: Vec<_> = prompts.iter().map(|p| (decoder.new_sequence(), &p[..])).collect();
     decoder.append(&roots)?;
-    let (mut slots, mut rows) = (Vec::new(), Vec::new());
+    let (mut ids, mut rows) = (Vec::new(), Vec::new());
     for (root, prompt) in roots {
         for copy in 0..copies {
-            slots.push(if copy + 1 < copies { decoder.fork(root)? } else { root });
+            ids.push(if copy + 1 < copies { decoder.fork(root)? } else { root });
             rows.push((prompt.to_vec(), vec![0.0; prompt.len()]));
         }
     }
     for step in 0..new {
-        let requests: Vec<SampleRequest<'_>> = slots
+        let requests: Vec<SampleRequest<'_>> = ids
             .iter()
             .zip(&rows)
             .enumerate()
-            .map(|(i, (slot, (seen, _)))| {
+            .map(|(i, (id, (seen, _)))| {
                 let uniform = philox::uniform(philox::block(3, i as u64, step as u64)[0]);
-                SampleRequest { slot: *slot, seen, uniform }
+                SampleRequest { sequence: *id, seen, uniform }
             })
             .collect();
         let sampled = decoder.sample(&requests, params)?;
@@ -277,7 +277,7 @@ fn decode(
             logprobs.push(sampled.logprob);
         }
         if step + 1 < new {
-            let inputs: Vec<_> = slots.iter().zip(&rows).map(|(s, (t, _))| (*s, &t[t.len() - 1..])).collect();
+            let inputs: Vec<_> = ids.iter().zip(&rows).map(|(s, (t, _))| (*s, &t[t.len() - 1..])).collect();
             decoder.append(&inputs)?;
         }
     }

@@ -54,7 +54,7 @@ pub struct StepRow {
     /// Seconds of the backward pass.
     pub backward: f64,
     /// Seconds of the optimizer step.
-    pub optimiser: f64,
+    pub optimizer: f64,
     /// Tokens a second of all three.
     pub tokens_per_second: f64,
     /// Share of the measured rate of products that the step's arithmetic (recomputation not counted) amounts to.
@@ -123,14 +123,14 @@ fn row(
             Ok(())
         })?;
         let backward = gpu.timed(|| d_hidden.take().map_or(Ok(()), |d| trainer.decoder_backward(&d)))?;
-        let optimiser = gpu.timed(|| trainer.step(&optim, 1e-5, &mut steps).map(drop))?;
+        let optimizer = gpu.timed(|| trainer.step(&optim, 1e-5, &mut steps).map(drop))?;
         if step >= warm_up {
-            let times = [forward, head, backward, optimiser];
+            let times = [forward, head, backward, optimizer];
             phases.iter_mut().zip(times).for_each(|(phase, time)| phase.push(time));
         }
     }
-    let [forward, head, backward, optimiser] = phases.map(middle);
-    let seconds = forward + head + backward + optimiser;
+    let [forward, head, backward, optimizer] = phases.map(middle);
+    let seconds = forward + head + backward + optimizer;
     Ok(StepRow {
         name: format!("step {} {batch}x{length}", shape.name),
         recompute: keep == SavedActivations::LayerInputs,
@@ -138,7 +138,7 @@ fn row(
         forward,
         head,
         backward,
-        optimiser,
+        optimizer,
         tokens_per_second: (batch * length) as f64 / seconds,
         mfu: shape.step_flops(batch, length) / seconds / (1e12 * ceilings.matmul_tflops),
     })

@@ -185,12 +185,12 @@ fn run_step(args: &BenchArgs) -> Result<ExitCode> {
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new();
-    let header = ["step", "recompute", "ms", "forward", "head", "backward", "optimiser", "tokens/s", "MFU %"];
+    let header = ["step", "recompute", "ms", "forward", "head", "backward", "optimizer", "tokens/s", "MFU %"];
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
     for row in &report.rows {
         let mut cells = vec![row.name.clone(), row.recompute.to_string()];
         cells.extend(
-            [row.seconds, row.forward, row.head, row.backward, row.optimiser].map(|s| output::decimals(1e3 * s, 1)),
+            [row.seconds, row.forward, row.head, row.backward, row.optimizer].map(|s| output::decimals(1e3 * s, 1)),
         );
         cells.extend([output::decimals(row.tokens_per_second, 0), output::decimals(100.0 * row.mfu, 1)]);
         table.add_row(cells);

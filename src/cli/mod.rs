@@ -106,7 +106,7 @@ impl DeviceArg {
         }
     }
 
-    /// The GPU, if one is asked for.
+    /// The GPU, with `--device cuda`.
     pub fn open(self) -> Result<Option<Gpu>> {
         match self {
             DeviceArg::Cpu => Ok(None),

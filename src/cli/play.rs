@@ -224,7 +224,7 @@ impl<'a> Player<'a> {
             "" => (meant.command, meant.tokens),
             typed => {
                 let tag = Tag::taught(&before, seen.valid, typed);
-                (Some(typed.to_string()), self.actor.prompter.teach(tag, typed)?)
+                (Some(typed.to_string()), self.actor.prompter.encode_action(tag, typed)?)
             }
         };
         self.written = written;

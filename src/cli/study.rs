@@ -206,7 +206,7 @@ fn submit(study: &Study, sbatch: &std::path::Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the report beside the runs, and prints what is most asked for.
+/// Writes the report beside the runs, and prints its main results.
 fn report(study: &Study, json: bool) -> Result<ExitCode> {
     let tables = tables::tables(study)?;
     std::fs::create_dir_all(&study.folder).with_context(|| format!("cannot create {}", study.folder.display()))?;

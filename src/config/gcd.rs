@@ -45,7 +45,7 @@ pub struct JudgeConfig {
     pub model: String,
     /// Environment variable that holds the key (empty: no key).
     pub key_env: String,
-    /// Temperature that is asked for.
+    /// Sampling temperature of the endpoint.
     pub temperature: f32,
     /// Times each pair is asked about.
     pub votes: u32,

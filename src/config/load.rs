@@ -272,8 +272,14 @@ fn expected(value: &Value) -> &'static str {
     }
 }
 
-/// What the user may have meant: the keys closest in spelling, or what the section holds.
+/// Keys that had another name, and their name now.
+const RENAMED: [(&str, &str); 2] = [("sft.slip", "sft.noise_action"), ("run.max_bad_steps", "run.max_nonfinite_steps")];
+
+/// What the user may have meant: the key's name now, the keys closest in spelling, or what the section holds.
 fn hint(schema: &Table, key: &str) -> String {
+    if let Some((_, now)) = RENAMED.iter().find(|(then, _)| *then == key) {
+        return format!("it is now `{now}`");
+    }
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
     let leaves: Vec<String> = flatten(schema).into_iter().map(|(k, _)| k).collect();
     // A close last part counts a little less than a close whole, so that `lr` finds `optim.lr` and `sft.lr`.

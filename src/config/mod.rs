@@ -85,7 +85,7 @@ pub struct Run {
     /// Keep at most this many step checkpoints.
     pub keep_checkpoints: u32,
     /// Stop after this many training steps in a row were skipped for NaN or infinite gradients.
-    pub max_bad_steps: u32,
+    pub max_nonfinite_steps: u32,
 }
 
 /// The model to train. With `path` empty a small random model is built from the other fields.
@@ -250,7 +250,7 @@ impl From<History> for String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sft {
-    /// Optimiser steps (0: no cold start).
+    /// Optimizer steps (0: no cold start).
     pub steps: u32,
     /// Trajectories in a step.
     pub batch: u32,
@@ -259,7 +259,7 @@ pub struct Sft {
     /// Different demonstrations to learn from.
     pub games: u32,
     /// Chance that a turn of a demonstration is a mistake, which is shown but not taught, so that recovering from it is.
-    pub slip: f32,
+    pub noise_action: f32,
     /// Save a checkpoint every this many steps (0: only after the last).
     pub checkpoint_every: u32,
 }
@@ -361,7 +361,7 @@ pub struct Grpo {
     pub entropy_coef: f32,
     /// Whether the importance ratio is per token or one per sequence (GSPO).
     pub ratio: RatioLevel,
-    /// Optimiser steps per generation batch.
+    /// Optimizer steps per generation batch.
     pub epochs: u32,
     /// Packed tokens in a micro-batch.
     pub micro_tokens: u32,
@@ -417,7 +417,7 @@ impl Default for Run {
             env_steps: 0,
             checkpoint_every: 25,
             keep_checkpoints: 2,
-            max_bad_steps: 5,
+            max_nonfinite_steps: 5,
         }
     }
 }
@@ -471,7 +471,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, slip: 0.15, checkpoint_every: 100 }
+        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, noise_action: 0.15, checkpoint_every: 100 }
     }
 }
 impl Default for Rollout {

@@ -1,7 +1,7 @@
 //! All inner products of per-sample gradients over every parameter, from one batched forward and backward pass.
 //!
 //! The samples lie one behind the other in the batch and share nothing. As the backward pass hands over a layer's matrices,
-//! their products are formed by the cheaper of two exact ways ([`gradient_cosine`]), so that no more than a tile of each
+//! their products are formed by the cheaper of two exact methods ([`crate::ops::gradient_cosine`]), so that no more than a tile of each
 //! sample's gradient ever exists; norm weights and biases are summed within a sample and kept. A tied embedding is one
 //! matrix: its head's gradients are formed again, some tokens of the vocabulary at a time, when the input side's are known.
 //!
@@ -70,7 +70,7 @@ pub struct Grams {
     /// Mean log-prob of each action.
     pub logprob: Vec<f64>,
     /// Matrices by slabs, and by ghost products.
-    pub ways: [usize; 2],
+    pub methods: [usize; 2],
 }
 
 impl Grams {
@@ -101,11 +101,11 @@ impl Grams {
 
         let mut sink = GramSink::new(layout, batch.rows());
         model.backward_into(&batch.forest, &mut acts, &mut d_hidden, &mut sink);
-        let GramSink { grams, vectors, inputs, ways, .. } = sink;
+        let GramSink { grams, vectors, inputs, methods, .. } = sink;
         let vectors = vectors.into_values().collect();
         Ok(batch.grams(
             layout,
-            Pass { grams, vectors, inputs, ways, logprobs: &logprobs, head: Head { hidden: &acts.hidden, ..head } },
+            Pass { grams, vectors, inputs, methods, logprobs: &logprobs, head: Head { hidden: &acts.hidden, ..head } },
         ))
     }
 
@@ -149,7 +149,7 @@ pub struct Pass<'a> {
     /// Gradients of the embedding, by sample.
     pub inputs: InputGrads,
     /// How many matrices were measured by each [`crate::ops::gradient_cosine::GramMethod`].
-    pub ways: [usize; 2],
+    pub methods: [usize; 2],
     /// Of the batch's targets.
     pub logprobs: &'a [f32],
     /// The head that made them, and the final hidden states that it read.
@@ -190,7 +190,7 @@ impl<'a> SampleBatch<'a> {
     /// What a pass leaves to be done: vectors, embedding and head, and the states.
     pub fn grams(&self, layout: &Layout, pass: Pass<'_>) -> Grams {
         let (n, width) = (self.samples.len(), layout.norm.len());
-        let (mut grams, mut ways) = (pass.grams, pass.ways);
+        let (mut grams, mut methods) = (pass.grams, pass.methods);
         for (range, d) in &pass.vectors {
             for tensor in layout.within(range) {
                 let own = &layout.entries[tensor].range;
@@ -213,7 +213,7 @@ impl<'a> SampleBatch<'a> {
             ends: &self.ends,
             dtype: pass.head.dtype,
         };
-        ways[usize::from(rows.way() == GramMethod::Ghost)] += 1;
+        methods[usize::from(rows.method() == GramMethod::Ghost)] += 1;
         let tied = layout.head == layout.embed;
         grams[layout.within(&layout.head).start] = rows.gram(Some(&pass.inputs).filter(|_| tied));
         if !tied {
@@ -230,7 +230,7 @@ impl<'a> SampleBatch<'a> {
             tensors: named.map(|(e, gram)| TensorGram { name: e.name.clone(), gram }).collect(),
             state: state_cosines(pass.head.hidden, width, &self.forest, self.samples),
             logprob: (0..n).map(mean).collect(),
-            ways,
+            methods,
         }
     }
 }
@@ -301,13 +301,13 @@ struct GramSink<'a> {
     /// Norm weights and biases by place in the flat buffer: their gradients `[samples, len]`.
     vectors: BTreeMap<usize, (Range<usize>, Vec<f32>)>,
     inputs: InputGrads,
-    ways: [usize; 2],
+    methods: [usize; 2],
 }
 
 impl<'a> GramSink<'a> {
     fn new(layout: &'a Layout, ends: Vec<usize>) -> GramSink<'a> {
         let grams = vec![vec![0.0; ends.len() * ends.len()]; layout.entries.len()];
-        GramSink { layout, ends, grams, vectors: BTreeMap::new(), inputs: InputGrads::default(), ways: [0; 2] }
+        GramSink { layout, ends, grams, vectors: BTreeMap::new(), inputs: InputGrads::default(), methods: [0; 2] }
     }
 }
 
@@ -341,9 +341,9 @@ impl Sink<Cpu> for GramSink<'_> {
         };
         let groups: Vec<(usize, Vec<Range<usize>>)> = grads.iter().map(group).collect();
         for (matrix, ((_, g), (first, groups))) in grads.iter().zip(&groups).enumerate() {
-            let way = op::cheaper(rows, samples, g.in_features, g.out);
-            self.ways[usize::from(way == GramMethod::Ghost)] += 1;
-            match way {
+            let method = op::cheaper(rows, samples, g.in_features, g.out);
+            self.methods[usize::from(method == GramMethod::Ghost)] += 1;
+            match method {
                 GramMethod::Ghost => jobs.extend(op::ghost_tiles(rows).map(|tile| Job::Ghost(matrix, tile))),
                 GramMethod::Materialized => {
                     for (i, columns) in groups.iter().enumerate() {

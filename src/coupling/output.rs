@@ -27,7 +27,7 @@ pub fn write(folder: &Path, stem: &str, title: &str, grams: &Grams, m: &Measurem
     files::write_file(&file("html"), |w| w.write_all(page.as_bytes()))
 }
 
-/// The matrices `cosine` and `inner` `[samples, samples]` of a measurement that [`write`] left.
+/// The matrices `cosine` and `inner` `[samples, samples]` of a measurement that [`write()`] left.
 ///
 /// # Errors
 /// If the file cannot be read, or lacks a matrix.

@@ -49,7 +49,7 @@ impl Arena {
         Ok(offset)
     }
 
-    /// As many stretches, side by side: each begins where the one before, [`padded`], ends.
+    /// As many stretches, side by side: each begins where the one before, `padded`, ends.
     ///
     /// # Errors
     /// If no free stretch is long enough for all together.

@@ -5,7 +5,7 @@ use super::Result;
 use bytemuck::Pod;
 use std::time::Duration;
 
-/// Memory and launches, in the order in which they are asked for. Addresses are the device's.
+/// Memory and launches, executed in the order of the calls. Addresses are the device's.
 ///
 /// An address that did not come from `alloc`, or that the sizes given with it overrun, is a bug of the caller's that need not be
 /// found: [`super::Gpu`] and the ops stand between.
@@ -47,7 +47,7 @@ pub trait Driver: Send + Sync {
     fn upload_all(&self, pieces: &[(&[u8], u64)]) -> Result<()> {
         pieces.iter().try_for_each(|(from, to)| self.upload(from, *to))
     }
-    /// Waits for all that was asked for before.
+    /// Waits for all earlier calls.
     ///
     /// # Errors
     /// If the device refuses the call, or an earlier one failed.
@@ -76,7 +76,7 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// If the library has no plan for these sizes, or refuses the call.
     fn matmul(&self, product: &Matmul) -> Result<()>;
-    /// Waits for all that was asked for; an error may be of any of it.
+    /// Waits for all earlier calls; an error may be of any of them.
     ///
     /// # Errors
     /// If an earlier call failed.
@@ -87,7 +87,7 @@ pub trait Driver: Send + Sync {
     /// # Errors
     /// If `work` fails, or the device cannot be timed.
     fn timed(&self, work: &mut dyn FnMut() -> Result<()>) -> Result<Duration>;
-    /// Notes what `work` asks for instead of doing it (launches, products, zeroing and copies on the device; no transfers), under a
+    /// Captures the calls of `work` without executing them (launches, products, zeroing and copies on the device; no transfers), under a
     /// number for `replay`.
     ///
     /// # Errors

@@ -33,12 +33,12 @@ pub enum Error {
         found: usize,
     },
     #[error(
-        "out of GPU memory: {asked} bytes were asked for, {free} of {total} are free (the largest piece {largest}): lower \
+        "out of GPU memory: {asked} bytes were requested, {free} of {total} are free (the largest piece {largest}): lower \
          grpo.micro_tokens or rollout.group_size"
     )]
     OutOfMemory { asked: usize, free: usize, largest: usize, total: usize },
     #[error(
-        "out of room for keys and values: {asked} more pages of {tokens} tokens were asked for, {free} of {total} are free: lower \
+        "out of room for keys and values: {asked} more pages of {tokens} tokens were requested, {free} of {total} are free: lower \
          rollout.max_live"
     )]
     OutOfPages { asked: usize, free: usize, total: usize, tokens: usize },

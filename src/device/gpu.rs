@@ -288,7 +288,7 @@ impl Gpu {
         self.0.upload(bytemuck::cast_slice(data), to.address)
     }
 
-    /// Waits for all that was asked for before.
+    /// Waits for all earlier calls.
     ///
     /// # Errors
     /// If the copy, or an earlier launch, fails.
@@ -338,7 +338,7 @@ impl Gpu {
         if product.m * product.n * product.batch == 0 { Ok(()) } else { self.0.matmul(product) }
     }
 
-    /// Waits for all that was asked for; an error may be of any of it.
+    /// Waits for all earlier calls; an error may be of any of them.
     ///
     /// # Errors
     /// If an earlier call failed.

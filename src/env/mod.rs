@@ -51,7 +51,7 @@ pub enum EnvError {
     /// A game or data file is unusable: which, where, why, and the mend.
     #[error("{file}: {reason}")]
     BadGame { file: String, reason: String },
-    /// A held-out instance was asked for in training.
+    /// Training tried to open a held-out instance.
     #[error("the split guard refuses {id}: {reason}")]
     HeldOut { id: String, reason: String },
     /// The environment itself failed (died, timed out, broke its protocol).

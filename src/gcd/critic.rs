@@ -1,7 +1,7 @@
 //! A value head in place of written judgments: a linear classifier of the hidden state in which an action ends.
 //!
 //! With logit z = w·h + b and p(good) = 1 / (1 + exp(−z)): loss = scale · mean over pairs of −ln p(label), ∂loss/∂z =
-//! scale · (p(good) − 1[good]) / pairs.
+//! scale · (p(good) − y) / pairs, where y is 1 for good and 0 for bad.
 
 use super::judgment::Accuracy;
 use super::label::{Label, share};

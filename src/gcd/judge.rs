@@ -357,7 +357,7 @@ fn broken(url: &str, error: &ureq::Error) -> Failure {
     Failure { reason: format!("{url}: {error}"), again: (!hopeless).then_some(Duration::ZERO), own: false }
 }
 
-/// A vote is the one word asked for, whatever its case and final stop; anything else is no verdict.
+/// A vote is one of the two words, whatever its case and final stop; anything else is no verdict.
 fn read(text: &str) -> Option<Label> {
     match text.trim().trim_end_matches('.').to_ascii_lowercase().as_str() {
         "good" => Some(Label::Good),

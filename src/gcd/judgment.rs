@@ -40,7 +40,7 @@ pub fn opening(format: Format) -> &'static str {
 /// # Errors
 /// If the question cannot be tokenised.
 pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, PromptError> {
-    let mut tokens = prompter.ask(question(format))?;
+    let mut tokens = prompter.encode_question(question(format))?;
     tokens.extend(prompter.tokenizer().encode(opening(format))?);
     Ok(tokens)
 }

@@ -8,7 +8,7 @@ use std::collections::{HashMap, HashSet};
 /// What an action was, where a source knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Label {
-    /// It brings the goal nearer, or the judge calls it good.
+    /// It brings the goal closer, or the judge calls it good.
     Good,
     /// It is flawed, or the judge calls it bad.
     Bad,

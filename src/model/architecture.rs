@@ -194,7 +194,7 @@ fn rope_table(doc: &Document) -> Option<(&'static str, &serde_json::Map<String, 
     ["rope_scaling", "rope_parameters"].into_iter().find_map(|table| Some((table, given(table)?)))
 }
 
-/// Llama 3.1's scaling, where a table asks for it.
+/// Llama 3.1's scaling, where a table has it.
 fn rope_scaling(doc: &Document, family: &Family) -> Result<Option<Scaling>, ModelConfigError> {
     let Some((table, fields)) = rope_table(doc).filter(|(_, fields)| family.rope_scaling && is_llama3(fields)) else {
         return Ok(None);

@@ -225,7 +225,7 @@ fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Pa
         }
     }
 
-    // All shapes first: a config.json with absurd sizes is refused before memory is asked for them.
+    // All shapes first: a config.json with absurd sizes is refused before memory is allocated.
     for entry in &layout.entries {
         let (file, view) = found.get(&entry.name).ok_or_else(|| match &entry.name[..] {
             HEAD => CheckpointError::NoHead { file: whole.into() },

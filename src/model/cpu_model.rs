@@ -24,7 +24,7 @@ pub struct Model {
     pub params: Params,
     rope: Arc<rope::Tables>,
     dtype: Dtype,
-    /// Of the weights as they are, once they are asked for.
+    /// Of the weights as they are; made at the first use.
     packed: OnceLock<Arc<PackedWeights>>,
 }
 

@@ -125,7 +125,7 @@ impl Layout {
     }
 }
 
-/// A flat buffer with a [`Layout`]: the weights of a model, its gradient, or an optimiser moment.
+/// A flat buffer with a [`Layout`]: the weights of a model, its gradient, or an optimizer moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Params {
     /// Where each tensor lies.

@@ -290,7 +290,7 @@ impl Bf16s {
         Bf16s { narrow: some.narrow.into_iter().cycle().take(n).collect(), ..some }
     }
 
-    /// In f32; made when first asked for, as what is timed on a GPU alone need not have it.
+    /// In f32; made at the first use, as what is timed on a GPU alone need not have it.
     pub fn wide(&self) -> &[f32] {
         self.wide.get_or_init(|| widen(&self.narrow))
     }

@@ -1,4 +1,4 @@
-//! Embedding: y[t] = W[token[t]].
+//! Embedding: `y[t] = W[token[t]]`.
 
 pub(crate) mod case;
 

@@ -1,9 +1,9 @@
 //! Inner products of per-sample gradients, `gram[i, j] = ⟨g_i, g_j⟩`, without holding the gradients.
 //!
 //! B samples lie one behind the other in the rows of a batch, sample i ending before row `ends[i]`. The gradient of a matrix
-//! `[out, in]` is dW_i = Σ_{t ∈ i} dy_tᵀ x_t, and there are two exact ways to all products of two of them (N rows in all):
+//! `[out, in]` is dW_i = Σ_{t ∈ i} dy_tᵀ x_t, and there are two exact methods for all products of two of them (N rows in all):
 //!
-//! | way | flops | |
+//! | method | flops | |
 //! |---|---|---|
 //! | slab | 2·N·in·out + 2·B²·in·out | dW_i for a tile of rows at a time, of all samples, then the tile's Gram matrix |
 //! | ghost | N²·(in + out) | Σ over pairs of rows of (x_t · x_s)(dy_t · dy_s), tile by tile of the symmetric half |
@@ -19,7 +19,7 @@ use crate::device::cpu::{Mat, Product, bf16, exp, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// One of two exact ways.
+/// One of two exact methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GramMethod {
     /// Multiplies the gradients themselves, slab by slab.
@@ -28,18 +28,18 @@ pub enum GramMethod {
     Ghost,
 }
 
-/// Flops of a way, for a matrix `[out, in]`.
-pub fn flops(way: GramMethod, rows: usize, samples: usize, in_features: usize, out: usize) -> f64 {
+/// Flops of a method, for a matrix `[out, in]`.
+pub fn flops(method: GramMethod, rows: usize, samples: usize, in_features: usize, out: usize) -> f64 {
     let [n, b, i, o] = [rows, samples, in_features, out].map(|x| x as f64);
-    match way {
+    match method {
         GramMethod::Materialized => 2.0 * (n + b * b) * i * o,
         GramMethod::Ghost => n * n * (i + o),
     }
 }
 
-/// The way of fewer flops.
+/// The method of fewer flops.
 pub fn cheaper(rows: usize, samples: usize, in_features: usize, out: usize) -> GramMethod {
-    let cost = |way| flops(way, rows, samples, in_features, out);
+    let cost = |method| flops(method, rows, samples, in_features, out);
     if cost(GramMethod::Ghost) < cost(GramMethod::Materialized) { GramMethod::Ghost } else { GramMethod::Materialized }
 }
 
@@ -291,15 +291,15 @@ impl HeadRows<'_> {
         }
     }
 
-    /// The way that [`HeadRows::gram`] takes.
-    pub fn way(&self) -> GramMethod {
+    /// The method that [`HeadRows::gram`] takes.
+    pub fn method(&self) -> GramMethod {
         cheaper(self.target.len(), self.ends.len(), self.width, self.vocab())
     }
 
     /// The Gram matrix `[samples, samples]` of the head's gradients; with `tied`, of their sums with the embedding's.
     /// Logit gradients exist for some tokens of the vocabulary at a time.
     pub fn gram(&self, tied: Option<&InputGrads>) -> Vec<f64> {
-        match self.way() {
+        match self.method() {
             GramMethod::Materialized => self.by_slabs(tied),
             GramMethod::Ghost => self.by_pairs(tied),
         }

@@ -49,7 +49,7 @@ pub fn compute(
     Ok(ForwardOutputs { json, grads })
 }
 
-/// One more token behind each sequence (it sees all, and nothing sees it) asks for the entropy at the last position too.
+/// One more token behind each sequence (it sees all, and nothing sees it) gives the entropy at the last position too.
 fn extended(batch: &InputBatch) -> Forest {
     let extended: Vec<Vec<u32>> = batch.sequences.iter().map(|s| [s.as_slice(), &[0]].concat()).collect();
     Forest::new(&extended)

@@ -177,7 +177,7 @@ fn overlay(runs: &[Compared], (phase, metric, title, y, points): (&str, &str, &s
     (!steps.is_empty()).then(|| Figure {
         title: title.into(),
         range: y.starts_with("share").then_some([0.0, 1.0]),
-        x: if phase == "sft" { "optimiser step" } else { "iteration" }.into(),
+        x: if phase == "sft" { "optimizer step" } else { "iteration" }.into(),
         y: y.into(),
         at: steps.iter().map(|step| *step as f64).collect(),
         lines: runs.iter().zip(&all).map(line).filter(FigureLine::is_filled).collect(),

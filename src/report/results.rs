@@ -281,7 +281,7 @@ pub struct Summary {
     /// Of it, the time of what was recorded, by phase and part, e.g. `grpo/rollout`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub phase_seconds: BTreeMap<String, f64>,
-    /// Optimiser steps.
+    /// Optimizer steps.
     pub train_steps: u64,
     /// Environment steps of all phases.
     pub env_steps: u64,

@@ -18,7 +18,7 @@ pub(super) struct ActiveEpisode {
     /// Place in the rollout; also names its random numbers.
     pub index: usize,
     /// Its place in the cache; `None` until it has forked its group's prompt.
-    pub slot: Option<SequenceId>,
+    pub sequence: Option<SequenceId>,
     /// It has begun another sequence than its place in the cache holds.
     pub is_new_sequence: bool,
     pub episode: Episode,
@@ -114,7 +114,7 @@ impl PendingEpisode {
         episode.tokens = prompt;
         Ok(Ok(ActiveEpisode {
             index,
-            slot: None,
+            sequence: None,
             is_new_sequence: false,
             episode,
             pending: Vec::new(),
@@ -139,19 +139,19 @@ impl ActiveEpisode {
 
     /// Gives its pages back: its tokens are read again when it goes on.
     pub fn give_back(&mut self, cache: &mut PrefixCache<'_>) {
-        if let Some(slot) = self.slot.take() {
-            cache.free(slot);
+        if let Some(id) = self.sequence.take() {
+            cache.free(id);
             self.pending = self.episode.tokens[self.start..].to_vec();
             self.is_new_sequence = true;
         }
     }
 
     /// How the next token is sampled.
-    pub fn request(&self, slot: SequenceId, settings: &RolloutSettings) -> SampleRequest<'_> {
+    pub fn request(&self, id: SequenceId, settings: &RolloutSettings) -> SampleRequest<'_> {
         let tokens = &self.episode.tokens;
         let stream = settings.stream.part(self.index as u64);
         let uniform = philox::uniform(philox::block(settings.seed, stream, tokens.len() as u64)[0]);
-        SampleRequest { slot, seen: &tokens[self.start..], uniform }
+        SampleRequest { sequence: id, seen: &tokens[self.start..], uniform }
     }
 
     /// Takes the token that was sampled and, when it ends the turn, plays the turn.

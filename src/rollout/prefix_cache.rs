@@ -42,9 +42,9 @@ impl<'a> PrefixCache<'a> {
 
     /// An empty sequence.
     pub fn new_sequence(&mut self) -> SequenceId {
-        let slot = self.decoder.new_sequence();
-        self.tokens.insert(slot, Vec::new());
-        slot
+        let id = self.decoder.new_sequence();
+        self.tokens.insert(id, Vec::new());
+        id
     }
 
     /// A new sequence that holds what `of` holds.
@@ -52,29 +52,29 @@ impl<'a> PrefixCache<'a> {
     /// # Errors
     /// If there are too few pages.
     pub fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
-        let slot = self.decoder.fork(of)?;
-        self.tokens.insert(slot, self.tokens.get(&of).cloned().unwrap_or_default());
-        Ok(slot)
+        let id = self.decoder.fork(of)?;
+        self.tokens.insert(id, self.tokens.get(&of).cloned().unwrap_or_default());
+        Ok(id)
     }
 
     /// Gives a sequence back; it must not be used again.
-    pub fn free(&mut self, slot: SequenceId) {
-        self.tokens.remove(&slot);
-        self.decoder.free(slot);
+    pub fn free(&mut self, id: SequenceId) {
+        self.tokens.remove(&id);
+        self.decoder.free(id);
     }
 
     /// The sequence is finished: it stays as long as there is room.
-    pub fn keep(&mut self, slot: SequenceId) {
-        self.kept.push_back(slot);
+    pub fn keep(&mut self, id: SequenceId) {
+        self.kept.push_back(id);
         self.shrink();
     }
 
     /// Gives kept sequences back, those that are still there.
-    pub fn forget(&mut self, slots: &[SequenceId]) {
-        for slot in slots {
-            if let Some(at) = self.kept.iter().position(|kept| kept == slot) {
+    pub fn forget(&mut self, ids: &[SequenceId]) {
+        for id in ids {
+            if let Some(at) = self.kept.iter().position(|kept| kept == id) {
                 self.kept.remove(at);
-                self.free(*slot);
+                self.free(*id);
             }
         }
     }
@@ -90,9 +90,9 @@ impl<'a> PrefixCache<'a> {
                 other => break other?,
             }
         }
-        for (slot, tokens) in inputs {
+        for (id, tokens) in inputs {
             self.computed += tokens.len();
-            self.tokens.entry(*slot).or_default().extend_from_slice(tokens);
+            self.tokens.entry(*id).or_default().extend_from_slice(tokens);
         }
         self.shrink();
         Ok(())
@@ -116,8 +116,7 @@ impl<'a> PrefixCache<'a> {
         // Where each prompt forks, and in which round: a prompt is forked in a round after it was read.
         let mut plans: Vec<(usize, ForkSource, usize)> = Vec::with_capacity(prompts.len());
         for &i in &order {
-            let kept =
-                self.kept.iter().map(|slot| (common(&self.tokens[slot], prompts[i]), ForkSource::Kept(*slot), 0));
+            let kept = self.kept.iter().map(|id| (common(&self.tokens[id], prompts[i]), ForkSource::Kept(*id), 0));
             let read = plans.iter().zip(&order).map(|((_, _, round), &other)| {
                 (common(prompts[other], prompts[i]), ForkSource::Prompt(other), round + 1)
             });
@@ -127,7 +126,7 @@ impl<'a> PrefixCache<'a> {
                 .fold((0, ForkSource::Nothing, 0), |best, next| if next.0 > best.0 { next } else { best });
             plans.push((shared, source, round));
         }
-        let mut slots: Vec<Option<SequenceId>> = vec![None; prompts.len()];
+        let mut ids: Vec<Option<SequenceId>> = vec![None; prompts.len()];
         let rounds = plans.iter().map(|(_, _, round)| round + 1).max().unwrap_or(0);
         for round in 0..rounds {
             let mut inputs = Vec::new();
@@ -135,19 +134,19 @@ impl<'a> PrefixCache<'a> {
                 let source = match source {
                     ForkSource::Nothing => None,
                     // It may have been dropped since.
-                    ForkSource::Kept(slot) => self.kept.contains(slot).then_some(*slot),
-                    ForkSource::Prompt(other) => slots[*other],
+                    ForkSource::Kept(id) => self.kept.contains(id).then_some(*id),
+                    ForkSource::Prompt(other) => ids[*other],
                 };
-                let (slot, shared) = match source {
+                let (id, shared) = match source {
                     Some(of) => (self.fork_at(of, *shared)?, *shared),
                     None => (self.new_sequence(), 0),
                 };
-                slots[i] = Some(slot);
-                inputs.push((slot, &prompts[i][shared..]));
+                ids[i] = Some(id);
+                inputs.push((id, &prompts[i][shared..]));
             }
             self.append(&inputs)?;
         }
-        Ok(slots.into_iter().flatten().collect())
+        Ok(ids.into_iter().flatten().collect())
     }
 
     /// A new sequence that holds what `prompt` begins with like the sequence `of`, and how many tokens that is; the rest is for the
@@ -162,10 +161,10 @@ impl<'a> PrefixCache<'a> {
 
     /// A new sequence that holds the first `len` tokens of `of`. Something must be appended before anything is sampled from it.
     fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
-        let slot = self.decoder.fork_at(of, len)?;
+        let id = self.decoder.fork_at(of, len)?;
         let tokens = self.tokens.get(&of).map_or_else(Vec::new, |tokens| tokens[..len].to_vec());
-        self.tokens.insert(slot, tokens);
-        Ok(slot)
+        self.tokens.insert(id, tokens);
+        Ok(id)
     }
 
     /// Drops kept sequences while there are too many tokens.
@@ -176,7 +175,7 @@ impl<'a> PrefixCache<'a> {
     /// Whether there was one to drop.
     fn drop_oldest(&mut self) -> bool {
         let oldest = self.kept.pop_front();
-        oldest.into_iter().for_each(|slot| self.free(slot));
+        oldest.into_iter().for_each(|id| self.free(id));
         oldest.is_some()
     }
 }

@@ -142,7 +142,7 @@ fn predicted(e: &Expect, config: &Config, parameters: f64, is_cell: bool) -> Opt
     let rate = e.tflops * 1e12;
     let play = |episodes: f64| episodes * (written / e.decode + 2.0 * parameters * (read + written) / rate);
     let train = |tokens: f64| tokens * passes * parameters / rate;
-    // What a panel holds is not known where all of it is asked for: 128 games stand for it.
+    // What a panel holds is not known where all of it is played: 128 games stand for it.
     let panel = if config.eval.games == 0 { 128.0 } else { f64::from(config.eval.games) };
     let evaluation = play(3.0 * panel);
     if !is_cell {
@@ -193,7 +193,7 @@ fn needed(study: &Study, start: usize, given: Option<u64>) -> Result<MemoryEstim
     })
 }
 
-/// The power on each split. Where the games are not here, or all are asked for, the split's own number is not known and
+/// The power on each split. Where the games are not here, or all are played, the split's own number is not known and
 /// 128 stand for it.
 fn power(study: &Study) -> Result<Vec<Power>, StudyError> {
     let mut all = Vec::new();

@@ -1,4 +1,4 @@
-//! The value head in training: its weights and its optimiser state.
+//! The value head in training: its weights and its optimizer state.
 
 use super::TrainError;
 use super::optimizer::{StepReport, update};
@@ -53,7 +53,7 @@ pub struct Critic {
     params: Params,
     moments: [Params; 2],
     grads: Params,
-    /// Optimiser steps taken.
+    /// Optimizer steps taken.
     pub steps: u32,
 }
 
@@ -86,7 +86,7 @@ impl Critic {
         self.grads.flat.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
     }
 
-    /// The step of the policy's optimiser, on the head's own gradient.
+    /// The step of the policy's optimizer, on the head's own gradient.
     pub fn step(&mut self, optim: &Optim, lr: f32) -> StepReport {
         update(optim, lr, &mut self.steps, &mut self.params, &mut self.grads, &mut self.moments)
     }

@@ -1,4 +1,4 @@
-//! What a checkpoint holds besides the model: optimiser moments, counters, and the evaluation before GRPO.
+//! What a checkpoint holds besides the model: optimizer moments, counters, and the evaluation before GRPO.
 
 use super::TrainError;
 use super::critic::Critic;
@@ -25,12 +25,12 @@ pub struct TrainingState {
     pub sft_steps: u32,
     /// GRPO iterations done.
     pub iterations: u32,
-    /// Optimiser steps since the moments were last cleared.
+    /// Optimizer steps since the moments were last cleared.
     pub optimizer_steps: u32,
-    /// The value head's optimiser steps.
+    /// The value head's optimizer steps.
     #[serde(default)]
     pub critic_steps: u32,
-    /// Optimiser steps in all.
+    /// Optimizer steps in all.
     pub train_steps: u64,
     /// Environment steps so far.
     pub env_steps: u64,

@@ -119,7 +119,7 @@ impl Suggester<'_> {
     /// The policy's own sentences.
     fn write_by_policy(&self, topics: &[Topic]) -> Result<Vec<Option<String>>, TrainError> {
         let prompter = self.actor.prompter;
-        let ask = |topic| prompter.ask_alone(&suggestion::question(topic));
+        let ask = |topic| prompter.encode_prompt(&suggestion::question(topic));
         let prompts: Vec<Vec<u32>> = topics.iter().map(ask).collect::<Result<_, _>>()?;
         let context = self.actor.policy.config().max_position_embeddings;
         let room = |prompt: &&Vec<u32>| prompt.len() + SENTENCE <= context;

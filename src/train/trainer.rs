@@ -342,7 +342,7 @@ impl<'a> Trainer<'a> {
 
     /// Counts an optimizer step; several skipped in a row end the run.
     fn count_step(&mut self, bad: Option<BadBatch>, say: &dyn Fn(&str)) -> Result<(), TrainError> {
-        if !self.run.count_step(bad, self.setting.config.run.max_bad_steps, say)? {
+        if !self.run.count_step(bad, self.setting.config.run.max_nonfinite_steps, say)? {
             return Ok(());
         }
         match self.checkpoint() {

@@ -69,7 +69,7 @@ fn every_tensor_agrees_with_the_cpu() {
         println!("tied {tied}, cosines: {off:.4}");
         assert!(off < NOISE / 3.0, "tied {tied}: cosines off by {off}");
         assert!(furthest(&got.state, &want.state) < NOISE / 2.0 && furthest(&got.logprob, &want.logprob) < NOISE);
-        assert_eq!(got.ways.iter().sum::<usize>(), 7 * 2 + 1);
+        assert_eq!(got.methods.iter().sum::<usize>(), 7 * 2 + 1);
 
         let mut learner = Learner::new(model, false);
         learner.to_gpu(&gpu, 1).unwrap();
@@ -96,7 +96,7 @@ fn long_samples_are_compared_by_pairs_of_tokens() {
     let samples = samples(&[(120, 100), (128, 90)]);
     let got =
         cuda_grams::grams(&gpu, &CudaModel::new(&gpu, &model, 0).unwrap(), &samples, SavedActivations::All).unwrap();
-    assert_eq!(got.ways, [4 * 2, 3 * 2 + 1], "gate, up, down, and the head");
+    assert_eq!(got.methods, [4 * 2, 3 * 2 + 1], "gate, up, down, and the head");
     let want = Grams::new(&model, &samples, SavedActivations::All).unwrap();
     for (got, want) in got.tensors.iter().zip(&want.tensors).filter(|(t, _)| t.name.contains("mlp")) {
         let off = distance(&got.gram, &want.gram, 2);

@@ -99,7 +99,7 @@ fn the_benchmarks_of_training_and_decoding_run() {
     assert_eq!(report.rows.iter().map(|r| r.recompute).collect::<Vec<_>>(), [false, true]);
     for row in &report.rows {
         assert_eq!(row.name, "step tiny 2x4");
-        let phases = [row.forward, row.head, row.backward, row.optimiser];
+        let phases = [row.forward, row.head, row.backward, row.optimizer];
         assert!(phases.iter().all(|t| *t > 0.0) && row.mfu > 0.0 && row.tokens_per_second > 0.0);
         assert!((row.seconds - phases.iter().sum::<f64>()).abs() < 1e-9);
         // Thrice: 25088 weights and 8 tokens, and 4 flops for each of 64 columns and 20 pairs.

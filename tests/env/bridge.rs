@@ -236,7 +236,7 @@ fn start_a_deaf_worker_and_wait() {
     let none = ["/no/such/worker".to_string()];
     assert!(JsonLines::start(&none, Instant::now() + Duration::from_secs(5)).is_err());
     std::thread::sleep(Duration::from_millis(200));
-    assert!(runs(worker.process_id()), "it lives on when the thread that asked for it ends");
+    assert!(runs(worker.process_id()), "it lives on when the thread that started it ends");
     let child = std::fs::read_to_string(child).unwrap();
     std::fs::write(&file, format!("{} {}", worker.process_id(), child.trim())).unwrap();
     std::thread::sleep(Duration::from_secs(60));

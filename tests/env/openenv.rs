@@ -380,7 +380,7 @@ fn what_is_no_openenv_server_is_named() {
     assert!(says("200 OK", "{}").contains("no field that takes text"));
     let two = r#"{"action":{"properties":{"a":{"type":"string"},"b":{"type":"string"}}}}"#;
     assert!(says("200 OK", two).contains("set env.action to one of a, b"));
-    // The certificate of https is asked for, and there is none.
+    // The certificate of https is requested, and there is none.
     let url = serving(BOUNDS).replace("http://", "https://");
     assert!(refused(&url).contains("/schema: "));
     let layout = MessageLayout { action: "command".into(), text: None };
@@ -484,7 +484,7 @@ fn splits_without_end_cost_nothing_and_are_not_evaluated_whole() {
                 r#"[{"name":"train"},{"name":"more","type":"train"},{"name":"val","type":"validation"}]"#.into()
             }
             "num_tasks" => format!("{{\"num_tasks\":{count}}}"),
-            _ => panic!("{route} is asked for"),
+            _ => panic!("{route} is requested"),
         });
         let played = connected(&url, LIMITS);
         assert_eq!((played.len(Split::L0), played.len(Split::L1)), (Some(count), Some(0)));
@@ -637,7 +637,7 @@ fn a_server_that_speaks_unasked_or_floods_is_replaced() {
     let floods = |mut socket: WebSocket<TcpStream>| while socket.send(observation("spam")).is_ok() {};
     let played = connected(&faulty("200 OK", SCHEMA, floods), Limits { retries: 1, ..LIMITS });
     let mut env = played.open(&played.task(Split::L0, 0).unwrap()).unwrap();
-    // A message that comes just when one is asked for passes for the answer, so not every step tells.
+    // A message that comes just when one is expected passes for the answer, so not every step tells.
     let mut play = || env.reset().and_then(|_| (0..10_000).try_for_each(|_| env.step("go").map(drop)));
     play().unwrap_err();
 }

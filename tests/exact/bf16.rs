@@ -79,12 +79,12 @@ fn a_cached_pass_is_near_the_whole_one() {
     let forest = Forest::new(&[&sequence[..]]);
     model.forward(&forest, SavedActivations::Nothing, &mut acts);
     let mut cache = KvCache::new(&model);
-    let slot = cache.new_sequence();
+    let id = cache.new_sequence();
     for part in [&sequence[..40], &sequence[40..41], &sequence[41..]] {
-        let hidden = model.append(&mut cache, &[(slot, part)]);
-        let at = (cache.len(slot) - 1) * model.config.hidden_size;
+        let hidden = model.append(&mut cache, &[(id, part)]);
+        let at = (cache.len(id) - 1) * model.config.hidden_size;
         let error = relative(&hidden, &acts.hidden[at..at + model.config.hidden_size]);
-        assert!(error < 0.02, "after {} tokens: {error}", cache.len(slot));
+        assert!(error < 0.02, "after {} tokens: {error}", cache.len(id));
     }
 }
 

@@ -161,19 +161,19 @@ fn decoding_agrees_with_the_forward_pass() {
     let root = cache.new_sequence();
     model.append(&mut cache, &[(root, &all[0][..41])]);
     model.append(&mut cache, &[(root, &all[0][41..70])]);
-    let slots = [root, cache.fork(root), cache.fork(root)];
-    assert_eq!(cache.len(slots[2]), 70);
+    let ids = [root, cache.fork(root), cache.fork(root)];
+    assert_eq!(cache.len(ids[2]), 70);
     for (start, steps) in [(70, [1, 5, 1]), (75, [5, 1, 3])] {
-        let at: Vec<usize> = slots.iter().map(|&s| cache.len(s)).collect();
-        let inputs: Vec<_> = (0..3).map(|i| (slots[i], &all[i][at[i]..at[i] + steps[i]])).collect();
+        let at: Vec<usize> = ids.iter().map(|&s| cache.len(s)).collect();
+        let inputs: Vec<_> = (0..3).map(|i| (ids[i], &all[i][at[i]..at[i] + steps[i]])).collect();
         let out = model.append(&mut cache, &inputs);
         (0..3).for_each(|i| check(&out[i * h..(i + 1) * h], i, at[i] + steps[i] - 1));
-        assert!(cache.len(slots[0]) >= start);
+        assert!(cache.len(ids[0]) >= start);
     }
-    cache.free(slots[1]);
+    cache.free(ids[1]);
     let alone = cache.new_sequence();
-    let (rest, at) = (&all[3], cache.len(slots[0]));
-    let out = model.append(&mut cache, &[(slots[0], &all[0][at..]), (alone, &rest[..])]);
+    let (rest, at) = (&all[3], cache.len(ids[0]));
+    let out = model.append(&mut cache, &[(ids[0], &all[0][at..]), (alone, &rest[..])]);
     check(&out[..h], 0, all[0].len() - 1);
     check(&out[h..], 3, rest.len() - 1);
 }
@@ -191,13 +191,12 @@ fn threads_that_decode_together_change_no_bit() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut cache = KvCache::new(&model);
-            let slots: Vec<_> = which.iter().map(|_| cache.new_sequence()).collect();
-            let prompts: Vec<_> =
-                which.iter().zip(&slots).map(|(&i, slot)| (*slot, &all[i][..all[i].len() - 2])).collect();
+            let ids: Vec<_> = which.iter().map(|_| cache.new_sequence()).collect();
+            let prompts: Vec<_> = which.iter().zip(&ids).map(|(&i, id)| (*id, &all[i][..all[i].len() - 2])).collect();
             let mut states = model.append(&mut cache, &prompts);
             for back in [2, 1] {
                 let next: Vec<_> =
-                    which.iter().zip(&slots).map(|(&i, slot)| (*slot, &all[i][all[i].len() - back..][..1])).collect();
+                    which.iter().zip(&ids).map(|(&i, id)| (*id, &all[i][all[i].len() - back..][..1])).collect();
                 states.extend(model.append(&mut cache, &next));
             }
             states.chunks(model.config.hidden_size).map(<[f32]>::to_vec).collect()

@@ -6,7 +6,7 @@ use common::numeric::{below, values};
 use common::runs::tiny;
 use common::{random_model, tiny_config, tokens};
 use std::path::Path;
-use std::process::ProbeCommand;
+use std::process::Command;
 use uncouple::agent::{command_tokens, guessed_command};
 use uncouple::config::{ActionTokens, Format, Prompt};
 use uncouple::coupling::gram::{TensorGram, cosines};
@@ -83,7 +83,7 @@ fn every_tensor_agrees_with_the_loop_of_single_backward_passes() {
                 let off = distance(&tensor.gram, &want, n);
                 assert!(off < 1e-5, "set {case}, tied {tied}, {}: off by {off:e}", tensor.name);
             }
-            let [slab, ghost] = got.ways;
+            let [slab, ghost] = got.methods;
             assert_eq!(slab + ghost, 4 * 2 + 1);
             assert!(if case == 0 { ghost == 9 } else { slab >= 8 }, "set {case}: {slab} slabs, {ghost} ghosts");
         }
@@ -170,7 +170,7 @@ fn made_up(gradients: &[[f64; 2]]) -> Grams {
         TensorGram { name: "model.layers.0.mlp.down_proj.weight".into(), gram: gram.clone() },
         TensorGram { name: "model.norm.weight".into(), gram: vec![0.0; n * n] },
     ];
-    Grams { samples: n, tensors, state: cosines(&gram, n), logprob: vec![-1.0; n], ways: [1, 0] }
+    Grams { samples: n, tensors, state: cosines(&gram, n), logprob: vec![-1.0; n], methods: [1, 0] }
 }
 
 /// Traits of samples that share neither state nor verb.

@@ -608,7 +608,7 @@ fn left(episodes: &[Episode]) -> Vec<Vec<u32>> {
 
 /// A question behind each turn that leaves room for it, but no prompt twice.
 fn asked(prompter: &Prompter, episodes: &[Episode]) -> Vec<Vec<u32>> {
-    let question = prompter.ask("Was it right?").unwrap();
+    let question = prompter.encode_question("Was it right?").unwrap();
     let turns = episodes.iter().flat_map(|e| e.turns.iter().map(move |turn| e.acted(turn)));
     let mut prompts: Vec<Vec<u32>> = turns.map(|acted| [acted, &question].concat()).collect();
     prompts.retain(|prompt| prompt.len() + 6 <= CONTEXT);

@@ -8,7 +8,7 @@
 //! → {"id":5,"method":"close"}                      the worker ends; so it does at the end of its stdin
 //! ```
 //! Splits are `train`, `L0`, `L1`, `L2`. Of an observation only `text` must be there; without a `reward`, a step that wins pays 1
-//! and any other 0. `{"id":…,"error":"words"}` declines. A line has at most 8 MiB, and nothing is said that was not asked for.
+//! and any other 0. `{"id":…,"error":"words"}` declines. A line has at most 8 MiB, and the worker writes nothing without a request.
 //!
 //! An observation may also tell what the agent is not shown: `"expert":"go east"`, the command of one who knows the way, which the
 //! cold start teaches, and `"distance":3`, the fewest steps from here to the goal, by which the oracle labels actions for GCD.

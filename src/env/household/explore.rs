@@ -45,7 +45,7 @@ impl HouseholdGame {
     }
 
     /// The next step of a player who searches: where the shortest plan is known from what was seen, a step of it;
-    /// else it takes what the task asks for, carries the first of two to its place, and looks where it has not looked.
+    /// else it takes what the task needs, carries the first of two to its place, and looks where it has not looked.
     fn search(&mut self) -> Option<String> {
         let game = self.inner.game();
         let unseen: Vec<&String> =

@@ -66,7 +66,7 @@ enum ObjectState {
 }
 
 impl ObjectState {
-    /// `inspect` in a kitchen asks for every state, cool most often: nothing else in training does.
+    /// `inspect` in a kitchen needs every state, cool most often: nothing else in training does.
     fn of(kind: TaskType, room: &Room, random: &mut Random) -> Option<ObjectState> {
         match kind {
             TaskType::Place | TaskType::PlaceTwo => Some(Self::Plain),
@@ -161,7 +161,7 @@ fn layout(scene: u64) -> (Vec<Named>, Option<usize>) {
     (places, lamp)
 }
 
-/// What lies about: what is asked for, and other things of `here`.
+/// What lies about: what the task needs, and other things of `here`.
 fn with_others(
     wanted: &[&'static ObjectKind],
     here: &[&'static ObjectKind],
@@ -212,7 +212,7 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let mut things: Vec<(Named, usize)> = Vec::new();
     for (i, thing) in kinds.iter().enumerate() {
         let number = kinds[..=i].iter().filter(|k| k.name == thing.name).count();
-        // What is asked for does not lie at its goal already; all else lies mostly where it belongs.
+        // What the task needs does not lie at its goal already; all else lies mostly where it belongs.
         let asked = wanted.iter().any(|k| k.name == thing.name);
         let free = |i: &usize| places[*i].0 != "stove" && !(asked && goal == Goal::PutIn(places[*i].0));
         let all: Vec<usize> = (0..places.len()).filter(free).collect();

@@ -300,7 +300,7 @@ impl Worker for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A server that is as it should be hears a goodbye, when `requests` closes.
+        // A server that is as it should be gets a goodbye, when `requests` closes.
         if self.broken {
             self.carrier.abort();
         }

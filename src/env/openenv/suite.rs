@@ -1,6 +1,6 @@
 //! The suite of the tasks that an OpenEnv server offers.
 //!
-//! A server that lists its tasks (the Task API of `openenv` 0.10) is asked for them by split and index: its splits `train`, `L0`,
+//! A server that lists its tasks (the Task API of `openenv` 0.10) gives them by split and index: its splits `train`, `L0`,
 //! `L1` and `L2` are ours, of others those of type `validation` make L0 and those of type `test` L1. Elsewhere a task is a seed:
 //! seeds below 10⁹ are for training, and the 128 from there on are L0.
 
@@ -18,7 +18,7 @@ use std::time::Instant;
 const FIRST_EVALUATION_SEED: u64 = 1_000_000_000;
 /// Seeds in L0.
 const PANEL: u64 = 128;
-/// Most tasks of an evaluation split that are asked for their types.
+/// Most tasks of an evaluation split whose types are requested.
 const MOST_TYPED: u64 = 100_000;
 /// Most splits.
 const MOST_SPLITS: usize = 100;

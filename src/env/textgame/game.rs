@@ -27,7 +27,7 @@ pub struct Game {
     /// Spelled commands in order; a ground action whose spelling depends on the state has none here.
     pub commands: Vec<String>,
     pub(super) command_of: Vec<Option<u32>>,
-    /// The ways to look at when a changing fact holds, by fact, and those to look at always.
+    /// The operators to look at when a changing fact holds, by fact, and those to look at always.
     watching: Vec<Vec<u32>>,
     always: Vec<u32>,
 }
@@ -110,11 +110,11 @@ impl Game {
 
     /// Calls `visit` with every ground action possible in `state` (more than once where there are several ways).
     pub fn possible(&self, state: &GameState, mut visit: impl FnMut(u32)) {
-        let mut check = |ways: &[u32]| {
-            for way in ways {
-                let way = &self.task.ways[*way as usize];
-                if way.when.holds(&|f| state.holds(f)) {
-                    visit(way.action);
+        let mut check = |operators: &[u32]| {
+            for operator in operators {
+                let operator = &self.task.operators[*operator as usize];
+                if operator.when.holds(&|f| state.holds(f)) {
+                    visit(operator.action);
                 }
             }
         };
@@ -173,13 +173,13 @@ impl Game {
         spelling.parameters.iter().copied().zip(action.arguments.iter().copied()).collect()
     }
 
-    /// Each way is looked at only while one of its facts holds: the one whose predicate is true of least at the start.
+    /// Each operator is looked at only while one of its facts holds: the one whose predicate is true of least at the start.
     fn watch(&mut self) {
         let facts = &self.task.facts;
         let mut common: HashMap<u16, usize> = HashMap::new();
         self.task.init.iter().for_each(|f| *common.entry(facts.predicate(*f)).or_default() += 1);
-        for (i, way) in self.task.ways.iter().enumerate() {
-            let rarest = way.when.positive.iter().min_by_key(|f| common.get(&facts.predicate(**f)));
+        for (i, operator) in self.task.operators.iter().enumerate() {
+            let rarest = operator.when.positive.iter().min_by_key(|f| common.get(&facts.predicate(**f)));
             match rarest {
                 Some(fact) => self.watching[(fact - self.task.fixed) as usize].push(i as u32),
                 None => self.always.push(i as u32),

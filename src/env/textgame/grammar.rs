@@ -80,7 +80,7 @@ pub struct Spelling {
 /// The rules by which a game is told.
 #[derive(Debug, Clone)]
 pub struct Grammar {
-    /// The alternatives of each rule, by [`RuleId`].
+    /// The alternatives of each rule, by `RuleId`.
     pub rules: Vec<Vec<Alternative>>,
     names: HashMap<String, RuleId>,
     /// Name and type of every variable.
@@ -215,7 +215,7 @@ struct RawAction {
 struct File<'a> {
     text: &'a str,
     at: usize,
-    /// The offset last asked for, and its position.
+    /// The last offset whose position was computed, and that position.
     passed: (usize, Position),
 }
 
@@ -224,7 +224,7 @@ impl<'a> File<'a> {
         GameError { part: "grammar", at: Position::of(self.text, at), expected: expected.into(), found }
     }
 
-    /// The position of an offset, which is behind the one last asked for.
+    /// The position of an offset, which is behind the last one.
     fn position(&mut self, offset: usize) -> Position {
         let (from, start) = self.passed;
         let position = within(start, Position::of(&self.text[from..], offset - from));

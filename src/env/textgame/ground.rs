@@ -63,7 +63,7 @@ pub struct GroundAction {
     pub conditional: Box<[(Test, FactId, bool)]>,
 }
 
-/// One way in which a ground action is possible.
+/// A ground action with one of the conjunctions under which it is possible.
 #[derive(Debug)]
 pub struct Operator {
     pub action: u32,
@@ -81,7 +81,7 @@ pub struct GroundTask {
     /// The changing facts that hold at the start.
     pub init: Vec<FactId>,
     pub actions: Vec<GroundAction>,
-    pub ways: Vec<Operator>,
+    pub operators: Vec<Operator>,
     /// The goal is reached when one of these holds.
     pub goal: Vec<Conjunction>,
 }
@@ -212,11 +212,11 @@ impl GroundTask {
                 g.fixed = g.facts.count() as FactId;
             }
         }
-        let (actions, ways) = g.actions()?;
+        let (actions, operators) = g.actions()?;
         let goal =
             g.conjunctions(&problem.goal).map_err(|TooMuch| too_much("pddl_problem", &problem.goal, "the goal"))?;
         g.facts.sort();
-        Ok(Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, ways, goal })
+        Ok(Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, operators, goal })
     }
 }
 
@@ -418,7 +418,7 @@ impl Grounder<'_> {
         order: Vec<(usize, Binding)>,
     ) -> Result<(Vec<GroundAction>, Vec<Operator>), GameError> {
         let mut actions: Vec<GroundAction> = Vec::new();
-        let mut ways = Vec::new();
+        let mut operators = Vec::new();
         let mut known: HashMap<(usize, Box<[EntityId]>), u32> = HashMap::default();
         for (index, binding) in order {
             let (schema, pattern) = &all[index];
@@ -443,10 +443,10 @@ impl Grounder<'_> {
                 && ground.adds.iter().all(|f| when.positive.contains(f))
                 && ground.deletes.iter().all(|f| when.negative.contains(f));
             if !idle {
-                ways.push(Operator { action: id, when });
+                operators.push(Operator { action: id, when });
             }
         }
-        Ok((actions, ways))
+        Ok((actions, operators))
     }
 
     /// The error of a game that is too large, which was found with this action.

@@ -120,9 +120,9 @@ pub struct Predicate {
 /// The rules of a family of games.
 #[derive(Debug, Clone, Default)]
 pub struct Domain {
-    /// Types, by [`TypeId`].
+    /// Types, by `TypeId`.
     pub types: Vec<Type>,
-    /// Predicates, by [`PredicateId`].
+    /// Predicates, by `PredicateId`.
     pub predicates: Vec<Predicate>,
     /// Constants, with their types.
     pub constants: Vec<(String, TypeId)>,

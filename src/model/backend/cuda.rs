@@ -27,7 +27,7 @@ pub struct CudaModel {
     pub config: Architecture,
     /// Where each tensor lies in the flat buffer.
     pub layout: Arc<Layout>,
-    /// Flat, as [`crate::model::Params`]: the copy that the optimiser rounds from its master weights.
+    /// Flat, as [`crate::model::Params`]: the copy that the optimizer rounds from its master weights.
     pub weights: Tensor<bf16>,
     /// Sequences that a decoder of this model has room for, each as long as the context allows (`rollout.max_live`).
     pub(super) max_live: usize,

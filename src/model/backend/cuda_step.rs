@@ -23,7 +23,7 @@ pub(crate) const DRAWS: usize = 256;
 
 /// A token for each of some sequences, of the vocabulary, for which the cache has room.
 pub(super) struct Step {
-    pub slots: Vec<SequenceId>,
+    pub ids: Vec<SequenceId>,
     tokens: Vec<u32>,
     positions: Vec<u32>,
     tables: Vec<Vec<u32>>,
@@ -48,7 +48,7 @@ pub(super) struct Steps {
 struct Buffers {
     tokens: Tensor<u32>,
     rows: Rows,
-    /// From the step's rows to the states of their slots.
+    /// From the step's rows to the states of their sequences.
     moves: Moves,
     uniform: Tensor<f32>,
     acts: CudaActivations,
@@ -57,14 +57,14 @@ struct Buffers {
 }
 
 impl Step {
-    /// The next token of each slot, whose pages hold it already.
+    /// The next token of each sequence, whose pages hold it already.
     pub fn new(fed: &[(SequenceId, &[u32])], pages: &Pages) -> Step {
-        let slots: Vec<SequenceId> = fed.iter().map(|(slot, _)| *slot).collect();
+        let ids: Vec<SequenceId> = fed.iter().map(|(id, _)| *id).collect();
         Step {
             tokens: fed.iter().map(|(_, token)| token[0]).collect(),
-            positions: slots.iter().map(|slot| pages.len(*slot) as u32 - 1).collect(),
-            tables: slots.iter().map(|slot| pages.of(*slot).to_vec()).collect(),
-            slots,
+            positions: ids.iter().map(|id| pages.len(*id) as u32 - 1).collect(),
+            tables: ids.iter().map(|id| pages.of(*id).to_vec()).collect(),
+            ids,
         }
     }
 }
@@ -87,7 +87,7 @@ impl Steps {
         sequences.next_power_of_two()
     }
 
-    /// Computes the final hidden states of a step and puts them in their slots' `states`; what fills up is put in the last. Draws
+    /// Computes the final hidden states of a step and puts them in their sequences' `states`; what fills up is put in the last. Draws
     /// the next tokens.
     pub fn run(
         &mut self,
@@ -97,7 +97,7 @@ impl Steps {
         step: &Step,
         drawing: Option<&Drawing<'_>>,
     ) -> Result<Vec<Sampled>> {
-        let (gpu, rows) = (&model.gpu, Steps::rows(step.slots.len()));
+        let (gpu, rows) = (&model.gpu, Steps::rows(step.ids.len()));
         let last_state = states.len() / model.config.hidden_size - 1;
         let spare = (self.spare_page, last_state);
         let places: Vec<(u32, u32)> =
@@ -123,7 +123,7 @@ impl Steps {
         if drawing.is_none() {
             return Ok(Vec::new());
         }
-        Ok(split_sampled(&gpu.read(&*buffers.sampled)?, step.slots.len()))
+        Ok(split_sampled(&gpu.read(&*buffers.sampled)?, step.ids.len()))
     }
 }
 
@@ -177,7 +177,7 @@ impl Buffers {
         tokens.resize(rows, 0);
         let tables = step.tables.iter().map(|table| &table[..]).chain(std::iter::repeat(&pages[..]));
         let lists = self.rows.replace(cache, places, &tables.take(rows).collect::<Vec<_>>())?;
-        let state = |i: usize| step.slots.get(i).map_or(spare_state as u32, |slot| slot.0);
+        let state = |i: usize| step.ids.get(i).map_or(spare_state as u32, |id| id.0);
         let moves = self.moves.replaced(&(0..rows).map(|i| (i as u32, state(i))).collect::<Vec<_>>())?;
         let mut uniform = drawing.map(|drawing| drawing.uniform.clone()).unwrap_or_default();
         uniform.resize(rows, 0.5);

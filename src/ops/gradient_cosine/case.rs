@@ -7,9 +7,9 @@ use crate::ops::linear::{self, WeightGrad};
 use std::fmt;
 use std::ops::Range;
 
-pub const CASES: &[&dyn Case] = &[&BOTH_WAYS, &SLAB];
+pub const CASES: &[&dyn Case] = &[&BOTH_METHODS, &SLAB];
 
-const BOTH_WAYS: OpCase<SampleShape> = OpCase { op: "gradient_cosine", pass: "", shapes, run: both_ways };
+const BOTH_METHODS: OpCase<SampleShape> = OpCase { op: "gradient_cosine", pass: "", shapes, run: both_methods };
 const SLAB: OpCase<Sizes<2>> = OpCase { op: "gradient_cosine", pass: "slab", shapes: slabs, run: slab_gram };
 
 /// What no product is off by where nothing was rounded.
@@ -47,7 +47,7 @@ fn shapes(size: Size) -> Vec<SampleShape> {
     }
 }
 
-fn both_ways(b: &SampleShape, t: &mut Trial<'_>) -> Result<()> {
+fn both_methods(b: &SampleShape, t: &mut Trial<'_>) -> Result<()> {
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (n_in, columns, out) = (b.n_in, &b.columns, b.out);
     let (samples, rows) = (b.lengths.len(), b.lengths.iter().sum::<usize>());

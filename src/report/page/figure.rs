@@ -69,7 +69,7 @@ impl<'a> Phase<'a> {
     /// What its steps are.
     pub fn step(&self) -> &'static str {
         match self.name {
-            "sft" => "optimiser step",
+            "sft" => "optimizer step",
             "grpo" => "iteration",
             _ => "iterations done",
         }

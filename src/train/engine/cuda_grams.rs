@@ -41,7 +41,7 @@ pub fn grams(
         let scores = head::forward(gpu, head, &targets)?;
         let ordered: Vec<f32> = targets.order.iter().map(|&i| -batch.scale[i]).collect();
         let (d_logprob, d_entropy) = (gpu.tensor(&ordered)?, gpu.zeros(ordered.len())?);
-        // Of all samples together, which is not asked for.
+        // Of all samples together, which nobody reads.
         let d_weight = gpu.zeros(weight.len())?;
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
         let sums = Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
@@ -50,14 +50,14 @@ pub fn grams(
     };
     let mut sink = GramSink::new(gpu, layout, batch.rows())?;
     model.backward_into(&packed, &mut acts, &d_hidden, &mut sink)?;
-    let GramSink { samples: Samples { ends, .. }, grams, vectors, inputs, ways, .. } = sink;
+    let GramSink { samples: Samples { ends, .. }, grams, vectors, inputs, methods, .. } = sink;
     let vectors = vectors.into_values().map(|(range, d)| Ok((range, gpu.read(&*d)?)));
     let (grams, square) = (gpu.read(&*grams)?, ends.len() * ends.len());
     let pass = Pass {
         vectors: vectors.collect::<Result<_>>()?,
         grams: (0..layout.entries.len()).map(|t| grams[t * square..(t + 1) * square].to_vec()).collect(),
         inputs: InputGrads::new(&batch.forest.tokens, &inputs, width, &ends),
-        ways,
+        methods,
         logprobs: &logprobs,
         // What is read was rounded on the device.
         head: grouped_logprob::Head {
@@ -86,14 +86,14 @@ struct GramSink<'a> {
     vectors: BTreeMap<usize, (Range<usize>, Tensor<f32>)>,
     /// The embedding's, `[tokens, hidden]`.
     inputs: Vec<f32>,
-    ways: [usize; 2],
+    methods: [usize; 2],
 }
 
 impl<'a> GramSink<'a> {
     fn new(gpu: &'a Gpu, layout: &'a Layout, ends: Vec<usize>) -> Result<GramSink<'a>> {
         let grams = gpu.zeros(layout.entries.len() * ends.len() * ends.len())?;
         let samples = Samples::new(gpu, ends)?;
-        Ok(GramSink { gpu, layout, samples, grams, vectors: BTreeMap::new(), inputs: Vec::new(), ways: [0; 2] })
+        Ok(GramSink { gpu, layout, samples, grams, vectors: BTreeMap::new(), inputs: Vec::new(), methods: [0; 2] })
     }
 }
 
@@ -116,10 +116,10 @@ impl Sink<Cuda> for GramSink<'_> {
         let tensors =
             grads.iter().flat_map(|(range, g)| columns(self.layout, range, g.in_features).map(move |t| (*g, t)));
         for (g, (tensor, columns)) in tensors {
-            let way = self.samples.way(g.in_features, columns.len());
-            self.ways[usize::from(way == GramMethod::Ghost)] += 1;
+            let method = self.samples.method(g.in_features, columns.len());
+            self.methods[usize::from(method == GramMethod::Ghost)] += 1;
             let gram = part(&self.grams, &(tensor * square..(tensor + 1) * square));
-            self.samples.add(self.gpu, way, g, columns, &gram)?;
+            self.samples.add(self.gpu, method, g, columns, &gram)?;
         }
         Ok(())
     }

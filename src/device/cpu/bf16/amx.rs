@@ -136,7 +136,7 @@ pub(super) unsafe fn low_block(
         } else {
             asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
         }
-        // B comes from memory here as often as not: it is asked for some steps ahead.
+        // B comes from memory here as often as not: it is prefetched some steps ahead.
         asm!(
             "2:",
             "tileloadd tmm4, [{a} + {s}]",
