@@ -84,6 +84,16 @@ impl Override {
 impl Config {
     /// Defaults, then the file (or an embedded recipe, `recipe:NAME`), then the overrides in their order; the result is validated.
     ///
+    /// ```
+    /// use uncouple::config::{Config, Override};
+    ///
+    /// let config = Config::load(None, &[Override::parse("rollout.group_size=16")?])?;
+    /// assert_eq!(config.rollout.group_size, 16);
+    /// let error = Config::load(None, &[Override::parse("rollout.grup_size=16")?]).unwrap_err();
+    /// assert!(error.to_string().ends_with("did you mean `rollout.group_size`?"));
+    /// # Ok::<(), uncouple::config::ConfigError>(())
+    /// ```
+    ///
     /// # Errors
     /// If the file or recipe cannot be read, is not TOML, has an unknown key or a value of the wrong type, or the
     /// result is refused by [`Config::validate`].

@@ -262,6 +262,21 @@ fn state_cosines(hidden: &[f32], width: usize, forest: &Forest, samples: &[State
 }
 
 /// Cosines from inner products `[n, n]`; 0 where a gradient is zero.
+///
+/// ```
+/// use std::path::Path;
+/// use uncouple::coupling::{Grams, StateAction, gram::cosines};
+/// use uncouple::model::{SavedActivations, checkpoint};
+///
+/// let model = checkpoint::load(Path::new("tests/fixtures/golden/models/tiny-tied"))?;
+/// // Two states of three tokens, and an action of two in each.
+/// let samples = [[1, 2, 3, 8, 9], [1, 2, 4, 8, 9]].map(|tokens| StateAction { tokens: tokens.to_vec(), action: 3 });
+/// let grams = Grams::new(&model, &samples, SavedActivations::All)?;
+/// let cosine = cosines(&grams.sum(|_tensor| true), 2);
+/// assert!((cosine[0] - 1.0).abs() < 1e-6, "a gradient with itself");
+/// assert!(cosine[1] > 0.0 && cosine[1] < 1.0, "the same action in two states is coupled");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn cosines(inner: &[f64], n: usize) -> Vec<f64> {
     let norm = |i: usize| inner[i * (n + 1)].max(0.0).sqrt();
     let cosine = |ij: usize| {

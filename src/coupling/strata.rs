@@ -60,7 +60,7 @@ pub struct Strata {
 }
 
 /// Which pairs (i, j) count.
-type Keep<'a> = &'a dyn Fn(usize, usize) -> bool;
+type PairFilter<'a> = &'a dyn Fn(usize, usize) -> bool;
 
 impl Spread {
     fn of(values: &[f64]) -> Spread {
@@ -71,7 +71,7 @@ impl Spread {
 
 impl Means {
     /// Of a symmetric matrix `[n, n]`: each pair once.
-    pub fn symmetric(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: Keep<'_>) -> Means {
+    pub fn symmetric(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: PairFilter<'_>) -> Means {
         let once = |i: usize, j: usize| i < j && keep(i, j);
         let across = spread(matrix, n, positive, negative, keep);
         Means {
@@ -83,7 +83,7 @@ impl Means {
     }
 
     /// Of a matrix that is not: (i, j) and (j, i) are two pairs.
-    pub fn ordered(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: Keep<'_>) -> Means {
+    pub fn ordered(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: PairFilter<'_>) -> Means {
         let spread = |rows: &[usize], columns: &[usize]| spread(matrix, n, rows, columns, keep);
         Means {
             pp: spread(positive, positive),
@@ -113,7 +113,7 @@ pub fn errors(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize]) 
     [within(positive), within(negative), across.sqrt()]
 }
 
-fn spread(matrix: &[f64], n: usize, rows: &[usize], columns: &[usize], keep: Keep<'_>) -> Spread {
+fn spread(matrix: &[f64], n: usize, rows: &[usize], columns: &[usize], keep: PairFilter<'_>) -> Spread {
     let pairs = rows.iter().flat_map(|i| columns.iter().map(move |j| (*i, *j))).filter(|(i, j)| i != j && keep(*i, *j));
     Spread::of(&pairs.map(|(i, j)| matrix[i * n + j]).collect::<Vec<_>>())
 }
@@ -127,7 +127,7 @@ impl Strata {
         negative: &[usize],
     ) -> Strata {
         let n = traits.len();
-        let stratum = |keep: Keep<'_>| Stratum {
+        let stratum = |keep: PairFilter<'_>| Stratum {
             cosine: Means::symmetric(cosine, n, positive, negative, keep),
             projection: Means::ordered(projection, n, positive, negative, keep),
         };

@@ -107,6 +107,15 @@ pub enum SaveDtype {
 
 /// Loads the model in `dir`: `config.json` with `model.safetensors`, shards with an index, or a `recipe.json`.
 ///
+/// ```
+/// use std::path::Path;
+/// use uncouple::model::checkpoint;
+///
+/// let model = checkpoint::load(Path::new("tests/fixtures/golden/models/tiny-tied"))?;
+/// assert_eq!((model.config.num_hidden_layers, model.config.hidden_size), (2, 64));
+/// # Ok::<(), checkpoint::CheckpointError>(())
+/// ```
+///
 /// # Errors
 /// If files are missing, damaged or of an unknown family, do not fit `config.json`, or hold a weight that is not
 /// finite.

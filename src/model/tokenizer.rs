@@ -236,6 +236,15 @@ impl Tokenizer {
     /// Trains a byte-level BPE on `texts`, with the three special tokens of ChatML as its last ids and a ChatML template.
     /// The same texts give the same tokenizer; few texts may give fewer tokens than asked.
     ///
+    /// ```
+    /// use uncouple::model::Tokenizer;
+    ///
+    /// let tokenizer = Tokenizer::train(&["go north", "go south"], 270)?;
+    /// let ids = tokenizer.encode("go north")?;
+    /// assert_eq!(tokenizer.decode(&ids, false)?, "go north");
+    /// # Ok::<(), uncouple::model::tokenizer::TokenizerError>(())
+    /// ```
+    ///
     /// # Errors
     /// If `vocab_size` is less than the bytes and the special tokens, or training fails.
     pub fn train<S: AsRef<str> + Sync>(texts: &[S], vocab_size: usize) -> Result<Tokenizer, TokenizerError> {
@@ -386,6 +395,15 @@ impl Tokenizer {
     }
 
     /// The conversation as the model was taught to read it; with `add_generation_prompt` the assistant's turn is opened.
+    ///
+    /// ```
+    /// use uncouple::model::{Message, Tokenizer};
+    ///
+    /// let tokenizer = Tokenizer::train(&["go north"], 259)?;
+    /// let text = tokenizer.render(&[Message::new("user", "You are in a maze.")], true)?;
+    /// assert_eq!(text, "<|im_start|>user\nYou are in a maze.<|im_end|>\n<|im_start|>assistant\n");
+    /// # Ok::<(), uncouple::model::tokenizer::TokenizerError>(())
+    /// ```
     ///
     /// # Errors
     /// If there is no chat template, or it refuses the conversation.

@@ -21,6 +21,14 @@ pub enum Scale {
 
 /// Advantages of `rewards`, which lie group after group; `groups` holds the groups' sizes and sums to `rewards.len()`.
 ///
+/// ```
+/// use uncouple::ops::advantage::{Scale, advantages};
+///
+/// // Two groups of two: a group whose members got the same has no advantage.
+/// let advantage = advantages(&[1.0, 0.0, 1.0, 1.0], &[2, 2], Scale::None, 0.0);
+/// assert_eq!(advantage, [0.5, -0.5, 0.0, 0.0]);
+/// ```
+///
 /// # Panics
 /// If the sizes do not sum to the number of rewards.
 pub fn advantages(rewards: &[f64], groups: &[usize], scale: Scale, eps: f64) -> Vec<f64> {

@@ -37,6 +37,26 @@ impl<'a> Actor<'a> {
 
     /// As [`Actor::rollout_on`], with a cache that keeps nothing.
     ///
+    /// ```
+    /// use std::path::Path;
+    /// use uncouple::agent::Prompter;
+    /// use uncouple::config::Config;
+    /// use uncouple::env::{Split, Suite, household::Household};
+    /// use uncouple::model::checkpoint;
+    /// use uncouple::ops::philox::Stream;
+    /// use uncouple::rollout::{Actor, RolloutSettings, RolloutTasks};
+    ///
+    /// let (model, tokenizer) = checkpoint::load_with_tokenizer(Path::new("tests/fixtures/golden/models/tiny-tied"))?;
+    /// let (config, suite) = (Config::default(), Household::new(0));
+    /// let prompter = Prompter::new(tokenizer, &config.prompt)?;
+    /// let settings = RolloutSettings { max_steps: 2, ..RolloutSettings::training(&config, Stream::Rollout(0)) };
+    /// let actor = Actor::new(&model, &prompter, settings, &|| false);
+    /// let tasks = [suite.task(Split::Train, 0)?];
+    /// let played = actor.rollout(&RolloutTasks { open: &|task| suite.open(task), tasks: &tasks, group_size: 4 })?;
+    /// assert_eq!(played.episodes.len(), 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    ///
     /// # Errors
     /// As there.
     pub fn rollout(&self, games: &RolloutTasks<'_>) -> Result<Played, RolloutError> {

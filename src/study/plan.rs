@@ -195,6 +195,18 @@ const SHARED: [&str; 4] = ["gcd.cold_start", "suggestions.cold_start", "rollout.
 impl Study {
     /// Reads a study file, and refuses what could not be compared.
     ///
+    /// ```
+    /// use std::path::Path;
+    /// use uncouple::study::plan::{Study, StudyOverrides};
+    /// use uncouple::train::memory::Placement;
+    ///
+    /// let given = StudyOverrides { dir: None, set: Vec::new(), place: Placement::Cpu };
+    /// let study = Study::load(Path::new("studies/first-light.toml"), given)?;
+    /// // Three seeds: a cold start and two variants of each.
+    /// assert_eq!(study.tasks().len(), 3 + 3 * 2);
+    /// # Ok::<(), uncouple::study::StudyError>(())
+    /// ```
+    ///
     /// # Errors
     /// If the file cannot be read, is not a study, or its parts could not be compared.
     pub fn load(file: &Path, given: StudyOverrides) -> Result<Study, StudyError> {

@@ -40,6 +40,25 @@ pub struct RunOutcome {
 
 /// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report; on the CPU.
 ///
+/// ```
+/// use uncouple::config::{Config, Override};
+/// use uncouple::env::household::Household;
+/// use uncouple::train::{run_folder::Existing, train};
+///
+/// let folder = tempfile::tempdir()?;
+/// let set = [
+///     "run.name=tiny", "run.iterations=1", "model.hidden_size=32", "model.num_hidden_layers=1",
+///     "model.num_attention_heads=2", "model.num_key_value_heads=1", "model.intermediate_size=48", "model.vocab_size=300",
+///     "sft.steps=2", "sft.games=4", "env.max_steps=3", "rollout.groups=2", "rollout.group_size=2", "eval.games=2",
+///     "gcd.mode=off", "suggestions.mode=off",
+/// ];
+/// let mut config = Config::load(None, &set.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?)?;
+/// config.run.dir = folder.path().display().to_string();
+/// let outcome = train(config, &Household::new(0), Existing::Refuse)?;
+/// assert!(outcome.summary.train_steps >= 2 && outcome.folder.join("report.html").exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
 /// # Errors
 /// As [`train_on`].
 pub fn train(config: Config, suite: &dyn Suite, existing: Existing) -> Result<RunOutcome, TrainError> {

@@ -424,7 +424,7 @@ fn a_run_measures_its_coupling_and_two_runs_compare() {
     assert!(off.summary.coupling.is_none() && !off.folder.join("coupling").exists());
 
     let cli = |args: &[&str]| {
-        let out = ProbeCommand::new(env!("CARGO_BIN_EXE_uncouple")).arg("coupling").args(args).output().unwrap();
+        let out = Command::new(env!("CARGO_BIN_EXE_uncouple")).arg("coupling").args(args).output().unwrap();
         (out.status.success(), String::from_utf8(out.stdout).unwrap(), String::from_utf8(out.stderr).unwrap())
     };
     let path = |path: &Path| path.display().to_string();

@@ -77,6 +77,21 @@ impl FromStr for TaskId {
 }
 
 /// The suite of household games.
+///
+/// ```
+/// use uncouple::env::{Split, Suite, household::Household};
+///
+/// let suite = Household::new(0);
+/// let mut game = suite.open_for_training(&suite.task(Split::Train, 0)?)?;
+/// let mut seen = game.reset()?;
+/// while let (false, Some(command)) = (seen.done, game.expert()) {
+///     seen = game.step(&command)?;
+/// }
+/// assert!(seen.won);
+/// // What is held out is never trained on.
+/// assert!(suite.open_for_training(&suite.task(Split::L2, 0)?).is_err());
+/// # Ok::<(), uncouple::env::EnvError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Household {
     /// Chooses the training games; the evaluation panels are the same for every seed.
