@@ -80,7 +80,12 @@ impl Cache {
         let stride = Cache::page_bytes(shape, layers) / size_of::<bf16>();
         expect("decode attention", stride <= i32::MAX as usize, || format!("pages of {stride} elements"))?;
         // Zeroed: a page may be copied before it is full.
-        Ok(Cache { memory: gpu.zeros(pages * stride)?, shape, layers, tiles: tile_bytes(head_dim) <= gpu.shared_memory() })
+        Ok(Cache {
+            memory: gpu.zeros(pages * stride)?,
+            shape,
+            layers,
+            tiles: tile_bytes(head_dim) <= gpu.shared_memory(),
+        })
     }
 
     /// Elements from one page to the next.
@@ -180,16 +185,10 @@ impl Rows {
         for (sequence, position) in rows {
             let held = tables.get(*sequence as usize).copied().unwrap_or_default();
             let used = held.get(..=*position as usize / PAGE).filter(|used| used.len() <= table_len);
-            expect(
-                "decode attention",
-                used.is_some_and(|t| t.iter().all(|p| (*p as usize) < cache.pages())),
-                || {
-                    let (pages, room) = (cache.pages(), table_len);
-                    format!(
-                        "position {position} of sequence {sequence}: pages {held:?} of {pages}, room for {room}"
-                    )
-                },
-            )?;
+            expect("decode attention", used.is_some_and(|t| t.iter().all(|p| (*p as usize) < cache.pages())), || {
+                let (pages, room) = (cache.pages(), table_len);
+                format!("position {position} of sequence {sequence}: pages {held:?} of {pages}, room for {room}")
+            })?;
         }
         let padded =
             |t: &&[u32]| -> Vec<u32> { t.iter().copied().chain(std::iter::repeat(0)).take(table_len).collect() };
@@ -219,14 +218,7 @@ impl Rows {
 
 /// Rotates the queries of `qkv` `[rows, qkv_dim]` where they are; puts its keys, rotated, and its values in their places in a
 /// layer of the cache. No two rows are of one place, and positions are in the tables.
-pub fn append(
-    gpu: &Gpu,
-    qkv: &Slice<bf16>,
-    rows: &Rows,
-    tables: &Tables,
-    cache: &Cache,
-    layer: usize,
-) -> Result<()> {
+pub fn append(gpu: &Gpu, qkv: &Slice<bf16>, rows: &Rows, tables: &Tables, cache: &Cache, layer: usize) -> Result<()> {
     let (n, shape) = (rows.len(), cache.shape);
     let fits = qkv.len() == n * shape.qkv_dim() && shape.head_dim == 2 * tables.half;
     expect("decode attention (append)", fits, || {
@@ -235,8 +227,7 @@ pub fn append(
     })?;
     let Shape { heads, kv_heads, head_dim } = shape;
     let [sequence, position, table] = rows.args();
-    let mut args =
-        vec![qkv.arg(), sequence, position, table, cache.layer(layer)?, tables.cos.arg(), tables.sin.arg()];
+    let mut args = vec![qkv.arg(), sequence, position, table, cache.layer(layer)?, tables.cos.arg(), tables.sin.arg()];
     args.extend([n, heads, kv_heads, head_dim, rows.table_len, cache.stride()].map(|n| Arg::from(n as i32)));
     gpu.launch_threads("decode_attention_append_bf16", n * shape.qkv_dim() / 16, &args)
 }
