@@ -77,7 +77,7 @@ pub fn step(o: &AdamW, decay: bool, p: &mut [f32], g: &[f32], m: &mut [f32], v: 
 /// multiples of 8: tensors in a flat buffer are padded.
 pub mod cuda {
     use super::AdamW;
-    use crate::device::{Arg, Error, Gpu, Launch, Real, Result, Slice, expect};
+    use crate::device::{Arg, Error, Gpu, Launch, Real, Result, Slice, Tensor, expect};
     use bytemuck::{Pod, Zeroable};
     use half::bf16;
 
@@ -122,6 +122,30 @@ pub mod cuda {
         eps: f32,
     }
 
+    /// Which elements of a flat buffer decay: one launch steps them all.
+    pub struct Decays {
+        turns: Tensor<u32>,
+        len: usize,
+    }
+
+    impl Decays {
+        /// Of stretches that follow each other, each a multiple of 8 elements.
+        ///
+        /// # Errors
+        /// If one is not, or the device has no memory.
+        pub fn new(gpu: &Gpu, stretches: impl IntoIterator<Item = (usize, bool)>) -> Result<Decays> {
+            let (mut turns, mut at, mut now) = (Vec::new(), 0, false);
+            for (len, decays) in stretches {
+                expect("adamw", len.is_multiple_of(8), || format!("{len} elements, no multiple of 8"))?;
+                if decays != now {
+                    turns.push((at / 8) as u32);
+                }
+                (at, now) = (at + len, decays);
+            }
+            Ok(Decays { turns: gpu.tensor(&turns)?, len: at })
+        }
+    }
+
     /// As [`super::step`], but gradients are scaled by `scale` `[1]`, which lies on the device (see [`grad_norm`]), not by
     /// `grad_scale`.
     ///
@@ -130,7 +154,7 @@ pub mod cuda {
     pub fn step<T: Real>(
         gpu: &Gpu,
         o: &AdamW,
-        decay: bool,
+        decays: &Decays,
         state: &OptimizerState,
         g: &Slice<T>,
         scale: &Slice<f32>,
@@ -138,20 +162,26 @@ pub mod cuda {
     ) -> Result<()> {
         let n = g.len();
         let lengths = [state.p.len(), state.m.len(), state.v.len(), state.copy.len()];
-        expect("adamw", n.is_multiple_of(8) && lengths == [n; 4] && scale.len() == 1, || {
-            format!("{n} gradients (a multiple of 8) and {} scales for weights of {lengths:?}", scale.len())
+        expect("adamw", n == decays.len && lengths == [n; 4] && scale.len() == 1, || {
+            let (scales, of) = (scale.len(), decays.len);
+            format!("{n} gradients and {scales} scales for weights of {lengths:?} in stretches of {of}")
         })?;
         let correction = |beta: f32| 1.0 - f64::from(beta).powi(o.step as i32);
         let scalars = Step {
             rate: (f64::from(o.lr) / correction(o.beta1)) as f32,
             inv_root: (1.0 / correction(o.beta2).sqrt()) as f32,
-            keep: if decay { 1.0 - o.lr * o.weight_decay } else { 1.0 },
+            keep: 1.0 - o.lr * o.weight_decay,
             beta1: o.beta1,
             beta2: o.beta2,
             eps: o.eps,
         };
         let mut args = vec![state.p.arg(), g.arg(), state.m.arg(), state.v.arg(), state.copy.arg(), scale.arg()];
-        args.extend([Arg::from(n as u64), Arg::from(scalars)]);
+        args.extend([
+            decays.turns.arg(),
+            Arg::from(decays.turns.len() as i32),
+            Arg::from(n as u64),
+            Arg::from(scalars),
+        ]);
         let kernel = match rounding {
             Rounding::Nearest => format!("adamw_step_{}", T::NAME),
             Rounding::Stochastic { seed, stream } => {

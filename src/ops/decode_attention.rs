@@ -23,8 +23,11 @@ pub trait Paged: Sync {
 
 /// New tokens of a sequence: their rows of rotated qkv, and the cache, which holds `past` tokens before them, and them.
 pub struct Input<'a, P> {
+    /// Rows of rotated qkv.
     pub qkv: &'a [f32],
+    /// Tokens before them.
     pub past: usize,
+    /// The cache.
     pub cache: P,
 }
 

@@ -1,6 +1,6 @@
 //! One episode while it is played.
 
-use super::stepper::{Event, Response, Stepper};
+use super::environment::{Event, OpenEnvironment, Response};
 use super::{Open, PrefixCache, RolloutContext, RolloutError, RolloutSettings, too_long};
 use crate::agent::{Action, Episode, Finish, Memory, Next, Refusal, Turn};
 use crate::env::{EnvError, Observation, Task};
@@ -25,7 +25,7 @@ pub(super) struct ActiveEpisode {
     /// Tokens that the cache does not hold yet.
     pub pending: Vec<u32>,
     pub over: bool,
-    stepper: Stepper,
+    environment: OpenEnvironment,
     /// The turn whose response is to come later.
     open_turn: Option<OpenTurn>,
     /// What the agent was last shown, and all that it has before it.
@@ -50,7 +50,7 @@ struct OpenTurn {
 pub(super) struct PendingEpisode {
     pub index: usize,
     episode: Episode,
-    stepper: Stepper,
+    environment: OpenEnvironment,
     started: Instant,
 }
 
@@ -83,9 +83,10 @@ impl PendingEpisode {
         sender: &Sender<Event>,
     ) -> Result<Result<Opened, Box<Episode>>, RolloutError> {
         let started = Instant::now();
-        let begun = open(&episode.task).and_then(|env| Stepper::begin(env, context.settings.distances, index, sender));
+        let begun =
+            open(&episode.task).and_then(|env| OpenEnvironment::begin(env, context.settings.distances, index, sender));
         match begun {
-            Ok((stepper, response)) => Ok(Ok((PendingEpisode { index, episode, stepper, started }, response))),
+            Ok((environment, response)) => Ok(Ok((PendingEpisode { index, episode, environment, started }, response))),
             Err(error) => Ok(Err(failed(episode, error)?)),
         }
     }
@@ -97,7 +98,7 @@ impl PendingEpisode {
         context: &RolloutContext<'_>,
         response: Response,
     ) -> Result<Result<ActiveEpisode, Box<Episode>>, RolloutError> {
-        let PendingEpisode { index, mut episode, stepper, started } = self;
+        let PendingEpisode { index, mut episode, environment, started } = self;
         let (shown, distance) = match sound(response, &episode.task) {
             Ok(begun) => begun,
             Err(error) => return Ok(Err(failed(episode, error)?)),
@@ -119,7 +120,7 @@ impl PendingEpisode {
             episode,
             pending: Vec::new(),
             over: false,
-            stepper,
+            environment,
             open_turn: None,
             shown,
             memory,
@@ -190,7 +191,7 @@ impl ActiveEpisode {
     /// Plays a finished turn, whose sampled tokens end before `sampled`.
     fn play(&mut self, context: &RolloutContext<'_>, written: Action, sampled: usize) -> Result<(), RolloutError> {
         let response = match &written.command {
-            Ok(command) => self.stepper.step(command.clone()),
+            Ok(command) => self.environment.step(command.clone()),
             Err(_) => {
                 let admissible = self.shown.admissible.clone();
                 Some(Ok((Observation { text: REFUSED.into(), admissible, ..Observation::default() }, self.distance)))

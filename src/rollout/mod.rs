@@ -8,13 +8,13 @@
 
 mod actor;
 mod answers;
+mod environment;
 mod episode;
 mod group;
 mod played;
 mod prefix_cache;
 mod scheduler;
 mod statistics;
-mod stepper;
 pub use actor::Actor;
 pub use answers::Answer;
 pub use played::Played;

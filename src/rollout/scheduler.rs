@@ -1,8 +1,8 @@
 //! Continuous batching: which episodes begin, wait, are played, and leave.
 
+use super::environment::{Event, Response};
 use super::episode::{ActiveEpisode, PendingEpisode};
 use super::group::Group;
-use super::stepper::{Event, Response};
 use super::{Actor, Limit, Played, PrefixCache, RolloutContext, RolloutError, RolloutTasks};
 use crate::agent::Episode;
 use crate::device::Error;

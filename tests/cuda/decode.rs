@@ -125,17 +125,17 @@ fn tokens_are_drawn_as_on_the_cpu() {
     }
 }
 
-/// Steps that are replayed from graphs, and the same tokens in passes of their own, which a second sequence of two tokens makes
-/// them: to the bit, over the end of a split, where there is another graph.
+/// Steps that are replayed from graphs, in one of which a sequence is fed two tokens, and the same tokens in passes of their own, which
+/// a sequence of many makes them: to the bit, over the end of a split, where there is another graph.
 #[test]
 fn graphs_decode_as_passes_do() {
     let gpu = emulated::quick_gpu();
     let mut on_cpu = model();
     on_cpu = Model::new(Architecture { max_position_embeddings: 600, ..on_cpu.config }, on_cpu.params);
-    let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
+    let model = CudaModel::new(&gpu, &on_cpu, 4).unwrap();
     let (prompt, short): (Vec<u32>, [u32; 3]) = ((0..510).map(|i| i * 7 % 96).collect(), [7, 8, 9]);
     let played = |company: bool| {
-        let mut decoder = CudaDecoder::new(&model, 24).unwrap();
+        let mut decoder = CudaDecoder::new(&model, 32).unwrap();
         let (one, two, other) = (decoder.new_sequence(), decoder.new_sequence(), decoder.new_sequence());
         decoder.append(&[(one, &prompt), (two, &short)]).unwrap();
         let three = decoder.fork(one).unwrap();
@@ -151,8 +151,10 @@ fn graphs_decode_as_passes_do() {
             let playing = if step < 3 { 3 } else { 1 };
             let mut inputs: Vec<(SequenceId, &[u32])> =
                 ids.into_iter().zip(tokens.iter().map(|t| &t[..])).take(playing).collect();
-            if company {
-                inputs.push((other, &[1, 2]));
+            match (company, step) {
+                (true, _) => inputs.insert(1, (other, &[1; 40])),
+                (false, 0) => inputs.insert(1, (other, &[1, 2])),
+                _ => {}
             }
             decoder.append(&inputs).unwrap();
         }
@@ -161,7 +163,7 @@ fn graphs_decode_as_passes_do() {
     let by_pass = played(true);
     assert_eq!(model.graphs(), 0);
     let by_graph = played(false);
-    assert_eq!(model.graphs(), 3, "of four sequences, with contexts of one part and of two, and of one sequence");
+    assert_eq!(model.graphs(), 4, "of six rows; of three, with contexts of one part and of two; of one");
     assert_eq!(by_graph, by_pass);
 }
 

@@ -31,6 +31,7 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
     let (plain, logits) = (SamplingParams::default(), sampling::cuda::Logits::new(gpu, 1, 6).unwrap());
     let penalty = SamplingParams { repetition_penalty: 1.1, ..plain };
     let token = gpu.zeros::<u32>(1).unwrap();
+    let decays = adamw::cuda::Decays::new(gpu, [(8, true)]).unwrap();
     let nearest = adamw::cuda::Rounding::Nearest;
     let narrow = attention::Shape { heads: 1, kv_heads: 1, head_dim: 32 };
     let cache = decode_attention::cuda::Cache::new(gpu, attention::Shape { head_dim: 64, ..narrow }, 1, 1).unwrap();
@@ -47,7 +48,7 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
         ("embedding", embedding::cuda::forward(gpu, &tokens, &b(40), 8, &b(16))),
         ("embedding", embedding::cuda::Tokens::new(gpu, &[1, 4], 4).map(|_| ())),
         ("embedding", embedding::cuda::Moves::new(gpu, &[(0, 2)], [1, 2]).map(|_| ())),
-        ("adamw", adamw::cuda::step(gpu, &step, true, &bad_state, &b(8), &f(1), nearest)),
+        ("adamw", adamw::cuda::step(gpu, &step, &decays, &bad_state, &b(8), &f(1), nearest)),
         ("gradient norm", adamw::cuda::grad_norm(gpu, &b(12), 1.0, &f(2))),
         ("pcgrad", pcgrad::cuda::combine(gpu, &f(12), &f(12)).map(|_| ())),
         ("pcgrad", pcgrad::cuda::combine(gpu, &f(16), &f(8)).map(|_| ())),

@@ -17,12 +17,12 @@ struct Fed {
 }
 
 impl Fed {
-    fn new([heads, kv_heads, head_dim]: [usize; 3], shared: usize, spans: &[std::ops::Range<u32>]) -> Fed {
+    fn new([heads, kv_heads, head_dim]: [usize; 3], shared: usize, spans: &[(u32, u32)]) -> Fed {
         let mut page = (0..=300u32).rev();
         let common: Vec<u32> = page.by_ref().take(shared).collect();
-        let own = |span: &std::ops::Range<u32>| (span.end as usize).div_ceil(PAGE).saturating_sub(shared);
+        let own = |span: &(u32, u32)| (span.1 as usize).div_ceil(PAGE).saturating_sub(shared);
         let tables = spans.iter().map(|span| common.iter().copied().chain(page.by_ref().take(own(span))).collect());
-        let rows = (0u32..).zip(spans).flat_map(|(s, span)| span.clone().map(move |at| (s, at))).collect();
+        let rows = (0u32..).zip(spans).flat_map(|(s, span)| (span.0..span.1).map(move |at| (s, at))).collect();
         Fed { shape: Shape { heads, kv_heads, head_dim }, shared, tables: tables.collect(), rows }
     }
 
@@ -59,13 +59,17 @@ impl Fed {
 fn a_row_has_the_same_bits_in_a_tile_and_alone() {
     let cases = [
         // A prompt, and one that goes on beyond a split.
-        Fed::new([7, 1, 64], 0, &[0..70]),
-        Fed::new([8, 2, 128], 0, &[500..540]),
+        Fed::new([7, 1, 64], 0, &[(0, 70)]),
+        Fed::new([8, 2, 128], 0, &[(500, 540)]),
         // A group; two groups' worth of rows that share nothing; heads that leave rows of products empty.
-        Fed::new([7, 1, 64], 16, &[511..512, 512..513, 530..531, 600..601, 513..515, 520..521, 580..581, 575..576]),
-        Fed::new([3, 1, 128], 1, &[40..41, 32..33, 100..101, 33..40]),
-        Fed::new([5, 5, 64], 0, &[9..10, 64..66, 0..1]),
-        Fed::new([16, 1, 64], 2, &[64..70, 65..66]),
+        Fed::new(
+            [7, 1, 64],
+            16,
+            &[(511, 512), (512, 513), (530, 531), (600, 601), (513, 515), (520, 521), (580, 581), (575, 576)],
+        ),
+        Fed::new([3, 1, 128], 1, &[(40, 41), (32, 33), (100, 101), (33, 40)]),
+        Fed::new([5, 5, 64], 0, &[(9, 10), (64, 66), (0, 1)]),
+        Fed::new([16, 1, 64], 2, &[(64, 70), (65, 66)]),
     ];
     for fed in cases {
         let (alone, tiled) = (fed.bits(false), fed.bits(true));
@@ -77,9 +81,9 @@ fn a_row_has_the_same_bits_in_a_tile_and_alone() {
 
 #[test]
 fn tiles_are_taken_where_they_halve_what_is_read() {
-    assert!(Fed::new([7, 1, 64], 0, &[0..70]).tiled_by_itself(), "a prompt");
-    assert!(!Fed::new([7, 1, 64], 0, &[70..71]).tiled_by_itself(), "a row");
-    assert!(!Fed::new([7, 1, 64], 0, &[70..71, 90..91, 40..41]).tiled_by_itself(), "prompts of their own");
-    assert!(Fed::new([7, 1, 64], 8, &[256..257, 260..261, 280..281, 257..258]).tiled_by_itself(), "a group");
-    assert!(!Fed::new([16, 1, 64], 1, &[256..257, 260..261]).tiled_by_itself(), "little in common");
+    assert!(Fed::new([7, 1, 64], 0, &[(0, 70)]).tiled_by_itself(), "a prompt");
+    assert!(!Fed::new([7, 1, 64], 0, &[(70, 71)]).tiled_by_itself(), "a row");
+    assert!(!Fed::new([7, 1, 64], 0, &[(70, 71), (90, 91), (40, 41)]).tiled_by_itself(), "prompts of their own");
+    assert!(Fed::new([7, 1, 64], 8, &[(256, 257), (260, 261), (280, 281), (257, 258)]).tiled_by_itself(), "a group");
+    assert!(!Fed::new([16, 1, 64], 1, &[(256, 257), (260, 261)]).tiled_by_itself(), "little in common");
 }

@@ -14,6 +14,7 @@ use crate::ops::embedding::cuda::{self as embedding, Moves};
 use crate::ops::sampling::cuda::{self as sampling, Seen};
 use crate::ops::sampling::{Sampled, SamplingParams};
 use half::bf16;
+use std::collections::{HashMap, HashSet};
 
 /// Most tokens of one pass through the model: long prompts take several.
 const ROWS: usize = 2048;
@@ -59,8 +60,7 @@ impl CudaModel {
     /// The most that passes, steps and requests take beside the cache; several times what lives of a layer.
     fn scratch_bytes(&self) -> usize {
         let c = &self.config;
-        // Graphs of all powers of two, up to twice the sequences.
-        let rows = ROWS + 4 * self.max_live;
+        let rows = ROWS + Steps::sizes(self.max_live).sum::<usize>();
         let widths = 6 * c.hidden_size + 3 * c.intermediate_size + 2 * self.shape().qkv_dim();
         // Parts of a long context's sums, in f32.
         let splits = c.max_position_embeddings.div_ceil(attention::SPLIT).next_power_of_two() * self.shape().q_dim();
@@ -70,9 +70,6 @@ impl CudaModel {
 
 impl<'a> CudaDecoder<'a> {
     /// With so many pages of [`PAGE`] tokens.
-    ///
-    /// # Errors
-    /// If there is too little device memory.
     pub fn new(model: &'a CudaModel, pages: usize) -> Result<CudaDecoder<'a>> {
         let (gpu, sequences) = (&model.gpu, model.max_live);
         // One more, for what fills up a step.
@@ -84,9 +81,6 @@ impl<'a> CudaDecoder<'a> {
     }
 
     /// The final hidden states of the sequences' last tokens, `[sequences, hidden]`.
-    ///
-    /// # Errors
-    /// If a sequence does not exist or is empty, or a launch fails.
     pub fn hidden(&mut self, ids: &[SequenceId]) -> Result<Tensor<bf16>> {
         self.compute_pending()?;
         self.check_ids(ids)?;
@@ -113,11 +107,18 @@ impl<'a> CudaDecoder<'a> {
         self.steps.run(self.model, &self.cache, &self.states, &step, None).map(drop)
     }
 
-    /// What was fed last, if it is just these sequences in this order that are sampled from, so that one graph can do both.
-    fn pending_of(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Option<Step> {
-        let fits = Steps::rows(requests.len()) <= self.steps.logits.room() && params.repetition_penalty == 1.0;
-        let same = |step: &mut Step| step.ids.iter().eq(requests.iter().map(|request| &request.sequence));
-        self.pending.take_if(|step| fits && same(step))
+    /// What was fed last, if all requests sample from it, so that one graph can do both; and the place of each request in it.
+    fn pending_of(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Option<(Step, Vec<usize>)> {
+        let step = self.pending.as_ref().filter(|step| params.repetition_penalty == 1.0 && self.steps.fits(step))?;
+        let places: HashMap<SequenceId, usize> = step.ids.iter().copied().zip(0..).collect();
+        let of_requests: Vec<usize> =
+            requests.iter().map(|request| places.get(&request.sequence).copied()).collect::<Option<_>>()?;
+        let distinct: HashSet<usize> = of_requests.iter().copied().collect();
+        // Twice from one sequence is two numbers.
+        if distinct.len() < requests.len() {
+            return None;
+        }
+        Some((self.pending.take()?, of_requests))
     }
 
     /// Refuses what cannot be appended, before anything is changed.
@@ -143,17 +144,18 @@ impl<'a> CudaDecoder<'a> {
         Ok(())
     }
 
-    /// Reads all tokens fed, which are at `rows` (sequence, position) of the inputs; the last of each is in `last` (row, sequence).
-    fn prefill(&self, tokens: &[u32], rows: &[(u32, u32)], last: &[(usize, u32)], tables: &[&[u32]]) -> Result<()> {
+    /// Computes a step that is too long for a graph, in passes.
+    fn prefill(&self, step: &Step) -> Result<()> {
         let (model, gpu, width) = (self.model, &self.model.gpu, self.model.config.hidden_size);
-        for start in (0..rows.len()).step_by(ROWS) {
-            let pass = start..rows.len().min(start + ROWS);
-            let places = last.iter().filter(|(row, _)| pass.contains(row));
-            let places: Vec<(u32, u32)> = places.map(|(row, id)| ((row - start) as u32, *id)).collect();
+        let tables: Vec<&[u32]> = step.tables.iter().map(Vec::as_slice).collect();
+        for start in (0..step.rows.len()).step_by(ROWS) {
+            let pass = start..step.rows.len().min(start + ROWS);
+            let last = step.last.iter().zip(&step.ids).filter(|(row, _)| pass.contains(&(**row as usize)));
+            let places: Vec<(u32, u32)> = last.map(|(row, id)| (row - start as u32, id.0)).collect();
             let mut packed = Packed::default();
             let moves = Moves::pack(&mut packed, &places, [pass.len(), self.room() + 1])?;
-            let (tokens, rows) = (packed.add(&tokens[pass.clone()]), &rows[pass.clone()]);
-            let rows = Rows::pack(&mut packed, gpu, &self.cache, rows, tables, Rows::splits(rows))?;
+            let (tokens, rows) = (packed.add(&step.tokens[pass.clone()]), &step.rows[pass.clone()]);
+            let rows = Rows::pack(&mut packed, gpu, &self.cache, rows, &tables, Rows::splits(rows))?;
             let mut on = packed.upload(gpu)?;
             let acts = model.activations(pass.len(), SavedActivations::Nothing)?;
             model.decode(&on.take(tokens), &rows(&mut on), &self.cache, &acts)?;
@@ -214,30 +216,27 @@ impl Decoder for CudaDecoder<'_> {
         self.compute_pending()?;
         self.check(inputs)?;
         self.reserve(inputs.iter().map(|(id, _)| id.0 as usize + 1).max().unwrap_or(0))?;
-        let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(inputs.len()));
-        for ((id, fed), sequence) in inputs.iter().zip(0u32..) {
-            let first = self.pages.len(*id);
-            let end = first + fed.len();
+        for (id, fed) in inputs {
             if let Some((from, to)) = self.pages.append(*id, fed.len())? {
                 self.cache.copy_page(&self.model.gpu, from, to)?;
             }
-            tokens.extend_from_slice(fed);
-            rows.extend((first..end).map(|position| (sequence, position as u32)));
-            last.push((rows.len() - 1, id.0));
         }
-        // A token for each: a step, whose next tokens are perhaps sampled with it.
-        if !inputs.is_empty() && inputs.iter().all(|(_, fed)| fed.len() == 1) && rows.len() <= ROWS {
-            self.pending = Some(Step::new(inputs, &self.pages));
+        let step = Step::new(inputs, &self.pages);
+        // Whose next tokens are perhaps sampled with it.
+        if self.steps.fits(&step) {
+            self.pending = Some(step).filter(|step| !step.ids.is_empty());
             return Ok(());
         }
-        let tables: Vec<&[u32]> = inputs.iter().map(|(id, _)| self.pages.of(*id)).collect();
-        self.prefill(&tokens, &rows, &last, &tables)
+        self.prefill(&step)
     }
 
     fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
-        if let Some(step) = self.pending_of(requests, params) {
-            let drawing = Drawing { uniform: requests.iter().map(|request| request.uniform).collect(), params };
-            return self.steps.run(self.model, &self.cache, &self.states, &step, Some(&drawing));
+        if let Some((step, places)) = self.pending_of(requests, params) {
+            let mut uniform = vec![0.5; step.ids.len()];
+            places.iter().zip(requests).for_each(|(at, request)| uniform[*at] = request.uniform);
+            let drawing = Drawing { uniform, params };
+            let sampled = self.steps.run(self.model, &self.cache, &self.states, &step, Some(&drawing))?;
+            return Ok(places.into_iter().map(|at| sampled[at]).collect());
         }
         self.compute_pending()?;
         self.check_ids(&requests.iter().map(|request| request.sequence).collect::<Vec<_>>())?;

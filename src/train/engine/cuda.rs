@@ -13,7 +13,10 @@ use crate::grpo::{PolicyLoss, UseFound};
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel};
 use crate::model::backend::cuda_sink::part;
 use crate::model::{Architecture, Model, Params, Policy, SavedActivations};
-use crate::ops::adamw::{self, cuda::OptimizerState, cuda::Rounding};
+use crate::ops::adamw::{
+    self,
+    cuda::{Decays, OptimizerState, Rounding},
+};
 use crate::ops::advantage::{self, Scale};
 use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets, Uses};
 use crate::ops::grouped_logprob::{Target, TokenGrad};
@@ -22,7 +25,6 @@ use crate::train::TrainError;
 use crate::train::optimizer::{StepReport, adamw_step};
 use half::bf16;
 use std::borrow::Cow;
-use std::ops::Range;
 
 /// A model on a GPU and its last forward pass.
 pub struct CudaScorer {
@@ -86,8 +88,7 @@ pub struct CudaEngine {
     aside: Option<Tensor<f32>>,
     /// The gradient's norm, and the factor that clips it.
     norm: Tensor<f32>,
-    /// Neighbouring tensors that decay alike, as one.
-    spans: Vec<(Range<usize>, bool)>,
+    decays: Decays,
 }
 
 impl CudaEngine {
@@ -97,18 +98,11 @@ impl CudaEngine {
     /// If a tensor's length is no multiple of 8, or there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2], max_live: usize) -> Result<CudaEngine> {
         let layout = &model.params.layout;
-        let mut spans: Vec<(Range<usize>, bool)> = Vec::new();
         for entry in &layout.entries {
             let wide = entry.range.len();
             expect("adamw", wide.is_multiple_of(8), || {
                 format!("{} has {wide} elements, no multiple of 8", entry.name)
             })?;
-            match spans.last_mut() {
-                Some((last, decay)) if *decay == entry.decay && last.end == entry.range.start => {
-                    last.end = entry.range.end;
-                }
-                _ => spans.push((entry.range.clone(), entry.decay)),
-            }
         }
         let [m, v] = moments;
         Ok(CudaEngine {
@@ -118,7 +112,7 @@ impl CudaEngine {
             grads: gpu.zeros(layout.len)?,
             aside: None,
             norm: gpu.uninit(2)?,
-            spans,
+            decays: Decays::new(gpu, layout.entries.iter().map(|entry| (entry.range.len(), entry.decay)))?,
             gpu: gpu.clone(),
         })
     }
@@ -279,13 +273,13 @@ impl Engine for CudaEngine {
             // The factor that clips is on the device.
             let update = adamw_step(optim, lr, 1.0, *steps);
             let scale = part(&self.norm, &(1..2));
-            for (at, decay) in &self.spans {
-                let [p, m, v, g] =
-                    [&self.master, &self.moments[0], &self.moments[1], &self.grads].map(|of| part(of, at));
-                let copy = part(&self.scorer.model.weights, at);
-                let state = OptimizerState { p: &p, m: &m, v: &v, copy: &copy };
-                adamw::cuda::step(gpu, &update, *decay, &state, &g, &scale, Rounding::Nearest)?;
-            }
+            let state = OptimizerState {
+                p: &self.master,
+                m: &self.moments[0],
+                v: &self.moments[1],
+                copy: &self.scorer.model.weights,
+            };
+            adamw::cuda::step(gpu, &update, &self.decays, &state, &self.grads, &scale, Rounding::Nearest)?;
         }
         // The memory is free for what comes next, a rollout perhaps.
         self.scorer.pass = None;
