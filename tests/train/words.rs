@@ -66,15 +66,15 @@ fn lines_with(text: &str, word: &str) -> Vec<usize> {
     text.lines().zip(1..).filter(|(line, _)| has(line)).map(|(_, number)| number).collect()
 }
 
-/// How many types of this name a text declares, but for those in a function.
+/// How many types of this name a text declares; those of a trait are not counted.
 fn declares(text: &str, name: &str) -> usize {
-    let kinds = ["struct ", "enum ", "trait ", "type "];
     let declared = |line: &str| {
         let code = line.trim_start();
         let code = ["pub ", "pub(crate) ", "pub(super) "].iter().find_map(|p| code.strip_prefix(p)).unwrap_or(code);
-        kinds.iter().any(|kind| {
-            code.strip_prefix(kind).is_some_and(|rest| lines_with(rest, name) == [1] && rest.starts_with(name))
-        })
+        let kinds: &[&str] =
+            if line == line.trim_start() { &["struct ", "enum ", "trait ", "type "] } else { &["struct ", "enum "] };
+        let rest = kinds.iter().find_map(|kind| code.strip_prefix(kind));
+        rest.is_some_and(|rest| rest.starts_with(name) && lines_with(rest, name) == [1])
     };
     text.lines().filter(|line| declared(line)).count()
 }
@@ -101,5 +101,5 @@ fn no_two_types_share_a_bare_name() {
             texts.iter().filter(|(_, text)| declares(text, name) > 0).map(|(file, _)| &file[..]).collect();
         assert!(files.len() < 2, "{name} is declared in {files:?}: say which");
     }
-    assert_eq!(declares("pub struct Row {\n    enum Row\nstruct RowSet;\nlet Row = 1;", "Row"), 2);
+    assert_eq!(declares("pub struct Row {\n    enum Row {\nstruct RowSet;\n    type Row;\nlet Row = 1;", "Row"), 2);
 }

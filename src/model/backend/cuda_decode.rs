@@ -70,6 +70,9 @@ impl CudaModel {
 
 impl<'a> CudaDecoder<'a> {
     /// With so many pages of [`PAGE`] tokens.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(model: &'a CudaModel, pages: usize) -> Result<CudaDecoder<'a>> {
         let (gpu, sequences) = (&model.gpu, model.max_live);
         // One more, for what fills up a step.
@@ -81,6 +84,9 @@ impl<'a> CudaDecoder<'a> {
     }
 
     /// The final hidden states of the sequences' last tokens, `[sequences, hidden]`.
+    ///
+    /// # Errors
+    /// If a sequence does not exist, or a launch fails.
     pub fn hidden(&mut self, ids: &[SequenceId]) -> Result<Tensor<bf16>> {
         self.compute_pending()?;
         self.check_ids(ids)?;
