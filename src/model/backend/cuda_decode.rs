@@ -36,7 +36,7 @@ impl Policy for CudaModel {
         &self.config
     }
 
-    /// With pages for [`CudaModel::max_live`] whole contexts, or for as many tokens as memory allows.
+    /// With pages for `CudaModel::max_live` whole contexts, or for as many tokens as memory allows.
     fn decoder(&self) -> Result<Box<dyn Decoder + '_>> {
         let c = &self.config;
         // The last page of a prompt is copied by each who goes on from it.
