@@ -2,8 +2,8 @@
 
 use super::{CountersArgs, output};
 use crate::bench::counters::{self, Row};
+use crate::report::results::fitted;
 use anyhow::{Context, Result};
-use comfy_table::{CellAlignment, Table, presets};
 use std::process::ExitCode;
 
 pub fn run(args: CountersArgs) -> Result<ExitCode> {
@@ -14,26 +14,8 @@ pub fn run(args: CountersArgs) -> Result<ExitCode> {
         output::print_json(&found)?;
         return Ok(ExitCode::SUCCESS);
     }
-    let mut table = Table::new();
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_header([
-        "kernel",
-        "launches",
-        "read",
-        "written",
-        "copied",
-        "compulsory",
-        "sectors / ideal",
-        "wavefronts / ideal",
-        "matrix flops",
-        "registers",
-        "occupancy %",
-        "H100 bound µs",
-    ]);
-    for row in &found.rows {
-        table.add_row(cells(row));
-    }
-    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    output::print(&table.to_string())?;
+    output::print(&traffic(&found.rows))?;
+    output::print(&work(&found.rows))?;
     let c = found.calls;
     output::print(&format!(
         "{} launches, {} products, {} graphs replayed, {} uploads, {} downloads, {} waits",
@@ -43,20 +25,64 @@ pub fn run(args: CountersArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn cells(row: &Row) -> [String; 12] {
+/// What moved.
+fn traffic(rows: &[Row]) -> String {
+    let headings = ["kernel", "launches", "read", "written", "copied", "compulsory"];
+    let cells = |row: &Row| {
+        let moved = [row.read, row.written, row.copied, row.compulsory].map(output::bytes);
+        [row.kernel.clone(), row.launches.to_string()].into_iter().chain(moved)
+    };
+    fitted(&headings, rows.iter().map(cells), &[1, 2, 3, 4, 5])
+}
+
+/// How well, and how soon at best.
+fn work(rows: &[Row]) -> String {
+    let headings = [
+        "kernel",
+        "H100 bound µs",
+        "sectors / ideal",
+        "wavefronts / ideal",
+        "matrix flops",
+        "registers",
+        "occupancy %",
+    ];
     let or_none = |number: Option<String>| number.unwrap_or_else(|| "–".into());
-    [
-        row.kernel.clone(),
-        row.launches.to_string(),
-        output::bytes(row.read),
-        output::bytes(row.written),
-        output::bytes(row.copied),
-        output::bytes(row.compulsory),
-        format!("{:.2}", row.sectors),
-        format!("{:.2}", row.wavefronts),
-        row.flops.to_string(),
-        or_none(row.registers.map(|n| n.to_string())),
-        or_none(row.occupancy.map(|share| format!("{:.0}", 100.0 * share))),
-        format!("{:.3}", 1e6 * row.bound),
-    ]
+    let cells = |row: &Row| {
+        [
+            row.kernel.clone(),
+            format!("{:.3}", 1e6 * row.bound),
+            format!("{:.2}", row.sectors),
+            format!("{:.2}", row.wavefronts),
+            row.flops.to_string(),
+            or_none(row.registers.map(|n| n.to_string())),
+            or_none(row.occupancy.map(|share| format!("{:.0}", 100.0 * share))),
+        ]
+    };
+    fitted(&headings, rows.iter().map(cells), &[1, 2, 3, 4, 5, 6])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cli::output::assert_fits;
+
+    #[test]
+    fn its_tables_fit_eighty_columns() {
+        let row = Row {
+            kernel: "grouped_logprob_backward_hidden_hopper_bf16".into(),
+            launches: 123_456,
+            read: 1023 << 30,
+            written: 1023 << 30,
+            copied: 1023 << 30,
+            compulsory: 1023 << 30,
+            sectors: 12.345,
+            wavefronts: 12.345,
+            flops: 123_456_789_012,
+            registers: Some(255),
+            occupancy: Some(1.0),
+            bound: 12.345678e-3,
+        };
+        assert_fits(&traffic(std::slice::from_ref(&row)), &["123456", "1023.0 GiB"]);
+        assert_fits(&work(&[row]), &["12345.678", "123456789012"]);
+    }
 }

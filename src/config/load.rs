@@ -261,11 +261,18 @@ fn expected(value: &Value) -> &'static str {
 /// What the user may have meant: the keys closest in spelling, or what the section holds.
 fn hint(schema: &Table, key: &str) -> String {
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
+    // Of keys with the same last part those are closer that share more: the sections before it, then those at the beginning.
+    let shared = |candidate: &str| {
+        let ends = key.rsplit('.').zip(candidate.rsplit('.')).skip(1).take_while(|(a, b)| a == b).count();
+        let starts = key.split('.').zip(candidate.split('.')).take_while(|(a, b)| a == b).count();
+        0.01 * ends as f64 + 0.001 * starts as f64
+    };
     let leaves: Vec<String> = flatten(schema).into_iter().map(|(k, _)| k).collect();
     // A close last part counts a little less than a close whole, so that `lr` finds `optim.lr` and `sft.lr`.
     let score = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(key, candidate);
-        whole.max(0.95 * strsim::normalized_damerau_levenshtein(&last(key), &last(candidate)))
+        let part = strsim::normalized_damerau_levenshtein(&last(key), &last(candidate));
+        whole.max(0.95 * part + shared(candidate))
     };
     let candidates = schema.keys().chain(&leaves).map(|c| (score(c), c)).filter(|(s, _)| *s >= 0.6);
     let candidates: Vec<(f64, &String)> = candidates.collect();

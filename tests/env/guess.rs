@@ -12,7 +12,7 @@ fn config(dir: &Path, set: &[&str]) -> Config {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut overrides: Vec<Override> = set.iter().map(|s| Override::parse(s).unwrap()).collect();
     let game = root.join("examples/guess.py").display().to_string();
-    overrides.push(Override::parse(&format!("env.command=['python3', '{game}']")).unwrap());
+    overrides.push(Override::parse(&format!("env.worker.command=['python3', '{game}']")).unwrap());
     overrides.push(Override::flag("--dir", "run.dir", dir.display().to_string()));
     Config::load(Some(&root.join("examples/guess.toml")), &overrides).unwrap()
 }
