@@ -14,8 +14,9 @@ pub fn run(args: CountersArgs) -> Result<ExitCode> {
         output::print_json(&found)?;
         return Ok(ExitCode::SUCCESS);
     }
-    output::print(&traffic(&found.rows))?;
-    output::print(&work(&found.rows))?;
+    for table in [bounds, traffic, work] {
+        output::print(&table(&found.rows))?;
+    }
     let c = found.calls;
     output::print(&format!(
         "{} launches, {} products, {} graphs replayed, {} uploads, {} downloads, {} waits",
@@ -25,40 +26,38 @@ pub fn run(args: CountersArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// What moved.
-fn traffic(rows: &[Row]) -> String {
-    let headings = ["kernel", "launches", "read", "written", "copied", "compulsory"];
-    let cells = |row: &Row| {
-        let moved = [row.read, row.written, row.copied, row.compulsory].map(output::bytes);
-        [row.kernel.clone(), row.launches.to_string()].into_iter().chain(moved)
-    };
-    fitted(&headings, rows.iter().map(cells), &[1, 2, 3, 4, 5])
-}
-
-/// How well, and how soon at best.
-fn work(rows: &[Row]) -> String {
-    let headings = [
-        "kernel",
-        "H100 bound µs",
-        "sectors / ideal",
-        "wavefronts / ideal",
-        "matrix flops",
-        "registers",
-        "occupancy %",
-    ];
+/// What is the least that the kernels can take, and what of a multiprocessor they fill.
+fn bounds(rows: &[Row]) -> String {
     let or_none = |number: Option<String>| number.unwrap_or_else(|| "–".into());
     let cells = |row: &Row| {
         [
             row.kernel.clone(),
+            row.launches.to_string(),
             format!("{:.3}", 1e6 * row.bound),
-            format!("{:.2}", row.sectors),
-            format!("{:.2}", row.wavefronts),
-            row.flops.to_string(),
-            or_none(row.registers.map(|n| n.to_string())),
             or_none(row.occupancy.map(|share| format!("{:.0}", 100.0 * share))),
+            or_none(row.registers.map(|n| n.to_string())),
         ]
     };
-    fitted(&headings, rows.iter().map(cells), &[1, 2, 3, 4, 5, 6])
+    let headings = ["kernel", "launches", "H100 bound µs", "occupancy %", "registers"];
+    fitted(&headings, rows.iter().map(cells), &[1, 2, 3, 4])
+}
+
+/// What moved.
+fn traffic(rows: &[Row]) -> String {
+    let cells = |row: &Row| {
+        let moved = [row.read, row.written, row.copied, row.compulsory].map(output::bytes);
+        [row.kernel.clone()].into_iter().chain(moved)
+    };
+    fitted(&["kernel", "read", "written", "copied", "compulsory"], rows.iter().map(cells), &[1, 2, 3, 4])
+}
+
+/// How well it moved, and what was multiplied.
+fn work(rows: &[Row]) -> String {
+    let cells = |row: &Row| {
+        let [sectors, wavefronts] = [row.sectors, row.wavefronts].map(|of| format!("{of:.2}"));
+        [row.kernel.clone(), sectors, wavefronts, row.flops.to_string()]
+    };
+    fitted(&["kernel", "sectors / ideal", "wavefronts / ideal", "matrix flops"], rows.iter().map(cells), &[1, 2, 3])
 }
 
 #[cfg(test)]
@@ -82,7 +81,9 @@ mod tests {
             occupancy: Some(1.0),
             bound: 12.345678e-3,
         };
-        assert_fits(&traffic(std::slice::from_ref(&row)), &["123456", "1023.0 GiB"]);
-        assert_fits(&work(&[row]), &["12345.678", "123456789012"]);
+        let rows = [row];
+        assert_fits(&bounds(&rows), &["123456", "12345.678", "occupancy", "registers"]);
+        assert_fits(&traffic(&rows), &["1023.0", "GiB", "compulsory"]);
+        assert_fits(&work(&rows), &["wavefronts", "123456789012"]);
     }
 }

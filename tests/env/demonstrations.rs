@@ -119,7 +119,10 @@ fn a_game_without_a_demonstrator_is_taught_labelled_and_trained_on() {
     assert!(losses[39] < 0.3 * losses[0], "{losses:?}");
     let page = std::fs::read_to_string(outcome.folder.join("report.html")).unwrap();
     let files = &outcome.summary.provenance.unwrap().sessions[0].files;
-    assert_eq!(files.iter().map(|file| &file.key[..]).collect::<Vec<_>>(), ["env.worker.command", "env.demonstrations"]);
+    assert_eq!(
+        files.iter().map(|file| &file.key[..]).collect::<Vec<_>>(),
+        ["env.worker.command", "env.demonstrations"]
+    );
     assert_eq!(files[1].path, dir.path().join("demonstrations.jsonl").display().to_string());
     assert_eq!(files[1].sha256, sha256(DEMONSTRATIONS));
     assert!(files.iter().all(|file| page.contains(&file.sha256)), "the report tells them");

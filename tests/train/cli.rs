@@ -377,6 +377,7 @@ fn a_text_is_continued() {
 #[test]
 fn a_game_is_played_beside_the_agent() {
     let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("runs")).unwrap();
     train(&common::runs::tiny(&dir.path().join("runs"), "a", &["gcd.mode=generate", "gcd.cold_start=1"]));
     // By its name in runs/.
     let play = |input: &str, more: &[&str]| {

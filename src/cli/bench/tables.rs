@@ -69,14 +69,19 @@ pub fn kernels(rows: &[kernels::Row]) -> String {
     fitted(&["kernel", "median ms", "rate", "% of ceiling"], rows, &[1, 2, 3])
 }
 
+/// Each step, and the parts of its time.
 pub fn step(rows: &[StepRow]) -> String {
-    let headings = ["step", "recompute", "tokens/s", "MFU %", "ms", "forward", "head", "backward", "optimiser"];
-    let rows = rows.iter().map(|row| {
+    let name = |row: &StepRow| format!("{}{}", row.name, if row.recompute { ", recomputed" } else { "" });
+    let whole = rows.iter().map(|row| {
         let (rate, mfu) = (decimals(row.tokens_per_second, 0), decimals(100.0 * row.mfu, 1));
-        let parts = [row.seconds, row.forward, row.head, row.backward, row.optimiser].map(ms);
-        [row.name.clone(), if row.recompute { "yes" } else { "no" }.into(), rate, mfu].into_iter().chain(parts)
+        [name(row), rate, mfu, ms(row.seconds)]
     });
-    fitted(&headings, rows, &[2, 3, 4, 5, 6, 7, 8])
+    let parts = rows
+        .iter()
+        .map(|row| [name(row)].into_iter().chain([row.forward, row.head, row.backward, row.optimiser].map(ms)));
+    let whole = fitted(&["step", "tokens/s", "MFU %", "ms"], whole, &[1, 2, 3]);
+    let parts = fitted(&["step", "forward ms", "head ms", "backward ms", "optimiser ms"], parts, &[1, 2, 3, 4]);
+    format!("{whole}\n{parts}")
 }
 
 pub fn decode(rows: &[DecodeRow]) -> String {
@@ -108,7 +113,7 @@ mod tests {
 
     #[test]
     fn tables_of_the_cpu_fit_eighty_columns() {
-        let growth = vec![Growth { samples: 4096, length: 16384, seconds: 12345.6, slab: 12345, ghost: 12345 }];
+        let sizes = vec![Growth { samples: 4096, length: 16384, seconds: 12345.6, slab: 12345, ghost: 12345 }];
         let of = Report {
             name: "gradient-cosine",
             seconds: 12345.6,
@@ -118,10 +123,10 @@ mod tests {
             gemm_share: 0.5,
             gemm_gflops: 200.0,
             peers: peers(),
-            growth,
+            growth: sizes,
         };
         assert_fits(&report(&of), &["uncouple", "1234.57"]);
-        assert_fits(&growth_of(&of), &["16384", "12345"]);
+        assert_fits(&growth(&of.growth), &["16384", "12345"]);
         let work = "a prompt of 16384 tokens, 256 continuations of 1024 tokens each".to_string();
         let row = real::Row { work, seconds: 12345.6, tokens_per_second: 1234567.0, peers: peers() };
         assert_fits(&real(&[row]), &["1234567", "12345600.0"]);
@@ -129,10 +134,6 @@ mod tests {
         let sizes = vec![Size { pairs: 1000, judgments: 1000, shared: cost, unshared: cost }];
         let of = gcd::Report { iterations: 100, rollout_seconds: 12345.6, train_seconds: 12345.6, sizes };
         assert_fits(&gcd(&of), &["12345.60", "1234.6"]);
-    }
-
-    fn growth_of(of: &Report) -> String {
-        growth(&of.growth)
     }
 
     #[test]
@@ -151,7 +152,7 @@ mod tests {
             tokens_per_second: 1234567.0,
             mfu: 0.5,
         };
-        assert_fits(&step(&[row]), &["1234567", "50.0"]);
+        assert_fits(&step(&[row]), &["1234567", "50.0", "optimiser"]);
         let row = DecodeRow {
             name: "decode Qwen2.5-0.5B 256x1024+64".into(),
             seconds: 1234.5678,
