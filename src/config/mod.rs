@@ -95,7 +95,7 @@ pub struct Model {
     pub intermediate_size: usize,
     /// Context of the embedded model, in tokens.
     pub max_position_embeddings: usize,
-    /// Recompute each layer's activations in the backward pass: less memory, more time.
+    /// Recompute layers' activations in the backward pass: less memory, more time. A GPU recomputes only those that do not fit its memory.
     pub recompute: bool,
     /// What weights, activations and keys are rounded to where they are multiplied; sums are in f32, and so are the weights that the
     /// optimizer updates. On a CPU with AVX512-BF16 or AMX, bf16 trains real models several times as fast. A GPU always takes bf16.
