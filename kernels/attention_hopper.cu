@@ -57,7 +57,7 @@ struct Work {
     __device__ int parity() const { return (turn - 1) % 2; }
 };
 
-// One thread: asks for copies, as far ahead as stages are empty.
+// One thread: issues copies, as far ahead as stages are empty.
 template <int D>
 __device__ inline void produce(Plan<D>& plan, const TensorMap* qkv, const unsigned* reach, const unsigned* tiles,
                                const unsigned* order, int tokens, int heads, int kv_heads) {

@@ -154,7 +154,7 @@ __device__ inline void product_fence(R&... registers) {
 #endif
 }
 
-// Ends a group: the products asked for since the last one.
+// Ends a group: the products issued since the last one.
 __device__ inline void product_commit() {
 #ifdef __CUDACC__
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");

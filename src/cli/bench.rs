@@ -2,7 +2,7 @@
 
 use super::{BenchArg, BenchArgs, DeviceArg, output};
 use crate::bench::ceilings::Ceilings;
-use crate::bench::{self, Bench, Report, decode, gcd, kernels, real, step};
+use crate::bench::{self, Bench, BenchReport, decode, gcd, kernels, real, step};
 use crate::device::{Dtype, Gpu, cuda::Cuda};
 use anyhow::{Context, Result, bail};
 use comfy_table::{Table, presets};
@@ -42,7 +42,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     print_report(&report)
 }
 
-fn print_report(report: &Report) -> Result<ExitCode> {
+fn print_report(report: &BenchReport) -> Result<ExitCode> {
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header([report.name, "median ms", "its time / ours"]);
     table.add_row(["uncouple".into(), format!("{:.1}", 1e3 * report.seconds), "1.00".into()]);
@@ -178,19 +178,19 @@ fn print_device(device: &str, c: Ceilings) -> Result<ExitCode> {
 fn run_step(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench step --device cuda")?);
     let ceilings = Ceilings::measure(&gpu, args.small).context("bench step")?;
-    let settings = if args.small { step::Settings::small() } else { step::Settings::full() };
+    let settings = if args.small { step::StepSettings::small() } else { step::StepSettings::full() };
     let report = step::run(&gpu, ceilings, &settings).context("bench step")?;
     if args.json {
         output::print_json(&report)?;
         return Ok(ExitCode::SUCCESS);
     }
     let mut table = Table::new();
-    let header = ["step", "recompute", "ms", "forward", "head", "backward", "optimiser", "tokens/s", "MFU %"];
+    let header = ["step", "recompute", "ms", "forward", "head", "backward", "optimizer", "tokens/s", "MFU %"];
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(header);
     for row in &report.rows {
         let mut cells = vec![row.name.clone(), row.recompute.to_string()];
         cells.extend(
-            [row.seconds, row.forward, row.head, row.backward, row.optimiser].map(|s| output::decimals(1e3 * s, 1)),
+            [row.seconds, row.forward, row.head, row.backward, row.optimizer].map(|s| output::decimals(1e3 * s, 1)),
         );
         cells.extend([output::decimals(row.tokens_per_second, 0), output::decimals(100.0 * row.mfu, 1)]);
         table.add_row(cells);
@@ -203,7 +203,7 @@ fn run_step(args: &BenchArgs) -> Result<ExitCode> {
 fn run_decode(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench decode --device cuda")?);
     let ceilings = Ceilings::measure(&gpu, args.small).context("bench decode")?;
-    let settings = if args.small { decode::Settings::small() } else { decode::Settings::full() };
+    let settings = if args.small { decode::DecodeSettings::small() } else { decode::DecodeSettings::full() };
     let report = decode::run(&gpu, ceilings, &settings).context("bench decode")?;
     if args.json {
         output::print_json(&report)?;

@@ -1,7 +1,7 @@
 //! `uncouple counters`.
 
 use super::{CountersArgs, output};
-use crate::bench::counters::{self, Row};
+use crate::bench::counters::{self, CounterRow};
 use anyhow::{Context, Result};
 use comfy_table::{CellAlignment, Table, presets};
 use std::process::ExitCode;
@@ -43,7 +43,7 @@ pub fn run(args: CountersArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-fn cells(row: &Row) -> [String; 12] {
+fn cells(row: &CounterRow) -> [String; 12] {
     let or_none = |number: Option<String>| number.unwrap_or_else(|| "–".into());
     [
         row.kernel.clone(),

@@ -3,12 +3,14 @@
 use super::{DeviceArg, output};
 use crate::agent::Prompter;
 use crate::config::{self, ActionTokens, Config, Prompt};
-use crate::coupling::{FOLDER, Grams, Group, Means, Measurement, Probe, Side, Spread, Weights, measure, write};
+use crate::coupling::{
+    FOLDER, Grams, Means, Measurement, ParameterGroup, Probe, SampleWeights, Side, Spread, measure, write,
+};
 use crate::device::Gpu;
 use crate::files;
 use crate::model::backend::cuda::CudaModel;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Keep, checkpoint};
+use crate::model::{SavedActivations, checkpoint};
 use crate::train::engine::cuda_grams;
 use crate::train::{self, checkpoints};
 use anyhow::{Context, Result, bail, ensure};
@@ -92,7 +94,7 @@ pub enum TokensArg {
 struct Subject {
     probe: Probe,
     side: Side,
-    weights: Weights,
+    weights: SampleWeights,
     tokens: ActionTokens,
 }
 
@@ -118,8 +120,8 @@ impl Subject {
                 By::Label => Side::Label,
             },
             weights: match how.weights {
-                WeightsArg::One => Weights::One,
-                WeightsArg::Advantage => Weights::Advantage,
+                WeightsArg::One => SampleWeights::One,
+                WeightsArg::Advantage => SampleWeights::Advantage,
             },
             tokens: match how.tokens {
                 Some(TokensArg::Action) => ActionTokens::Action,
@@ -133,8 +135,10 @@ impl Subject {
         let (model, samples) = (checkpoint::load(dir)?, self.probe.samples(self.tokens));
         let grams = match gpu {
             // It never decodes.
-            Some(gpu) => cuda_grams::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, Keep::LayerInputs)?,
-            None => Grams::new(&model, &samples, Keep::LayerInputs)?,
+            Some(gpu) => {
+                cuda_grams::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, SavedActivations::LayerInputs)?
+            }
+            None => Grams::new(&model, &samples, SavedActivations::LayerInputs)?,
         };
         let measurement = measure(&grams, &self.probe.traits(self.side), self.weights, seed)?;
         Ok((grams, measurement))
@@ -267,7 +271,7 @@ fn table(measurements: &[(&str, &Measurement)]) -> String {
         let title = measurements.first().map_or("", |(_, m)| m.strata.named()[at].1);
         row(title, &|m| counted(m.strata.named()[at].2.cosine));
     }
-    let find = |groups: &[Group], name: &str| groups.iter().find(|g| g.name == name).map(|g| plain(g.cosine));
+    let find = |groups: &[ParameterGroup], name: &str| groups.iter().find(|g| g.name == name).map(|g| plain(g.cosine));
     if let Some((_, first)) = measurements.first() {
         first.kinds.iter().for_each(|k| row(&k.name, &|m| find(&m.kinds, &k.name).unwrap_or_default()));
         let layers = first.layers.iter().filter(|l| l.name.starts_with("layer "));

@@ -38,14 +38,14 @@ pub enum LabelSource {
 /// A judge behind an OpenAI-compatible chat endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Judge {
+pub struct JudgeConfig {
     /// Where the endpoint is: what comes before `/v1/chat/completions`. It is written down; a key belongs into `key_env`.
     pub url: String,
     /// The endpoint's name of the model.
     pub model: String,
     /// Environment variable that holds the key (empty: no key).
     pub key_env: String,
-    /// Temperature that is asked for.
+    /// Sampling temperature of the endpoint.
     pub temperature: f32,
     /// Times each pair is asked about.
     pub votes: u32,
@@ -114,7 +114,8 @@ pub struct Gcd {
     pub max_tokens: u32,
     /// Judgments of its actions taught with each demonstration of the cold start, good and bad by turns (0: none).
     pub cold_start: u32,
-    pub judge: Judge,
+    /// The endpoint that judges actions, where `gcd.labels` has `judge`.
+    pub judge: JudgeConfig,
 }
 
 impl Default for Gcd {
@@ -130,14 +131,14 @@ impl Default for Gcd {
             cycle: 4,
             max_tokens: 32,
             cold_start: 2,
-            judge: Judge::default(),
+            judge: JudgeConfig::default(),
         }
     }
 }
 
-impl Default for Judge {
+impl Default for JudgeConfig {
     fn default() -> Self {
-        Judge {
+        JudgeConfig {
             url: String::new(),
             model: String::new(),
             key_env: String::new(),

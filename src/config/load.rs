@@ -10,6 +10,7 @@ use toml::{Table, Value};
 
 /// What is wrong with a configuration. Every message says where it is, what it is, and what would be right.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the config file {}", .file.display())]
@@ -60,6 +61,9 @@ pub struct Override {
 
 impl Override {
     /// `a.b=value` of `--set`: the value is TOML; anything that is not is taken as a plain string.
+    ///
+    /// # Errors
+    /// If there is no `=`, or nothing before it.
     pub fn parse(text: &str) -> Result<Override, ConfigError> {
         let (key, value) = text.split_once('=').ok_or(ConfigError::NotAnOverride { text: text.into() })?;
         let (key, typed) = (key.trim(), value.trim());
@@ -79,11 +83,28 @@ impl Override {
 
 impl Config {
     /// Defaults, then the file (or an embedded recipe, `recipe:NAME`), then the overrides in their order; the result is validated.
+    ///
+    /// ```
+    /// use uncouple::config::{Config, Override};
+    ///
+    /// let config = Config::load(None, &[Override::parse("rollout.group_size=16")?])?;
+    /// assert_eq!(config.rollout.group_size, 16);
+    /// let error = Config::load(None, &[Override::parse("rollout.grup_size=16")?]).unwrap_err();
+    /// assert!(error.to_string().ends_with("did you mean `rollout.group_size`?"));
+    /// # Ok::<(), uncouple::config::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the file or recipe cannot be read, is not TOML, has an unknown key or a value of the wrong type, or the
+    /// result is refused by [`Config::validate`].
     pub fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Config, ConfigError> {
         Config::load_over(&[], file, overrides)
     }
 
     /// The same over other `defaults`, e.g. [`Config::for_a_given_model`], which the file and the overrides go before.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
     pub fn load_over(
         defaults: &[Override],
         file: Option<&Path>,
@@ -108,6 +129,9 @@ impl Config {
     }
 
     /// The resolved configuration as TOML: loading it gives the same configuration.
+    ///
+    /// # Panics
+    /// Never: a valid configuration always has a TOML form.
     pub fn to_toml(&self) -> String {
         // Every field is a number, a bool, a string or a unit enum; seeds beyond i64 are refused by `validate`.
         toml::to_string(self).expect("a Config always has a TOML form")
@@ -258,8 +282,14 @@ fn expected(value: &Value) -> &'static str {
     }
 }
 
-/// What the user may have meant: the keys closest in spelling, or what the section holds.
+/// Keys that had another name, and their name now.
+const RENAMED: [(&str, &str); 2] = [("sft.slip", "sft.noise_action"), ("run.max_bad_steps", "run.max_nonfinite_steps")];
+
+/// What the user may have meant: the key's name now, the keys closest in spelling, or what the section holds.
 fn hint(schema: &Table, key: &str) -> String {
+    if let Some((_, now)) = RENAMED.iter().find(|(then, _)| *then == key) {
+        return format!("it is now `{now}`");
+    }
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
     let leaves: Vec<String> = flatten(schema).into_iter().map(|(k, _)| k).collect();
     // A close last part counts a little less than a close whole, so that `lr` finds `optim.lr` and `sft.lr`.

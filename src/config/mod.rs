@@ -5,7 +5,7 @@
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
 mod address;
-pub mod bounds;
+pub(crate) mod bounds;
 mod coupling;
 mod decouple;
 mod gcd;
@@ -19,7 +19,7 @@ mod validate;
 pub use address::secret_in;
 pub use coupling::{ActionTokens, Coupling};
 pub use decouple::{Decouple, DecoupleMethod};
-pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, Judge, LabelSource};
+pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, JudgeConfig, LabelSource};
 pub use load::{ConfigError, Override};
 pub use suggestions::{Author, SuggestionMode, Suggestions};
 
@@ -31,18 +31,31 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// `[run]`: seed, name, iterations, checkpoints.
     pub run: Run,
+    /// `[model]`: a model folder, or the sizes of the embedded model.
     pub model: Model,
+    /// `[env]`: the games.
     pub env: Env,
+    /// `[prompt]`: how observations and commands are written.
     pub prompt: Prompt,
+    /// `[sft]`: the cold start on demonstrations.
     pub sft: Sft,
+    /// `[rollout]`: sampling and its limits.
     pub rollout: Rollout,
+    /// `[grpo]`: the policy loss.
     pub grpo: Grpo,
+    /// `[gcd]`: labels and judgments.
     pub gcd: Gcd,
+    /// `[suggestions]`: sentences about flawed actions in the prompt.
     pub suggestions: Suggestions,
+    /// `[decouple]`: what pulls gradients of good and bad actions apart besides GCD.
     pub decouple: Decouple,
+    /// `[coupling]`: the measurement of gradient coupling.
     pub coupling: Coupling,
+    /// `[optim]`: AdamW.
     pub optim: Optim,
+    /// `[eval]`: evaluations.
     pub eval: Eval,
 }
 
@@ -72,7 +85,7 @@ pub struct Run {
     /// Keep at most this many step checkpoints.
     pub keep_checkpoints: u32,
     /// Stop after this many training steps in a row were skipped for NaN or infinite gradients.
-    pub max_bad_steps: u32,
+    pub max_nonfinite_steps: u32,
 }
 
 /// The model to train. With `path` empty a small random model is built from the other fields.
@@ -195,7 +208,9 @@ pub struct Prompt {
 pub enum Normalize {
     /// In the formats `chat` and `think`, whose models write as people do.
     Auto,
+    /// Case and spaces are made even.
     On,
+    /// Commands pass as written.
     Off,
 }
 
@@ -203,6 +218,7 @@ pub enum Normalize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum History {
+    /// All earlier turns.
     Full,
     /// So many of the last turns.
     Window(usize),
@@ -234,7 +250,7 @@ impl From<History> for String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sft {
-    /// Optimiser steps (0: no cold start).
+    /// Optimizer steps (0: no cold start).
     pub steps: u32,
     /// Trajectories in a step.
     pub batch: u32,
@@ -243,7 +259,7 @@ pub struct Sft {
     /// Different demonstrations to learn from.
     pub games: u32,
     /// Chance that a turn of a demonstration is a mistake, which is shown but not taught, so that recovering from it is.
-    pub slip: f32,
+    pub noise_action: f32,
     /// Save a checkpoint every this many steps (0: only after the last).
     pub checkpoint_every: u32,
 }
@@ -295,7 +311,9 @@ pub enum Aggregation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RatioLevel {
+    /// One ratio for each token.
     Token,
+    /// One ratio for each sequence, the geometric mean of its tokens'.
     Sequence,
 }
 
@@ -343,7 +361,7 @@ pub struct Grpo {
     pub entropy_coef: f32,
     /// Whether the importance ratio is per token or one per sequence (GSPO).
     pub ratio: RatioLevel,
-    /// Optimiser steps per generation batch.
+    /// Optimizer steps per generation batch.
     pub epochs: u32,
     /// Packed tokens in a micro-batch.
     pub micro_tokens: u32,
@@ -399,7 +417,7 @@ impl Default for Run {
             env_steps: 0,
             checkpoint_every: 25,
             keep_checkpoints: 2,
-            max_bad_steps: 5,
+            max_nonfinite_steps: 5,
         }
     }
 }
@@ -453,7 +471,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, slip: 0.15, checkpoint_every: 100 }
+        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, noise_action: 0.15, checkpoint_every: 100 }
     }
 }
 impl Default for Rollout {

@@ -3,7 +3,7 @@
 //! p ← p (1 − lr·wd); m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; p ← p − lr · m̂ / (√v̂ + eps), with bias-corrected m̂, v̂ and
 //! g scaled by min(1, clip / (‖g‖ + 1e-6)).
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::simd;
 use rayon::prelude::*;
@@ -14,10 +14,15 @@ const CHUNK: usize = 1 << 14;
 /// The hyperparameters of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
+    /// The learning rate.
     pub lr: f32,
+    /// Decay of the first moment.
     pub beta1: f32,
+    /// Decay of the second moment.
     pub beta2: f32,
+    /// What is added to the root of the second moment.
     pub eps: f32,
+    /// Decoupled weight decay.
     pub weight_decay: f32,
     /// Factor on every gradient: see [`clip_scale`].
     pub grad_scale: f32,
@@ -82,19 +87,26 @@ pub mod cuda {
     /// How the copy is rounded.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Rounding {
+        /// To the nearest value, ties to even.
         Nearest,
         /// Up or down at random, unbiased, by a Philox stream.
         Stochastic {
+            /// The run's seed.
             seed: u64,
+            /// Tells the steps apart.
             stream: u64,
         },
     }
 
     /// What a step works on, all of one length.
-    pub struct State<'a> {
+    pub struct OptimizerState<'a> {
+        /// Master weights.
         pub p: &'a Slice<f32>,
+        /// First moments.
         pub m: &'a Slice<f32>,
+        /// Second moments.
         pub v: &'a Slice<f32>,
+        /// The weights in bf16, for the model.
         pub copy: &'a Slice<bf16>,
     }
 
@@ -136,11 +148,14 @@ pub mod cuda {
 
     /// As [`super::step`], but gradients are scaled by `scale` `[1]`, which lies on the device (see [`grad_norm`]), not by
     /// `grad_scale`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or a launch fails.
     pub fn step<T: Real>(
         gpu: &Gpu,
         o: &AdamW,
         decays: &Decays,
-        state: &State,
+        state: &OptimizerState,
         g: &Slice<T>,
         scale: &Slice<f32>,
         rounding: Rounding,
@@ -184,6 +199,9 @@ pub mod cuda {
     }
 
     /// `norm` `[2]` = the L2 norm of `g`, and the factor that clips it (1 if `clip` is 0).
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or a launch fails.
     pub fn grad_norm<T: Real>(gpu: &Gpu, g: &Slice<T>, clip: f32, norm: &Slice<f32>) -> Result<()> {
         let n = g.len();
         expect("gradient norm", n.is_multiple_of(8) && norm.len() == 2, || {

@@ -1,6 +1,6 @@
 //! Attention over a paged cache (decoding and prefill).
 
-pub mod case;
+pub(crate) mod case;
 pub mod cuda;
 
 use super::attention::{KEYS, Online, QUERIES, Shape, Tile, exp_sum, max};
@@ -23,8 +23,11 @@ pub trait Paged: Sync {
 
 /// New tokens of a sequence: their rows of rotated qkv, and the cache, which holds `past` tokens before them, and them.
 pub struct Input<'a, P> {
+    /// Rows of rotated qkv.
     pub qkv: &'a [f32],
+    /// Tokens before them.
     pub past: usize,
+    /// The cache.
     pub cache: P,
 }
 

@@ -64,6 +64,8 @@ fn unknown_keys_name_the_place_and_the_likely_key() {
     assert_eq!(refused("[rolout]\n", &[]), "FILE:1: unknown key `rolout`: did you mean `rollout`?");
     let error = refused("", &["lr=1e-4"]);
     assert_eq!(error, "--set lr=1e-4: unknown key `lr`: did you mean `optim.lr` or `sft.lr`?");
+    let error = refused("[sft]\nslip = 0.1\n", &[]);
+    assert_eq!(error, "FILE:2: unknown key `sft.slip`: it is now `sft.noise_action`");
     let error = refused("", &["prompt.zzzzzzzz=1"]);
     assert!(error.contains("[prompt] has admissible"), "{error}");
     assert!(refused("", &["run.seed.x=1"]).contains("unknown key `run.seed.x`"));

@@ -64,6 +64,9 @@ struct State {
 
 impl Cuda {
     /// The first GPU that CUDA_VISIBLE_DEVICES leaves, with an arena of `bytes`, or of all that is free but half a GiB.
+    ///
+    /// # Errors
+    /// If there is no driver, GPU, kernel or cuBLASLt that fits, or too little memory is free.
     pub fn open(bytes: Option<usize>) -> Result<Cuda> {
         if MODULES.is_empty() {
             return Err(Error::NoKernels);

@@ -10,6 +10,9 @@ use cudarc::driver::sys;
 const NEEDED: i32 = 13000;
 
 /// What `doctor` says: the GPU's name and memory, and the driver's release.
+///
+/// # Errors
+/// If there is no driver, or no GPU.
 pub fn describe() -> Result<String> {
     let device = first_device()?;
     // SAFETY: the device is one that the driver named.

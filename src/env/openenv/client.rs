@@ -41,6 +41,9 @@ pub struct Address {
 
 impl Address {
     /// From `http(s)://…`, `ws(s)://…` or `HOST:PORT`.
+    ///
+    /// # Errors
+    /// If the scheme is another, the host is missing, or the address holds a password.
     pub fn parse(url: &str) -> Result<Address, EnvError> {
         let bad = |reason: &str| EnvError::BadGame { file: format!("env.url = {url:?}"), reason: reason.into() };
         if let Some(reason) = secret_in(url) {
@@ -62,16 +65,19 @@ impl Address {
 
 /// Which fields of a server's actions and observations are the agent's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
+pub struct MessageLayout {
     /// The field of an action that takes the command.
     pub action: String,
     /// The field of an observation that is shown; `None`: the whole observation, as JSON.
     pub text: Option<String>,
 }
 
-impl Layout {
+impl MessageLayout {
     /// From the answer of `/schema`; `action` is the field to use, empty: the only one that takes text.
-    pub fn read(schema: &Value, action: &str) -> Result<Layout, String> {
+    ///
+    /// # Errors
+    /// If the schema has no such field, or no single field that takes text.
+    pub fn read(schema: &Value, action: &str) -> Result<MessageLayout, String> {
         let own = |name: &str| !["metadata", "reward", "done"].contains(&name);
         let part = |name: &str| Schema { whole: schema, part: &schema[name], at: &schema[name] }.resolved();
         let texts = |part: Schema<'_>| -> Vec<String> {
@@ -92,7 +98,7 @@ impl Layout {
             false => format!("its actions have several text fields: set env.action to one of {}", takes.join(", ")),
         })?;
         let text = shows.iter().find(|name| *name == "text").cloned().or_else(|| only(&shows));
-        Ok(Layout { action, text })
+        Ok(MessageLayout { action, text })
     }
 
     fn observation(&self, data: Value) -> Result<Observation, String> {
@@ -180,7 +186,7 @@ impl<'a> Schema<'a> {
 
 /// One session.
 pub struct Connection {
-    layout: Arc<Layout>,
+    layout: Arc<MessageLayout>,
     /// To the task that carries messages; closing it ends the session.
     requests: UnboundedSender<String>,
     answers: Receiver<Received>,
@@ -200,7 +206,10 @@ fn runtime() -> Result<&'static Runtime, Fault> {
 
 impl Connection {
     /// Opens a session.
-    pub fn open(address: &Address, layout: Arc<Layout>, deadline: Instant) -> Result<Connection, Fault> {
+    ///
+    /// # Errors
+    /// If no session is open by `deadline`.
+    pub fn open(address: &Address, layout: Arc<MessageLayout>, deadline: Instant) -> Result<Connection, Fault> {
         let runtime = runtime()?;
         let lost = |e: &dyn std::fmt::Display| Fault::Broken(format!("no session at {}: {e}", address.socket));
         let config = WebSocketConfig::default().max_message_size(Some(LONGEST)).max_frame_size(Some(LONGEST));
@@ -291,7 +300,7 @@ impl Worker for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A server that is as it should be hears a goodbye, when `requests` closes.
+        // A server that is as it should be gets a goodbye, when `requests` closes.
         if self.broken {
             self.carrier.abort();
         }

@@ -1,7 +1,7 @@
 //! The blocks in f32 on the CPU. Everything but attention and the weight gradients works on blocks of [`BLOCK`] rows that stay in
 //! cache from the norm to the residual; blocks run in parallel.
 
-use super::Keep;
+use super::SavedActivations;
 use super::Sink;
 use super::cpu_sink::{Cpu, by_span};
 use super::packed_weights::PackedWeights;
@@ -23,7 +23,7 @@ use std::ops::Range;
 pub struct Activations {
     /// Final-normed hidden states, `[nodes, hidden]`: what the head reads.
     pub hidden: Vec<f32>,
-    pub(super) keep: Keep,
+    pub(super) keep: SavedActivations,
     visibility: Visibility,
     /// The residual stream entering each layer, and leaving the last, `[nodes, hidden]` each.
     inputs: Vec<Vec<f32>>,
@@ -34,7 +34,7 @@ pub struct Activations {
 }
 
 impl Activations {
-    /// The residual stream entering each layer, and leaving the last (with [`Keep::Nothing`] two that take turns).
+    /// The residual stream entering each layer, and leaving the last (with [`SavedActivations::Nothing`] two that take turns).
     pub fn residual_stream(&self) -> &[Vec<f32>] {
         &self.inputs
     }
@@ -69,13 +69,13 @@ struct LayerGrads {
 /// Where the forward pass reads its matrices.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct Weights<'a> {
-    pub source: Source<'a>,
+    pub source: WeightSource<'a>,
     /// Each product on all cores.
     pub spread: bool,
 }
 
 #[derive(Clone, Copy)]
-pub(in crate::model) enum Source<'a> {
+pub(in crate::model) enum WeightSource<'a> {
     /// The parameters, in f32.
     Stored(&'a [f32]),
     Packed(&'a PackedWeights),
@@ -84,8 +84,8 @@ pub(in crate::model) enum Source<'a> {
 impl<'a> Weights<'a> {
     pub fn matrix(&self, range: &Range<usize>, in_features: usize) -> linear::Weight<'a> {
         match self.source {
-            Source::Stored(flat) => linear::Weight::new(Dtype::F32, &flat[range.clone()], in_features),
-            Source::Packed(packed) => packed.matrix(range, in_features).spread(self.spread),
+            WeightSource::Stored(flat) => linear::Weight::new(Dtype::F32, &flat[range.clone()], in_features),
+            WeightSource::Packed(packed) => packed.matrix(range, in_features).spread(self.spread),
         }
     }
 }
@@ -115,11 +115,16 @@ pub(in crate::model) struct ForwardPass<'a> {
 }
 
 impl<'a> ForwardPass<'a> {
-    pub fn new(model: &'a Model, forest: &'a Forest, keep: Keep, acts: &'a mut Activations) -> ForwardPass<'a> {
+    pub fn new(
+        model: &'a Model,
+        forest: &'a Forest,
+        keep: SavedActivations,
+        acts: &'a mut Activations,
+    ) -> ForwardPass<'a> {
         let (d, layers) = (model.dims(), model.config.num_hidden_layers);
         acts.keep = keep;
         acts.visibility = Visibility::new(&forest.reach);
-        acts.inputs.resize_with(if keep == Keep::Nothing { 2 } else { layers + 1 }, Vec::new);
+        acts.inputs.resize_with(if keep == SavedActivations::Nothing { 2 } else { layers + 1 }, Vec::new);
         acts.layers.resize_with(keep.places(layers), LayerActs::default);
         acts.inputs.iter_mut().for_each(|x| x.resize(forest.len() * d.hidden, 0.0));
         acts.hidden.resize(forest.len() * d.hidden, 0.0);
@@ -131,7 +136,7 @@ impl<'a> ForwardPass<'a> {
 impl Activations {
     /// Where the residual stream that enters layer `l` is.
     fn input(&self, l: usize) -> usize {
-        if self.keep == Keep::Nothing { l % 2 } else { l }
+        if self.keep == SavedActivations::Nothing { l % 2 } else { l }
     }
 
     /// Where the activations of layer `l` are.
@@ -285,7 +290,7 @@ impl<'a> BackwardPass<'a> {
         d_hidden: &'a mut [f32],
         sink: &'a mut dyn Sink<Cpu>,
     ) -> BackwardPass<'a> {
-        assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
+        assert!(acts.keep != SavedActivations::Nothing, "backward after a forward pass that kept nothing");
         acts.grads.resize(forest.len(), &model.dims());
         BackwardPass { forward: ForwardPass { model, forest, acts }, d_hidden, sink }
     }

@@ -1,7 +1,7 @@
 //! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens sampled from its logits. What comes back
 //! to the host is tokens and their log-probs.
 
-use super::Keep;
+use super::SavedActivations;
 use super::cuda::{CudaActivations, CudaModel};
 use super::cuda_sink::part;
 use super::cuda_step::{DRAWS, Drawing, Step, Steps, split_sampled};
@@ -24,7 +24,7 @@ pub struct CudaDecoder<'a> {
     model: &'a CudaModel,
     cache: Cache,
     pages: Pages,
-    /// The final hidden state of each slot's last token, `[slots + 1, hidden]`, and room for more; what fills up a step is in the last.
+    /// The final hidden state of each sequence's last token, `[sequences + 1, hidden]`, and room for more; what fills up a step is in the last.
     states: Tensor<bf16>,
     steps: Steps,
     /// What was fed last and not computed yet: if the next tokens are sampled from just these, both are one step.
@@ -70,30 +70,36 @@ impl CudaModel {
 
 impl<'a> CudaDecoder<'a> {
     /// With so many pages of [`PAGE`] tokens.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(model: &'a CudaModel, pages: usize) -> Result<CudaDecoder<'a>> {
         let (gpu, sequences) = (&model.gpu, model.max_live);
         // One more, for what fills up a step.
         let cache = Cache::new(gpu, model.shape(), model.config.num_hidden_layers, pages + 1)?;
-        let slots = sequences.next_power_of_two();
-        let states = gpu.zeros((slots + 1) * model.config.hidden_size)?;
-        let steps = Steps::new(model, &cache, pages as u32, sequences, slots)?;
+        let room = sequences.next_power_of_two();
+        let states = gpu.zeros((room + 1) * model.config.hidden_size)?;
+        let steps = Steps::new(model, &cache, pages as u32, sequences, room)?;
         Ok(CudaDecoder { model, cache, pages: Pages::new(pages), states, steps, pending: None })
     }
 
-    /// The final hidden states of the slots' last tokens, `[slots, hidden]`.
-    pub fn hidden(&mut self, slots: &[SequenceId]) -> Result<Tensor<bf16>> {
+    /// The final hidden states of the sequences' last tokens, `[sequences, hidden]`.
+    ///
+    /// # Errors
+    /// If a sequence does not exist, or a launch fails.
+    pub fn hidden(&mut self, ids: &[SequenceId]) -> Result<Tensor<bf16>> {
         self.compute_pending()?;
-        self.check_slots(slots)?;
+        self.check_ids(ids)?;
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
-        let rows: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
-        let (rows, out) = (gpu.tensor(&rows)?, gpu.uninit(slots.len() * width)?);
+        let rows: Vec<u32> = ids.iter().map(|id| id.0).collect();
+        let (rows, out) = (gpu.tensor(&rows)?, gpu.uninit(ids.len() * width)?);
         embedding::gather(gpu, &rows, &self.states, width, &out)?;
         Ok(out)
     }
 
-    fn check_slots(&self, slots: &[SequenceId]) -> Result<()> {
+    fn check_ids(&self, ids: &[SequenceId]) -> Result<()> {
         let room = self.room();
-        expect("decoding", slots.iter().all(|slot| (slot.0 as usize) < room), || format!("slots {slots:?} of {room}"))
+        expect("decoding", ids.iter().all(|id| (id.0 as usize) < room), || format!("sequences {ids:?} of {room}"))
     }
 
     /// Slots that there are states for.
@@ -107,12 +113,12 @@ impl<'a> CudaDecoder<'a> {
         self.steps.run(self.model, &self.cache, &self.states, &step, None).map(drop)
     }
 
-    /// What was fed last, if all that is asked for is sampled from it, so that one graph can do both; and the place of each request in it.
+    /// What was fed last, if all requests sample from it, so that one graph can do both; and the place of each request in it.
     fn pending_of(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Option<(Step, Vec<usize>)> {
         let step = self.pending.as_ref().filter(|step| params.repetition_penalty == 1.0 && self.steps.fits(step))?;
-        let places: HashMap<SequenceId, usize> = step.slots.iter().copied().zip(0..).collect();
+        let places: HashMap<SequenceId, usize> = step.ids.iter().copied().zip(0..).collect();
         let of_requests: Vec<usize> =
-            requests.iter().map(|request| places.get(&request.slot).copied()).collect::<Option<_>>()?;
+            requests.iter().map(|request| places.get(&request.sequence).copied()).collect::<Option<_>>()?;
         let distinct: HashSet<usize> = of_requests.iter().copied().collect();
         // Twice from one sequence is two numbers.
         if distinct.len() < requests.len() {
@@ -124,20 +130,20 @@ impl<'a> CudaDecoder<'a> {
     /// Refuses what cannot be appended, before anything is changed.
     fn check(&self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         let (context, vocab) = (self.model.config.max_position_embeddings, self.model.config.vocab_size);
-        for (slot, fed) in inputs {
-            let end = self.pages.len(*slot) + fed.len();
+        for (id, fed) in inputs {
+            let end = self.pages.len(*id) + fed.len();
             expect("decoding", end <= context, || format!("{end} tokens for a context of {context}"))?;
             let unknown = fed.iter().find(|token| **token as usize >= vocab);
             expect("decoding", unknown.is_none(), || format!("token {unknown:?} of a vocabulary of {vocab}"))?;
         }
-        self.pages.check(inputs.iter().map(|(slot, fed)| (*slot, fed.len())))
+        self.pages.check(inputs.iter().map(|(id, fed)| (*id, fed.len())))
     }
 
-    /// Makes room for the states of so many slots.
-    fn reserve(&mut self, slots: usize) -> Result<()> {
+    /// Makes room for the states of so many sequences.
+    fn reserve(&mut self, count: usize) -> Result<()> {
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
-        if slots > self.room() {
-            let wider = gpu.zeros((slots.next_power_of_two() + 1) * width)?;
+        if count > self.room() {
+            let wider = gpu.zeros((count.next_power_of_two() + 1) * width)?;
             gpu.copy(&self.states, &*part(&wider, &(0..self.states.len())))?;
             self.states = wider;
         }
@@ -150,26 +156,26 @@ impl<'a> CudaDecoder<'a> {
         let tables: Vec<&[u32]> = step.tables.iter().map(Vec::as_slice).collect();
         for start in (0..step.rows.len()).step_by(ROWS) {
             let pass = start..step.rows.len().min(start + ROWS);
-            let last = step.last.iter().zip(&step.slots).filter(|(row, _)| pass.contains(&(**row as usize)));
-            let places: Vec<(u32, u32)> = last.map(|(row, slot)| (row - start as u32, slot.0)).collect();
+            let last = step.last.iter().zip(&step.ids).filter(|(row, _)| pass.contains(&(**row as usize)));
+            let places: Vec<(u32, u32)> = last.map(|(row, id)| (row - start as u32, id.0)).collect();
             let mut packed = Packed::default();
             let moves = Moves::pack(&mut packed, &places, [pass.len(), self.room() + 1])?;
             let (tokens, rows) = (packed.add(&step.tokens[pass.clone()]), &step.rows[pass.clone()]);
             let rows = Rows::pack(&mut packed, gpu, &self.cache, rows, &tables, Rows::splits(rows))?;
             let mut on = packed.upload(gpu)?;
-            let acts = model.activations(pass.len(), Keep::Nothing)?;
+            let acts = model.activations(pass.len(), SavedActivations::Nothing)?;
             model.decode(&on.take(tokens), &rows(&mut on), &self.cache, &acts)?;
             embedding::place(gpu, &acts.hidden, &moves(&mut on), width, &self.states)?;
         }
         Ok(())
     }
 
-    /// Draws from the states of so many slots as there is room for logits.
+    /// Draws from the states of so many sequences as there is room for logits.
     fn draw_some(&self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         let (gpu, c, logits) = (&self.model.gpu, &self.model.config, &self.steps.logits);
         let n = requests.len();
         let mut packed = Packed::default();
-        let slots = packed.add(&requests.iter().map(|request| request.slot.0).collect::<Vec<_>>());
+        let ids = packed.add(&requests.iter().map(|request| request.sequence.0).collect::<Vec<_>>());
         let uniform = packed.add(&requests.iter().map(|request| request.uniform).collect::<Vec<_>>());
         let seen = match params.repetition_penalty {
             1.0 => None,
@@ -180,9 +186,9 @@ impl<'a> CudaDecoder<'a> {
             )?),
         };
         let mut on = packed.upload(gpu)?;
-        let (slots, uniform, seen) = (on.take(slots), on.take(uniform), seen.map(|seen| seen(&mut on)));
+        let (ids, uniform, seen) = (on.take(ids), on.take(uniform), seen.map(|seen| seen(&mut on)));
         let (hidden, sampled) = (gpu.uninit(n * c.hidden_size)?, gpu.uninit::<u32>(2 * n)?);
-        embedding::gather(gpu, &slots, &self.states, c.hidden_size, &hidden)?;
+        embedding::gather(gpu, &ids, &self.states, c.hidden_size, &hidden)?;
         logits.compute(gpu, &hidden, &self.model.weight(&self.model.layout.head), c.hidden_size)?;
         let (token, logprob) = (part(&sampled, &(0..n)), part(&sampled, &(n..2 * n)));
         sampling::sample(gpu, logits, seen.as_ref(), params, &uniform, &token, &logprob.cast())?;
@@ -197,34 +203,34 @@ impl Decoder for CudaDecoder<'_> {
 
     fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
         self.compute_pending()?;
-        let (slot, width) = (self.pages.fork(of), self.model.config.hidden_size);
-        self.reserve(of.0.max(slot.0) as usize + 1)?;
-        let state = |slot: SequenceId| part(&self.states, &(slot.0 as usize * width..(slot.0 as usize + 1) * width));
-        self.model.gpu.copy(&*state(of), &*state(slot))?;
-        Ok(slot)
+        let (id, width) = (self.pages.fork(of), self.model.config.hidden_size);
+        self.reserve(of.0.max(id.0) as usize + 1)?;
+        let state = |id: SequenceId| part(&self.states, &(id.0 as usize * width..(id.0 as usize + 1) * width));
+        self.model.gpu.copy(&*state(of), &*state(id))?;
+        Ok(id)
     }
 
     fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
         Ok(self.pages.fork_at(of, len))
     }
 
-    fn free(&mut self, slot: SequenceId) {
-        self.pages.free(slot);
+    fn free(&mut self, id: SequenceId) {
+        self.pages.free(id);
     }
 
     fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         self.compute_pending()?;
         self.check(inputs)?;
-        self.reserve(inputs.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
-        for (slot, fed) in inputs {
-            if let Some((from, to)) = self.pages.append(*slot, fed.len())? {
+        self.reserve(inputs.iter().map(|(id, _)| id.0 as usize + 1).max().unwrap_or(0))?;
+        for (id, fed) in inputs {
+            if let Some((from, to)) = self.pages.append(*id, fed.len())? {
                 self.cache.copy_page(&self.model.gpu, from, to)?;
             }
         }
         let step = Step::new(inputs, &self.pages);
         // Whose next tokens are perhaps sampled with it.
         if self.steps.fits(&step) {
-            self.pending = Some(step).filter(|step| !step.slots.is_empty());
+            self.pending = Some(step).filter(|step| !step.ids.is_empty());
             return Ok(());
         }
         self.prefill(&step)
@@ -232,14 +238,14 @@ impl Decoder for CudaDecoder<'_> {
 
     fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         if let Some((step, places)) = self.pending_of(requests, params) {
-            let mut uniform = vec![0.5; step.slots.len()];
+            let mut uniform = vec![0.5; step.ids.len()];
             places.iter().zip(requests).for_each(|(at, request)| uniform[*at] = request.uniform);
             let drawing = Drawing { uniform, params };
             let sampled = self.steps.run(self.model, &self.cache, &self.states, &step, Some(&drawing))?;
             return Ok(places.into_iter().map(|at| sampled[at]).collect());
         }
         self.compute_pending()?;
-        self.check_slots(&requests.iter().map(|request| request.slot).collect::<Vec<_>>())?;
+        self.check_ids(&requests.iter().map(|request| request.sequence).collect::<Vec<_>>())?;
         let mut sampled = Vec::with_capacity(requests.len());
         for some in requests.chunks(self.steps.logits.room()) {
             sampled.extend(self.draw_some(some, params)?);

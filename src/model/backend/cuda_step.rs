@@ -4,9 +4,9 @@
 //! The first step of a graph runs eagerly, which loads, plans and opts in for whatever it needs; then it is captured. Graphs outlive
 //! a decoder: they serve the next one again, as long as what they read and write lies where it lay.
 
-use super::Keep;
+use super::SavedActivations;
 use super::cuda::{CudaActivations, CudaModel};
-use super::cuda_graphs::Kind;
+use super::cuda_graphs::GraphKind;
 use super::cuda_sink::part;
 use crate::device::{Packed, Result, Slice, Tensor};
 use crate::model::SequenceId;
@@ -26,13 +26,13 @@ const ROWS: usize = 1024;
 
 /// Tokens fed to some sequences, of the vocabulary, for which the cache has room.
 pub(super) struct Step {
-    pub slots: Vec<SequenceId>,
+    pub ids: Vec<SequenceId>,
     pub tokens: Vec<u32>,
-    /// (place in `slots`, position) of each token.
+    /// (place in `ids`, position) of each token.
     pub rows: Vec<(u32, u32)>,
-    /// The row of each slot's last token.
+    /// The row of each sequence's last token.
     pub last: Vec<u32>,
-    /// The pages of each slot.
+    /// The pages of each sequence.
     pub tables: Vec<Vec<u32>>,
 }
 
@@ -52,34 +52,34 @@ pub(super) struct Steps {
     pub logits: Logits,
 }
 
-/// What the steps of so many rows read and write, in `[slots]` for each sequence.
+/// What the steps of so many rows read and write, in `[sequences]` for each sequence.
 struct Buffers {
     tokens: Tensor<u32>,
     rows: Rows,
-    /// The row of each slot's last token.
+    /// The row of each sequence's last token.
     last: Tensor<u32>,
-    /// From there to the states of the slots.
+    /// From there to the states of the sequences.
     moves: Moves,
     uniform: Tensor<f32>,
     acts: CudaActivations,
-    /// Of the last rows, `[slots, hidden]`.
+    /// Of the last rows, `[sequences, hidden]`.
     hidden: Tensor<bf16>,
     /// Tokens, then the bits of their log-probs: read in one copy.
     sampled: Tensor<u32>,
 }
 
 impl Step {
-    /// What was fed to each slot, and is appended to its pages already.
+    /// What was fed to each sequence, and is appended to its pages already.
     pub fn new(fed: &[(SequenceId, &[u32])], pages: &Pages) -> Step {
         let mut step = Step {
-            slots: fed.iter().map(|(slot, _)| *slot).collect(),
+            ids: fed.iter().map(|(id, _)| *id).collect(),
             tokens: Vec::new(),
             rows: Vec::new(),
             last: Vec::with_capacity(fed.len()),
-            tables: fed.iter().map(|(slot, _)| pages.of(*slot).to_vec()).collect(),
+            tables: fed.iter().map(|(id, _)| pages.of(*id).to_vec()).collect(),
         };
-        for ((slot, fed), sequence) in fed.iter().zip(0u32..) {
-            let end = pages.len(*slot);
+        for ((id, fed), sequence) in fed.iter().zip(0u32..) {
+            let end = pages.len(*id);
             step.tokens.extend_from_slice(fed);
             step.rows.extend((end - fed.len()..end).map(|position| (sequence, position as u32)));
             step.last.push(step.rows.len() as u32 - 1);
@@ -95,8 +95,8 @@ impl Steps {
         let mut steps = Steps { spare_page, buffers: BTreeMap::new(), logits };
         // All at once and in this order, so that they lie where those of the decoder before lay.
         for rows in Steps::sizes(sequences) {
-            let slots = rows.min(steps.logits.room());
-            steps.buffers.insert(rows, Buffers::new(model, cache, [rows, slots], 1, (spare_page, states))?);
+            let ids = rows.min(steps.logits.room());
+            steps.buffers.insert(rows, Buffers::new(model, cache, [rows, ids], 1, (spare_page, states))?);
         }
         Ok(steps)
     }
@@ -111,10 +111,10 @@ impl Steps {
 
     /// Whether a step has a graph's size.
     pub fn fits(&self, step: &Step) -> bool {
-        step.slots.len() <= self.logits.room() && self.buffers.range(step.rows.len()..).next().is_some()
+        step.ids.len() <= self.logits.room() && self.buffers.range(step.rows.len()..).next().is_some()
     }
 
-    /// Computes the final hidden states of a step that fits and puts them in their slots' `states`; what fills up is put in the last.
+    /// Computes the final hidden states of a step that fits and puts them in their sequences' `states`; what fills up is put in the last.
     /// Samples the next tokens.
     pub fn run(
         &mut self,
@@ -139,7 +139,7 @@ impl Steps {
         let buffers = self.buffers.entry(rows).or_insert(buffers);
         buffers.write(model, cache, step, spare, drawing)?;
         let sampling = drawing.map(|drawing| *drawing.params);
-        let kind = Kind { rows, splits: buffers.rows.room(), tiled: buffers.rows.tiled(), sampling };
+        let kind = GraphKind { rows, splits: buffers.rows.room(), tiled: buffers.rows.tiled(), sampling };
         let addresses = buffers.addresses(cache, states, &self.logits);
         let logits = &self.logits;
         model.graphs.run(&model.gpu, kind, addresses, || {
@@ -148,7 +148,7 @@ impl Steps {
         if drawing.is_none() {
             return Ok(Vec::new());
         }
-        Ok(split_sampled(&model.gpu.read(&*buffers.sampled)?, step.slots.len()))
+        Ok(split_sampled(&model.gpu.read(&*buffers.sampled)?, step.ids.len()))
     }
 }
 
@@ -164,19 +164,19 @@ impl Buffers {
     fn new(
         model: &CudaModel,
         cache: &Cache,
-        [rows, slots]: [usize; 2],
+        [rows, ids]: [usize; 2],
         splits: usize,
         (spare_page, spare_state): (u32, usize),
     ) -> Result<Buffers> {
         let (gpu, width, pages) = (&model.gpu, model.config.hidden_size, [spare_page]);
-        let fill = vec![(slots as u32, 0); rows];
-        let moves: Vec<(u32, u32)> = (0..slots as u32).map(|i| (i, spare_state as u32)).collect();
+        let fill = vec![(ids as u32, 0); rows];
+        let moves: Vec<(u32, u32)> = (0..ids as u32).map(|i| (i, spare_state as u32)).collect();
         let mut packed = Packed::default();
         let tokens = packed.add(&vec![0; rows]);
-        let held = Rows::pack(&mut packed, gpu, cache, &fill, &vec![&pages[..]; slots + 1], splits)?;
-        let last = packed.add(&vec![0; slots]);
-        let moves = Moves::pack(&mut packed, &moves, [slots, spare_state + 1])?;
-        let uniform = packed.add(&vec![0.5; slots]);
+        let held = Rows::pack(&mut packed, gpu, cache, &fill, &vec![&pages[..]; ids + 1], splits)?;
+        let last = packed.add(&vec![0; ids]);
+        let moves = Moves::pack(&mut packed, &moves, [ids, spare_state + 1])?;
+        let uniform = packed.add(&vec![0.5; ids]);
         let mut on = packed.upload(gpu)?;
         Ok(Buffers {
             tokens: on.take(tokens),
@@ -184,9 +184,9 @@ impl Buffers {
             last: on.take(last),
             moves: moves(&mut on),
             uniform: on.take(uniform),
-            acts: model.activations(rows, Keep::Nothing)?,
-            hidden: gpu.uninit(slots * width)?,
-            sampled: gpu.uninit(2 * slots)?,
+            acts: model.activations(rows, SavedActivations::Nothing)?,
+            hidden: gpu.uninit(ids * width)?,
+            sampled: gpu.uninit(2 * ids)?,
         })
     }
 
@@ -199,17 +199,17 @@ impl Buffers {
         (spare_page, spare_state): (u32, usize),
         drawing: Option<&Drawing<'_>>,
     ) -> Result<()> {
-        let (rows, slots, pages) = (self.tokens.len(), self.last.len(), [spare_page]);
+        let (rows, ids, pages) = (self.tokens.len(), self.last.len(), [spare_page]);
         let (mut tokens, mut places, mut last) = (step.tokens.clone(), step.rows.clone(), step.last.clone());
         tokens.resize(rows, 0);
-        places.resize(rows, (slots as u32, 0));
-        last.resize(slots, 0);
+        places.resize(rows, (ids as u32, 0));
+        last.resize(ids, 0);
         let tables = step.tables.iter().map(|table| &table[..]).chain(std::iter::repeat(&pages[..]));
-        let lists = self.rows.replace(cache, &places, &tables.take(slots + 1).collect::<Vec<_>>())?;
-        let state = |i: usize| step.slots.get(i).map_or(spare_state as u32, |slot| slot.0);
-        let moves = self.moves.replaced(&(0..slots).map(|i| (i as u32, state(i))).collect::<Vec<_>>())?;
+        let lists = self.rows.replace(cache, &places, &tables.take(ids + 1).collect::<Vec<_>>())?;
+        let state = |i: usize| step.ids.get(i).map_or(spare_state as u32, |id| id.0);
+        let moves = self.moves.replaced(&(0..ids).map(|i| (i as u32, state(i))).collect::<Vec<_>>())?;
         let mut uniform = drawing.map(|drawing| drawing.uniform.clone()).unwrap_or_default();
-        uniform.resize(slots, 0.5);
+        uniform.resize(ids, 0.5);
         model.gpu.write_all(&[
             self.tokens.piece(&tokens)?,
             self.rows.lists().piece(&lists)?,
@@ -227,13 +227,13 @@ impl Buffers {
         logits: &Logits,
         request: Option<&SamplingParams>,
     ) -> Result<()> {
-        let (gpu, width, slots) = (&model.gpu, model.config.hidden_size, self.last.len());
+        let (gpu, width, ids) = (&model.gpu, model.config.hidden_size, self.last.len());
         model.decode(&self.tokens, &self.rows, cache, &self.acts)?;
         embedding::gather(gpu, &self.last, &self.acts.hidden, width, &self.hidden)?;
         embedding::place(gpu, &self.hidden, &self.moves, width, states)?;
         let Some(params) = request else { return Ok(()) };
         logits.compute(gpu, &self.hidden, &model.weight(&model.layout.head), width)?;
-        let (token, logprob) = (part(&self.sampled, &(0..slots)), part(&self.sampled, &(slots..2 * slots)));
+        let (token, logprob) = (part(&self.sampled, &(0..ids)), part(&self.sampled, &(ids..2 * ids)));
         sampling::sample(gpu, logits, None, params, &self.uniform, &token, &logprob.cast())
     }
 

@@ -1,6 +1,6 @@
 //! AdamW's cases.
 
-use super::cuda::{self, Decays, Rounding, State};
+use super::cuda::{self, Decays, OptimizerState, Rounding};
 use super::{AdamW, clip_scale, grad_norm, step};
 use crate::device::{Gpu, Real, Result, Slice, Tensor};
 use crate::ops::case::{Bf16s, Case, F32, OpCase, Size, Trial, Work, randoms};
@@ -110,7 +110,7 @@ impl Start {
 
 impl OnGpu {
     fn step<T: Real>(&self, gpu: &Gpu, o: &AdamW, g: &Slice<T>, rounding: Rounding) -> Result<()> {
-        let state = State { p: &self.p, m: &self.m, v: &self.v, copy: &self.copy };
+        let state = OptimizerState { p: &self.p, m: &self.m, v: &self.v, copy: &self.copy };
         let decays = Decays::new(gpu, stretches(g.len()).map(|(of, decays)| (of.len(), decays)))?;
         cuda::step(gpu, o, &decays, &state, g, &self.scale, rounding)
     }

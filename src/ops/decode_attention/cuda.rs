@@ -71,6 +71,10 @@ impl Cache {
         layers * 2 * shape.kv_heads * PAGE * shape.head_dim * size_of::<bf16>()
     }
 
+    /// A cache of so many pages.
+    ///
+    /// # Errors
+    /// If heads are neither 64 nor 128 wide, or there is too little device memory.
     pub fn new(gpu: &Gpu, shape: Shape, layers: usize, pages: usize) -> Result<Cache> {
         let Shape { heads, kv_heads, head_dim } = shape;
         let fits = kv_heads > 0 && heads.is_multiple_of(kv_heads) && heads / kv_heads <= GROUP;
@@ -93,15 +97,20 @@ impl Cache {
         Cache::page_bytes(self.shape, self.layers) / size_of::<bf16>()
     }
 
+    /// Address of the first page.
     pub fn address(&self) -> u64 {
         self.memory.address()
     }
 
+    /// Number of pages.
     pub fn pages(&self) -> usize {
         self.memory.len() / self.stride().max(1)
     }
 
     /// All layers of page `from` to page `to`.
+    ///
+    /// # Errors
+    /// If there is no such page, or the copy fails.
     pub fn copy_page(&self, gpu: &Gpu, from: u32, to: u32) -> Result<()> {
         let page = |i: u32| {
             let (i, stride) = (i as usize, self.stride());
@@ -123,6 +132,9 @@ impl Cache {
 
 impl Rows {
     /// `rows` are (sequence, position); `tables` the pages of each sequence.
+    ///
+    /// # Errors
+    /// If a row's page is not in the cache, or there is too little device memory.
     pub fn new(gpu: &Gpu, cache: &Cache, rows: &[(u32, u32)], tables: &[&[u32]]) -> Result<Rows> {
         let mut packed = Packed::default();
         let rows = Rows::pack(&mut packed, gpu, cache, rows, tables, Rows::splits(rows))?;
@@ -130,6 +142,9 @@ impl Rows {
     }
 
     /// The same beside other lists, with room for contexts in as many parts or fewer.
+    ///
+    /// # Errors
+    /// If a row's page is not in the cache, or the contexts do not fit.
     pub fn pack(
         packed: &mut Packed,
         gpu: &Gpu,
@@ -166,11 +181,12 @@ impl Rows {
         self.tiled
     }
 
-    /// The same, by the kernel that is asked for.
+    /// The same, by the kernel that is chosen.
     pub fn by_tiles(self, tiled: bool) -> Rows {
         Rows { tiled, ..self }
     }
 
+    /// The lists, in one.
     pub fn lists(&self) -> &Slice<u32> {
         &self.lists
     }
@@ -196,6 +212,7 @@ impl Rows {
         Ok([position, sequence, tables.iter().flat_map(padded).collect()].concat())
     }
 
+    /// Number of rows.
     pub fn len(&self) -> usize {
         self.len
     }
@@ -205,6 +222,7 @@ impl Rows {
         self.splits
     }
 
+    /// Whether there are no rows.
     pub fn is_empty(&self) -> bool {
         self.len == 0
     }
@@ -218,6 +236,9 @@ impl Rows {
 
 /// Rotates the queries of `qkv` `[rows, qkv_dim]` where they are; puts its keys, rotated, and its values in their places in a
 /// layer of the cache. No two rows are of one place, and positions are in the tables.
+///
+/// # Errors
+/// If the sizes do not fit together, or a launch fails.
 pub fn append(gpu: &Gpu, qkv: &Slice<bf16>, rows: &Rows, tables: &Tables, cache: &Cache, layer: usize) -> Result<()> {
     let (n, shape) = (rows.len(), cache.shape);
     let fits = qkv.len() == n * shape.qkv_dim() && shape.head_dim == 2 * tables.half;
@@ -234,6 +255,9 @@ pub fn append(gpu: &Gpu, qkv: &Slice<bf16>, rows: &Rows, tables: &Tables, cache:
 
 /// The rotated queries of `qkv` `[rows, qkv_dim]` over all keys of their sequences up to their own, which are in the cache; `out`
 /// `[rows, heads · head_dim]`.
+///
+/// # Errors
+/// If the sizes do not fit together, or a launch fails.
 pub fn forward(
     gpu: &Gpu,
     qkv: &Slice<bf16>,

@@ -40,11 +40,11 @@ impl Samples {
         start.zip(&self.ends).map(|(start, &end)| start..end)
     }
 
-    /// The cheaper way, counting what fills up the tiles of ghosts; ghosts for more samples than a slab's kernel takes.
-    pub fn way(&self, in_features: usize, out: usize) -> GramMethod {
+    /// The cheaper method, counting what fills up the tiles of ghosts; ghosts for more samples than a slab's kernel takes.
+    pub fn method(&self, in_features: usize, out: usize) -> GramMethod {
         let rows = self.ends.last().copied().unwrap_or(0);
         let filled = self.rows().map(|r| r.len().next_multiple_of(TILE)).sum();
-        let cost = |way, rows| flops(way, rows, self.ends.len(), in_features, out);
+        let cost = |method, rows| flops(method, rows, self.ends.len(), in_features, out);
         let slab_fits = self.ends.len() <= SAMPLES;
         if slab_fits && cost(GramMethod::Materialized, rows) <= cost(GramMethod::Ghost, filled) {
             GramMethod::Materialized
@@ -57,7 +57,7 @@ impl Samples {
     pub fn add(
         &self,
         gpu: &Gpu,
-        way: GramMethod,
+        method: GramMethod,
         g: WeightGrad<'_>,
         columns: Range<usize>,
         gram: &Slice<f64>,
@@ -70,7 +70,7 @@ impl Samples {
         expect("gradient cosine", lengths == wanted && whole && inside, || {
             format!("{lengths:?} elements for {wanted:?}; columns {columns:?} of {}, multiples of 8", g.out)
         })?;
-        match way {
+        match method {
             GramMethod::Materialized => self.slab(gpu, g, columns, gram),
             GramMethod::Ghost => self.ghost(gpu, g, columns, gram),
         }

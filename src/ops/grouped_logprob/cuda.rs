@@ -3,7 +3,7 @@
 //! of its own for the tiles.
 
 use super::Target;
-use crate::device::{Arg, Dtype, Error, Gpu, Launch, Matmul, Operand, Packed, Part, Result, Slice, Tensor, expect};
+use crate::device::{Arg, Dtype, Error, Gpu, Launch, Matmul, Operand, Packed, Result, Slice, SubSlice, Tensor, expect};
 use crate::ops::embedding::{self, cuda::Tokens};
 use half::bf16;
 use std::ops::Range;
@@ -86,16 +86,16 @@ pub struct Scores {
 
 impl Scores {
     /// The log-prob of each target, in [`Targets::order`].
-    pub fn logprob(&self) -> Part<'_, f32> {
+    pub fn logprob(&self) -> SubSlice<'_, f32> {
         self.part(0..self.targets)
     }
 
     /// The entropy (nats) of each row that is read.
-    pub fn entropy(&self) -> Part<'_, f32> {
+    pub fn entropy(&self) -> SubSlice<'_, f32> {
         self.part(self.targets..self.found.len())
     }
 
-    fn part(&self, range: Range<usize>) -> Part<'_, f32> {
+    fn part(&self, range: Range<usize>) -> SubSlice<'_, f32> {
         self.found.part(range).expect("both fill what was found")
     }
 

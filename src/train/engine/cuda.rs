@@ -7,15 +7,15 @@
 use super::{Engine, Export, NONE_ASIDE, Scorer, cuda_grams};
 use crate::config::{Grpo, Optim};
 use crate::coupling::{Grams, StateAction};
-use crate::device::{Gpu, Packed, Part, Result, Slice, Tensor, expect};
+use crate::device::{Gpu, Packed, Result, Slice, SubSlice, Tensor, expect};
 use crate::forest::Forest;
 use crate::grpo::{PolicyLoss, UseFound};
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel};
 use crate::model::backend::cuda_sink::part;
-use crate::model::{Architecture, Keep, Model, Params, Policy};
+use crate::model::{Architecture, Model, Params, Policy, SavedActivations};
 use crate::ops::adamw::{
     self,
-    cuda::{Decays, Rounding, State},
+    cuda::{Decays, OptimizerState, Rounding},
 };
 use crate::ops::advantage::{self, Scale};
 use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets, Uses};
@@ -28,6 +28,7 @@ use std::borrow::Cow;
 
 /// A model on a GPU and its last forward pass.
 pub struct CudaScorer {
+    /// The model on the device.
     pub model: CudaModel,
     gpu: Gpu,
     pass: Option<(CudaForest, CudaActivations)>,
@@ -35,6 +36,9 @@ pub struct CudaScorer {
 
 impl CudaScorer {
     /// Brings `model` to the device, to sample at most `max_live` sequences at once.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, max_live: usize) -> Result<CudaScorer> {
         Ok(CudaScorer { model: CudaModel::new(gpu, model, max_live)?, gpu: gpu.clone(), pass: None })
     }
@@ -43,7 +47,7 @@ impl CudaScorer {
         &self.pass.as_ref().expect(NO_PASS).1
     }
 
-    fn head<'a>(&self, weight: &'a Part<'_, bf16>, acts: &'a CudaActivations, temperature: f32) -> Head<'a> {
+    fn head<'a>(&self, weight: &'a SubSlice<'_, bf16>, acts: &'a CudaActivations, temperature: f32) -> Head<'a> {
         Head { weight, hidden: &acts.hidden, width: self.model.config.hidden_size, temperature }
     }
 
@@ -52,18 +56,18 @@ impl CudaScorer {
         Targets::new(&self.gpu, &nodes.iter().map(target).collect::<Vec<_>>(), forest.len())
     }
 
-    fn head_weight(&self) -> Part<'_, bf16> {
+    fn head_weight(&self) -> SubSlice<'_, bf16> {
         part(&self.model.weights, &self.model.layout.head)
     }
 }
 
 impl Scorer for CudaScorer {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         // What the last pass kept is given back first.
         self.pass = None;
         let packed = self.model.forest(forest)?;
         let keep = match keep {
-            Keep::LayerInputs => Keep::FirstLayers(self.model.layers_that_fit(forest.len())),
+            SavedActivations::LayerInputs => SavedActivations::FirstLayers(self.model.layers_that_fit(forest.len())),
             other => other,
         };
         let acts = self.model.forward(&packed, keep)?;
@@ -93,6 +97,9 @@ pub struct CudaEngine {
 
 impl CudaEngine {
     /// Brings `model` and the optimizer's moments to the device, to sample at most `max_live` sequences at once.
+    ///
+    /// # Errors
+    /// If a tensor's length is no multiple of 8, or there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2], max_live: usize) -> Result<CudaEngine> {
         let layout = &model.params.layout;
         for entry in &layout.entries {
@@ -115,6 +122,9 @@ impl CudaEngine {
     }
 
     /// The head's part of [`Engine::backward`]: the gradient of the final hidden states.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn head_backward(
         &mut self,
         forest: &Forest,
@@ -139,6 +149,12 @@ impl CudaEngine {
     }
 
     /// The decoder's part of [`Engine::backward`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// Without a forward pass before.
     pub fn decoder_backward(&mut self, d_hidden: &Slice<bf16>) -> Result<()> {
         let (packed, mut acts) = self.scorer.pass.take().expect(NO_PASS);
         self.scorer.model.backward(&packed, &mut acts, d_hidden, &self.grads)
@@ -154,7 +170,7 @@ impl CudaEngine {
 }
 
 impl Scorer for CudaEngine {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         self.scorer.forward(forest, keep)
     }
 
@@ -261,8 +277,12 @@ impl Engine for CudaEngine {
             // The factor that clips is on the device.
             let update = adamw_step(optim, lr, 1.0, *steps);
             let scale = part(&self.norm, &(1..2));
-            let state =
-                State { p: &self.master, m: &self.moments[0], v: &self.moments[1], copy: &self.scorer.model.weights };
+            let state = OptimizerState {
+                p: &self.master,
+                m: &self.moments[0],
+                v: &self.moments[1],
+                copy: &self.scorer.model.weights,
+            };
             adamw::cuda::step(gpu, &update, &self.decays, &state, &self.grads, &scale, Rounding::Nearest)?;
         }
         // The memory is free for what comes next, a rollout perhaps.
@@ -297,7 +317,7 @@ impl Engine for CudaEngine {
     }
 
     fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
-        cuda_grams::grams(&self.gpu, &self.scorer.model, samples, Keep::LayerInputs)
+        cuda_grams::grams(&self.gpu, &self.scorer.model, samples, SavedActivations::LayerInputs)
     }
 
     fn export(&self) -> Result<Export<'_>> {
