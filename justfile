@@ -20,11 +20,13 @@ bench:
     cargo run --release -- bench generate
     cargo run --release -- bench grpo-step
 
-# Renews docs/configuration.md, and checks what the documentation says to type
+# Renews docs/configuration.md, checks what the documentation says to type, and builds the pages of the library
 docs:
     cargo run --release -- config --markdown > docs/configuration.md
     cargo test --release --test train docs
     cargo test --release --test train recipes
+    cargo test --release --doc
+    RUSTDOCFLAGS="-D warnings" cargo doc --release --no-deps
 
 # One whole round on a GPU: self-test, benchmarks, peers; everything lands in OUT
 gpu OUT="gpu-results":

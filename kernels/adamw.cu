@@ -2,7 +2,8 @@
 //
 // g ← g · scale; m ← m + (1 − β₁)(g − m); v ← β₂ v + (1 − β₂) g²; p ← p · keep − rate · m / (√v · inv_root + eps), where the
 // host gives keep = 1 − lr · decay, rate = lr / (1 − β₁ᵗ), inv_root = 1 / √(1 − β₂ᵗ), and `scale` lies on the device.
-// p (master weights), m, v: f32 [n]; g: bf16 or f32 [n]; copy (the weights that the model reads): bf16 [n].
+// p (master weights), m, v: f32 [n]; g: bf16 or f32 [n]; copy (the weights that the model reads): bf16 [n]; turns: u32 [count], the chunks
+// of 8, in order, from which on weights decay, and no longer do, and do again, …: one launch for all tensors.
 // n: a multiple of 8 (tensors in a flat buffer are padded). A thread updates 8 elements.
 //
 // kernel                         grid, block                   bytes per parameter   floor on an H100 (3.0 TB/s), 494 M
@@ -22,10 +23,24 @@ struct Step {
     float rate, inv_root, keep, beta1, beta2, eps;
 };
 
+// Whether the weights of a chunk decay: an odd number of turns is behind it.
+__device__ inline bool decays(const unsigned* turns, int count, size_t chunk) {
+    int low = 0, high = count;
+    while (low < high) {
+        const int middle = (low + high) / 2;
+        if (turns[middle] <= chunk)
+            low = middle + 1;
+        else
+            high = middle;
+    }
+    return low % 2;
+}
+
 // STOCHASTIC: the copy is rounded by 16 bits for each element, a Philox block for each chunk of 8 (index: the chunk).
 template <bool STOCHASTIC, class G>
-__device__ inline void step(float* p, const G* g, float* m, float* v, bf16* copy, const float* scale, size_t n, Step o,
-                            unsigned long long seed, unsigned long long stream) {
+__device__ inline void step(float* p, const G* g, float* m, float* v, bf16* copy, const float* scale,
+                            const unsigned* turns, int count, size_t n, Step o, unsigned long long seed,
+                            unsigned long long stream) {
     EXPECTS(n % 8 == 0);
     const size_t chunk = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x, at = 8 * chunk;
     if (at >= n) return;
@@ -34,13 +49,13 @@ __device__ inline void step(float* p, const G* g, float* m, float* v, bf16* copy
     load8(g + at, grad);
     load8(m + at, mean);
     load8(v + at, square);
-    const float by = *scale;
+    const float by = *scale, keep = decays(turns, count, chunk) ? o.keep : 1.0f;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
         const float d = grad[i] * by;
         mean[i] += (d - mean[i]) * (1.0f - o.beta1);
         square[i] = square[i] * o.beta2 + d * d * (1.0f - o.beta2);
-        weight[i] = weight[i] * o.keep - o.rate * mean[i] / (sqrtf(square[i]) * o.inv_root + o.eps);
+        weight[i] = weight[i] * keep - o.rate * mean[i] / (sqrtf(square[i]) * o.inv_root + o.eps);
     }
     store8(p + at, weight);
     store8(m + at, mean);
@@ -57,28 +72,30 @@ __device__ inline void step(float* p, const G* g, float* m, float* v, bf16* copy
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_step_bf16(float* __restrict__ p, const bf16* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
-                    bf16* __restrict__ copy, const float* __restrict__ scale, size_t n, Step o) {
-    step<false>(p, g, m, v, copy, scale, n, o, 0, 0);
+                    bf16* __restrict__ copy, const float* __restrict__ scale,
+                    const unsigned* __restrict__ turns, int count, size_t n, Step o) {
+    step<false>(p, g, m, v, copy, scale, turns, count, n, o, 0, 0);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_step_f32(float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
-                   bf16* __restrict__ copy, const float* __restrict__ scale, size_t n, Step o) {
-    step<false>(p, g, m, v, copy, scale, n, o, 0, 0);
+                   bf16* __restrict__ copy, const float* __restrict__ scale,
+                    const unsigned* __restrict__ turns, int count, size_t n, Step o) {
+    step<false>(p, g, m, v, copy, scale, turns, count, n, o, 0, 0);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_step_stochastic_bf16(float* __restrict__ p, const bf16* __restrict__ g, float* __restrict__ m,
-                               float* __restrict__ v, bf16* __restrict__ copy, const float* __restrict__ scale, size_t n,
-                               Step o, unsigned long long seed, unsigned long long stream) {
-    step<true>(p, g, m, v, copy, scale, n, o, seed, stream);
+                               float* __restrict__ v, bf16* __restrict__ copy, const float* __restrict__ scale,
+                    const unsigned* __restrict__ turns, int count, size_t n, Step o, unsigned long long seed, unsigned long long stream) {
+    step<true>(p, g, m, v, copy, scale, turns, count, n, o, seed, stream);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_step_stochastic_f32(float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m,
-                              float* __restrict__ v, bf16* __restrict__ copy, const float* __restrict__ scale, size_t n,
-                              Step o, unsigned long long seed, unsigned long long stream) {
-    step<true>(p, g, m, v, copy, scale, n, o, seed, stream);
+                              float* __restrict__ v, bf16* __restrict__ copy, const float* __restrict__ scale,
+                    const unsigned* __restrict__ turns, int count, size_t n, Step o, unsigned long long seed, unsigned long long stream) {
+    step<true>(p, g, m, v, copy, scale, turns, count, n, o, seed, stream);
 }
 
 // partial [grid] = Σ g² over the block's chunks.

@@ -79,6 +79,13 @@ struct Shared {
         __syncwarp();
         if (threadIdx.x % 32 == 0) mbarrier_arrive(&empty[stage]);
     }
+
+    // By a warp whose rows have nothing to do with a stage's.
+    __device__ void skip(int stage, int parity) {
+        mbarrier_wait(&full[stage][0], parity);
+        mbarrier_wait(&full[stage][1], parity);
+        release(stage);
+    }
 };
 
 template <int D>
@@ -126,7 +133,8 @@ __device__ inline void backward_kv(const TensorMap* d_o, const TensorMap* qkv, c
     } else {
         take_registers<240>();
         const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, group = warp / 4, own0 = k0 + 64 * group;
-        const int own_tile = 2 * tile + group, least = own_tile < count ? static_cast<int>(tiles[own_tile]) : 0;
+        const int least = group == 0 || 2 * tile + 1 < count ? static_cast<int>(tiles[2 * tile + group]) : 0;
+        const int own_end = group == 0 ? low : high;
         const bf16* const keys = shared.own[0] + 64 * group * boxes::WIDTH;
         const bf16* const values = shared.own[1] + 64 * group * boxes::WIDTH;
         const float factor = scale * LOG2_E;
@@ -134,9 +142,15 @@ __device__ inline void backward_kv(const TensorMap* d_o, const TensorMap* qkv, c
 #pragma unroll
         for (int half = 0; half < 2; ++half) key_end[half] = reach[k0 + 16 * warp + lane / 4 + 8 * half];
         Sums<D> d_k, d_v;
+        each(d_k, [](float& x, int, int) { x = 0.0f; });
+        each(d_v, [](float& x, int, int) { x = 0.0f; });
         mbarrier_wait(&shared.own_full, 0);
         for (int step = 0; step < steps; ++step) {
             const int stage = step % STAGES, parity = step / STAGES % 2, q0 = TILE * (first + step % queries);
+            if (own0 >= q0 + TILE || own_end <= q0) {
+                shared.skip(stage, parity);
+                continue;
+            }
             Sums<TILE> p_sums, s_sums;
             Fragment p[TILE / 16], d_s[TILE / 16];
             const bf16* const q_rows = shared.tiles[stage][0];
@@ -146,24 +160,23 @@ __device__ inline void backward_kv(const TensorMap* d_o, const TensorMap* qkv, c
             mbarrier_wait(&shared.full[stage][1], parity);
             boxes::multiply<D, OWN>(s_sums, values, do_rows);
             product_wait<1>(p_sums);
-            const bool whole = own0 + 63 <= q0 && least >= min(q0 + TILE, tokens);
+            if (own0 + 63 > q0 || least < min(q0 + TILE, tokens)) {
+                each(p_sums, [&](float& x, int half, int column) {
+                    const int query = q0 + column, key = k0 + 16 * warp + lane / 4 + 8 * half;
+                    x = key <= query && query < key_end[half] ? x : -INFINITY;
+                });
+            }
 #pragma unroll
             for (int n = 0; n < TILE / 8; ++n) {
                 const Two shift = shared.shift[stage][4 * n + lane % 4];
 #pragma unroll
-                for (int odd = 0; odd < 2; ++odd) {
-                    const int query = q0 + 8 * n + 2 * (lane % 4) + odd;
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        const int key = k0 + 16 * warp + lane / 4 + 8 * half;
-                        float& x = p_sums(n, half, odd);
-                        const bool visible = whole || (key <= query && query < key_end[half]);
-                        x = visible ? probability(x, factor, shift.of[odd]) : 0.0f;
-                    }
+                for (int i = 0; i < 4; ++i) {
+                    float& x = p_sums(n, i / 2, i % 2);
+                    x = probability(x, factor, shift.of[i % 2]);
                 }
             }
             boxes::pack(p, p_sums);
-            boxes::weigh<TILE>(d_v, p, do_rows, step > 0);
+            boxes::weigh<TILE>(d_v, p, do_rows, true);
             product_wait<1>(s_sums);
 #pragma unroll
             for (int n = 0; n < TILE / 8; ++n) {
@@ -175,7 +188,7 @@ __device__ inline void backward_kv(const TensorMap* d_o, const TensorMap* qkv, c
                 }
             }
             boxes::pack(d_s, s_sums);
-            boxes::weigh<TILE>(d_k, d_s, q_rows, step > 0);
+            boxes::weigh<TILE>(d_k, d_s, q_rows, true);
             product_wait<0>(p, d_s, d_k, d_v);
             shared.release(stage);
         }
@@ -235,10 +248,15 @@ __device__ inline void backward_q(const TensorMap* d_o, const TensorMap* qkv, co
             delta[half] = query + 8 * half < padded ? of[padded] : 0.0f;
         }
         Sums<D> d_q;
+        each(d_q, [](float& x, int, int) { x = 0.0f; });
         mbarrier_wait(&shared.own_full, 0);
         int step = 0;
         for (int tile = next(0); tile < last; tile = next(tile + 1), ++step) {
             const int stage = step % STAGES, parity = step / STAGES % 2, k0 = TILE * tile;
+            if (k0 >= own1 || static_cast<int>(tiles[count + tile]) <= own0) {
+                shared.skip(stage, parity);
+                continue;
+            }
             Sums<TILE> p_sums, s_sums;
             Fragment d_s[TILE / 16];
             const bf16* const k_rows = shared.tiles[stage][0];
@@ -247,30 +265,29 @@ __device__ inline void backward_q(const TensorMap* d_o, const TensorMap* qkv, co
             mbarrier_wait(&shared.full[stage][1], parity);
             boxes::multiply<D, OWN>(s_sums, d_outs, shared.tiles[stage][1]);
             product_wait<1>(p_sums);
-            const bool whole = k0 + TILE - 1 <= own0 && static_cast<int>(tiles[tile]) >= own1;
-#pragma unroll
-            for (int n = 0; n < TILE / 8; ++n)
-#pragma unroll
-                for (int odd = 0; odd < 2; ++odd) {
-                    const int column = 8 * n + 2 * (lane % 4) + odd, key = k0 + column;
-                    const int key_end = whole ? tokens : static_cast<int>(shared.reach[stage][column]);
-#pragma unroll
-                    for (int half = 0; half < 2; ++half) {
-                        float& x = p_sums(n, half, odd);
-                        const bool visible = whole || (key <= query + 8 * half && query + 8 * half < key_end);
-                        x = visible ? probability(x, factor, shift[half]) : 0.0f;
-                    }
-                }
+            if (k0 + TILE - 1 > own0 || static_cast<int>(tiles[tile]) < own1) {
+                each(p_sums, [&](float& x, int half, int column) {
+                    const int key = k0 + column, at = query + 8 * half;
+                    x = key <= at && at < static_cast<int>(shared.reach[stage][column]) ? x : -INFINITY;
+                });
+            }
+            each(p_sums, [&](float& x, int half, int) { x = probability(x, factor, shift[half]); });
+            unsigned all = 0;
+            each(p_sums, [&](float x, int, int) { all |= __float_as_uint(x); });
+            if (is_negative(__uint_as_float(all))) {
+                product_wait<0>(s_sums);
+                return;
+            }
             product_wait<0>(s_sums);
 #pragma unroll
-            for (int n = 0; n < TILE / 8; ++n)
+            for (int half = 0; half < 2; ++half)
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    float& x = s_sums(n, i / 2, i % 2);
-                    x = p_sums(n, i / 2, i % 2) * (x - delta[i / 2]);
-                }
+                for (int n = 0; n < TILE / 8; ++n)
+#pragma unroll
+                    for (int odd = 0; odd < 2; ++odd)
+                        s_sums(n, half, odd) = p_sums(n, half, odd) * (s_sums(n, half, odd) - delta[half]);
             boxes::pack(d_s, s_sums);
-            boxes::weigh<TILE>(d_q, d_s, k_rows, step > 0);
+            boxes::weigh<TILE>(d_q, d_s, k_rows, true);
             product_wait<0>(d_s, d_q);
             shared.release(stage);
         }

@@ -6,13 +6,15 @@
 // rounded up], the tiles of queries, those with the most to do first; o, softmax: as there.
 //
 // kernel (D = 64, 128)                    grid                        block             shared
-// attention_hopper_forward_hd64_bf16      multiprocessors, at most    512, 192 queries  157,888
-// attention_hopper_forward_hd128_bf16     heads · tiles of queries    384, 128 queries  164,968
+// attention_hopper_forward_hd64_bf16      multiprocessors, at most    512, 192 queries  157,904
+// attention_hopper_forward_hd128_bf16     heads · tiles of queries    384, 128 queries  164,976
 // The last warpgroup gives up its registers; one thread of it copies. Each of the others has 64 queries of a tile, whose sums stay
 // in registers. Tiles of 128 keys and values go round in stages of shared memory, so that the copies run ahead, into the block's
 // next tile of queries too. Scores of a tile are multiplied while the values of the one before weigh in, and warpgroups take
 // turns at asking for products, so that the exponentials of one hide under the products of another. Blocks go through tiles of
 // queries forwards, then backwards: what is left over evens out.
+//
+// A warpgroup lets tiles go by that none of its queries sees.
 //
 // Flops: 4 D heads a visible pair. Floor on an H100 (800 TFLOP/s), one sequence of 8192, 16 heads of 128: 0.34 ms. Predicted:
 // 550 to 620 TFLOP/s there (0.44 to 0.50 ms) and 400 with heads of 64; 450 and 330 in sequences of 1024. Checked by emulation only.
@@ -30,8 +32,8 @@ struct Plan {
     static constexpr int TILE = KEYS * D, THREADS = 128 * (GROUPS + 1);
     // What a stage's keys are.
     struct Tile {
-        int first, least;  // key, and reach of any
-        bool last;         // of the tile of queries
+        int first, least, greatest;  // key, and reach of any
+        bool last;                   // of the tile of queries
     };
     bf16 q[QUERIES * D], k[STAGES][TILE], v[STAGES][TILE];
     unsigned reach[STAGES][KEYS];
@@ -41,7 +43,7 @@ struct Plan {
     // Tiles of queries, of all heads.
     __device__ static int items(int tokens, int heads) { return (tokens + QUERIES - 1) / QUERIES * heads; }
 };
-static_assert(sizeof(Plan<64>) == 157888 && sizeof(Plan<128>) == 164968, "the shared memory that the host gives");
+static_assert(sizeof(Plan<64>) == 157904 && sizeof(Plan<128>) == 164976, "the shared memory that the host gives");
 
 // The tiles of queries of this block, with a head each: forwards, then backwards through the list.
 struct Work {
@@ -51,9 +53,11 @@ struct Work {
         ++turn;
         return item < count ? item : -1;
     }
+    // Of the mbarriers' phase that this turn is.
+    __device__ int parity() const { return (turn - 1) % 2; }
 };
 
-// One thread: asks for copies, as far ahead as stages are empty.
+// One thread: issues copies, as far ahead as stages are empty.
 template <int D>
 __device__ inline void produce(Plan<D>& plan, const TensorMap* qkv, const unsigned* reach, const unsigned* tiles,
                                const unsigned* order, int tokens, int heads, int kv_heads) {
@@ -62,7 +66,7 @@ __device__ inline void produce(Plan<D>& plan, const TensorMap* qkv, const unsign
     const unsigned* const greatest = tiles + count;
     Work work;
     int step = 0;
-    for (int item, turn = 0; (item = work.next(P::items(tokens, heads))) >= 0; ++turn) {
+    for (int item; (item = work.next(P::items(tokens, heads))) >= 0;) {
         const int q0 = P::QUERIES * static_cast<int>(order[item / heads]), q1 = min(q0 + P::QUERIES, tokens);
         const int head = item % heads, kv_head = heads + head / (heads / kv_heads), last = (q1 + KEYS - 1) / KEYS;
         const auto next = [&](int tile) {
@@ -71,17 +75,20 @@ __device__ inline void produce(Plan<D>& plan, const TensorMap* qkv, const unsign
             return tile;
         };
         int tile = next(0);
-        mbarrier_wait(&plan.q_empty, turn % 2 ^ 1);
+        mbarrier_wait(&plan.q_empty, work.parity() ^ 1);
         mbarrier_arrive_expect(&plan.q_full, sizeof(plan.q));
         boxes::load<D, P::QUERIES>(plan.q, qkv, head * D, q0, &plan.q_full);
         while (tile < last) {
             const int following = next(tile + 1), k0 = tile * KEYS, stage = step % P::STAGES;
             const int parity = step / P::STAGES % 2 ^ 1;
-            const int second = 2 * tile + 1 < count ? static_cast<int>(tiles[2 * tile + 1]) : tokens;
+            const auto half = [&](const unsigned* of, int none) {
+                return 2 * tile + 1 < count ? static_cast<int>(of[2 * tile + 1]) : none;
+            };
             mbarrier_wait(&plan.k_empty[stage], parity);
             auto& described = plan.tiles[stage];
             described.first = k0;
-            described.least = min(static_cast<int>(tiles[2 * tile]), second);
+            described.least = min(static_cast<int>(tiles[2 * tile]), half(tiles, tokens));
+            described.greatest = max(static_cast<int>(greatest[2 * tile]), half(greatest, 0));
             described.last = following >= last;
             mbarrier_arrive_expect(&plan.k_full[stage], sizeof(plan.k[0]) + sizeof(plan.reach[0]));
             boxes::load<D, KEYS>(plan.k[stage], qkv, kv_head * D, k0, &plan.k_full[stage]);
@@ -121,15 +128,15 @@ __device__ inline void consume(Plan<D>& plan, const unsigned* order, bf16* o, fl
     if (group == P::GROUPS - 1) pass_turn();
     Work work;
     int step = 0;
-    for (int item, turn = 0; (item = work.next(P::items(tokens, heads))) >= 0; ++turn) {
-        const int head = item % heads, q0 = P::QUERIES * static_cast<int>(order[item / heads]);
-        const int first = q0 + 64 * group, end = min(first + 64, tokens), row = q0 + 16 * warp + lane / 4;
+    for (int item; (item = work.next(P::items(tokens, heads))) >= 0;) {
+        const int q0 = P::QUERIES * static_cast<int>(order[item / heads]);
+        const int first = q0 + 64 * group, row = q0 + 16 * warp + lane / 4;
         // Scores to probabilities, not divided by their sum yet; whether the tile was the last.
         const auto exponentiate = [&](int step) {
             const int stage = stage_of(step);
             const auto tile = plan.tiles[stage];
             if (tile.last) release(&plan.q_empty);
-            if (tile.first + KEYS - 1 > first || tile.least < end) {
+            if (tile.first + KEYS - 1 > first || tile.least < min(first + 64, tokens)) {
 #pragma unroll
                 for (int n = 0; n < KEYS / 8; ++n)
 #pragma unroll
@@ -163,39 +170,70 @@ __device__ inline void consume(Plan<D>& plan, const unsigned* order, bf16* o, fl
             }
             return tile.last;
         };
+        // Waits for the keys of a step; whether any of this warpgroup's queries sees one.
+        const auto sees = [&](int step) {
+            mbarrier_wait(&plan.k_full[stage_of(step)], parity_of(step));
+            const auto& tile = plan.tiles[stage_of(step)];
+            return tile.first < first + 64 && tile.greatest > first;
+        };
+        // Lets a tile go by; whether it was the last.
+        const auto skip = [&](int step) {
+            const int stage = stage_of(step);
+            const bool last = plan.tiles[stage].last;
+            take_turn();
+            pass_turn();
+            if (last) release(&plan.q_empty);
+            release(&plan.k_empty[stage]);
+            mbarrier_wait(&plan.v_full[stage], parity_of(step));
+            release(&plan.v_empty[stage]);
+            return last;
+        };
+        const auto weigh = [&](int step) {
+            mbarrier_wait(&plan.v_full[stage_of(step)], parity_of(step));
+            boxes::weigh<KEYS>(sum_v, p, plan.v[stage_of(step)], true);
+        };
+        // Of a tile of scores: what the sums so far count for, and the probabilities as an operand.
+        const auto take_in = [&] {
+            each(sum_v, [&](float& x, int half, int) { x *= keep[half]; });
+            boxes::pack(p, s);
+        };
         max[0] = max[1] = LOWEST;
         sum[0] = sum[1] = 0.0f;
-        mbarrier_wait(&plan.q_full, turn % 2);
-        mbarrier_wait(&plan.k_full[stage_of(step)], parity_of(step));
-        take_turn();
-        boxes::multiply<D, P::QUERIES>(s, q_rows, plan.k[stage_of(step)]);
-        pass_turn();
-        product_wait<0>(s);
-        bool last = exponentiate(step), accumulate = false;
-        boxes::pack(p, s);
-        for (; !last; ++step, accumulate = true) {
-            mbarrier_wait(&plan.k_full[stage_of(step + 1)], parity_of(step + 1));
+        each(sum_v, [](float& x, int, int) { x = 0.0f; });
+        mbarrier_wait(&plan.q_full, work.parity());
+        for (bool last = false; !last; ++step) {
+            if (!sees(step)) {
+                last = skip(step);
+                continue;
+            }
+            // Tiles that follow each other: the scores of one are multiplied while the values of the one before weigh in.
             take_turn();
-            boxes::multiply<D, P::QUERIES>(s, q_rows, plan.k[stage_of(step + 1)]);
-            mbarrier_wait(&plan.v_full[stage_of(step)], parity_of(step));
-            boxes::weigh<KEYS>(sum_v, p, plan.v[stage_of(step)], accumulate);
+            boxes::multiply<D, P::QUERIES>(s, q_rows, plan.k[stage_of(step)]);
             pass_turn();
-            product_wait<1>(s);
-            last = exponentiate(step + 1);
+            product_wait<0>(s);
+            last = exponentiate(step);
+            take_in();
+            for (; !last && sees(step + 1); ++step) {
+                take_turn();
+                boxes::multiply<D, P::QUERIES>(s, q_rows, plan.k[stage_of(step + 1)]);
+                weigh(step);
+                pass_turn();
+                product_wait<1>(s);
+                last = exponentiate(step + 1);
+                if (is_negative(fminf(sum[0], sum[1]))) {
+                    product_wait<0>(sum_v, p);
+                    return;
+                }
+                product_wait<0>(sum_v, p);
+                release(&plan.v_empty[stage_of(step)]);
+                take_in();
+            }
+            weigh(step);
             product_wait<0>(sum_v, p);
             release(&plan.v_empty[stage_of(step)]);
-#pragma unroll
-            for (int n = 0; n < D / 8; ++n)
-#pragma unroll
-                for (int i = 0; i < 4; ++i) sum_v(n, i / 2, i % 2) *= keep[i / 2];
-            boxes::pack(p, s);
         }
-        mbarrier_wait(&plan.v_full[stage_of(step)], parity_of(step));
-        boxes::weigh<KEYS>(sum_v, p, plan.v[stage_of(step)], accumulate);
-        product_wait<0>(sum_v, p);
-        release(&plan.v_empty[stage_of(step)]);
-        ++step;
 
+        const int head = item % heads;
         float inverse[2];
 #pragma unroll
         for (int half = 0; half < 2; ++half) {

@@ -75,6 +75,13 @@ __device__ inline void multiply(Shared& shared, Turn& turn, Sums<ENTRIES>& l, in
     release((turn.step - 1) % STAGES);
 }
 
+// Makes logits beyond the first so many columns of a tile so small, times `factor`, that their exponentials are 0.
+__device__ inline void hide_beyond(Sums<ENTRIES>& l, int columns, float factor) {
+    if (columns >= ENTRIES) return;
+    const float lowest = LOWEST / factor;
+    each(l, [&](float& x, int, int column) { x = column < columns ? x : lowest; });
+}
+
 // Calls found(target, n, odd) for each target of `row` that lies in this thread's columns of the tile at `first`.
 template <class F>
 __device__ inline void find_targets(const unsigned* target_start, const unsigned* target_token, int row, int first,
@@ -111,23 +118,17 @@ extern "C" __global__ void __launch_bounds__(384, 1)
     } else {
         take_registers<240>();
         const int lane = threadIdx.x % 32;
+        const float factor = scale * LOG2_E;
         Sums<ENTRIES> l;
         Softmax seen[2] = {{LOWEST, 0.0f, 0.0f}, {LOWEST, 0.0f, 0.0f}};
         for (int v = from; v < to; ++v) {
             const int first = v * ENTRIES;
             multiply(shared, turn, l, width);
-            const bool whole = first + ENTRIES <= vocab;
+            hide_beyond(l, vocab - first, factor);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                Softmax own = {LOWEST, 0.0f, 0.0f};
-#pragma unroll
-                for (int n = 0; n < ENTRIES / 8; ++n)
-#pragma unroll
-                    for (int odd = 0; odd < 2; ++odd) {
-                        float& x = l(n, half, odd);
-                        x = whole || first + 8 * n + 2 * (lane % 4) + odd < vocab ? x * scale : LOWEST;
-                        own.max = fmaxf(own.max, x);
-                    }
+                float top = l(0, half, 0);
+                each(l, half, [&](float x) { top = fmaxf(top, x); });
                 const int row = first_row + own_row() + 8 * half;
                 if (row < rows)
                     find_targets(target_start, target_token, row, first, [&](unsigned t, int at, int odd_at) {
@@ -135,17 +136,17 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                         for (int n = 0; n < ENTRIES / 8; ++n)
 #pragma unroll
                             for (int odd = 0; odd < 2; ++odd)
-                                if (n == at && odd == odd_at) target_logit[t] = l(n, half, odd);
+                                if (n == at && odd == odd_at) target_logit[t] = l(n, half, odd) * scale;
                     });
-#pragma unroll
-                for (int n = 0; n < ENTRIES / 8; ++n)
-#pragma unroll
-                    for (int odd = 0; odd < 2; ++odd) {
-                        const float x = l(n, half, odd) - own.max, e = fast_exp2(x * LOG2_E);
-                        own.sum += e;
-                        own.weighted += e * x;
-                    }
-                seen[half] = merge(seen[half], own);
+                // In powers of two: one multiplication and one exponential a logit.
+                const float shift = top * factor;
+                float sum = 0.0f, weighted = 0.0f;
+                each(l, half, [&](float x) {
+                    const float log_e = x * factor - shift, e = fast_exp2(log_e);
+                    sum += e;
+                    weighted += e * log_e;
+                });
+                seen[half] = merge(seen[half], {top * scale, sum, weighted / LOG2_E});
             }
         }
         const size_t plane = static_cast<size_t>(splits) * rows;
@@ -188,12 +189,13 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                 copy(shared, turn, &hidden, &w, tile % tall * ROWS, tile / tall * ENTRIES, width);
     } else {
         take_registers<240>();
-        const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+        const int warp = threadIdx.x / 32;
+        const float factor = scale * LOG2_E;
         Sums<ENTRIES> l;
         for (int tile = blockIdx.x; tile < tiles; tile += gridDim.x) {
             const int first_row = tile % tall * ROWS, first = tile / tall * ENTRIES;
             multiply(shared, turn, l, width);
-            const bool whole = first + ENTRIES <= vocab;
+            hide_beyond(l, vocab - first, factor);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = first_row + own_row() + 8 * half;
@@ -203,16 +205,17 @@ extern "C" __global__ void __launch_bounds__(384, 1)
                     total += d_logprob[t];
                     total_entropy += d_entropy[t];
                 }
-                const float top = max[row], log = log_sum[row], h = entropy[row];
-#pragma unroll
-                for (int n = 0; n < ENTRIES / 8; ++n)
-#pragma unroll
-                    for (int odd = 0; odd < 2; ++odd) {
-                        float& x = l(n, half, odd);
-                        const float log_p = (x * scale - top) - log;
-                        const float d = -fast_exp2(log_p * LOG2_E) * (total + total_entropy * (log_p + h));
-                        x = whole || first + 8 * n + 2 * (lane % 4) + odd < vocab ? d : 0.0f;
-                    }
+                // −p (total + total_entropy (ln p + entropy)), of ln p in powers of two.
+                const float shift = (max[row] + log_sum[row]) * LOG2_E, slope = -total_entropy / LOG2_E;
+                const float at_one = -total - total_entropy * entropy[row];
+                if (slope == 0.0f) {
+                    each(l, half, [&](float& x) { x = at_one * fast_exp2(x * factor - shift); });
+                } else {
+                    each(l, half, [&](float& x) {
+                        const float log_p = x * factor - shift;
+                        x = fast_exp2(log_p) * (at_one + slope * log_p);
+                    });
+                }
                 find_targets(target_start, target_token, row, first, [&](unsigned t, int at, int odd_at) {
                     const float g = d_logprob[t];
 #pragma unroll

@@ -35,6 +35,15 @@ __device__ inline unsigned key_of(float x) {
 }
 __device__ inline float of_key(unsigned key) { return __uint_as_float(key >> 31 ? key & 0x7fffffffu : ~key); }
 
+// Adds to a sum in shared memory by words, whose carry comes out the same in any order: a 64-bit atomic there is a loop of
+// compare-and-swaps.
+__device__ inline void add(Sum* sum, Sum x) {
+    unsigned* const words = reinterpret_cast<unsigned*>(sum);
+    const unsigned low = static_cast<unsigned>(x), before = atomicAdd(&words[0], low);
+    const unsigned high = static_cast<unsigned>(x >> 32) + (before + low < before);
+    if (high != 0) atomicAdd(&words[1], high);
+}
+
 // exp(x) of an x ≤ 0, in units of 2⁻⁴⁴.
 __device__ inline Sum mass(float x) { return static_cast<Sum>(expf(x) * 0x1p44f); }
 
@@ -143,7 +152,7 @@ __device__ inline unsigned select(const Row& row, Weigh weigh, Aim aim, Sum& tar
             const float value = row.value(token, logit);
             const unsigned key = key_of(value);
             if (shift == 24 || key >> (shift + 8) == prefix)
-                atomicAdd(&row.bins[(key >> shift) % BINS * COPIES + lane % COPIES], weigh(value));
+                add(&row.bins[(key >> shift) % BINS * COPIES + lane % COPIES], weigh(value));
         });
         __syncthreads();
         // A warp's share is 8 bins: two entries for each lane.

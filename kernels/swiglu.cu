@@ -10,7 +10,7 @@
 // Checked by emulation only.
 #include "common/vec.cuh"
 
-__device__ inline float sigmoid(float x) { return 1.0f / (1.0f + __expf(-x)); }
+__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
 
 // Offset of this thread's 8 gates in gate_up; `flat` is that of its outputs. False past the end.
 __device__ inline bool locate(int rows, int ffn, size_t& gate, size_t& flat) {

@@ -13,11 +13,14 @@ pub use read::{MOST_KEPT, MOST_WRITTEN, check_regular, open, read, read_text};
 pub struct FileError {
     /// E.g. `write`.
     pub action: &'static str,
+    /// The file or folder.
     pub path: PathBuf,
+    /// What the operating system said.
     pub cause: io::Error,
 }
 
 impl FileError {
+    /// The failure to `action` the file at `path`.
     pub fn new(action: &'static str, path: impl Into<PathBuf>, cause: io::Error) -> FileError {
         FileError { action, path: path.into(), cause }
     }
@@ -74,6 +77,9 @@ fn parent(path: &Path) -> &Path {
 }
 
 /// Replaces `path` by what `fill` writes; on any error the old file stays as it was.
+///
+/// # Errors
+/// If `fill` fails, or the file cannot be written, flushed or renamed.
 pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), FileError> {
     let temporary = unfinished(path);
     let written = File::create(&temporary).and_then(|file| {
@@ -90,6 +96,9 @@ pub fn write_file(path: &Path, fill: impl FnOnce(&mut dyn Write) -> io::Result<(
 }
 
 /// Replaces the folder `path` by one that `fill` filled under a temporary name; on any error the old folder stays.
+///
+/// # Errors
+/// If `fill` fails, or the folder cannot be written, flushed or renamed.
 pub fn write_folder<E: From<FileError>>(path: &Path, fill: impl FnOnce(&Path) -> Result<(), E>) -> Result<(), E> {
     let temporary = unfinished(path);
     let made = remove_tree(&temporary)
@@ -149,6 +158,9 @@ fn exchange(_: &Path, _: &Path) -> io::Result<()> {
 }
 
 /// Removes a folder and all in it; a half-removed folder is never seen under its name. Absent is fine.
+///
+/// # Errors
+/// If it cannot be moved away or removed.
 pub fn remove_folder(path: &Path) -> Result<(), FileError> {
     let old = removed(path);
     let moved = remove_tree(&old).and_then(|()| match fs::rename(path, &old) {
@@ -161,6 +173,9 @@ pub fn remove_folder(path: &Path) -> Result<(), FileError> {
 
 /// Deletes what killed processes left half-written or half-deleted in `folder`; only for who alone may write there. Links stay:
 /// nothing here makes one.
+///
+/// # Errors
+/// If the folder cannot be listed, or something in it cannot be removed.
 pub fn sweep(folder: &Path) -> Result<(), FileError> {
     let failed = |e| FileError::new("read", folder, e);
     for entry in fs::read_dir(folder).map_err(failed)? {

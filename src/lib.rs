@@ -5,6 +5,7 @@
 
 // What is printed passes `report::terminal`.
 #![warn(clippy::print_stderr, clippy::print_stdout)]
+#![warn(clippy::missing_errors_doc, clippy::missing_panics_doc, missing_docs)]
 
 pub mod agent;
 pub mod bench;

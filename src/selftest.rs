@@ -9,7 +9,8 @@ use half::bf16;
 
 /// What a case found on all its shapes.
 #[derive(Debug, Clone, serde::Serialize)]
-pub struct Outcome {
+pub struct CaseOutcome {
+    /// Op and direction.
     pub name: String,
     /// The largest error, in units of what is allowed; NaN where a result is not a number.
     pub error: f64,
@@ -21,7 +22,8 @@ pub struct Outcome {
     pub worst: String,
 }
 
-impl Outcome {
+impl CaseOutcome {
+    /// Whether every result is within its tolerance.
     pub fn passed(&self) -> bool {
         self.error <= 1.0
     }
@@ -37,7 +39,7 @@ pub fn checks() -> impl Iterator<Item = &'static dyn Case> {
 ///
 /// # Errors
 /// The device's; results that are wrong are an outcome.
-pub fn run(case: &dyn Case, gpu: &Gpu, model: bool, ceilings: &Ceilings) -> Result<Outcome> {
+pub fn run(case: &dyn Case, gpu: &Gpu, model: bool, ceilings: &Ceilings) -> Result<CaseOutcome> {
     let (mut verdict, mut clock) = (Verdict::default(), Once { seconds: f64::NAN, work: Work::Bytes(0) });
     let mut instances = case.instances(Size::Ragged);
     instances.extend(if model { case.instances(Size::Model) } else { Vec::new() });
@@ -45,7 +47,7 @@ pub fn run(case: &dyn Case, gpu: &Gpu, model: bool, ceilings: &Ceilings) -> Resu
     gpu.synchronize()?;
     let Verdict { error, worst, .. } = verdict;
     let (seconds, share) = (clock.seconds, ceilings.floor(clock.work) / clock.seconds);
-    Ok(Outcome { name: case.name(), error, seconds, share, worst })
+    Ok(CaseOutcome { name: case.name(), error, seconds, share, worst })
 }
 
 /// Times the one call that results are compared of.

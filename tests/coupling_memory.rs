@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use uncouple::bench::shape;
 use uncouple::coupling::{Grams, StateAction};
-use uncouple::model::{Keep, Model, Params};
+use uncouple::model::{Model, Params, SavedActivations};
 
 struct Counting;
 
@@ -45,7 +45,7 @@ fn cosines_take_less_than_the_gradients() {
     let model = Model::new(shape.clone(), Params::random(&shape, 0));
     let samples: Vec<StateAction> = (0..16).map(|i| StateAction { tokens: tokens(i, 256, 2048), action: 1 }).collect();
     let gradients = samples.len() * size_of_val(&model.params.flat[..]);
-    for (keep, times) in [(Keep::LayerInputs, 1.0), (Keep::All, 2.0)] {
+    for (keep, times) in [(SavedActivations::LayerInputs, 1.0), (SavedActivations::All, 2.0)] {
         let bytes = most(|| drop(Grams::new(&model, &samples, keep).unwrap()));
         println!("{keep:?}: {} MB; 16 gradients: {} MB", bytes >> 20, gradients >> 20);
         assert!((bytes as f64) < times * gradients as f64, "{keep:?}: {bytes} bytes, the gradients {gradients}");

@@ -13,7 +13,7 @@ __device__ inline void async_copy16(void* to_shared, const void* from, bool zero
 #endif
 }
 
-// Ends a group: the copies asked for since the last one.
+// Ends a group: the copies issued since the last one.
 __device__ inline void async_commit() {
 #ifdef __CUDACC__
     asm volatile("cp.async.commit_group;" ::: "memory");

@@ -122,6 +122,27 @@ __device__ inline void renew(Sums<N>& sums) {
 #endif
 }
 
+// Calls f(sum) for each sum of one of this thread's two rows: lane / 4 of its warp's 16, and 8 further on.
+template <int N, class F>
+__device__ inline void each(Sums<N>& sums, int half, const F& f) {
+#pragma unroll
+    for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+        for (int odd = 0; odd < 2; ++odd) f(sums(n, half, odd));
+}
+
+// Calls f(sum, half, column) for each sum.
+template <int N, class F>
+__device__ inline void each(Sums<N>& sums, const F& f) {
+    const int own = 2 * (threadIdx.x % 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+#pragma unroll
+        for (int n = 0; n < N / 8; ++n)
+#pragma unroll
+            for (int odd = 0; odd < 2; ++odd) f(sums(n, half, odd), half, 8 * n + own + odd);
+}
+
 // Before products take registers that anything else has touched.
 template <class... R>
 __device__ inline void product_fence(R&... registers) {
@@ -133,7 +154,7 @@ __device__ inline void product_fence(R&... registers) {
 #endif
 }
 
-// Ends a group: the products asked for since the last one.
+// Ends a group: the products issued since the last one.
 __device__ inline void product_commit() {
 #ifdef __CUDACC__
     asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
@@ -155,6 +176,11 @@ __device__ inline void product_wait(R&... registers) {
     (emulator::complete(registers), ...);
 #endif
 }
+
+// False, which the compiler can't know, of a number that is never negative. ptxas moves a wait for products up, above arithmetic that does
+// not need them; it can't above a branch on what that arithmetic gives. The branch waits too, or ptxas does for it. Every lane of a warp
+// must reach it.
+__device__ inline bool is_negative(float never WHERE) { return __any_sync(~0u, never < 0.0f HERE); }
 
 // How rows of 16-byte chunks lie in shared memory: as they come, or chunk c of row r at c ^ (r % 8) of rows of 128 bytes, or at
 // c ^ (r / 2 % 4) of rows of 64; the pattern begins at a multiple of 8 rows' bytes.

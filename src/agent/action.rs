@@ -43,7 +43,8 @@ impl Refusal {
 
 /// How commands are read.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Reader {
+pub struct CommandReader {
+    /// The form in which the agent writes: `prompt.format`.
     pub format: Format,
     /// A turn must begin with a [`Tag`]; with reasoning the tag stands in for `think`.
     pub tags: bool,
@@ -51,17 +52,21 @@ pub struct Reader {
     pub normalize: bool,
 }
 
-impl Reader {
-    pub fn new(config: &Prompt) -> Reader {
+impl CommandReader {
+    /// A reader for the prompts of this configuration.
+    pub fn new(config: &Prompt) -> CommandReader {
         let normalize = match config.normalize {
             Normalize::Auto => config.format != Format::Compact,
             Normalize::On => true,
             Normalize::Off => false,
         };
-        Reader { format: config.format, tags: config.tags, normalize }
+        CommandReader { format: config.format, tags: config.tags, normalize }
     }
 
     /// The command in a finished turn's text (without its end token), and the byte up to which the text is thought or tag.
+    ///
+    /// # Errors
+    /// If the text holds no command in the configured format, or one that is too long or of several lines.
     pub fn command(&self, text: &str) -> Result<(usize, String), Refusal> {
         let text = text.trim_end();
         if text.is_empty() && !self.tags {

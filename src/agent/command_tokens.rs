@@ -7,6 +7,9 @@ use std::ops::Range;
 
 /// Those of `turn` (the tokens that the agent wrote, without the end of the turn) that hold a character of its parsed `command`,
 /// which begins where `prompt` says. All that say anything where it does not: the turn could not be read.
+///
+/// # Errors
+/// If the tokenizer cannot decode the tokens.
 pub fn command_tokens(
     tokenizer: &Tokenizer,
     prompt: &Prompt,

@@ -7,17 +7,22 @@ use std::ops::Range;
 /// One finished episode.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Episode {
+    /// The game that was played.
     pub task: Task,
     /// Which group, and which member of it.
     pub group: usize,
+    /// The episode's number within its group, from 0.
     pub sample: usize,
     /// Everything the model read and wrote, in order: one sequence, or with a windowed history one for each turn, end to end.
     pub tokens: Vec<u32>,
     /// For each sampled token its log-prob when sampled (softmax over the whole vocabulary at the sampling temperature);
     /// 0 for all other tokens.
     pub logprobs: Vec<f32>,
+    /// The turns in order.
     pub turns: Vec<Turn>,
+    /// Why the episode ended.
     pub finish: Finish,
+    /// Whether the environment called the game won.
     pub success: bool,
     /// Wall-clock time from the first observation to the end.
     pub seconds: f64,

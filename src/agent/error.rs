@@ -4,6 +4,7 @@ use crate::model::tokenizer::TokenizerError;
 
 /// Why prompts cannot be made.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum PromptError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),

@@ -12,7 +12,7 @@ use crate::model::tokenizer::{Piece, TURN_END, TURN_START, Tokenizer};
 const OBSERVATION: &str = "UNCOUPLE-OBSERVATION";
 const ANSWER: &str = "UNCOUPLE-ANSWER";
 
-/// The compact format as a chat template: what [`Layout::compact`] makes of observations and commands.
+/// The compact format as a chat template: what `PromptLayout::compact` makes of observations and commands.
 pub const COMPACT_TEMPLATE: &str = "{% for message in messages %}{% if message['role'] == 'assistant' %}<|im_start|>{{ message['content'] }}\
     <|im_end|>{% else %}{{ message['content'] }}{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>{% endif %}";
 
@@ -32,7 +32,7 @@ pub(super) struct Frame {
 }
 
 /// The frames of a format, and the token that ends a turn.
-pub(super) struct Layout {
+pub(super) struct PromptLayout {
     /// Around what opens a sequence.
     pub first: Frame,
     /// Around what goes on with one, or why nothing does.
@@ -40,18 +40,18 @@ pub(super) struct Layout {
     pub end: u32,
 }
 
-impl Layout {
-    pub fn compact(tokenizer: &Tokenizer) -> Result<Layout, PromptError> {
+impl PromptLayout {
+    pub fn compact(tokenizer: &Tokenizer) -> Result<PromptLayout, PromptError> {
         let end = tokenizer.id(TURN_END).ok_or(PromptError::NoToken(TURN_END))?;
         tokenizer.id(TURN_START).ok_or(PromptError::NoToken(TURN_START))?;
         let frame =
             |before: &str, follows| Frame { before: before.into(), after: TURN_START.into(), said: None, follows };
-        Ok(Layout { first: frame("", false), next: Ok(frame(TURN_END, true)), end })
+        Ok(PromptLayout { first: frame("", false), next: Ok(frame(TURN_END, true)), end })
     }
 
     /// The frames of a chat template, whose answers look like `answers`. With `whole` a conversation of any length must be what its
     /// turns add up to; else only the answer to a question about a turn.
-    pub fn chat(tokenizer: &Tokenizer, answers: &[String], whole: bool) -> Result<Layout, PromptError> {
+    pub fn chat(tokenizer: &Tokenizer, answers: &[String], whole: bool) -> Result<PromptLayout, PromptError> {
         let first = frame(tokenizer, Vec::new(), String::new())?.map_err(PromptError::Single)?;
         let (end, end_text) = turn_end(tokenizer)?;
         let said = vec![Message::new("user", OBSERVATION), Message::new("assistant", ANSWER)];
@@ -71,7 +71,7 @@ impl Layout {
         };
         match next {
             Err(reason) if whole => Err(PromptError::Template(reason)),
-            next => Ok(Layout { first, next, end }),
+            next => Ok(PromptLayout { first, next, end }),
         }
     }
 }

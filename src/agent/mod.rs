@@ -9,7 +9,7 @@ mod memory;
 mod prompter;
 mod tag;
 mod template;
-pub use action::{Reader, Refusal};
+pub use action::{CommandReader, Refusal};
 pub use command_tokens::{command_tokens, guessed_command};
 pub use episode::{Episode, Finish, Turn};
 pub use error::PromptError;

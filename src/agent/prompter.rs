@@ -2,10 +2,10 @@
 //! appended, so an episode is one ever-growing sequence; or, with a windowed history or where admissible commands are listed, a
 //! sequence for each turn.
 
-use super::action::{Reader, Refusal};
+use super::action::{CommandReader, Refusal};
 use super::episode::Turn;
 use super::error::PromptError;
-use super::layout::{Frame, Layout};
+use super::layout::{Frame, PromptLayout};
 use super::memory::Shown;
 use super::tag::Tag;
 use super::template::{Exchange, Scene, Template};
@@ -28,12 +28,12 @@ const TAGGED_THINK_INSTRUCTION: &str = "You act in a text world. Answer each obs
 /// Lays out observations for the model and reads its commands.
 pub struct Prompter {
     tokenizer: Tokenizer,
-    reader: Reader,
+    reader: CommandReader,
     admissible: bool,
     template: Template,
     history: History,
     instruction: &'static str,
-    layout: Layout,
+    layout: PromptLayout,
     end_of_text: Option<u32>,
     /// What stands before the first observation.
     suggestions: Vec<String>,
@@ -44,12 +44,18 @@ pub struct Prompter {
 pub struct Action {
     /// Everything the agent wrote in the turn.
     pub text: String,
+    /// The command, or why there is none.
     pub command: Result<String, Refusal>,
     /// How many of the turn's tokens come before what is not thought or tag.
     pub thought: usize,
 }
 
 impl Prompter {
+    /// A prompter of this tokenizer and these settings.
+    ///
+    /// # Errors
+    /// If the tokenizer lacks a token that the format needs, its chat template cannot frame a turn, or
+    /// `prompt.template` cannot be read.
     pub fn new(tokenizer: Tokenizer, config: &Prompt) -> Result<Prompter, PromptError> {
         let instruction = match (config.format, config.tags) {
             (Format::Compact, _) => "",
@@ -59,15 +65,15 @@ impl Prompter {
             (Format::Think, true) => TAGGED_THINK_INSTRUCTION,
         };
         let layout = match config.format {
-            Format::Compact => Layout::compact(&tokenizer)?,
+            Format::Compact => PromptLayout::compact(&tokenizer)?,
             Format::Chat | Format::Think => {
-                Layout::chat(&tokenizer, &sample_answers(config), config.history == History::Full)?
+                PromptLayout::chat(&tokenizer, &sample_answers(config), config.history == History::Full)?
             }
         };
         Ok(Prompter {
             end_of_text: tokenizer.id(END_OF_TEXT),
             tokenizer,
-            reader: Reader::new(config),
+            reader: CommandReader::new(config),
             admissible: config.admissible,
             template: Template::load(&config.template)?,
             history: config.history,
@@ -87,22 +93,32 @@ impl Prompter {
         &self.suggestions
     }
 
+    /// The tokenizer of the policy.
     pub fn tokenizer(&self) -> &Tokenizer {
         &self.tokenizer
     }
 
     /// Tokens of an episode up to the agent's first token.
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised, or the template of `prompt.template` fails.
     pub fn first(&self, observation: &Observation) -> Result<Shown, PromptError> {
         self.next_under(&self.suggestions, &[], observation)
     }
 
     /// Tokens from the end of a turn (its end token not included) to the next turn's first token; or all of the sequence up to
     /// there, with a windowed history. `past` are the turns so far.
+    ///
+    /// # Errors
+    /// As [`Prompter::first`].
     pub fn next(&self, past: &[Exchange<'_>], observation: &Observation) -> Result<Shown, PromptError> {
         self.next_under(&self.suggestions, past, observation)
     }
 
     /// The same under other suggestions; without a past, the tokens that an episode begins with.
+    ///
+    /// # Errors
+    /// As [`Prompter::first`].
     pub fn next_under(
         &self,
         sentences: &[String],
@@ -150,12 +166,15 @@ impl Prompter {
     ///
     /// # Errors
     /// [`PromptError::Judgments`], for every text, where the chat template has no place for a question about a turn.
-    pub fn ask(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+    pub fn encode_question(&self, text: &str) -> Result<Vec<u32>, PromptError> {
         self.go_on(text, PromptError::Judgments)
     }
 
     /// Tokens up to the answer to `text`, which is all that is said.
-    pub fn ask_alone(&self, text: &str) -> Result<Vec<u32>, PromptError> {
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
+    pub fn encode_prompt(&self, text: &str) -> Result<Vec<u32>, PromptError> {
         self.encode(&self.layout.first, &format!("{}{text}", self.instruction))
     }
 
@@ -176,6 +195,9 @@ impl Prompter {
     }
 
     /// Reads the tokens of a finished turn, its end token not included.
+    ///
+    /// # Errors
+    /// If the tokenizer cannot decode the tokens.
     pub fn read(&self, turn: &[u32]) -> Result<Action, TokenizerError> {
         let text = self.tokenizer.decode(turn, false)?;
         let (at, command) = match self.reader.command(&text) {
@@ -200,13 +222,19 @@ impl Prompter {
 
     /// The tokens in which a command is taught: a whole turn, its end token included. `tag` is what it begins with where
     /// `prompt.tags` is on.
-    pub fn teach(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
+    pub fn encode_action(&self, tag: Tag, command: &str) -> Result<Vec<u32>, TokenizerError> {
         let (before, after) = turn_frame(self.reader.format, self.reader.tags.then_some(tag));
         self.turn(&[Piece::Frame(&before), Piece::Text(command), Piece::Frame(after)])
     }
 
     /// The tokens of a whole turn that is not a command: its text as it is, and the end token.
-    pub fn say(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
+    ///
+    /// # Errors
+    /// If the text cannot be tokenised.
+    pub fn encode_turn(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.turn(&[Piece::Text(text)])
     }
 

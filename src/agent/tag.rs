@@ -2,7 +2,7 @@
 
 use super::Turn;
 
-/// The tag that a turn begins with, where `prompt.tags` asks for one.
+/// The tag that a turn begins with, where `prompt.tags` is on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Tag {
     /// Lays out how to reach the goal.
@@ -16,8 +16,10 @@ pub enum Tag {
 }
 
 impl Tag {
+    /// All tags, in the order of their declaration.
     pub const ALL: [Tag; 4] = [Tag::Planning, Tag::Explore, Tag::Reflection, Tag::Monitor];
 
+    /// The tag as it is written in a prompt.
     pub fn name(self) -> &'static str {
         match self {
             Tag::Planning => "planning",

@@ -22,6 +22,7 @@ pub fn is_built_in(name: &str) -> bool {
 /// A command, and what the agent had been shown when it gave it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Exchange<'a> {
+    /// What the environment had said.
     pub observation: &'a str,
     /// `(unreadable)` where no command could be read.
     pub action: String,

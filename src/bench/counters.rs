@@ -17,12 +17,16 @@ const SYSTEM_SHARED: u32 = 1 << 10;
 
 /// Of all launches of a kernel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct CounterRow {
+    /// The kernel's name.
     pub kernel: String,
+    /// How often it was launched.
     pub launches: u64,
-    /// Bytes of global memory that threads read and wrote, and that asynchronous copies read.
+    /// Bytes of global memory that threads read.
     pub read: u64,
+    /// Bytes of global memory that threads wrote.
     pub written: u64,
+    /// Bytes of global memory that asynchronous copies read.
     pub copied: u64,
     /// Bytes that launches must move at least: each sector that they touch, once.
     pub compulsory: u64,
@@ -30,6 +34,7 @@ pub struct Row {
     pub sectors: f64,
     /// Wavefronts of shared memory, for each without bank conflicts: 1 has none.
     pub wavefronts: f64,
+    /// Floating-point operations of tensor cores.
     pub flops: u64,
     /// For each thread; `None` where this build has no such kernel.
     pub registers: Option<u32>,
@@ -39,24 +44,34 @@ pub struct Row {
     pub bound: f64,
 }
 
-/// What the host asked for.
+/// Calls of the host to the driver.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 pub struct Calls {
+    /// Kernel launches.
     pub launches: usize,
+    /// Matrix products.
     pub products: usize,
+    /// Copies to the device.
     pub uploads: usize,
+    /// Copies from the device.
     pub downloads: usize,
+    /// Waits for the device.
     pub waits: usize,
+    /// Replays of a captured graph.
     pub replays: usize,
 }
 
+/// What one trace says: the host's calls, and a row for each kernel.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Counters {
+    /// The host's calls.
     pub calls: Calls,
-    pub rows: Vec<Row>,
+    /// One row a kernel, the most bytes first.
+    pub rows: Vec<CounterRow>,
 }
 
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum CountersError {
     #[error("line {0} is not one of a trace of the software GPU: give the file that SOFTWARE_GPU_TRACE named")]
     Line(usize),
@@ -68,6 +83,9 @@ pub enum CountersError {
 type Block = (u32, u32);
 
 /// Reads a trace (its lines are explained in kernels/driver/src/trace.rs).
+///
+/// # Errors
+/// If a line is not one of a trace, or the trace counts no kernels.
 pub fn parse(trace: &str) -> Result<Counters, CountersError> {
     let (mut calls, mut rows) = (Calls::default(), Vec::new());
     let mut blocks: BTreeMap<&str, Block> = BTreeMap::new();
@@ -96,7 +114,7 @@ pub fn parse(trace: &str) -> Result<Counters, CountersError> {
     if rows.is_empty() { Err(CountersError::NotCounted) } else { Ok(Counters { calls, rows }) }
 }
 
-fn row(kernel: &str, numbers: &[u64], block: Option<&Block>) -> Option<Row> {
+fn row(kernel: &str, numbers: &[u64], block: Option<&Block>) -> Option<CounterRow> {
     let &[
         launches,
         read,
@@ -116,7 +134,7 @@ fn row(kernel: &str, numbers: &[u64], block: Option<&Block>) -> Option<Row> {
     let ratio = |of: u64, least: u64| if least == 0 { 1.0 } else { of as f64 / least as f64 };
     let usage = MODULES.iter().flat_map(|m| m.usage()).find(|u| u.kernel == kernel && u.arch == "sm_90a");
     let compulsory = distinct_read + distinct_written;
-    Some(Row {
+    Some(CounterRow {
         kernel: kernel.into(),
         launches,
         read,

@@ -2,20 +2,22 @@
 
 use super::{model, tokens};
 use crate::coupling::gram::{Grams, StateAction, cosines};
-use crate::model::Keep;
+use crate::model::SavedActivations;
 use serde::Serialize;
 use std::time::Instant;
 
 /// One size.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Growth {
+    /// Number of samples.
     pub samples: usize,
     /// Tokens of each.
     pub length: usize,
     /// Fastest of two calls that recompute activations.
     pub seconds: f64,
-    /// Matrices whose products come from slabs, and from pairs of tokens.
+    /// Matrices whose products come from slabs of gradients.
     pub slab: usize,
+    /// Matrices whose products come from pairs of tokens.
     pub ghost: usize,
 }
 
@@ -31,7 +33,7 @@ fn samples(count: usize, length: usize) -> Vec<StateAction> {
 pub fn call() -> Box<dyn FnMut()> {
     let (model, samples) = (model(), samples(16, 256));
     Box::new(move || {
-        let grams = Grams::new(&model, &samples, Keep::All).expect("the samples fit");
+        let grams = Grams::new(&model, &samples, SavedActivations::All).expect("the samples fit");
         cosines(&grams.sum(|_| true), samples.len());
     })
 }
@@ -40,13 +42,13 @@ pub fn growth() -> Vec<Growth> {
     let model = model();
     let row = |(count, length): (usize, usize)| {
         let samples = samples(count, length);
-        let (mut seconds, mut ways) = (f64::INFINITY, [0; 2]);
+        let (mut seconds, mut methods) = (f64::INFINITY, [0; 2]);
         for _ in 0..2 {
             let began = Instant::now();
-            ways = Grams::new(&model, &samples, Keep::LayerInputs).expect("the samples fit").ways;
+            methods = Grams::new(&model, &samples, SavedActivations::LayerInputs).expect("the samples fit").methods;
             seconds = seconds.min(began.elapsed().as_secs_f64());
         }
-        Growth { samples: count, length, seconds, slab: ways[0], ghost: ways[1] }
+        Growth { samples: count, length, seconds, slab: methods[0], ghost: methods[1] }
     };
     SIZES.into_iter().map(row).collect()
 }

@@ -13,10 +13,10 @@ use crate::grpo::{Sample, samples};
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::tokenizer::TokenizerError;
 use crate::ops::philox::Stream;
-use crate::rollout::{Actor, PrefixCache, RolloutError, Settings};
-use crate::train::batch::Batch;
+use crate::rollout::{Actor, PrefixCache, RolloutError, RolloutSettings};
+use crate::train::batch::MicroBatches;
 use crate::train::iteration::{play, prefix_cache};
-use crate::train::learn::Rows;
+use crate::train::learn::TrainingRows;
 use crate::train::learner::Learner;
 use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::{TrainError, interrupt, suite, train};
@@ -49,7 +49,7 @@ pub enum GcdBenchError {
 
 /// Times of all iterations together.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct GcdReport {
     pub iterations: u32,
     pub rollout_seconds: f64,
     /// Gradient of the trajectories alone.
@@ -81,7 +81,7 @@ pub struct Cost {
 }
 
 /// Trains the cold start in a folder of its own, and measures.
-pub fn run() -> Result<Report, GcdBenchError> {
+pub fn run() -> Result<GcdReport, GcdBenchError> {
     let mut config = Config::default();
     config.gcd.mode = GcdMode::Generate;
     let scratch = std::env::temp_dir().join(format!("uncouple-bench-{}", std::process::id()));
@@ -95,7 +95,7 @@ pub fn run() -> Result<Report, GcdBenchError> {
     report
 }
 
-fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
+fn in_folder(config: Config) -> Result<GcdReport, GcdBenchError> {
     let suite = suite(&config)?;
     let folder = train(config.clone(), &*suite, Existing::Overwrite)?.folder;
     let (_, dir) = RunFolder::finished_checkpoints(&folder)?.pop().ok_or(GcdBenchError::NoCheckpoint)?;
@@ -105,7 +105,7 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
     let size =
         |[pairs, judgments]: [u32; 2]| Size { pairs, judgments, shared: Cost::default(), unshared: Cost::default() };
     let sizes = [FIXED, [config.gcd.pairs, config.gcd.judgments]].map(size).to_vec();
-    let nothing = Report { iterations: ITERATIONS, rollout_seconds: 0.0, train_seconds: 0.0, sizes };
+    let nothing = GcdReport { iterations: ITERATIONS, rollout_seconds: 0.0, train_seconds: 0.0, sizes };
     let mut report = nothing.clone();
     // The first one warms up.
     for index in 0..=ITERATIONS {
@@ -115,7 +115,7 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
         let model = learner.export().map_err(TrainError::from)?.model.into_owned();
         let began = Instant::now();
         let mut cache = prefix_cache(&config, &model)?;
-        let settings = Settings::training(&config, Stream::Rollout(index));
+        let settings = RolloutSettings::training(&config, Stream::Rollout(index));
         let actor = Actor::new(&model, &prompter, settings, &interrupt::interrupted);
         let episodes = play(&config, &*suite, &actor, &mut cache, index)?.episodes;
         report.rollout_seconds += began.elapsed().as_secs_f64();
@@ -124,7 +124,7 @@ fn in_folder(config: Config) -> Result<Report, GcdBenchError> {
         for size in &mut report.sizes {
             let gcd = Gcd { pairs: size.pairs, judgments: size.judgments, ..config.gcd.clone() };
             let config = Config { gcd, ..config.clone() };
-            let actor = actor.with(Settings::training(&config, Stream::Judgments(index)));
+            let actor = actor.with(RolloutSettings::training(&config, Stream::Judgments(index)));
             size.measure(&config, &mut learner, &mut cache, &actor, (&episodes, &rows))?;
         }
     }
@@ -154,7 +154,7 @@ impl Size {
         let began = Instant::now();
         judge_apart(config, actor, &judged)?;
         self.unshared.judge_seconds += began.elapsed().as_secs_f64();
-        let mut rows = Rows::beside(episodes, rows.to_vec(), judged.samples(config));
+        let mut rows = TrainingRows::beside(episodes, rows.to_vec(), judged.samples(config));
         for (shares, cost) in [(true, &mut self.shared), (false, &mut self.unshared)] {
             if !shares {
                 set_apart(&mut rows);
@@ -169,7 +169,7 @@ impl Size {
 /// The same judgments again, each with a prompt of its own: it begins with a token that no other begins with.
 fn judge_apart(config: &Config, actor: &Actor<'_>, judged: &Judged) -> Result<(), RolloutError> {
     let max_turn_tokens = config.gcd.max_tokens as usize;
-    let actor = actor.with(Settings { max_turn_tokens, ..actor.settings.clone() });
+    let actor = actor.with(RolloutSettings { max_turn_tokens, ..actor.settings.clone() });
     let of = |pair: &Pair| std::iter::repeat_n(pair.prompt.clone(), config.gcd.judgments as usize);
     let mut prompts: Vec<Vec<u32>> = judged.pairs.iter().flat_map(of).collect();
     prompts.iter_mut().zip(0..).for_each(|(prompt, first)| prompt[0] = first);
@@ -189,7 +189,7 @@ fn set_apart(rows: &mut [Sample]) {
 /// Seconds of the gradient of `rows`, and its packed tokens. Nothing is learnt from it.
 fn gradient(config: &Config, learner: &mut Learner, rows: &[Sample]) -> (f64, usize) {
     let began = Instant::now();
-    let passes = Batch::new(config, rows).accumulate(config, learner, &mut |_, _| {}).expect(super::ON_CPU);
+    let passes = MicroBatches::new(config, rows).accumulate(config, learner, &mut |_, _| {}).expect(super::ON_CPU);
     let seconds = began.elapsed().as_secs_f64();
     learner.take_grads().expect(super::ON_CPU);
     (seconds, passes.unique_tokens)

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 /// A model's shape under its name.
 #[derive(Debug, Clone)]
-pub struct Shape {
+pub struct ModelShape {
     pub name: &'static str,
     pub config: Architecture,
 }
@@ -21,19 +21,19 @@ const QWEN2_5: [(&str, [usize; 6]); 3] = [
     ("3B", [36, 2048, 16, 2, 128, 11008]),
 ];
 
-impl Shape {
+impl ModelShape {
     /// Qwen2.5's three smallest, for contexts of `context` tokens.
-    pub fn qwen2_5(context: usize) -> Vec<Shape> {
-        QWEN2_5.iter().map(|(name, sizes)| Shape::new(name, *sizes, 151_936, context)).collect()
+    pub fn qwen2_5(context: usize) -> Vec<ModelShape> {
+        QWEN2_5.iter().map(|(name, sizes)| ModelShape::new(name, *sizes, 151_936, context)).collect()
     }
 
     /// One that a simulated device gets through.
-    pub fn tiny() -> Shape {
-        Shape::new("tiny", [1, 64, 1, 1, 64, 32], 40, 64)
+    pub fn tiny() -> ModelShape {
+        ModelShape::new("tiny", [1, 64, 1, 1, 64, 32], 40, 64)
     }
 
     /// Layers, hidden, heads, kv heads, width of a head, ffn.
-    pub fn new(name: &'static str, sizes: [usize; 6], vocab_size: usize, context: usize) -> Shape {
+    pub fn new(name: &'static str, sizes: [usize; 6], vocab_size: usize, context: usize) -> ModelShape {
         let [num_hidden_layers, hidden_size, num_attention_heads, num_key_value_heads, head_dim, intermediate_size] =
             sizes;
         let config = Architecture {
@@ -51,7 +51,7 @@ impl Shape {
             rope_scaling: None,
             tie_word_embeddings: true,
         };
-        Shape { name, config }
+        ModelShape { name, config }
     }
 
     /// Weights of the size that trained ones have; each million repeats, as making more would take longer than using them.

@@ -5,11 +5,11 @@ pub mod ceilings;
 pub mod counters;
 mod coupling;
 pub mod decode;
-pub mod gcd;
-pub mod gpu_shapes;
+pub(crate) mod gcd;
+pub(crate) mod gpu_shapes;
 pub mod kernels;
 mod peer;
-pub mod real;
+pub(crate) mod real;
 pub mod step;
 
 pub use coupling::Growth;
@@ -37,7 +37,7 @@ pub enum Bench {
     TrainStep,
     /// 128 greedy tokens for each of 64 prompts of 64 tokens.
     Generate,
-    /// One GRPO step as TRL's trainer takes it: 8 prompts of 64 tokens, 8 generations of 64 tokens each, one optimiser step.
+    /// One GRPO step as TRL's trainer takes it: 8 prompts of 64 tokens, 8 generations of 64 tokens each, one optimizer step.
     GrpoStep,
     /// All cosines of the gradients of 16 sequences of 256 tokens.
     GradientCosine,
@@ -46,6 +46,7 @@ pub enum Bench {
 }
 
 impl Bench {
+    /// The benchmark's name on the command line.
     pub fn name(self) -> &'static str {
         match self {
             Bench::TrainStep => "train-step",
@@ -59,17 +60,22 @@ impl Bench {
 
 /// One measurement, and the peer's on the same work.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct BenchReport {
+    /// The benchmark.
     pub name: &'static str,
     /// Median wall time of one call.
     pub seconds: f64,
+    /// Seconds of the fastest call.
     pub fastest: f64,
+    /// Seconds of the slowest call.
     pub slowest: f64,
+    /// Tokens a second at the median.
     pub tokens_per_second: f64,
     /// Share of the machine's measured matrix-product rate that the arithmetic of the call amounts to.
     pub gemm_share: f64,
     /// The measured matrix-product rate, GFLOP/s, all cores.
     pub gemm_gflops: f64,
+    /// What the peer's scripts measured; empty without a peer.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub peers: Vec<Peer>,
     /// Of the gradient cosines, at other sizes.
@@ -80,7 +86,9 @@ pub struct Report {
 /// A peer's time on the same work in the same run.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Peer {
+    /// The library, and how it was called.
     pub name: String,
+    /// Median seconds of a call.
     pub seconds: f64,
     /// Its time over ours.
     pub ratio: f64,
@@ -110,7 +118,10 @@ const CALLS: usize = 9;
 const ON_CPU: &str = "only a GPU can fail";
 
 /// Runs a benchmark, and with `peer` (a Python) the peer script on the same work. Both report medians after warm-up.
-pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
+///
+/// # Errors
+/// If the peer's script cannot be started, fails, or prints no time.
+pub fn run(bench: Bench, peer: Option<&Path>) -> Result<BenchReport, PeerError> {
     let gemm_gflops = gemm_rate();
     let (tokens, flops, mut call): (usize, f64, Box<dyn FnMut()>) = match bench {
         Bench::TrainStep => (16 * 256, train_flops(16 * 256, 256), train_step()),
@@ -135,7 +146,7 @@ pub fn run(bench: Bench, peer: Option<&Path>) -> Result<Report, PeerError> {
         Some(python) => peer::run(python, bench)?,
         None => Vec::new(),
     };
-    Ok(Report {
+    Ok(BenchReport {
         name: bench.name(),
         seconds,
         fastest: times[0],
@@ -243,21 +254,21 @@ fn decode(
     let mut decoder = model.decoder()?;
     let roots: Vec<_> = prompts.iter().map(|p| (decoder.new_sequence(), &p[..])).collect();
     decoder.append(&roots)?;
-    let (mut slots, mut rows) = (Vec::new(), Vec::new());
+    let (mut ids, mut rows) = (Vec::new(), Vec::new());
     for (root, prompt) in roots {
         for copy in 0..copies {
-            slots.push(if copy + 1 < copies { decoder.fork(root)? } else { root });
+            ids.push(if copy + 1 < copies { decoder.fork(root)? } else { root });
             rows.push((prompt.to_vec(), vec![0.0; prompt.len()]));
         }
     }
     for step in 0..new {
-        let requests: Vec<SampleRequest<'_>> = slots
+        let requests: Vec<SampleRequest<'_>> = ids
             .iter()
             .zip(&rows)
             .enumerate()
-            .map(|(i, (slot, (seen, _)))| {
+            .map(|(i, (id, (seen, _)))| {
                 let uniform = philox::uniform(philox::block(3, i as u64, step as u64)[0]);
-                SampleRequest { slot: *slot, seen, uniform }
+                SampleRequest { sequence: *id, seen, uniform }
             })
             .collect();
         let sampled = decoder.sample(&requests, params)?;
@@ -266,7 +277,7 @@ fn decode(
             logprobs.push(sampled.logprob);
         }
         if step + 1 < new {
-            let inputs: Vec<_> = slots.iter().zip(&rows).map(|(s, (t, _))| (*s, &t[t.len() - 1..])).collect();
+            let inputs: Vec<_> = ids.iter().zip(&rows).map(|(s, (t, _))| (*s, &t[t.len() - 1..])).collect();
             decoder.append(&inputs)?;
         }
     }

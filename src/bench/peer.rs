@@ -7,6 +7,7 @@ use std::process::Command;
 
 /// Why the peer could not be measured.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum PeerError {
     #[error("there is no {}: run from the project's folder", .0.display())]
     NoScript(PathBuf),

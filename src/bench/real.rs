@@ -5,7 +5,7 @@ use super::{Bench, Peer, decode};
 use crate::coupling::{Grams, StateAction};
 use crate::device::{self, Dtype};
 use crate::model::checkpoint::{self, CheckpointError};
-use crate::model::{Keep, Model};
+use crate::model::{Model, SavedActivations};
 use crate::ops::sampling::SamplingParams;
 use crate::train::learner::Learner;
 use serde::Serialize;
@@ -16,19 +16,19 @@ use std::time::Instant;
 const CALLS: usize = 3;
 
 /// Sequences of so many tokens.
-type Batch = (usize, usize);
+type BatchShape = (usize, usize);
 
-const TRAINED: [Batch; 2] = [(4, 256), (1, 2048)];
-const PREFILLED: [Batch; 2] = [(8, 128), (2, 4096)];
+const TRAINED: [BatchShape; 2] = [(4, 256), (1, 2048)];
+const PREFILLED: [BatchShape; 2] = [(8, 128), (2, 4096)];
 /// Prompts of 64 tokens.
 const GENERATED: [usize; 2] = [1, 8];
 const PROMPT: usize = 64;
 const NEW: usize = 64;
-const MEASURED: Batch = (16, 256);
+const MEASURED: BatchShape = (16, 256);
 
 /// A work, and the peers' time on it.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct WorkRow {
     pub work: String,
     /// Median wall time of one call.
     pub seconds: f64,
@@ -39,11 +39,11 @@ pub struct Row {
 
 /// All works of a benchmark.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Report {
+pub struct RealReport {
     pub dtype: Dtype,
     /// What multiplies bf16 on this machine.
     pub unit: &'static str,
-    pub rows: Vec<Row>,
+    pub rows: Vec<WorkRow>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -61,7 +61,7 @@ pub enum RealError {
 }
 
 /// Measures the works of `what` that fit the model's context; with `python`, its peers too.
-pub fn run(what: Bench, dir: &Path, dtype: Dtype, python: Option<&Path>) -> Result<Report, RealError> {
+pub fn run(what: Bench, dir: &Path, dtype: Dtype, python: Option<&Path>) -> Result<RealReport, RealError> {
     let model = checkpoint::load(dir)?.with_dtype(dtype);
     let context = model.config.max_position_embeddings;
     let part = what.name();
@@ -82,10 +82,10 @@ pub fn run(what: Bench, dir: &Path, dtype: Dtype, python: Option<&Path>) -> Resu
             row.peers = own.map(|(name, s)| Peer { name: name.into(), seconds: s, ratio: s / row.seconds }).collect();
         }
     }
-    Ok(Report { dtype, unit: device::cpu::bf16::Unit::best().name(), rows })
+    Ok(RealReport { dtype, unit: device::cpu::bf16::Unit::best().name(), rows })
 }
 
-fn row(work: String, tokens: usize, call: &mut dyn FnMut() -> device::Result<()>) -> device::Result<Row> {
+fn row(work: String, tokens: usize, call: &mut dyn FnMut() -> device::Result<()>) -> device::Result<WorkRow> {
     call()?;
     let mut times = Vec::with_capacity(CALLS);
     for _ in 0..CALLS {
@@ -95,20 +95,20 @@ fn row(work: String, tokens: usize, call: &mut dyn FnMut() -> device::Result<()>
     }
     times.sort_by(f64::total_cmp);
     let seconds = times[CALLS / 2];
-    Ok(Row { work, seconds, tokens_per_second: tokens as f64 / seconds, peers: Vec::new() })
+    Ok(WorkRow { work, seconds, tokens_per_second: tokens as f64 / seconds, peers: Vec::new() })
 }
 
 /// The tokens that the peers see, too: (7919 i + 104729 s) mod 1000, of sequence s. Words of any vocabulary.
-fn tokens((sequences, length): Batch) -> Vec<Vec<u32>> {
+fn tokens((sequences, length): BatchShape) -> Vec<Vec<u32>> {
     let sequence = |s: usize| (0..length).map(|i| ((7919 * i + 104_729 * s) % 1000) as u32).collect();
     (0..sequences).map(sequence).collect()
 }
 
-fn fitting(batches: [Batch; 2], context: usize) -> impl Iterator<Item = Batch> {
+fn fitting(batches: [BatchShape; 2], context: usize) -> impl Iterator<Item = BatchShape> {
     batches.into_iter().filter(move |(_, length)| *length <= context)
 }
 
-fn train(model: Model, context: usize) -> device::Result<Vec<Row>> {
+fn train(model: Model, context: usize) -> device::Result<Vec<WorkRow>> {
     let mut learner = Learner::new(model, false);
     let optim = crate::config::Optim::default();
     fitting(TRAINED, context)
@@ -124,7 +124,7 @@ fn train(model: Model, context: usize) -> device::Result<Vec<Row>> {
         .collect()
 }
 
-fn prefill(model: &Model, context: usize) -> device::Result<Vec<Row>> {
+fn prefill(model: &Model, context: usize) -> device::Result<Vec<WorkRow>> {
     use crate::model::Policy;
     fitting(PREFILLED, context)
         .map(|batch| {
@@ -138,7 +138,7 @@ fn prefill(model: &Model, context: usize) -> device::Result<Vec<Row>> {
         .collect()
 }
 
-fn generate(model: &Model) -> device::Result<Vec<Row>> {
+fn generate(model: &Model) -> device::Result<Vec<WorkRow>> {
     let greedy = SamplingParams { temperature: 0.0, ..SamplingParams::default() };
     GENERATED
         .into_iter()
@@ -152,12 +152,12 @@ fn generate(model: &Model) -> device::Result<Vec<Row>> {
 }
 
 /// Of the gradients of the second half of each sequence.
-fn cosines(model: &Model) -> Row {
+fn cosines(model: &Model) -> WorkRow {
     let samples: Vec<StateAction> =
         tokens(MEASURED).into_iter().map(|tokens| StateAction { action: tokens.len() / 2, tokens }).collect();
     let (n, length) = MEASURED;
     let measured = row(format!("cosine {n}x{length}"), n * length, &mut || {
-        Grams::new(model, &samples, Keep::LayerInputs).expect("the samples are short");
+        Grams::new(model, &samples, SavedActivations::LayerInputs).expect("the samples are short");
         Ok(())
     });
     measured.expect(super::ON_CPU)

@@ -1,11 +1,11 @@
 //! Speed of a whole training step on a GPU: cross-entropy forward and backward, clipping and AdamW.
 
 use super::ceilings::{Ceilings, middle};
-use super::gpu_shapes::Shape;
+use super::gpu_shapes::ModelShape;
 use crate::config::Optim;
 use crate::device::{Error, Gpu, Result};
 use crate::forest::Forest;
-use crate::model::{Keep, Params};
+use crate::model::{Params, SavedActivations};
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::philox::block;
 use crate::train::engine::{CudaEngine, Engine, Scorer};
@@ -17,55 +17,71 @@ const WARM_UP: usize = 2;
 
 /// What is measured: each shape on `batch` sequences of `length` tokens, packed.
 #[derive(Debug, Clone)]
-pub struct Settings {
-    pub shapes: Vec<Shape>,
+pub struct StepSettings {
+    /// The models' sizes.
+    pub shapes: Vec<ModelShape>,
+    /// Sequences in a batch.
     pub batch: usize,
+    /// Tokens of a sequence.
     pub length: usize,
 }
 
-impl Settings {
+impl StepSettings {
     /// Those of the peers.
-    pub fn full() -> Settings {
-        Settings { shapes: Shape::qwen2_5(1024), batch: 16, length: 1024 }
+    pub fn full() -> StepSettings {
+        StepSettings { shapes: ModelShape::qwen2_5(1024), batch: 16, length: 1024 }
     }
 
     /// What a simulated device gets through.
-    pub fn small() -> Settings {
-        Settings { shapes: vec![Shape::tiny()], batch: 2, length: 4 }
+    pub fn small() -> StepSettings {
+        StepSettings { shapes: vec![ModelShape::tiny()], batch: 2, length: 4 }
     }
 }
 
 /// One shape, with or without recomputation of activations.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct StepRow {
+    /// The shape's name.
     pub name: String,
+    /// Whether activations are recomputed in the backward pass.
     pub recompute: bool,
     /// Sum of the phases.
     pub seconds: f64,
+    /// Seconds of the forward pass.
     pub forward: f64,
     /// The head: log-probs, loss and their gradient.
     pub head: f64,
+    /// Seconds of the backward pass.
     pub backward: f64,
-    pub optimiser: f64,
+    /// Seconds of the optimizer step.
+    pub optimizer: f64,
+    /// Tokens a second of all three.
     pub tokens_per_second: f64,
     /// Share of the measured rate of products that the step's arithmetic (recomputation not counted) amounts to.
     pub mfu: f64,
 }
 
+/// The speed of training steps on one device.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct StepReport {
+pub struct TrainStepReport {
+    /// The device as it describes itself.
     pub device: String,
+    /// What the device can do at most.
     pub ceilings: Ceilings,
+    /// One row for each shape, with and without recomputation.
     pub rows: Vec<StepRow>,
     /// What did not fit the device's memory, and why.
     pub left_out: Vec<String>,
 }
 
 /// Every shape with and without recomputation, as far as memory goes.
-pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<StepReport> {
+///
+/// # Errors
+/// If a launch fails. A shape that does not fit into memory is left out and named.
+pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &StepSettings) -> Result<TrainStepReport> {
     let (mut rows, mut left_out) = (Vec::new(), Vec::new());
     for shape in &settings.shapes {
-        for keep in [Keep::All, Keep::LayerInputs] {
+        for keep in [SavedActivations::All, SavedActivations::LayerInputs] {
             match row(gpu, &ceilings, settings, shape, keep) {
                 Ok(row) => rows.push(row),
                 Err(error @ Error::OutOfMemory { .. }) => {
@@ -75,11 +91,17 @@ pub fn run(gpu: &Gpu, ceilings: Ceilings, settings: &Settings) -> Result<StepRep
             }
         }
     }
-    Ok(StepReport { device: gpu.describe(), ceilings, rows, left_out })
+    Ok(TrainStepReport { device: gpu.describe(), ceilings, rows, left_out })
 }
 
-fn row(gpu: &Gpu, ceilings: &Ceilings, settings: &Settings, shape: &Shape, keep: Keep) -> Result<StepRow> {
-    let Settings { batch, length, .. } = *settings;
+fn row(
+    gpu: &Gpu,
+    ceilings: &Ceilings,
+    settings: &StepSettings,
+    shape: &ModelShape,
+    keep: SavedActivations,
+) -> Result<StepRow> {
+    let StepSettings { batch, length, .. } = *settings;
     let mut trainer = {
         let model = shape.model();
         let zeros = || Params::zeros(model.params.layout.clone());
@@ -101,22 +123,22 @@ fn row(gpu: &Gpu, ceilings: &Ceilings, settings: &Settings, shape: &Shape, keep:
             Ok(())
         })?;
         let backward = gpu.timed(|| d_hidden.take().map_or(Ok(()), |d| trainer.decoder_backward(&d)))?;
-        let optimiser = gpu.timed(|| trainer.step(&optim, 1e-5, &mut steps).map(drop))?;
+        let optimizer = gpu.timed(|| trainer.step(&optim, 1e-5, &mut steps).map(drop))?;
         if step >= warm_up {
-            let times = [forward, head, backward, optimiser];
+            let times = [forward, head, backward, optimizer];
             phases.iter_mut().zip(times).for_each(|(phase, time)| phase.push(time));
         }
     }
-    let [forward, head, backward, optimiser] = phases.map(middle);
-    let seconds = forward + head + backward + optimiser;
+    let [forward, head, backward, optimizer] = phases.map(middle);
+    let seconds = forward + head + backward + optimizer;
     Ok(StepRow {
         name: format!("step {} {batch}x{length}", shape.name),
-        recompute: keep == Keep::LayerInputs,
+        recompute: keep == SavedActivations::LayerInputs,
         seconds,
         forward,
         head,
         backward,
-        optimiser,
+        optimizer,
         tokens_per_second: (batch * length) as f64 / seconds,
         mfu: shape.step_flops(batch, length) / seconds / (1e12 * ceilings.matmul_tflops),
     })

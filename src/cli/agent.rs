@@ -12,7 +12,7 @@ const EVALUATIONS: &str = "evaluations";
 
 #[derive(Debug, Args)]
 #[command(group(ArgGroup::new("agent").required(true).args(["run", "model"])))]
-pub struct AgentArgs {
+pub(crate) struct AgentArgs {
     /// Run whose last checkpoint acts: its folder, or its name in runs/
     #[arg(long, value_name = "RUN")]
     pub run: Option<PathBuf>,
@@ -30,7 +30,7 @@ pub struct AgentArgs {
 }
 
 /// The agent, and what it acts under.
-pub struct Subject {
+pub(crate) struct Subject {
     /// The run's, or that of --config and --set.
     pub config: Config,
     /// The model directory.

@@ -4,7 +4,7 @@ mod tables;
 
 use super::{BenchArg, BenchArgs, DeviceArg, output};
 use crate::bench::ceilings::Ceilings;
-use crate::bench::{self, Bench, Report, decode, gcd, kernels, real, step};
+use crate::bench::{self, Bench, BenchReport, decode, gcd, kernels, real, step};
 use crate::device::{Dtype, Gpu, cuda::Cuda};
 use anyhow::{Context, Result, bail};
 use std::path::Path;
@@ -43,7 +43,7 @@ pub fn run(args: BenchArgs) -> Result<ExitCode> {
     print_report(&report)
 }
 
-fn print_report(report: &Report) -> Result<ExitCode> {
+fn print_report(report: &BenchReport) -> Result<ExitCode> {
     output::print(&tables::report(report))?;
     if !report.growth.is_empty() {
         output::print(&tables::growth(&report.growth))?;
@@ -103,7 +103,7 @@ fn print_device(device: &str, c: Ceilings) -> Result<ExitCode> {
 fn run_step(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench step --device cuda")?);
     let ceilings = Ceilings::measure(&gpu, args.small).context("bench step")?;
-    let settings = if args.small { step::Settings::small() } else { step::Settings::full() };
+    let settings = if args.small { step::StepSettings::small() } else { step::StepSettings::full() };
     let report = step::run(&gpu, ceilings, &settings).context("bench step")?;
     if args.json {
         output::print_json(&report)?;
@@ -117,7 +117,7 @@ fn run_step(args: &BenchArgs) -> Result<ExitCode> {
 fn run_decode(args: &BenchArgs) -> Result<ExitCode> {
     let gpu = Gpu::new(Cuda::open(None).context("bench decode --device cuda")?);
     let ceilings = Ceilings::measure(&gpu, args.small).context("bench decode")?;
-    let settings = if args.small { decode::Settings::small() } else { decode::Settings::full() };
+    let settings = if args.small { decode::DecodeSettings::small() } else { decode::DecodeSettings::full() };
     let report = decode::run(&gpu, ceilings, &settings).context("bench decode")?;
     if args.json {
         output::print_json(&report)?;

@@ -1,7 +1,7 @@
 //! `uncouple counters`.
 
 use super::{CountersArgs, output};
-use crate::bench::counters::{self, Row};
+use crate::bench::counters::{self, CounterRow};
 use crate::report::results::fitted;
 use anyhow::{Context, Result};
 use std::process::ExitCode;
@@ -27,9 +27,9 @@ pub fn run(args: CountersArgs) -> Result<ExitCode> {
 }
 
 /// What is the least that the kernels can take, and what of a multiprocessor they fill.
-fn bounds(rows: &[Row]) -> String {
+fn bounds(rows: &[CounterRow]) -> String {
     let or_none = |number: Option<String>| number.unwrap_or_else(|| "–".into());
-    let cells = |row: &Row| {
+    let cells = |row: &CounterRow| {
         [
             row.kernel.clone(),
             row.launches.to_string(),
@@ -43,8 +43,8 @@ fn bounds(rows: &[Row]) -> String {
 }
 
 /// What moved.
-fn traffic(rows: &[Row]) -> String {
-    let cells = |row: &Row| {
+fn traffic(rows: &[CounterRow]) -> String {
+    let cells = |row: &CounterRow| {
         let moved = [row.read, row.written, row.copied, row.compulsory].map(output::bytes);
         [row.kernel.clone()].into_iter().chain(moved)
     };
@@ -52,8 +52,8 @@ fn traffic(rows: &[Row]) -> String {
 }
 
 /// How well it moved, and what was multiplied.
-fn work(rows: &[Row]) -> String {
-    let cells = |row: &Row| {
+fn work(rows: &[CounterRow]) -> String {
+    let cells = |row: &CounterRow| {
         let [sectors, wavefronts] = [row.sectors, row.wavefronts].map(|of| format!("{of:.2}"));
         [row.kernel.clone(), sectors, wavefronts, row.flops.to_string()]
     };
@@ -67,7 +67,7 @@ mod tests {
 
     #[test]
     fn its_tables_fit_eighty_columns() {
-        let row = Row {
+        let row = CounterRow {
             kernel: "grouped_logprob_backward_hidden_hopper_bf16".into(),
             launches: 123_456,
             read: 1023 << 30,

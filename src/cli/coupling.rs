@@ -3,12 +3,14 @@
 use super::{DeviceArg, output};
 use crate::agent::Prompter;
 use crate::config::{self, ActionTokens, Config, Prompt};
-use crate::coupling::{FOLDER, Grams, Group, Means, Measurement, Probe, Side, Spread, Weights, measure, write};
+use crate::coupling::{
+    FOLDER, Grams, Means, Measurement, ParameterGroup, Probe, SampleWeights, Side, Spread, measure, write,
+};
 use crate::device::Gpu;
 use crate::files;
 use crate::model::backend::cuda::CudaModel;
 use crate::model::tokenizer::Tokenizer;
-use crate::model::{Keep, checkpoint};
+use crate::model::{SavedActivations, checkpoint};
 use crate::report::results::fitted;
 use crate::train::engine::cuda_grams;
 use crate::train::{self, checkpoints, run_folder};
@@ -92,7 +94,7 @@ pub enum TokensArg {
 struct Subject {
     probe: Probe,
     side: Side,
-    weights: Weights,
+    weights: SampleWeights,
     tokens: ActionTokens,
 }
 
@@ -118,8 +120,8 @@ impl Subject {
                 By::Label => Side::Label,
             },
             weights: match how.weights {
-                WeightsArg::One => Weights::One,
-                WeightsArg::Advantage => Weights::Advantage,
+                WeightsArg::One => SampleWeights::One,
+                WeightsArg::Advantage => SampleWeights::Advantage,
             },
             tokens: match how.tokens {
                 Some(TokensArg::Action) => ActionTokens::Action,
@@ -133,8 +135,10 @@ impl Subject {
         let (model, samples) = (checkpoint::load(dir)?, self.probe.samples(self.tokens));
         let grams = match gpu {
             // It never decodes.
-            Some(gpu) => cuda_grams::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, Keep::LayerInputs)?,
-            None => Grams::new(&model, &samples, Keep::LayerInputs)?,
+            Some(gpu) => {
+                cuda_grams::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, SavedActivations::LayerInputs)?
+            }
+            None => Grams::new(&model, &samples, SavedActivations::LayerInputs)?,
         };
         let measurement = measure(&grams, &self.probe.traits(self.side), self.weights, seed)?;
         Ok((grams, measurement))
@@ -254,7 +258,7 @@ fn open(how: &How) -> Result<Option<Gpu>> {
 /// The rows of a measurement: cosines of everything, each stratum, each kind, each layer, and the states, and projections.
 fn rows(m: &Measurement) -> Vec<(String, [Spread; 3])> {
     let of = |name: &str, m: Means| (name.to_string(), [m.pp, m.nn, m.pn]);
-    let group = |g: &Group| of(&g.name, g.cosine);
+    let group = |g: &ParameterGroup| of(&g.name, g.cosine);
     let mut rows = vec![of("all gradients", m.cosine)];
     rows.extend(m.strata.named().iter().map(|(_, title, stratum)| of(title, stratum.cosine)));
     rows.extend(m.kinds.iter().map(group));

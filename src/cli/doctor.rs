@@ -110,7 +110,7 @@ fn simd() -> Check {
 }
 
 fn memory() -> Check {
-    let Some(cpu::Memory { total, available }) = cpu::memory() else {
+    let Some(cpu::MachineMemory { total, available }) = cpu::memory() else {
         return Check::but("memory", Status::Note, "unknown", "compare `uncouple train --dry-run` with what you have");
     };
     let found = format!("{} available of {}", output::bytes(available), output::bytes(total));

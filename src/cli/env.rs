@@ -3,7 +3,7 @@
 use super::output;
 use crate::config::{Config, Override};
 use crate::env::Environment;
-use crate::env::alfworld::{Index, PARTS, Skipped, TYPES, data_folder};
+use crate::env::alfworld::{GameIndex, PARTS, Skipped, TYPES, data_folder};
 use crate::env::openenv::{Bounds, Server};
 use crate::env::textgame::{GameFile, Shared, TextGame};
 use crate::report::progress::say;
@@ -113,7 +113,7 @@ fn serve(config: &Config, address: SocketAddr, names: Vec<String>, bounds: Bound
 }
 
 fn index(data: &str, json: bool) -> Result<ExitCode> {
-    let index = Index::read(&data_folder(data)?)?;
+    let index = GameIndex::read(&data_folder(data)?)?;
     if json {
         output::print_json(&serde_json::json!({
             "root": index.root, "hash": index.hash, "games": index.games, "skipped": index.skipped
@@ -137,7 +137,7 @@ fn index(data: &str, json: bool) -> Result<ExitCode> {
 }
 
 /// Names the bad games; the exit code says whether there are any.
-fn report_skipped(index: &Index) -> ExitCode {
+fn report_skipped(index: &GameIndex) -> ExitCode {
     for Skipped { file, reason } in &index.skipped {
         say(&format!("skipped {}: {reason}", file.display()));
     }

@@ -12,7 +12,7 @@ use crate::model::backend::cuda::CudaModel;
 use crate::model::checkpoint;
 use crate::model::policy::Policy;
 use crate::report::progress::say;
-use crate::report::results::{self, Row, TypeRow, Unreadable};
+use crate::report::results::{self, StageRow, TypeRow, Unreadable};
 use crate::report::trajectories::Trajectories;
 use crate::rollout::{Actor, Played, RolloutError};
 use crate::train::record::evaluated;
@@ -102,7 +102,7 @@ fn play(
 
 /// What an evaluation came to.
 struct Results {
-    rows: Vec<Row>,
+    rows: Vec<StageRow>,
     returns: BTreeMap<String, f64>,
     verdict_rate: f64,
     unreadable: BTreeMap<String, Unreadable>,

@@ -20,7 +20,7 @@ mod train;
 
 use crate::device::{Dtype, Gpu, cuda::Cuda};
 use crate::env::Split;
-use crate::train::memory::Place;
+use crate::train::memory::Placement;
 use anyhow::Result;
 use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
@@ -32,11 +32,11 @@ use std::process::ExitCode;
 #[command(version, arg_required_else_help = true)]
 pub struct Cli {
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Train an agent; without arguments: the embedded model on the embedded household games
     Train(TrainArgs),
     /// Compare methods over seeds, from shared cold starts; goes on where it stopped
@@ -78,7 +78,7 @@ pub const INTERRUPTED: u8 = 130;
 
 /// Where the numbers live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum DeviceArg {
+pub(crate) enum DeviceArg {
     #[default]
     Cpu,
     Cuda,
@@ -86,7 +86,7 @@ pub enum DeviceArg {
 
 /// As `model.dtype`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum DtypeArg {
+pub(crate) enum DtypeArg {
     F32,
     Bf16,
 }
@@ -102,14 +102,14 @@ impl From<DtypeArg> for Dtype {
 
 impl DeviceArg {
     /// Where a run's numbers live then.
-    fn place(self) -> Place {
+    fn place(self) -> Placement {
         match self {
-            DeviceArg::Cpu => Place::Cpu,
-            DeviceArg::Cuda => Place::Gpu,
+            DeviceArg::Cpu => Placement::Cpu,
+            DeviceArg::Cuda => Placement::Gpu,
         }
     }
 
-    /// The GPU, if one is asked for.
+    /// The GPU, with `--device cuda`.
     pub fn open(self) -> Result<Option<Gpu>> {
         match self {
             DeviceArg::Cpu => Ok(None),
@@ -119,7 +119,7 @@ impl DeviceArg {
 }
 
 #[derive(Debug, Args)]
-pub struct TrainArgs {
+pub(crate) struct TrainArgs {
     /// TOML file, or recipe:NAME (`uncouple config recipes`); keys it leaves out keep their defaults
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -155,7 +155,7 @@ pub struct TrainArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct EvalArgs {
+pub(crate) struct EvalArgs {
     #[command(flatten)]
     pub agent: agent::AgentArgs,
     /// One split alone [default: L0, L1 and L2]
@@ -186,7 +186,7 @@ fn one_of(splits: &'static [&'static str]) -> impl TypedValueParser<Value = Spli
 }
 
 #[derive(Debug, Args)]
-pub struct ReportArgs {
+pub(crate) struct ReportArgs {
     /// Runs: their folders, or their names in runs/
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
@@ -196,7 +196,7 @@ pub struct ReportArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct CompareArgs {
+pub(crate) struct CompareArgs {
     /// Runs, by their folders or their names in runs/; differences are from the first
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
@@ -207,7 +207,7 @@ pub struct CompareArgs {
 
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true)]
-pub struct ConfigArgs {
+pub(crate) struct ConfigArgs {
     #[command(subcommand)]
     pub command: Option<ConfigCommand>,
     /// Print a recipe, as --config recipe:NAME takes it
@@ -222,7 +222,7 @@ pub struct ConfigArgs {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
+pub(crate) enum ConfigCommand {
     /// What one key does, its default, and what it may hold; of a section: all its keys
     Explain {
         /// E.g. rollout.group_size, or rollout
@@ -237,7 +237,7 @@ pub enum ConfigCommand {
 }
 
 #[derive(Debug, Args)]
-pub struct DoctorArgs {
+pub(crate) struct DoctorArgs {
     /// Folder where runs will be kept
     #[arg(long, default_value = "runs")]
     pub dir: PathBuf,
@@ -247,7 +247,7 @@ pub struct DoctorArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct SelftestArgs {
+pub(crate) struct SelftestArgs {
     /// What to check against the CPU
     #[arg(long, value_enum, default_value = "cuda")]
     pub device: DeviceArg,
@@ -260,7 +260,7 @@ pub struct SelftestArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct BenchArgs {
+pub(crate) struct BenchArgs {
     /// What to measure
     #[arg(value_enum)]
     pub what: BenchArg,
@@ -288,7 +288,7 @@ pub struct BenchArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct CountersArgs {
+pub(crate) struct CountersArgs {
     /// What SOFTWARE_GPU_TRACE named, of a software GPU that was built with --features counters
     #[arg(value_name = "TRACE")]
     pub trace: PathBuf,
@@ -298,7 +298,7 @@ pub struct CountersArgs {
 }
 
 #[derive(Debug, Args)]
-pub struct TheoryArgs {
+pub(crate) struct TheoryArgs {
     /// Share of success that the flawed action costs
     #[arg(long, default_value_t = 0.5)]
     pub risk: f64,
@@ -313,7 +313,7 @@ pub struct TheoryArgs {
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub enum BenchArg {
+pub(crate) enum BenchArg {
     TrainStep,
     Generate,
     GrpoStep,
@@ -332,6 +332,9 @@ pub enum BenchArg {
 }
 
 /// Runs a parsed command; the exit code is the command's own verdict.
+///
+/// # Errors
+/// The command's: one line that names what was wrong, and then its causes.
 pub fn run(cli: Cli) -> Result<ExitCode> {
     match cli.command {
         Command::Train(args) => train::run(args),

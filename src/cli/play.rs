@@ -11,7 +11,7 @@ use crate::model::checkpoint;
 use crate::model::policy::Policy;
 use crate::ops::philox::Stream;
 use crate::report::progress::say;
-use crate::rollout::{Actor, Answer, Settings, too_long};
+use crate::rollout::{Actor, Answer, RolloutSettings, too_long};
 use crate::train::{evaluate, state, suite};
 use anyhow::{Context, Result, bail, ensure};
 use clap::Args;
@@ -172,8 +172,12 @@ impl<'a> Player<'a> {
         }
         // Each turn has random numbers of its own.
         let seed = self.actor.settings.seed.wrapping_add(self.past.len() as u64);
-        let settings =
-            Settings { max_turn_tokens: most, seed, stream: Stream::Continuation, ..self.actor.settings.clone() };
+        let settings = RolloutSettings {
+            max_turn_tokens: most,
+            seed,
+            stream: Stream::Continuation,
+            ..self.actor.settings.clone()
+        };
         let mut answers = self.actor.with(settings).answers(&[prompt], 1)?;
         Ok(answers.pop().and_then(|mut of| of.pop()))
     }
@@ -185,7 +189,7 @@ impl<'a> Player<'a> {
             "" => (meant.command, meant.tokens),
             typed => {
                 let tag = Tag::taught(&before, seen.valid, typed);
-                (Some(typed.to_string()), self.actor.prompter.teach(tag, typed)?)
+                (Some(typed.to_string()), self.actor.prompter.encode_action(tag, typed)?)
             }
         };
         self.written = written;

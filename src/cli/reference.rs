@@ -1,7 +1,7 @@
 //! `uncouple reference`: golden sets, for authors of other backends and for our own proof.
 
 use super::{DeviceArg, output};
-use crate::reference::{self, Report};
+use crate::reference::{self, CheckReport};
 use crate::report::progress::say;
 use clap::Subcommand;
 use comfy_table::{CellAlignment, Table, presets};
@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Subcommand)]
-pub enum ReferenceCommand {
+pub(crate) enum ReferenceCommand {
     /// Compute everything a golden set holds from its inputs, and write it in the set's own layout.
     Replay {
         /// The golden set: a folder with models/, golden/ and tokenizer_golden.json.
@@ -37,7 +37,7 @@ pub enum ReferenceCommand {
 }
 
 /// Exit status: 0 when all went well and, for a check, every quantity passed.
-pub fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
+pub(crate) fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
     match command {
         ReferenceCommand::Replay { set, model, out, device } => {
             reference::replay(&set, &model, &out, device.open()?.as_ref())?;
@@ -59,7 +59,7 @@ pub fn run(command: ReferenceCommand) -> anyhow::Result<ExitCode> {
 }
 
 /// One aligned line per quantity.
-pub fn table(report: &Report) -> Table {
+pub fn table(report: &CheckReport) -> Table {
     let mut table = Table::new();
     table.load_style(presets::NOTHING);
     table.set_header(["model", "quantity", "measure", "error", "noise floor", "ratio", ""]);

@@ -3,7 +3,7 @@
 use super::{DeviceArg, SelftestArgs, output};
 use crate::bench::ceilings::Ceilings;
 use crate::device::{Gpu, cuda::Cuda};
-use crate::selftest::{self, Outcome};
+use crate::selftest::{self, CaseOutcome};
 use anyhow::{Context, Result, bail};
 use std::process::ExitCode;
 
@@ -43,7 +43,7 @@ pub fn run(args: SelftestArgs) -> Result<ExitCode> {
 }
 
 /// The error as a share of what is allowed, the time and how much of it is needed at least.
-fn line(o: &Outcome) -> String {
+fn line(o: &CaseOutcome) -> String {
     let verdict = if o.passed() { "ok" } else { "FAILED" };
     let why = if o.passed() { String::new() } else { format!("\n{:9}→ {}", "", o.worst) };
     let (time, share) = (output::decimals(1e6 * o.seconds, 1), output::decimals(100.0 * o.share, 0));

@@ -3,7 +3,7 @@
 use super::{DeviceArg, INTERRUPTED, output};
 use crate::files;
 use crate::report::progress::say;
-use crate::study::plan::{Given, Study};
+use crate::study::plan::{Study, StudyOverrides};
 use crate::study::{StudyError, estimate, figures, gate, launch, slurm, status, tables, task, text};
 use crate::train::{TrainError, interrupt};
 use anyhow::{Context, Result, ensure};
@@ -119,7 +119,7 @@ impl StudyArg {
         let mut set = self.set;
         set.extend(self.model.map(|dir| format!("model.path={dir}")));
         let file = self.file.context("name a study file")?;
-        Ok(Study::load(&file, Given { dir: self.dir, set, place: self.device.place() })?)
+        Ok(Study::load(&file, StudyOverrides { dir: self.dir, set, place: self.device.place() })?)
     }
 }
 
@@ -168,10 +168,10 @@ fn start(args: RunArgs) -> Result<ExitCode> {
 }
 
 /// Runs tasks on this machine; the exit code, where not all came to their end.
-fn launch(study: &Study, tasks: Vec<crate::study::plan::Task>, jobs: u16) -> Result<Option<ExitCode>> {
+fn launch(study: &Study, tasks: Vec<crate::study::plan::StudyTask>, jobs: u16) -> Result<Option<ExitCode>> {
     let jobs = usize::from(jobs);
     ensure!(
-        jobs == 1 || study.place() == crate::train::memory::Place::Cpu,
+        jobs == 1 || study.place() == crate::train::memory::Placement::Cpu,
         "--jobs {jobs} with --device cuda: each run takes all memory of the GPU; leave --jobs out"
     );
     interrupt::install_with(|| {
@@ -206,7 +206,7 @@ fn submit(study: &Study, sbatch: &std::path::Path) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Writes the report beside the runs, and prints what is most asked for.
+/// Writes the report beside the runs, and prints its main results.
 fn report(study: &Study, json: bool) -> Result<ExitCode> {
     let tables = tables::tables(study)?;
     std::fs::create_dir_all(&study.folder).with_context(|| format!("cannot create {}", study.folder.display()))?;

@@ -16,7 +16,7 @@ pub fn run(args: TheoryArgs) -> Result<ExitCode> {
     let points = theory::curve(args.risk, STEPS, args.seed);
     if let Some(file) = &args.svg {
         let line: Vec<_> = points.iter().map(|p| (p.q, p.expected)).collect();
-        let dot = |p: &theory::Point| Dot { x: p.q, y: p.simulated, interval: None };
+        let dot = |p: &theory::TheoryPoint| Dot { x: p.q, y: p.simulated, interval: None };
         let dots: Vec<_> = points.iter().map(dot).collect();
         let axes = ["probability q", "expected advantage (return)"];
         let svg = plot::curve_with(&line, &dots, axes).context("the curve cannot be drawn")?;

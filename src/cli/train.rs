@@ -6,7 +6,7 @@ use crate::device::Dtype;
 use crate::device::cpu::{self, bf16::Unit};
 use crate::report::progress::say;
 use crate::report::results::{self, Summary};
-use crate::train::memory::{self, Fit, Part, Place};
+use crate::train::memory::{self, Fit, MemoryUse, Placement};
 use crate::train::run_folder::{Existing, RunFolder};
 use crate::train::{self, TrainError, interrupt, suite, train_on};
 use anyhow::{Context, Result, ensure};
@@ -53,8 +53,8 @@ fn dry_run(args: &TrainArgs, config: &Config) -> Result<ExitCode> {
     let shape = memory::model_shape(config).context("the model cannot be used")?;
     let place = args.device.place();
     let here = match place {
-        Place::Cpu => cpu::memory().map(|memory| memory.available),
-        Place::Gpu => {
+        Placement::Cpu => cpu::memory().map(|memory| memory.available),
+        Placement::Gpu => {
             config.validate_for_gpu()?;
             None
         }
@@ -66,7 +66,7 @@ fn dry_run(args: &TrainArgs, config: &Config) -> Result<ExitCode> {
     } else {
         let of = if args.memory.is_some() { "given by --memory" } else { "available on this machine" };
         output::print(&format!("{}\n{}", config.to_toml(), plan_as_comments(&plan, &fit, of)))?;
-        if place == Place::Cpu && faster_in_bf16(config) {
+        if place == Placement::Cpu && faster_in_bf16(config) {
             output::print("# model.dtype = \"bf16\" would be several times as fast on this processor")?;
         }
     }
@@ -112,7 +112,7 @@ fn faster_in_bf16(config: &Config) -> bool {
 }
 
 /// The memory plan and whether it fits, each line a comment, so that the whole output is a configuration file.
-fn plan_as_comments(plan: &[Part], fit: &Fit, of: &str) -> String {
+fn plan_as_comments(plan: &[MemoryUse], fit: &Fit, of: &str) -> String {
     let mut table = Table::new();
     table.load_style(presets::NOTHING).set_header(["memory", "bytes", "how they come about"]);
     for part in plan {

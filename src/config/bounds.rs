@@ -30,7 +30,7 @@ const RANGES: [(&str, (i64, i64)); 38] = [
     ("run.seed", (0, i64::MAX)),
     ("run.env_steps", (0, i64::MAX)),
     ("run.keep_checkpoints", (1, 1_000_000)),
-    ("run.max_bad_steps", (1, 1_000_000)),
+    ("run.max_nonfinite_steps", (1, 1_000_000)),
     ("model.vocab_size", (0, MAX_SIZE as i64)),
     ("model.hidden_size", SIZE),
     ("model.num_hidden_layers", (1, MAX_LAYERS as i64)),

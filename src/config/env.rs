@@ -23,9 +23,13 @@ pub struct Env {
     pub timeout: f32,
     /// How often a call is tried again with a new process or session, after one that died, hung or talked nonsense.
     pub retries: u32,
+    /// ALFWorld's own games.
     pub alfworld: Alfworld,
+    /// ScienceWorld's simulator.
     pub scienceworld: ScienceWorld,
+    /// A program that speaks the worker protocol.
     pub worker: Worker,
+    /// An OpenEnv server.
     pub openenv: OpenEnv,
 }
 

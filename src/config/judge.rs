@@ -5,14 +5,14 @@ use serde::{Deserialize, Serialize};
 /// A judge behind an OpenAI-compatible chat endpoint.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
-pub struct Judge {
+pub struct JudgeConfig {
     /// Where the endpoint is: what comes before `/v1/chat/completions`. It is written down; a key belongs into `key_env`.
     pub url: String,
     /// The endpoint's name of the model.
     pub model: String,
     /// Environment variable that holds the key (empty: no key).
     pub key_env: String,
-    /// Temperature that is asked for.
+    /// Sampling temperature of the endpoint.
     pub temperature: f32,
     /// Times each pair is asked about.
     pub votes: u32,
@@ -36,9 +36,9 @@ pub struct Judge {
     pub cache: String,
 }
 
-impl Default for Judge {
+impl Default for JudgeConfig {
     fn default() -> Self {
-        Judge {
+        JudgeConfig {
             url: String::new(),
             model: String::new(),
             key_env: String::new(),

@@ -27,22 +27,31 @@ const SOURCES: [&str; 9] = [
 pub struct Key {
     /// Dotted, e.g. `rollout.group_size`.
     pub key: String,
+    /// What the key does, from its doc comment.
     pub text: String,
+    /// The value where nothing is set.
     pub default: Value,
-    pub kind: Kind,
+    /// What values it takes.
+    pub kind: ValueKind,
 }
 
 /// What a key holds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Kind {
+pub enum ValueKind {
+    /// Any text.
     Text,
+    /// A list of texts or words.
     List,
+    /// `true` or `false`.
     Switch,
+    /// A number that may have a fraction.
     Number,
     /// A whole number, from the least to the most.
     Whole {
+        /// The smallest value.
         least: i64,
+        /// The largest value.
         most: i64,
     },
     /// One of these words.
@@ -54,15 +63,20 @@ pub enum Kind {
 /// One word that a key can hold.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Choice {
+    /// The word as it is written.
     pub word: String,
+    /// What it means.
     pub text: String,
 }
 
 /// A section and its keys.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Section {
+    /// The section's name in TOML.
     pub name: String,
+    /// What the section configures.
     pub text: String,
+    /// Its keys, in the order of the file.
     pub keys: Vec<Key>,
 }
 
@@ -144,19 +158,19 @@ fn accepted(key: &str, least: i64) -> i64 {
     if key.starts_with("model.") { least } else { (least..least + 5).find(valid).unwrap_or(least) }
 }
 
-fn kind(key: &str, of: &str, default: &Value) -> Kind {
+fn kind(key: &str, of: &str, default: &Value) -> ValueKind {
     let list = of.strip_prefix("Vec<").and_then(|of| of.strip_suffix('>'));
     match (default, list.and_then(choices), choices(of)) {
-        (_, Some(words), _) => Kind::Choices(words),
-        (_, _, Some(words)) => Kind::Choice(words),
+        (_, Some(words), _) => ValueKind::Choices(words),
+        (_, _, Some(words)) => ValueKind::Choice(words),
         (Value::Integer(_), ..) => {
             let (least, most) = bounds::range_of(key);
-            Kind::Whole { least: accepted(key, least), most }
+            ValueKind::Whole { least: accepted(key, least), most }
         }
-        (Value::Float(_), ..) => Kind::Number,
-        (Value::Boolean(_), ..) => Kind::Switch,
-        (Value::Array(_), ..) => Kind::List,
-        _ => Kind::Text,
+        (Value::Float(_), ..) => ValueKind::Number,
+        (Value::Boolean(_), ..) => ValueKind::Switch,
+        (Value::Array(_), ..) => ValueKind::List,
+        _ => ValueKind::Text,
     }
 }
 
@@ -204,11 +218,16 @@ pub fn sections() -> Vec<Section> {
 #[derive(Debug, Clone, PartialEq, Serialize)]
 #[serde(untagged)]
 pub enum Found {
+    /// One key.
     Key(Key),
+    /// A whole section.
     Section(Section),
 }
 
 /// The key or section of this name.
+///
+/// # Errors
+/// If there is no such key or section; the error suggests the likely one.
 pub fn find(name: &str) -> Result<Found, ConfigError> {
     let sections = sections();
     if let Some(section) = sections.iter().find(|section| section.name == name) {
@@ -235,19 +254,19 @@ fn written(value: &Value) -> String {
 }
 
 /// What a key may hold, in a line; nothing where its default says enough.
-fn holds(kind: &Kind) -> Option<String> {
+fn holds(kind: &ValueKind) -> Option<String> {
     match kind {
-        Kind::Whole { least, most } if *most == i64::MAX => Some(format!("{least} or more")),
-        Kind::Whole { least, most } => Some(format!("{least} to {most}")),
-        Kind::Switch => Some("true or false".into()),
-        Kind::Text | Kind::List | Kind::Number | Kind::Choice(_) | Kind::Choices(_) => None,
+        ValueKind::Whole { least, most } if *most == i64::MAX => Some(format!("{least} or more")),
+        ValueKind::Whole { least, most } => Some(format!("{least} to {most}")),
+        ValueKind::Switch => Some("true or false".into()),
+        ValueKind::Text | ValueKind::List | ValueKind::Number | ValueKind::Choice(_) | ValueKind::Choices(_) => None,
     }
 }
 
-impl Kind {
+impl ValueKind {
     fn words(&self) -> &[Choice] {
         match self {
-            Kind::Choice(words) | Kind::Choices(words) => words,
+            ValueKind::Choice(words) | ValueKind::Choices(words) => words,
             _ => &[],
         }
     }
@@ -355,7 +374,7 @@ mod tests {
             let text = text.trim();
             assert!(text.ends_with('.') && text.len() > 8, "src/config: {key} has no doc comment that is a sentence");
             for Choice { word, .. } in kind.words() {
-                let value = if matches!(kind, Kind::Choices(_)) {
+                let value = if matches!(kind, ValueKind::Choices(_)) {
                     format!("{key}=[\"{word}\"]")
                 } else {
                     format!("{key}={word}")

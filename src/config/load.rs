@@ -10,6 +10,7 @@ use toml::{Table, Value};
 
 /// What is wrong with a configuration. Every message says where it is, what it is, and what would be right.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ConfigError {
     /// The file cannot be read.
     #[error("cannot read the config file {}", .file.display())]
@@ -60,6 +61,9 @@ pub struct Override {
 
 impl Override {
     /// `a.b=value` of `--set`: the value is TOML; anything that is not is taken as a plain string.
+    ///
+    /// # Errors
+    /// If there is no `=`, or nothing before it.
     pub fn parse(text: &str) -> Result<Override, ConfigError> {
         let (key, value) = text.split_once('=').ok_or(ConfigError::NotAnOverride { text: text.into() })?;
         let (key, typed) = (key.trim(), value.trim());
@@ -79,11 +83,28 @@ impl Override {
 
 impl Config {
     /// Defaults, then the file (or an embedded recipe, `recipe:NAME`), then the overrides in their order; the result is validated.
+    ///
+    /// ```
+    /// use uncouple::config::{Config, Override};
+    ///
+    /// let config = Config::load(None, &[Override::parse("rollout.group_size=16")?])?;
+    /// assert_eq!(config.rollout.group_size, 16);
+    /// let error = Config::load(None, &[Override::parse("rollout.grup_size=16")?]).unwrap_err();
+    /// assert!(error.to_string().ends_with("did you mean `rollout.group_size`?"));
+    /// # Ok::<(), uncouple::config::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the file or recipe cannot be read, is not TOML, has an unknown key or a value of the wrong type, or the
+    /// result is refused by [`Config::validate`].
     pub fn load(file: Option<&Path>, overrides: &[Override]) -> Result<Config, ConfigError> {
         Config::load_over(&[], file, overrides)
     }
 
     /// The same over other `defaults`, e.g. [`Config::for_a_given_model`], which the file and the overrides go before.
+    ///
+    /// # Errors
+    /// As [`Config::load`].
     pub fn load_over(
         defaults: &[Override],
         file: Option<&Path>,
@@ -108,6 +129,9 @@ impl Config {
     }
 
     /// The resolved configuration as TOML: loading it gives the same configuration.
+    ///
+    /// # Panics
+    /// Never: a valid configuration always has a TOML form.
     pub fn to_toml(&self) -> String {
         // Every field is a number, a bool, a string or a unit enum; seeds beyond i64 are refused by `validate`.
         toml::to_string(self).expect("a Config always has a TOML form")
@@ -258,21 +282,43 @@ fn expected(value: &Value) -> &'static str {
     }
 }
 
-/// What the user may have meant: the keys closest in spelling, or what the section holds.
-fn hint(schema: &Table, key: &str) -> String {
-    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
-    // Of keys with the same last part those are closer that share more: the sections before it, then those at the beginning.
-    let shared = |candidate: &str| {
-        let ends = key.rsplit('.').zip(candidate.rsplit('.')).skip(1).take_while(|(a, b)| a == b).count();
-        let starts = key.split('.').zip(candidate.split('.')).take_while(|(a, b)| a == b).count();
-        0.01 * ends as f64 + 0.001 * starts as f64
+/// Keys and sections that had another name, and their name now; some were parted.
+const RENAMED: [(&str, &str); 12] = [
+    ("sft.slip", "sft.noise_action"),
+    ("run.max_bad_steps", "run.max_nonfinite_steps"),
+    ("gcd.judge", "judge"),
+    ("env.command", "env.worker.command"),
+    ("env.url", "env.openenv.url"),
+    ("env.action", "env.openenv.action"),
+    ("env.data", "env.alfworld.data"),
+    ("env.data", "env.scienceworld.data"),
+    ("env.train_types", "env.alfworld.train_types"),
+    ("env.train_types", "env.scienceworld.train_types"),
+    ("env.simplifications", "env.scienceworld.simplifications"),
+    ("env.reward", "env.scienceworld.reward"),
+];
+
+/// What `key`, or the section that it is in, is called now.
+fn renamed(key: &str) -> Vec<String> {
+    let now = |(then, now): &(&str, &str)| {
+        let rest = key.strip_prefix(then).filter(|rest| rest.is_empty() || rest.starts_with('.'))?;
+        Some(format!("`{now}{rest}`"))
     };
+    RENAMED.iter().filter_map(now).collect()
+}
+
+/// What the user may have meant: the key's name now, the keys closest in spelling, or what the section holds.
+fn hint(schema: &Table, key: &str) -> String {
+    let now = renamed(key);
+    if !now.is_empty() {
+        return format!("it is now {}", now.join(" or "));
+    }
+    let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
     let leaves: Vec<String> = flatten(schema).into_iter().map(|(k, _)| k).collect();
     // A close last part counts a little less than a close whole, so that `lr` finds `optim.lr` and `sft.lr`.
     let score = |candidate: &str| {
         let whole = strsim::normalized_damerau_levenshtein(key, candidate);
-        let part = strsim::normalized_damerau_levenshtein(&last(key), &last(candidate));
-        whole.max(0.95 * part + shared(candidate))
+        whole.max(0.95 * strsim::normalized_damerau_levenshtein(&last(key), &last(candidate)))
     };
     let candidates = schema.keys().chain(&leaves).map(|c| (score(c), c)).filter(|(s, _)| *s >= 0.6);
     let candidates: Vec<(f64, &String)> = candidates.collect();

@@ -5,7 +5,7 @@
 //! Fields are never `Option`s (an absent value has no TOML form to compare with): zero or an empty string means "off".
 
 mod address;
-pub mod bounds;
+pub(crate) mod bounds;
 mod coupling;
 mod decouple;
 mod env;
@@ -23,7 +23,7 @@ pub use coupling::{ActionTokens, Coupling};
 pub use decouple::{Decouple, DecoupleMethod};
 pub use env::{Alfworld, Env, OpenEnv, Reward, ScienceWorld, TrainTypes, Worker};
 pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, LabelSource};
-pub use judge::Judge;
+pub use judge::JudgeConfig;
 pub use load::{ConfigError, Override};
 pub use suggestions::{Author, SuggestionMode, Suggestions};
 
@@ -35,19 +35,33 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
+    /// `[run]`: seed, name, iterations, checkpoints.
     pub run: Run,
+    /// `[model]`: a model folder, or the sizes of the embedded model.
     pub model: Model,
+    /// `[env]`: the games.
     pub env: Env,
+    /// `[prompt]`: how observations and commands are written.
     pub prompt: Prompt,
+    /// `[sft]`: the cold start on demonstrations.
     pub sft: Sft,
+    /// `[rollout]`: sampling and its limits.
     pub rollout: Rollout,
+    /// `[grpo]`: the policy loss.
     pub grpo: Grpo,
+    /// `[gcd]`: labels and judgments.
     pub gcd: Gcd,
-    pub judge: Judge,
+    /// `[judge]`: the model behind a chat endpoint.
+    pub judge: JudgeConfig,
+    /// `[suggestions]`: sentences about flawed actions in the prompt.
     pub suggestions: Suggestions,
+    /// `[decouple]`: what pulls gradients of good and bad actions apart besides GCD.
     pub decouple: Decouple,
+    /// `[coupling]`: the measurement of gradient coupling.
     pub coupling: Coupling,
+    /// `[optim]`: AdamW.
     pub optim: Optim,
+    /// `[eval]`: evaluations.
     pub eval: Eval,
 }
 
@@ -77,7 +91,7 @@ pub struct Run {
     /// Keep at most this many step checkpoints.
     pub keep_checkpoints: u32,
     /// Stop after this many training steps in a row were skipped for NaN or infinite gradients.
-    pub max_bad_steps: u32,
+    pub max_nonfinite_steps: u32,
 }
 
 /// The model to train. With `path` empty a small random model is built from the other fields.
@@ -100,7 +114,7 @@ pub struct Model {
     pub intermediate_size: usize,
     /// Context of the embedded model, in tokens.
     pub max_position_embeddings: usize,
-    /// Recompute each layer's activations in the backward pass: less memory, more time.
+    /// Recompute layers' activations in the backward pass: less memory, more time. A GPU recomputes only those that do not fit its memory.
     pub recompute: bool,
     /// What weights, activations and keys are rounded to where they are multiplied; sums are in f32, and so are the weights that the
     /// optimizer updates. On a CPU with AVX512-BF16 or AMX, bf16 trains real models several times as fast. A GPU always takes bf16.
@@ -144,7 +158,9 @@ pub struct Prompt {
 pub enum Normalize {
     /// In the formats `chat` and `think`, whose models write as people do.
     Auto,
+    /// Case and spaces are made even.
     On,
+    /// Commands pass as written.
     Off,
 }
 
@@ -152,6 +168,7 @@ pub enum Normalize {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub enum History {
+    /// All earlier turns.
     Full,
     /// So many of the last turns.
     Window(usize),
@@ -183,7 +200,7 @@ impl From<History> for String {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Sft {
-    /// Optimiser steps (0: no cold start).
+    /// Optimizer steps (0: no cold start).
     pub steps: u32,
     /// Trajectories in a step.
     pub batch: u32,
@@ -192,7 +209,7 @@ pub struct Sft {
     /// Different demonstrations to learn from.
     pub games: u32,
     /// Chance that a turn of a demonstration is a mistake, which is shown but not taught, so that recovering from it is.
-    pub slip: f32,
+    pub noise_action: f32,
     /// Save a checkpoint every this many steps (0: only after the last).
     pub checkpoint_every: u32,
 }
@@ -244,7 +261,9 @@ pub enum Aggregation {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RatioLevel {
+    /// One ratio for each token.
     Token,
+    /// One ratio for each sequence, the geometric mean of its tokens'.
     Sequence,
 }
 
@@ -292,7 +311,7 @@ pub struct Grpo {
     pub entropy_coef: f32,
     /// Whether the importance ratio is per token or one per sequence (GSPO).
     pub ratio: RatioLevel,
-    /// Optimiser steps per generation batch.
+    /// Optimizer steps per generation batch.
     pub epochs: u32,
     /// Packed tokens in a micro-batch.
     pub micro_tokens: u32,
@@ -348,7 +367,7 @@ impl Default for Run {
             env_steps: 0,
             checkpoint_every: 25,
             keep_checkpoints: 2,
-            max_bad_steps: 5,
+            max_nonfinite_steps: 5,
         }
     }
 }
@@ -382,7 +401,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, slip: 0.15, checkpoint_every: 100 }
+        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, noise_action: 0.15, checkpoint_every: 100 }
     }
 }
 impl Default for Rollout {

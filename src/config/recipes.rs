@@ -6,6 +6,7 @@ use std::path::Path;
 /// One of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Recipe {
+    /// The name after `recipe:`.
     pub name: &'static str,
     /// The file, which says at its head what it is for and what it needs.
     pub toml: &'static str,
@@ -34,6 +35,9 @@ pub fn named(file: &Path) -> Option<&str> {
 }
 
 /// The recipe of this name.
+///
+/// # Errors
+/// If there is no recipe of this name.
 pub fn find(name: &str) -> Result<Recipe, ConfigError> {
     RECIPES.into_iter().find(|recipe| recipe.name == name).ok_or_else(|| {
         let names = RECIPES.map(|recipe| format!("`{}`", recipe.name));

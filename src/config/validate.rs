@@ -23,6 +23,9 @@ fn not_negative(key: &'static str, value: f32) -> Result<(), ConfigError> {
 
 impl Config {
     /// Refuses what could not train, or would train without learning; the error names the key, its value and the mend.
+    ///
+    /// # Errors
+    /// At the first key whose value cannot train, or trains without learning.
     pub fn validate(&self) -> Result<(), ConfigError> {
         self.validate_whole_numbers()?;
         self.validate_run()?;
@@ -38,7 +41,7 @@ impl Config {
         self.validate_decouple()?;
         let pairs = "must be 4 or more: pairs of each sign are compared";
         need(self.coupling.samples >= 4, "coupling.samples", self.coupling.samples, pairs)?;
-        self.validate_optimisers()?;
+        self.validate_optimizers()?;
         self.validate_env()?;
         for (key, seconds) in [
             ("env.timeout", self.env.timeout),
@@ -49,7 +52,7 @@ impl Config {
             need(seconds <= 86400.0, key, seconds, "must be at most a day, 86400 s")?;
         }
         let e = &self.eval;
-        let alone = "must be at least 2: one sample is always of one mind (eval.consistency_states = 0 asks for none)";
+        let alone = "must be at least 2: one sample is always of one mind (eval.consistency_states = 0 takes none)";
         let compared = e.consistency_samples >= 2 || e.consistency_states == 0;
         need(compared, "eval.consistency_samples", e.consistency_samples, alone)?;
         not_negative("eval.temperature", e.temperature)?;
@@ -57,6 +60,9 @@ impl Config {
     }
 
     /// Refuses an embedded model that a GPU's kernels have no code for.
+    ///
+    /// # Errors
+    /// If the embedded model's heads are neither 64 nor 128 wide.
     pub fn validate_for_gpu(&self) -> Result<(), ConfigError> {
         let size = self.model.hidden_size / self.model.num_attention_heads.max(1);
         let heads =
@@ -220,7 +226,7 @@ impl Config {
         need(!j.cache.is_empty(), "judge.cache", "\"\"", "must name a file, e.g. \"judge.sqlite\"")
     }
 
-    fn validate_optimisers(&self) -> Result<(), ConfigError> {
+    fn validate_optimizers(&self) -> Result<(), ConfigError> {
         let (o, s) = (&self.optim, &self.sft);
         positive("optim.lr", o.lr)?;
         need((0.0..=1.0).contains(&o.lr_end), "optim.lr_end", o.lr_end, "must be a share from 0 to 1")?;
@@ -234,7 +240,12 @@ impl Config {
             at_least_one("sft.batch", s.batch)?;
             positive("sft.lr", s.lr)?;
             at_least_one("sft.games", s.games)?;
-            need((0.0..1.0).contains(&s.slip), "sft.slip", s.slip, "must be a chance from 0 to below 1")?;
+            need(
+                (0.0..1.0).contains(&s.noise_action),
+                "sft.noise_action",
+                s.noise_action,
+                "must be a chance from 0 to below 1",
+            )?;
         }
         Ok(())
     }

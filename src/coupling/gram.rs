@@ -1,7 +1,7 @@
 //! All inner products of per-sample gradients over every parameter, from one batched forward and backward pass.
 //!
 //! The samples lie one behind the other in the batch and share nothing. As the backward pass hands over a layer's matrices,
-//! their products are formed by the cheaper of two exact ways ([`gradient_cosine`]), so that no more than a tile of each
+//! their products are formed by the cheaper of two exact methods ([`crate::ops::gradient_cosine`]), so that no more than a tile of each
 //! sample's gradient ever exists; norm weights and biases are summed within a sample and kept. A tied embedding is one
 //! matrix: its head's gradients are formed again, some tokens of the vocabulary at a time, when the input side's are known.
 //!
@@ -17,8 +17,8 @@ use crate::forest::{Forest, ROOT};
 use crate::model::backend::Sink;
 use crate::model::backend::cpu_sink::Cpu;
 use crate::model::params::Layout;
-use crate::model::{Activations, Architecture, Keep, Model};
-use crate::ops::gradient_cosine::{self as op, GramMethod, HeadRows, InputGrads, Part};
+use crate::model::{Activations, Architecture, Model, SavedActivations};
+use crate::ops::gradient_cosine::{self as op, GramEntries, GramMethod, HeadRows, InputGrads};
 use crate::ops::grouped_logprob::{self, Head, HeadGrads, Target, TokenGrad};
 use crate::ops::linear::WeightGrad;
 use rayon::prelude::*;
@@ -29,6 +29,7 @@ use std::ops::Range;
 /// A state and the action taken in it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StateAction {
+    /// The state's tokens, then the action's.
     pub tokens: Vec<u32>,
     /// Where the action begins: the tokens before it are the state.
     pub action: usize,
@@ -36,6 +37,7 @@ pub struct StateAction {
 
 /// Why samples cannot be measured.
 #[derive(Debug, thiserror::Error, PartialEq)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum SampleError {
     #[error(
         "sample {sample} has {tokens} tokens, but the model's context is {context}: leave it out or shorten its state"
@@ -59,6 +61,7 @@ pub struct TensorGram {
 /// Inner products of the gradients of −mean log p(action | state), A = 1.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Grams {
+    /// Number of samples n; every matrix is `[n, n]`.
     pub samples: usize,
     /// In the order of the model's layout.
     pub tensors: Vec<TensorGram>,
@@ -67,13 +70,16 @@ pub struct Grams {
     /// Mean log-prob of each action.
     pub logprob: Vec<f64>,
     /// Matrices by slabs, and by ghost products.
-    pub ways: [usize; 2],
+    pub methods: [usize; 2],
 }
 
 impl Grams {
     /// Measures `samples`. An action of no tokens has gradient 0.
-    pub fn new(model: &Model, samples: &[StateAction], keep: Keep) -> Result<Grams, SampleError> {
-        let batch = Batch::new(&model.config, samples)?;
+    ///
+    /// # Errors
+    /// If a sample is longer than the model's context, or holds a token outside its vocabulary.
+    pub fn new(model: &Model, samples: &[StateAction], keep: SavedActivations) -> Result<Grams, SampleError> {
+        let batch = SampleBatch::new(&model.config, samples)?;
         let (layout, width) = (&model.params.layout, model.config.hidden_size);
         let mut acts = Activations::default();
         model.forward(&batch.forest, keep, &mut acts);
@@ -95,11 +101,11 @@ impl Grams {
 
         let mut sink = GramSink::new(layout, batch.rows());
         model.backward_into(&batch.forest, &mut acts, &mut d_hidden, &mut sink);
-        let GramSink { grams, vectors, inputs, ways, .. } = sink;
+        let GramSink { grams, vectors, inputs, methods, .. } = sink;
         let vectors = vectors.into_values().collect();
         Ok(batch.grams(
             layout,
-            Pass { grams, vectors, inputs, ways, logprobs: &logprobs, head: Head { hidden: &acts.hidden, ..head } },
+            Pass { grams, vectors, inputs, methods, logprobs: &logprobs, head: Head { hidden: &acts.hidden, ..head } },
         ))
     }
 
@@ -122,8 +128,9 @@ impl Grams {
 }
 
 /// Samples packed for one pass, sharing nothing.
-pub struct Batch<'a> {
+pub struct SampleBatch<'a> {
     samples: &'a [StateAction],
+    /// The packed samples.
     pub forest: Forest,
     /// The actions' tokens, sample by sample.
     pub targets: Vec<Target>,
@@ -139,16 +146,22 @@ pub struct Pass<'a> {
     pub grams: Vec<Vec<f64>>,
     /// Norm weights and biases: their place in the flat buffer, and their gradients `[samples, len]`.
     pub vectors: Vec<(Range<usize>, Vec<f32>)>,
+    /// Gradients of the embedding, by sample.
     pub inputs: InputGrads,
-    pub ways: [usize; 2],
+    /// How many matrices were measured by each [`crate::ops::gradient_cosine::GramMethod`].
+    pub methods: [usize; 2],
     /// Of the batch's targets.
     pub logprobs: &'a [f32],
     /// The head that made them, and the final hidden states that it read.
     pub head: Head<'a>,
 }
 
-impl<'a> Batch<'a> {
-    pub fn new(config: &Architecture, samples: &'a [StateAction]) -> Result<Batch<'a>, SampleError> {
+impl<'a> SampleBatch<'a> {
+    /// Packs `samples` for a model of this architecture.
+    ///
+    /// # Errors
+    /// If a sample is longer than the model's context, or holds a token outside its vocabulary.
+    pub fn new(config: &Architecture, samples: &'a [StateAction]) -> Result<SampleBatch<'a>, SampleError> {
         check(config, samples)?;
         let tokens: Vec<&[u32]> = samples.iter().map(|s| &s.tokens[..]).collect();
         let forest = Forest::unshared(&tokens);
@@ -161,7 +174,7 @@ impl<'a> Batch<'a> {
             scale.resize(targets.len(), 1.0 / action.len().max(1) as f32);
             ends.push(targets.len());
         }
-        Ok(Batch { samples, forest, targets, scale, ends })
+        Ok(SampleBatch { samples, forest, targets, scale, ends })
     }
 
     /// Where the packed rows of each sample end.
@@ -177,7 +190,7 @@ impl<'a> Batch<'a> {
     /// What a pass leaves to be done: vectors, embedding and head, and the states.
     pub fn grams(&self, layout: &Layout, pass: Pass<'_>) -> Grams {
         let (n, width) = (self.samples.len(), layout.norm.len());
-        let (mut grams, mut ways) = (pass.grams, pass.ways);
+        let (mut grams, mut methods) = (pass.grams, pass.methods);
         for (range, d) in &pass.vectors {
             for tensor in layout.within(range) {
                 let own = &layout.entries[tensor].range;
@@ -200,7 +213,7 @@ impl<'a> Batch<'a> {
             ends: &self.ends,
             dtype: pass.head.dtype,
         };
-        ways[usize::from(rows.way() == GramMethod::Ghost)] += 1;
+        methods[usize::from(rows.method() == GramMethod::Ghost)] += 1;
         let tied = layout.head == layout.embed;
         grams[layout.within(&layout.head).start] = rows.gram(Some(&pass.inputs).filter(|_| tied));
         if !tied {
@@ -217,7 +230,7 @@ impl<'a> Batch<'a> {
             tensors: named.map(|(e, gram)| TensorGram { name: e.name.clone(), gram }).collect(),
             state: state_cosines(pass.head.hidden, width, &self.forest, self.samples),
             logprob: (0..n).map(mean).collect(),
-            ways,
+            methods,
         }
     }
 }
@@ -249,6 +262,21 @@ fn state_cosines(hidden: &[f32], width: usize, forest: &Forest, samples: &[State
 }
 
 /// Cosines from inner products `[n, n]`; 0 where a gradient is zero.
+///
+/// ```
+/// use std::path::Path;
+/// use uncouple::coupling::{Grams, StateAction, gram::cosines};
+/// use uncouple::model::{SavedActivations, checkpoint};
+///
+/// let model = checkpoint::load(Path::new("tests/fixtures/golden/models/tiny-tied"))?;
+/// // Two states of three tokens, and an action of two in each.
+/// let samples = [[1, 2, 3, 8, 9], [1, 2, 4, 8, 9]].map(|tokens| StateAction { tokens: tokens.to_vec(), action: 3 });
+/// let grams = Grams::new(&model, &samples, SavedActivations::All)?;
+/// let cosine = cosines(&grams.sum(|_tensor| true), 2);
+/// assert!((cosine[0] - 1.0).abs() < 1e-6, "a gradient with itself");
+/// assert!(cosine[1] > 0.0 && cosine[1] < 1.0, "the same action in two states is coupled");
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
 pub fn cosines(inner: &[f64], n: usize) -> Vec<f64> {
     let norm = |i: usize| inner[i * (n + 1)].max(0.0).sqrt();
     let cosine = |ij: usize| {
@@ -278,7 +306,7 @@ pub fn columns(
 
 /// Forms Gram matrices of what the backward pass hands over. A GPU's is another (`train/engine/cuda_grams.rs`): the CPU cuts all
 /// matrices of a layer in tiles for all cores, a GPU gets launches in order, and what is cheaper differs, as its tiles are filled up.
-/// What follows the backward pass is the same code, [`Batch::grams`].
+/// What follows the backward pass is the same code, [`SampleBatch::grams`].
 struct GramSink<'a> {
     layout: &'a Layout,
     /// Where the rows of each sample end.
@@ -288,13 +316,13 @@ struct GramSink<'a> {
     /// Norm weights and biases by place in the flat buffer: their gradients `[samples, len]`.
     vectors: BTreeMap<usize, (Range<usize>, Vec<f32>)>,
     inputs: InputGrads,
-    ways: [usize; 2],
+    methods: [usize; 2],
 }
 
 impl<'a> GramSink<'a> {
     fn new(layout: &'a Layout, ends: Vec<usize>) -> GramSink<'a> {
         let grams = vec![vec![0.0; ends.len() * ends.len()]; layout.entries.len()];
-        GramSink { layout, ends, grams, vectors: BTreeMap::new(), inputs: InputGrads::default(), ways: [0; 2] }
+        GramSink { layout, ends, grams, vectors: BTreeMap::new(), inputs: InputGrads::default(), methods: [0; 2] }
     }
 }
 
@@ -328,9 +356,9 @@ impl Sink<Cpu> for GramSink<'_> {
         };
         let groups: Vec<(usize, Vec<Range<usize>>)> = grads.iter().map(group).collect();
         for (matrix, ((_, g), (first, groups))) in grads.iter().zip(&groups).enumerate() {
-            let way = op::cheaper(rows, samples, g.in_features, g.out);
-            self.ways[usize::from(way == GramMethod::Ghost)] += 1;
-            match way {
+            let method = op::cheaper(rows, samples, g.in_features, g.out);
+            self.methods[usize::from(method == GramMethod::Ghost)] += 1;
+            match method {
                 GramMethod::Ghost => jobs.extend(op::ghost_tiles(rows).map(|tile| Job::Ghost(matrix, tile))),
                 GramMethod::Materialized => {
                     for (i, columns) in groups.iter().enumerate() {
@@ -348,7 +376,7 @@ impl Sink<Cpu> for GramSink<'_> {
                 (*first..).zip(op::ghost(grads[*matrix].1, groups, ends, *tile)).collect()
             }
         };
-        let parts: Vec<Vec<(usize, Part)>> = jobs.par_iter().with_max_len(1).map(work).collect();
+        let parts: Vec<Vec<(usize, GramEntries)>> = jobs.par_iter().with_max_len(1).map(work).collect();
         let samples = self.ends.len();
         parts.iter().flatten().for_each(|(tensor, part)| op::add_parts(&mut self.grams[*tensor], samples, part));
         Ok(())

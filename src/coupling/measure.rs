@@ -3,11 +3,12 @@
 use super::gram::{Grams, SampleError, cosines, projections};
 use super::permutation;
 use super::strata::{Means, Strata, Traits};
-use crate::report::results::Coupling;
+use crate::report::results::CouplingSummary;
 use serde::Serialize;
 
 /// Why there is nothing to measure.
 #[derive(Debug, thiserror::Error, PartialEq)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum CouplingError {
     #[error(transparent)]
     Sample(#[from] SampleError),
@@ -26,7 +27,7 @@ pub enum CouplingError {
 /// What a sample's gradient is multiplied by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Weights {
+pub enum SampleWeights {
     /// A = 1: how alike the log-probs' gradients are. What positive samples teach, negative ones unteach as far as they agree.
     One,
     /// Its advantage: whether two updates help each other.
@@ -35,8 +36,10 @@ pub enum Weights {
 
 /// The cosines of a part of the parameters.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Group {
+pub struct ParameterGroup {
+    /// The layer or the kind of weight.
     pub name: String,
+    /// Mean cosines of its gradients, by class of pair.
     pub cosine: Means,
     /// Samples whose gradient is zero here; their cosines are 0.
     pub zero: usize,
@@ -45,17 +48,23 @@ pub struct Group {
 /// The coupling of a set of samples. Matrices are `[samples, samples]` in the order given.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measurement {
-    pub weights: Weights,
+    /// What gradients are weighted by.
+    pub weights: SampleWeights,
+    /// Number of samples.
     pub samples: usize,
+    /// Indices of the positive samples.
     pub positive: Vec<usize>,
+    /// Indices of the negative samples.
     pub negative: Vec<usize>,
     /// Samples whose gradient is zero; their cosines are 0.
     pub zero: usize,
+    /// Mean cosines over all parameters, by class of pair.
     pub cosine: Means,
     /// ⟨g_i, g_j⟩ / ⟨g_i, g_i⟩.
     pub projection: Means,
     /// Cosines and projections by what the samples of a pair share.
     pub strata: Strata,
+    /// How far the gradients add up.
     pub sums: Sums,
     /// Cosine of the hidden states that the counted tokens begin from.
     pub state: Means,
@@ -65,13 +74,16 @@ pub struct Measurement {
     /// Samples whose label the test draws.
     pub permuted: usize,
     /// The embedding, each layer, the final norm, the head.
-    pub layers: Vec<Group>,
+    pub layers: Vec<ParameterGroup>,
     /// Attention, MLP, norm, bias, embedding, head.
-    pub kinds: Vec<Group>,
+    pub kinds: Vec<ParameterGroup>,
+    /// Inner products.
     #[serde(skip)]
     pub inner_matrix: Vec<f64>,
+    /// Cosines.
     #[serde(skip)]
     pub cosine_matrix: Vec<f64>,
+    /// Asymmetric projections ⟨g_i, g_j⟩ / ⟨g_i, g_i⟩.
     #[serde(skip)]
     pub projection_matrix: Vec<f64>,
 }
@@ -82,24 +94,33 @@ pub struct Measurement {
 pub struct Sums {
     /// Those of negative samples subtracted: what is left of a step that teaches one class and unteaches the other.
     pub signed: f64,
+    /// With all weights 1.
     pub unsigned: f64,
 }
 
 impl Measurement {
     /// The three means of `summary.json`.
-    pub fn summary(&self) -> Coupling {
-        Coupling { pp: self.cosine.pp.mean, nn: self.cosine.nn.mean, pn: self.cosine.pn.mean }
+    pub fn summary(&self) -> CouplingSummary {
+        CouplingSummary { pp: self.cosine.pp.mean, nn: self.cosine.nn.mean, pn: self.cosine.pn.mean }
     }
 }
 
 /// Measures the coupling of samples with these traits.
-pub fn measure(grams: &Grams, traits: &[Traits], weights: Weights, seed: u64) -> Result<Measurement, CouplingError> {
+///
+/// # Errors
+/// If a side has fewer than 2 samples, an advantage is not finite, or samples and traits differ in number.
+pub fn measure(
+    grams: &Grams,
+    traits: &[Traits],
+    weights: SampleWeights,
+    seed: u64,
+) -> Result<Measurement, CouplingError> {
     let n = grams.samples;
     let sides: Vec<f64> = traits.iter().map(|t| t.side).collect();
     let [positive, negative] = classes(n, &sides)?;
     let weighted = match weights {
-        Weights::One => None,
-        Weights::Advantage => Some(grams.weighted(&sides)),
+        SampleWeights::One => None,
+        SampleWeights::Advantage => Some(grams.weighted(&sides)),
     };
     let all = weighted.as_ref().unwrap_or(grams);
     let means = |m: &[f64]| Means::symmetric(m, n, &positive, &negative, &|_, _| true);
@@ -108,9 +129,9 @@ pub fn measure(grams: &Grams, traits: &[Traits], weights: Weights, seed: u64) ->
     let (cosine, projection) = (cosines(&inner, n), projections(&inner, n));
     let group = |name: &str, of: &dyn Fn(&str) -> String| {
         let inner = all.sum(|tensor| of(tensor) == name);
-        Group { name: name.into(), cosine: means(&cosines(&inner, n)), zero: zeros(&inner, n) }
+        ParameterGroup { name: name.into(), cosine: means(&cosines(&inner, n)), zero: zeros(&inner, n) }
     };
-    let groups = |of: &dyn Fn(&str) -> String| -> Vec<Group> {
+    let groups = |of: &dyn Fn(&str) -> String| -> Vec<ParameterGroup> {
         let mut names: Vec<String> = Vec::new();
         all.tensors.iter().map(|t| of(&t.name)).for_each(|name| {
             if !names.contains(&name) {

@@ -8,7 +8,7 @@ mod probe;
 mod strata;
 
 pub use gram::{Grams, SampleError, StateAction};
-pub use measure::{CouplingError, Group, Measurement, Sums, Weights, measure};
+pub use measure::{CouplingError, Measurement, ParameterGroup, SampleWeights, Sums, measure};
 pub use output::{FOLDER, read, write};
-pub use probe::{Command, Probe, ProbeError, ProbeSample, Side};
+pub use probe::{Probe, ProbeCommand, ProbeError, ProbeSample, Side};
 pub use strata::{Means, Spread, Strata, Stratum, Traits, errors};

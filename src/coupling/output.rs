@@ -13,6 +13,9 @@ use std::path::Path;
 pub const FOLDER: &str = "coupling";
 
 /// Writes `STEM.json`, `STEM.safetensors` and `STEM.html` into `folder`.
+///
+/// # Errors
+/// If a file cannot be written.
 pub fn write(folder: &Path, stem: &str, title: &str, grams: &Grams, m: &Measurement) -> Result<(), FileError> {
     let file = |extension: &str| folder.join(format!("{stem}.{extension}"));
     let json = format!("{:#}\n", serde_json::json!(m));
@@ -24,7 +27,10 @@ pub fn write(folder: &Path, stem: &str, title: &str, grams: &Grams, m: &Measurem
     files::write_file(&file("html"), |w| w.write_all(page.as_bytes()))
 }
 
-/// The matrices `cosine` and `inner` `[samples, samples]` of a measurement that [`write`] left.
+/// The matrices `cosine` and `inner` `[samples, samples]` of a measurement that [`write()`] left.
+///
+/// # Errors
+/// If the file cannot be read, or lacks a matrix.
 pub fn read(folder: &Path, stem: &str) -> Result<[Vec<f64>; 2], FileError> {
     let file = folder.join(format!("{stem}.safetensors"));
     let bytes = files::read(&file, files::MOST_KEPT).map_err(|e| FileError::new("read", &file, e))?;
@@ -64,7 +70,7 @@ fn page(title: &str, grams: &Grams, m: &Measurement) -> String {
         columns: order.iter().map(usize::to_string).collect(),
         values: order.iter().flat_map(|i| order.iter().map(move |j| matrix[i * m.samples + j])).collect(),
     };
-    let groups = |title: &str, groups: &[super::Group]| Map {
+    let groups = |title: &str, groups: &[super::ParameterGroup]| Map {
         title: title.into(),
         rows: groups.iter().map(|g| g.name.clone()).collect(),
         columns: ["pp", "nn", "pn"].map(String::from).to_vec(),

@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 /// Permutations of the test.
 const PERMUTATIONS: u32 = 999;
 
-pub(super) struct Test {
+pub(super) struct PermutationTest {
     /// `None` where no state holds samples of both classes.
     pub p_value: Option<f64>,
     /// Samples whose label is drawn.
@@ -20,7 +20,7 @@ pub(super) struct Test {
 
 /// By how much pairs of a class are more alike than pairs of two classes, against labels drawn within states. `cosine` is
 /// `[samples, samples]`.
-pub(super) fn test(cosine: &[f64], traits: &[Traits], seed: u64) -> Test {
+pub(super) fn test(cosine: &[f64], traits: &[Traits], seed: u64) -> PermutationTest {
     let members: Vec<usize> = (0..traits.len()).filter(|i| traits[*i].side != 0.0).collect();
     let mut positive: Vec<bool> = members.iter().map(|i| traits[*i].side > 0.0).collect();
     // The places of each state in `members`.
@@ -30,7 +30,7 @@ pub(super) fn test(cosine: &[f64], traits: &[Traits], seed: u64) -> Test {
     let states: Vec<Vec<usize>> = states.into_values().filter(mixed).collect();
     let permuted = states.iter().map(Vec::len).sum();
     if permuted == 0 {
-        return Test { p_value: None, permuted };
+        return PermutationTest { p_value: None, permuted };
     }
     let observed = gap(cosine, traits.len(), &members, &positive);
     let mut as_far = 0;
@@ -43,7 +43,7 @@ pub(super) fn test(cosine: &[f64], traits: &[Traits], seed: u64) -> Test {
         }
         as_far += u32::from(gap(cosine, traits.len(), &members, &positive) >= observed);
     }
-    Test { p_value: Some(f64::from(1 + as_far) / f64::from(1 + PERMUTATIONS)), permuted }
+    PermutationTest { p_value: Some(f64::from(1 + as_far) / f64::from(1 + PERMUTATIONS)), permuted }
 }
 
 /// Mean cosine of pairs of a class less that of pairs of two classes.

@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 
 /// Why a probe set cannot be read.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ProbeError {
     #[error("there is no {}: a run has one when it has measured its coupling (coupling.every > 0, and a group that differed in reward)", .0.display())]
     Missing(PathBuf),
@@ -26,12 +27,13 @@ pub enum ProbeError {
 /// A state, the action taken in it, and what came of it.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct ProbeSample {
+    /// The state's tokens, then the action's.
     pub tokens: Vec<u32>,
     /// Where the action begins: the tokens before it are the state.
     pub action: usize,
     /// `None` in samples of the user's own that do not say.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub command: Option<Command>,
+    pub command: Option<ProbeCommand>,
     /// Mean over the times that the action was taken.
     pub advantage: f64,
     /// 1 good, −1 bad, 0 unknown.
@@ -47,7 +49,8 @@ fn once() -> u32 {
 
 /// What an action told the environment to do.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Command {
+pub struct ProbeCommand {
+    /// The command as the environment got it.
     pub text: String,
     /// Where in the sample's tokens it stands.
     pub tokens: Range<usize>,
@@ -56,7 +59,9 @@ pub struct Command {
 /// What makes a sample positive or negative.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Side {
+    /// The sign of the advantage.
     Advantage,
+    /// The label, good or bad.
     Label,
 }
 
@@ -65,6 +70,7 @@ pub enum Side {
 pub struct Probe {
     /// The iteration (from 0) that the samples were taken from.
     pub iteration: u32,
+    /// The samples, each (state, action) once.
     pub samples: Vec<ProbeSample>,
 }
 
@@ -108,11 +114,17 @@ impl Probe {
     }
 
     /// A run's own.
+    ///
+    /// # Errors
+    /// If the run has no probe set, or one that cannot be read.
     pub fn of(run: &Path) -> Result<Probe, ProbeError> {
         Probe::read(run.join(super::FOLDER).join(FILE))
     }
 
     /// What the file holds more than once is one sample.
+    ///
+    /// # Errors
+    /// If the file is missing, cannot be read, or is not a probe set.
     pub fn read(file: PathBuf) -> Result<Probe, ProbeError> {
         let text = match files::read_text(&file, files::MOST_KEPT) {
             Ok(text) => text,
@@ -129,6 +141,10 @@ impl Probe {
         }
     }
 
+    /// Writes the probe set into the run folder `run`.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn write(&self, run: &Path) -> Result<(), FileError> {
         let folder = run.join(super::FOLDER);
         std::fs::create_dir_all(&folder).map_err(|e| FileError::new("create", &folder, e))?;
@@ -167,6 +183,7 @@ impl Probe {
 }
 
 impl ProbeSample {
+    /// The tokens before the action.
     pub fn state(&self) -> &[u32] {
         &self.tokens[..self.action]
     }

@@ -8,31 +8,40 @@ use serde::Serialize;
 pub struct Traits {
     /// Its advantage, or +1 or −1 for its label. Its class is the sign; 0 is in neither class.
     pub side: f64,
-    /// Samples of one state have the same number; so have those whose commands have one verb.
+    /// The state, as an index: equal numbers are equal states.
     pub state: usize,
+    /// The command's verb, as an index: equal numbers are equal verbs.
     pub verb: usize,
 }
 
 /// Mean and standard deviation over pairs of samples; not a number (in JSON null) where there is no pair.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Spread {
+    /// The mean over pairs.
     pub mean: f64,
+    /// The standard deviation over pairs.
     pub std: f64,
+    /// Number of pairs.
     pub pairs: usize,
 }
 
 /// By the classes of a pair: both positive, both negative, one of each (`pn` and `np` differ for projections).
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Means {
+    /// Both positive.
     pub pp: Spread,
+    /// Both negative.
     pub nn: Spread,
+    /// The first positive, the second negative.
     pub pn: Spread,
+    /// The first negative, the second positive.
     pub np: Spread,
 }
 
 /// Pairs that share the same things.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Stratum {
+    /// Mean cosines of these pairs, by class.
     pub cosine: Means,
     /// ⟨g_i, g_j⟩ / ⟨g_i, g_i⟩.
     pub projection: Means,
@@ -42,6 +51,7 @@ pub struct Stratum {
 /// their gradients is no sign that good and bad actions as such are.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Strata {
+    /// Pairs of one state.
     pub same_state: Stratum,
     /// Another state, the same verb.
     pub same_verb: Stratum,
@@ -50,7 +60,7 @@ pub struct Strata {
 }
 
 /// Which pairs (i, j) count.
-type Keep<'a> = &'a dyn Fn(usize, usize) -> bool;
+type PairFilter<'a> = &'a dyn Fn(usize, usize) -> bool;
 
 impl Spread {
     fn of(values: &[f64]) -> Spread {
@@ -61,7 +71,7 @@ impl Spread {
 
 impl Means {
     /// Of a symmetric matrix `[n, n]`: each pair once.
-    pub fn symmetric(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: Keep<'_>) -> Means {
+    pub fn symmetric(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: PairFilter<'_>) -> Means {
         let once = |i: usize, j: usize| i < j && keep(i, j);
         let across = spread(matrix, n, positive, negative, keep);
         Means {
@@ -73,7 +83,7 @@ impl Means {
     }
 
     /// Of a matrix that is not: (i, j) and (j, i) are two pairs.
-    pub fn ordered(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: Keep<'_>) -> Means {
+    pub fn ordered(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize], keep: PairFilter<'_>) -> Means {
         let spread = |rows: &[usize], columns: &[usize]| spread(matrix, n, rows, columns, keep);
         Means {
             pp: spread(positive, positive),
@@ -103,7 +113,7 @@ pub fn errors(matrix: &[f64], n: usize, positive: &[usize], negative: &[usize]) 
     [within(positive), within(negative), across.sqrt()]
 }
 
-fn spread(matrix: &[f64], n: usize, rows: &[usize], columns: &[usize], keep: Keep<'_>) -> Spread {
+fn spread(matrix: &[f64], n: usize, rows: &[usize], columns: &[usize], keep: PairFilter<'_>) -> Spread {
     let pairs = rows.iter().flat_map(|i| columns.iter().map(move |j| (*i, *j))).filter(|(i, j)| i != j && keep(*i, *j));
     Spread::of(&pairs.map(|(i, j)| matrix[i * n + j]).collect::<Vec<_>>())
 }
@@ -117,7 +127,7 @@ impl Strata {
         negative: &[usize],
     ) -> Strata {
         let n = traits.len();
-        let stratum = |keep: Keep<'_>| Stratum {
+        let stratum = |keep: PairFilter<'_>| Stratum {
             cosine: Means::symmetric(cosine, n, positive, negative, keep),
             projection: Means::ordered(projection, n, positive, negative, keep),
         };

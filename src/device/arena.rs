@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 /// What every allocation is aligned to, and a multiple of.
 const ALIGNMENT: usize = 256;
 
+/// Hands out offsets of one large allocation, first fit; it touches no memory itself.
 #[derive(Debug)]
 pub struct Arena {
     total: usize,
@@ -24,12 +25,16 @@ pub fn padded(bytes: usize) -> usize {
 }
 
 impl Arena {
+    /// An arena of so many bytes, all free.
     pub fn new(bytes: usize) -> Arena {
         let total = bytes / ALIGNMENT * ALIGNMENT;
         Arena { total, gaps: BTreeMap::from([(0, total)]), used: BTreeMap::new() }
     }
 
     /// The offset of `bytes` that nobody else has; of their own even if there are none.
+    ///
+    /// # Errors
+    /// If no free stretch is long enough.
     pub fn alloc(&mut self, bytes: usize) -> Result<usize> {
         let wanted = padded(bytes);
         let Some((offset, gap)) = self.gaps.iter().map(|(o, n)| (*o, *n)).find(|(_, n)| *n >= wanted) else {
@@ -44,7 +49,10 @@ impl Arena {
         Ok(offset)
     }
 
-    /// As many stretches, side by side: each begins where the one before, [`padded`], ends.
+    /// As many stretches, side by side: each begins where the one before, `padded`, ends.
+    ///
+    /// # Errors
+    /// If no free stretch is long enough for all together.
     pub fn alloc_all(&mut self, bytes: &[usize]) -> Result<Vec<usize>> {
         let padded: Vec<usize> = bytes.iter().map(|n| padded(*n)).collect();
         if padded.is_empty() {
@@ -76,10 +84,12 @@ impl Arena {
         }
     }
 
+    /// Bytes of the arena.
     pub fn total(&self) -> usize {
         self.total
     }
 
+    /// Bytes that are free, in all stretches together.
     pub fn free_bytes(&self) -> usize {
         self.gaps.values().sum()
     }

@@ -13,8 +13,11 @@ pub const BLOCK: usize = 512;
 /// A strided read-only matrix view: element (i, j) is `data[i * row_stride + j * col_stride]`.
 #[derive(Clone, Copy)]
 pub struct Mat<'a> {
+    /// The elements.
     pub data: &'a [f32],
+    /// Elements from one row to the next.
     pub row_stride: usize,
+    /// Elements from one column to the next.
     pub col_stride: usize,
 }
 
@@ -37,10 +40,13 @@ impl<'a> Mat<'a> {
 /// `C = alpha A B`, or `C += alpha A B` with `accumulate`; C is `[m, n]` row-major, A `[m, k]`, B `[k, n]`, `shape` (m, n, k).
 #[derive(Debug, Clone, Copy)]
 pub struct Product {
+    /// (m, n, k).
     pub shape: (usize, usize, usize),
     /// What A and B are rounded to; sums are in f32.
     pub dtype: Dtype,
+    /// Whether the product is added to C.
     pub accumulate: bool,
+    /// The factor of the product.
     pub alpha: f32,
 }
 
@@ -50,10 +56,12 @@ impl Product {
         Product { shape, dtype, accumulate: false, alpha: 1.0 }
     }
 
+    /// Sets whether the product is added to C.
     pub fn accumulate(self, accumulate: bool) -> Product {
         Product { accumulate, ..self }
     }
 
+    /// Sets the factor of the product.
     pub fn alpha(self, alpha: f32) -> Product {
         Product { alpha, ..self }
     }
@@ -191,21 +199,23 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { scaled }
 }
 
-/// Memory of the machine, or of the control group this process is confined to.
+/// MachineMemory of the machine, or of the control group this process is confined to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Memory {
+pub struct MachineMemory {
+    /// Bytes in all.
     pub total: u64,
     /// What programs can still take without swapping.
     pub available: u64,
 }
 
 /// `None` where the system does not say.
-pub fn memory() -> Option<Memory> {
+pub fn memory() -> Option<MachineMemory> {
     let mut system = sysinfo::System::new();
     system.refresh_memory();
-    let machine = Memory { total: system.total_memory(), available: system.available_memory() };
-    let group =
-        system.cgroup_limits().map(|limits| Memory { total: limits.total_memory, available: limits.free_memory });
-    let narrower = |group: &Memory| group.total > 0 && group.total < machine.total;
+    let machine = MachineMemory { total: system.total_memory(), available: system.available_memory() };
+    let group = system
+        .cgroup_limits()
+        .map(|limits| MachineMemory { total: limits.total_memory, available: limits.free_memory });
+    let narrower = |group: &MachineMemory| group.total > 0 && group.total < machine.total;
     Some(group.filter(narrower).unwrap_or(machine)).filter(|memory| memory.total > 0)
 }

@@ -13,6 +13,7 @@ pub enum Dtype {
 }
 
 impl Dtype {
+    /// Bytes of an element.
     pub fn bytes(self) -> usize {
         match self {
             Dtype::Bf16 => 2,

@@ -1,8 +1,11 @@
 //! What can go wrong on a GPU, each with its mend.
 
+/// The result of a call to a device.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
+/// Why a call to a device failed.
 #[derive(Debug, Clone, PartialEq, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum Error {
     #[error("this machine has no NVIDIA driver (libcuda.so.1): install one, or use --device cpu")]
     NoDriver,
@@ -30,12 +33,12 @@ pub enum Error {
         found: usize,
     },
     #[error(
-        "out of GPU memory: {asked} bytes were asked for, {free} of {total} are free (the largest piece {largest}): lower \
+        "out of GPU memory: {asked} bytes were requested, {free} of {total} are free (the largest piece {largest}): lower \
          grpo.micro_tokens or rollout.group_size"
     )]
     OutOfMemory { asked: usize, free: usize, largest: usize, total: usize },
     #[error(
-        "out of room for keys and values: {asked} more pages of {tokens} tokens were asked for, {free} of {total} are free: lower \
+        "out of room for keys and values: {asked} more pages of {tokens} tokens were requested, {free} of {total} are free: lower \
          rollout.max_live"
     )]
     OutOfPages { asked: usize, free: usize, total: usize, tokens: usize },
@@ -78,6 +81,9 @@ fn version(number: i32) -> String {
 }
 
 /// Refuses an op whose sizes do not fit together.
+///
+/// # Errors
+/// If `fits` is false, with the op's name and the text of `sizes`.
 pub fn expect(op: &'static str, fits: bool, sizes: impl FnOnce() -> String) -> Result<()> {
     if fits { Ok(()) } else { Err(Error::Shape { op, sizes: sizes() }) }
 }

@@ -6,7 +6,8 @@ pub struct Module {
     pub name: &'static str,
     /// For `cuModuleLoadData`.
     pub image: &'static [u8],
-    report: &'static str,
+    /// What ptxas said of it, on every architecture.
+    pub report: &'static str,
 }
 
 /// Empty in a build without nvcc.
@@ -15,6 +16,7 @@ pub static MODULES: &[Module] = include!(concat!(env!("OUT_DIR"), "/kernels.rs")
 /// What a kernel takes on one architecture.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Usage {
+    /// The kernel's name.
     pub kernel: String,
     /// `sm_90a`.
     pub arch: String,
@@ -22,7 +24,9 @@ pub struct Usage {
     pub registers: u32,
     /// Bytes of local memory for each thread: arrays that did not fit registers, and spills.
     pub stack: u32,
+    /// Bytes of registers stored to local memory.
     pub spill_stores: u32,
+    /// Bytes of registers loaded back from local memory.
     pub spill_loads: u32,
     /// Bytes of static shared memory for each block.
     pub shared: u32,

@@ -14,5 +14,5 @@ pub use arena::Arena;
 pub use driver::{Arg, Chip, Driver, Launch, Matmul, Operand, TensorMap, Tiling};
 pub use dtype::Dtype;
 pub use error::{Error, Result, cublaslt_version, expect};
-pub use gpu::{Gpu, Graph, Part, Piece, Real, Slice, Tensor};
-pub use packed::{Packed, Place, Unpacked};
+pub use gpu::{Gpu, Graph, Real, Slice, SliceUpload, SubSlice, Tensor};
+pub use packed::{Packed, PackedIndex, Unpacked};

@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 pub struct Packed(Vec<Vec<u8>>);
 
 /// Which of them a list is.
-pub struct Place<T> {
+pub struct PackedIndex<T> {
     at: usize,
     len: usize,
     of: PhantomData<T>,
@@ -19,11 +19,16 @@ pub struct Place<T> {
 pub struct Unpacked(Vec<Option<Tensor<u8>>>);
 
 impl Packed {
-    pub fn add<T: Pod>(&mut self, list: &[T]) -> Place<T> {
+    /// Adds a list, and says where it will be found after the upload.
+    pub fn add<T: Pod>(&mut self, list: &[T]) -> PackedIndex<T> {
         self.0.push(bytemuck::cast_slice(list).to_vec());
-        Place { at: self.0.len() - 1, len: list.len(), of: PhantomData }
+        PackedIndex { at: self.0.len() - 1, len: list.len(), of: PhantomData }
     }
 
+    /// Copies all lists to the device in one copy.
+    ///
+    /// # Errors
+    /// If there is too little device memory, or the copy fails.
     pub fn upload(self, gpu: &Gpu) -> Result<Unpacked> {
         let lists: Vec<&[u8]> = self.0.iter().map(|list| &list[..]).collect();
         Ok(Unpacked(gpu.tensors(&lists)?.into_iter().map(Some).collect()))
@@ -33,7 +38,7 @@ impl Packed {
 impl Unpacked {
     /// # Panics
     /// If the list is of another [`Packed`].
-    pub fn take<T: Pod>(&mut self, place: Place<T>) -> Tensor<T> {
+    pub fn take<T: Pod>(&mut self, place: PackedIndex<T>) -> Tensor<T> {
         let list = self.0[place.at].take().expect("a place is taken once");
         list.retyped(place.len)
     }

@@ -45,15 +45,18 @@ pub struct IndexedGame {
 /// A game file that cannot be played, and why.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
 pub struct Skipped {
+    /// The game file.
     pub file: PathBuf,
+    /// Why it cannot be played.
     pub reason: String,
 }
 
 /// All games of a data folder, sorted by id.
 #[derive(Debug, Clone)]
-pub struct Index {
+pub struct GameIndex {
     /// The folder that holds [`PARTS`].
     pub root: PathBuf,
+    /// The games that can be played.
     pub games: Vec<IndexedGame>,
     /// Game files that cannot be played, sorted.
     pub skipped: Vec<Skipped>,
@@ -61,10 +64,13 @@ pub struct Index {
     pub hash: String,
 }
 
-impl Index {
+impl GameIndex {
     /// Reads and compiles every game below `data` (which holds [`PARTS`], or holds them in `json_2.1.1`). A bad one is skipped and
     /// listed; an error says that there are none, or that a folder cannot be listed.
-    pub fn read(data: &Path) -> Result<Index, EnvError> {
+    ///
+    /// # Errors
+    /// If a folder cannot be listed, or holds no game.
+    pub fn read(data: &Path) -> Result<GameIndex, EnvError> {
         let below = data.join("json_2.1.1");
         let root = if below.is_dir() { below } else { data.to_path_buf() };
         let mut folders = Vec::new();
@@ -101,11 +107,14 @@ impl Index {
         }
         let mut hash = Sha256::new();
         games.iter().for_each(|game| hash.update(format!("{} {}\n", game.id, game.hash)));
-        Ok(Index { root, games, skipped, hash: hex(hash) })
+        Ok(GameIndex { root, games, skipped, hash: hex(hash) })
     }
 
     /// Refuses a data folder with bad games: a run on what is left would silently be another than on the whole.
-    pub fn complete(self) -> Result<Index, EnvError> {
+    ///
+    /// # Errors
+    /// If a game was skipped.
+    pub fn complete(self) -> Result<GameIndex, EnvError> {
         let Some(Skipped { file, reason }) = self.skipped.first() else { return Ok(self) };
         let mut reason = format!("{reason}; bring it back by alfworld-download, or remove its folder");
         if self.skipped.len() > 1 {
@@ -124,6 +133,9 @@ impl Index {
 }
 
 /// The folder of the data: `given`, or else $ALFWORLD_DATA.
+///
+/// # Errors
+/// If no folder is given, and `$ALFWORLD_DATA` is not set.
 pub fn data_folder(given: &str) -> Result<PathBuf, EnvError> {
     let named = if given.is_empty() { std::env::var_os("ALFWORLD_DATA") } else { Some(given.into()) };
     named.map(PathBuf::from).ok_or_else(|| EnvError::BadGame {
@@ -186,7 +198,7 @@ fn hex(hash: Sha256) -> String {
 /// The suite of a data folder's games.
 #[derive(Debug)]
 pub struct Alfworld {
-    index: Index,
+    index: GameIndex,
     train_types: TrainTypes,
     panels: Panels,
     rules: Mutex<Shared>,
@@ -195,7 +207,8 @@ pub struct Alfworld {
 }
 
 impl Alfworld {
-    pub fn new(index: Index, train_types: TrainTypes, seed: u64) -> Alfworld {
+    /// The suite of these games; `seed` orders the training games.
+    pub fn new(index: GameIndex, train_types: TrainTypes, seed: u64) -> Alfworld {
         let task = |game: &IndexedGame| {
             let split = split_of(game, train_types)?;
             Some(Task { id: game.id.clone(), kind: game.kind.into(), split })

@@ -5,6 +5,9 @@ pub use crate::report::results::Baselines;
 
 /// Plays the first `games` tasks of a split (fewer where the split ends) with at most `limit` steps each.
 /// The random player's choices depend on `seed` only. Games that the environment fails count for nothing.
+///
+/// # Errors
+/// If the suite refuses a task of the split, or cannot open one.
 pub fn baselines(suite: &dyn Suite, split: Split, games: u64, limit: usize, seed: u64) -> Result<Baselines, EnvError> {
     let all = suite.len(split).map_or(games, |len| len.min(games));
     let mut games = 0u64;

@@ -20,7 +20,7 @@ pub struct Demonstrated {
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Line {
+struct DemonstrationLine {
     task: String,
     commands: Vec<String>,
 }
@@ -39,7 +39,8 @@ impl Demonstrated {
         for (at, line) in text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty()) {
             let bad = |reason: String| bad(format!("{name}:{}", at + 1), reason);
             let form = "a line is {\"task\": ID, \"commands\": [\"…\", …]}";
-            let Line { task, commands } = serde_json::from_str(line).map_err(|e| bad(format!("{e}; {form}")))?;
+            let DemonstrationLine { task, commands } =
+                serde_json::from_str(line).map_err(|e| bad(format!("{e}; {form}")))?;
             if commands.iter().all(|command| command.trim().is_empty()) {
                 return Err(bad(format!("task {task:?} has no commands; {form}")));
             }

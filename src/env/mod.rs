@@ -34,6 +34,9 @@ const LARGEST_REWARD: f32 = 1e6;
 
 impl Observation {
     /// Refuses a reward that nothing can be learnt from.
+    ///
+    /// # Errors
+    /// If the reward is not a number from −10⁶ to 10⁶.
     pub fn checked(self) -> Result<Observation, String> {
         match self.reward {
             r if r.is_finite() && r.abs() <= LARGEST_REWARD => Ok(self),
@@ -44,11 +47,12 @@ impl Observation {
 
 /// Why an environment could not go on.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum EnvError {
     /// A game or data file is unusable: which, where, why, and the mend.
     #[error("{file}: {reason}")]
     BadGame { file: String, reason: String },
-    /// A held-out instance was asked for in training.
+    /// Training tried to open a held-out instance.
     #[error("the split guard refuses {id}: {reason}")]
     HeldOut { id: String, reason: String },
     /// The environment itself failed (died, timed out, broke its protocol).
@@ -59,8 +63,14 @@ pub enum EnvError {
 /// One live episode of a text environment.
 pub trait Environment: Send {
     /// Starts (again) from the beginning; the first observation, which states the task.
+    ///
+    /// # Errors
+    /// If the game cannot be played, or its process fails.
     fn reset(&mut self) -> Result<Observation, EnvError>;
     /// One command of the agent.
+    ///
+    /// # Errors
+    /// If the environment's process fails. What the environment itself refuses is an observation.
     fn step(&mut self, command: &str) -> Result<Observation, EnvError>;
     /// Whether a call may take long, because it asks another process: nothing should wait for it.
     fn is_remote(&self) -> bool {
@@ -109,9 +119,11 @@ impl fmt::Display for Split {
 /// One task instance of a suite: `id` is stable and names the instance completely (type, scene, seed).
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, serde::Serialize, serde::Deserialize)]
 pub struct Task {
+    /// Names the instance completely.
     pub id: String,
     /// Task type, e.g. `clean-and-place`.
     pub kind: String,
+    /// The split it belongs to.
     pub split: Split,
 }
 
@@ -120,6 +132,9 @@ pub trait Suite: Send + Sync {
     /// Name for tables and run folders.
     fn name(&self) -> &str;
     /// The `index`-th task of a split: a pure function of the suite's configuration. Evaluation splits end at [`Suite::len`].
+    ///
+    /// # Errors
+    /// If the split has no such task.
     fn task(&self, split: Split, index: u64) -> Result<Task, EnvError>;
     /// Number of tasks in the split (`None`: unlimited).
     fn len(&self, split: Split) -> Option<u64>;
@@ -132,7 +147,13 @@ pub trait Suite: Send + Sync {
         None
     }
     /// Opens a task for training: refuses, by name, what is held out.
+    ///
+    /// # Errors
+    /// If the task is held out, or cannot be opened.
     fn open_for_training(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError>;
     /// Opens any task for evaluation.
+    ///
+    /// # Errors
+    /// If the task cannot be opened.
     fn open(&self, task: &Task) -> Result<Box<dyn Environment>, EnvError>;
 }

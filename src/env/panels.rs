@@ -4,7 +4,7 @@ use super::household::Random;
 use super::{EnvError, Split, Task};
 use std::collections::HashMap;
 
-/// Tasks by split, in the order in which evaluation asks for them.
+/// Tasks by split, in the order of evaluation.
 #[derive(Debug)]
 pub(super) struct Panels {
     /// Of the suite, for messages.

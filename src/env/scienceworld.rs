@@ -5,7 +5,7 @@
 //! `env.scienceworld.train_types = "all"`. As there, use-thermometer is left out. Success is a completed task with a full score; `env.scienceworld.reward` says
 //! whether that pays, or what each step adds to the score.
 
-use super::bridge::py4j::{Arg, Gateway, Value};
+use super::bridge::py4j::{Gateway, JavaArg, JavaValue};
 use super::bridge::{Bridged, Fault, Limits, Pool, Process, Worker};
 use super::panels::Panels;
 use super::{EnvError, Environment, Observation, Split, Suite, Task};
@@ -44,15 +44,20 @@ const SIMULATOR: &str = "scienceworld.runtime.pythonapi.PythonInterface";
 /// How to play.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Rules {
+    /// The simulator's jar.
     pub jar: PathBuf,
     /// Simplifications, comma-separated: e.g. `easy`; empty: none.
     pub simplifications: String,
     /// Tell the valid actions with every observation (takes five times as long as the step itself).
     pub admissible: bool,
+    /// What a step pays.
     pub reward: Reward,
 }
 
 /// The simulator's jar: `given`, else $SCIENCEWORLD_JAR, else that of the installed Python package.
+///
+/// # Errors
+/// If no jar is named or installed, or the file does not exist.
 pub fn jar(given: &str) -> Result<PathBuf, EnvError> {
     let named = if given.is_empty() { std::env::var_os("SCIENCEWORLD_JAR") } else { Some(given.into()) };
     let installed = || {
@@ -80,6 +85,10 @@ pub struct Simulator {
 }
 
 impl Simulator {
+    /// Starts a Java machine with the simulator.
+    ///
+    /// # Errors
+    /// If Java cannot be started, or names no port by `deadline`.
     pub fn start(rules: &Rules, deadline: Instant) -> Result<Simulator, Fault> {
         let folder = tempfile::Builder::new().prefix("uncouple-scienceworld-").tempdir();
         let folder = folder.map_err(|e| Fault::Broken(format!("no folder can be made for it: {e}")))?;
@@ -98,11 +107,14 @@ impl Simulator {
     }
 
     /// Names of the tasks, sorted, with the number of variations of each.
+    ///
+    /// # Errors
+    /// If the simulator does not answer by `deadline`.
     pub fn tasks(&mut self, deadline: Instant) -> Result<Vec<(String, u64)>, Fault> {
         let mut names = self.gateway.texts(&self.object, "getTaskNames", deadline)?;
         names.sort();
         let count = |name: String| {
-            let count = self.gateway.number(&self.object, "getTaskMaxVariations", &[Arg::Text(&name)], deadline)?;
+            let count = self.gateway.number(&self.object, "getTaskMaxVariations", &[JavaArg::Text(&name)], deadline)?;
             Ok((name, count as u64))
         };
         names.into_iter().map(count).collect()
@@ -115,7 +127,7 @@ impl Simulator {
 
     fn observe(&mut self, text: String, deadline: Instant) -> Result<Observation, Fault> {
         let score = (100.0 * self.gateway.number(&self.object, "getScore", &[], deadline)?).round();
-        let completed = self.gateway.call(&self.object, "getCompleted", &[], deadline)? == Value::Bool(true);
+        let completed = self.gateway.call(&self.object, "getCompleted", &[], deadline)? == JavaValue::Bool(true);
         let (won, done) = (completed && score == 100.0, completed || score < 0.0);
         let mut admissible = Vec::new();
         if self.rules.admissible && !done {
@@ -138,14 +150,19 @@ impl Worker for Simulator {
         let unknown = || Fault::Refused(format!("{task} is not TASK/VARIATION"));
         let (name, variation) = task.split_once('/').ok_or_else(unknown)?;
         let variation = variation.parse().map_err(|_| unknown())?;
-        let load = [Arg::Text(name), Arg::Int(variation), Arg::Text(&self.rules.simplifications), Arg::Bool(false)];
+        let load = [
+            JavaArg::Text(name),
+            JavaArg::Int(variation),
+            JavaArg::Text(&self.rules.simplifications),
+            JavaArg::Bool(false),
+        ];
         let error = self.gateway.text(&self.object, "load", &load, deadline)?;
         if !error.is_empty() {
             return Err(Fault::Refused(error));
         }
         self.gateway.call(&self.object, "reset", &[], deadline)?;
         let goal = self.gateway.text(&self.object, "getTaskDescription", &[], deadline)?;
-        let place = self.gateway.text(&self.object, "step", &[Arg::Text("look around")], deadline)?;
+        let place = self.gateway.text(&self.object, "step", &[JavaArg::Text("look around")], deadline)?;
         let seen = self.observe(format!("{goal}\n{place}"), deadline)?;
         // Some tasks begin with a few points: the first step pays them, so that a return is the score.
         self.paid = 0.0;
@@ -153,7 +170,7 @@ impl Worker for Simulator {
     }
 
     fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault> {
-        let text = self.gateway.text(&self.object, "step", &[Arg::Text(command)], deadline)?;
+        let text = self.gateway.text(&self.object, "step", &[JavaArg::Text(command)], deadline)?;
         self.observe(text, deadline)
     }
 }
@@ -170,6 +187,9 @@ pub struct ScienceWorld {
 
 impl ScienceWorld {
     /// Starts a first Java machine and asks it for its tasks.
+    ///
+    /// # Errors
+    /// If Java cannot be started, or the jar cannot be read.
     pub fn open(rules: Rules, limits: Limits, train_types: TrainTypes, seed: u64) -> Result<ScienceWorld, EnvError> {
         let failed = |fault: Fault| EnvError::Failed { name: "ScienceWorld".into(), reason: fault.to_string() };
         let hash = content_hash(&rules.jar, &rules.simplifications)?;

@@ -11,6 +11,9 @@ pub const MOST_WRITTEN: u64 = 1 << 20;
 pub const MOST_KEPT: u64 = 1 << 28;
 
 /// Opens a regular file to be read. A folder, a pipe or a device is refused, and no pipe is waited for.
+///
+/// # Errors
+/// If there is no file, it is no regular one, or it may not be read.
 pub fn open(path: &Path) -> io::Result<File> {
     let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY;
     let file = OpenOptions::new().read(true).custom_flags(flags.bits() as i32).open(path)?;
@@ -21,6 +24,9 @@ pub fn open(path: &Path) -> io::Result<File> {
 }
 
 /// The content of a regular file of at most `most` bytes; nothing is held of a longer one.
+///
+/// # Errors
+/// As [`open`], and if the file is longer than `most`.
 pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
     let file = open(path)?;
     let size = file.metadata()?.len();
@@ -39,12 +45,18 @@ pub fn read(path: &Path, most: u64) -> io::Result<Vec<u8>> {
 }
 
 /// [`read`] for a file that holds text.
+///
+/// # Errors
+/// As [`read`], and if the content is not UTF-8.
 pub fn read_text(path: &Path, most: u64) -> io::Result<String> {
     let invalid = |_| io::Error::new(ErrorKind::InvalidData, "it is not UTF-8 text");
     String::from_utf8(read(path, most)?).map_err(invalid)
 }
 
 /// Whether a file that is opened by others is a regular one, or is not there yet.
+///
+/// # Errors
+/// If it is another kind of file, or may not be read.
 pub fn check_regular(path: &Path) -> io::Result<()> {
     match open(path) {
         Err(e) if e.kind() != ErrorKind::NotFound => Err(e),

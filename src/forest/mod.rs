@@ -25,7 +25,7 @@ pub struct Forest {
 }
 
 /// A trie node before packing.
-struct Node {
+struct TrieNode {
     token: u32,
     parent: u32,
     children: Vec<u32>,
@@ -34,7 +34,7 @@ struct Node {
 impl Forest {
     /// Packs `sequences`, sharing every common prefix. Siblings keep the order in which they first occur.
     pub fn new<S: AsRef<[u32]>>(sequences: &[S]) -> Forest {
-        let mut nodes: Vec<Node> = Vec::new();
+        let mut nodes: Vec<TrieNode> = Vec::new();
         let mut roots: Vec<u32> = Vec::new();
         let mut child_of: HashMap<(u32, u32), u32> = HashMap::new();
         let mut paths: Vec<Vec<u32>> = Vec::with_capacity(sequences.len());
@@ -43,7 +43,7 @@ impl Forest {
             let path = sequence.as_ref().iter().map(|&token| {
                 parent = *child_of.entry((parent, token)).or_insert_with(|| {
                     let id = nodes.len() as u32;
-                    nodes.push(Node { token, parent, children: Vec::new() });
+                    nodes.push(TrieNode { token, parent, children: Vec::new() });
                     match parent {
                         ROOT => roots.push(id),
                         p => nodes[p as usize].children.push(id),
@@ -72,7 +72,7 @@ impl Forest {
     }
 
     /// Depth-first packing of a trie; `paths` come in as trie ids and leave as packed nodes.
-    fn pack(nodes: &[Node], roots: &[u32], mut paths: Vec<Vec<u32>>) -> Forest {
+    fn pack(nodes: &[TrieNode], roots: &[u32], mut paths: Vec<Vec<u32>>) -> Forest {
         let mut forest = Forest::default();
         let mut packed = vec![0u32; nodes.len()];
         let mut stack: Vec<u32> = roots.iter().rev().copied().collect();
@@ -101,6 +101,7 @@ impl Forest {
         self.tokens.len()
     }
 
+    /// Whether there are no tokens.
     pub fn is_empty(&self) -> bool {
         self.tokens.is_empty()
     }

@@ -5,7 +5,7 @@
 //! contrast: the loss is 0.
 
 use super::label::Label;
-use super::objective::{AuxiliaryLoss, Evaluated};
+use super::objective::{AuxiliaryLoss, LossValue};
 use crate::config::{Config, Decouple, DecoupleMethod};
 use std::ops::Range;
 
@@ -27,9 +27,9 @@ impl AuxiliaryLoss for Contrast<'_> {
         action.clone()
     }
 
-    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> Evaluated {
+    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> LossValue {
         let (loss, gradient) = contrast(embeddings, labels, self.0);
-        Evaluated { loss, accuracy: None, d_embeddings: Some(gradient) }
+        LossValue { loss, accuracy: None, d_embeddings: Some(gradient) }
     }
 }
 

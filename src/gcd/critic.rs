@@ -1,7 +1,7 @@
 //! A value head in place of written judgments: a linear classifier of the hidden state in which an action ends.
 //!
 //! With logit z = w·h + b and p(good) = 1 / (1 + exp(−z)): loss = scale · mean over pairs of −ln p(label), ∂loss/∂z =
-//! scale · (p(good) − 1[good]) / pairs.
+//! scale · (p(good) − y) / pairs, where y is 1 for good and 0 for bad.
 
 use super::judgment::Accuracy;
 use super::label::{Label, share};
@@ -9,10 +9,13 @@ use super::label::{Label, share};
 /// What a value head says of labelled pairs, and the gradient of its loss.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Classified {
+    /// The mean cross-entropy, in nats.
     pub loss: f64,
+    /// How many pairs were classified as their labels say.
     pub accuracy: Accuracy,
     /// `[hidden]`
     pub d_weight: Vec<f32>,
+    /// The gradient by the head's bias.
     pub d_bias: f32,
     /// `[pairs, hidden]`
     pub d_hidden: Vec<f32>,

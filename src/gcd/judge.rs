@@ -19,6 +19,7 @@ use ureq::http::HeaderValue;
 
 /// Why there can be no judge.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum JudgeError {
     #[error("the environment variable {0} is not set: put the judge's key there, or set judge.key_env = \"\" for none")]
     NoKey(String),
@@ -43,7 +44,9 @@ const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// What the judge is asked about: what had happened, and the action taken then.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Question {
+    /// What had happened so far.
     pub state: String,
+    /// The action that was taken.
     pub action: String,
 }
 
@@ -77,7 +80,7 @@ pub struct Verdicts {
 
 /// The client. Budgets are of this process.
 pub struct Judge {
-    config: config::Judge,
+    config: config::JudgeConfig,
     key: Option<String>,
     agent: ureq::Agent,
     votes: Connection,
@@ -101,12 +104,12 @@ struct Completion {
 
 #[derive(Deserialize)]
 struct Choice {
-    message: Message,
+    message: JudgeMessage,
 }
 
 /// Null or absent content is an answer without words, e.g. of a content filter.
 #[derive(Deserialize)]
-struct Message {
+struct JudgeMessage {
     content: Option<String>,
 }
 
@@ -121,7 +124,10 @@ struct Failure {
 
 impl Judge {
     /// Opens the votes kept in `config.cache`; the key comes from the environment variable `config.key_env`.
-    pub fn open(config: &config::Judge) -> Result<Judge, JudgeError> {
+    ///
+    /// # Errors
+    /// If the environment variable holds no usable key, or the votes cannot be opened.
+    pub fn open(config: &config::JudgeConfig) -> Result<Judge, JudgeError> {
         let key = match config.key_env.as_str() {
             "" => None,
             name => Some(std::env::var(name).map_err(|_| JudgeError::NoKey(name.into()))?),
@@ -153,6 +159,9 @@ impl Judge {
     }
 
     /// An answer in words to `text` under `instruction`, within the same budgets; the reason if there is none.
+    ///
+    /// # Errors
+    /// If the endpoint gives no answer within its budgets.
     pub fn write(&self, instruction: &str, text: &str) -> Result<String, String> {
         let stop = AtomicBool::new(false);
         let worker = Worker { config: &self.config, key: self.key.as_deref(), agent: &self.agent, stop: &stop };
@@ -162,6 +171,9 @@ impl Judge {
     /// The labels of `questions`: votes on record, and requests for the rest. The first request that is given up ends the
     /// asking, unless it is the question that the endpoint declines; so does the budget. Every vote that arrives is kept. Errors
     /// are of the record only.
+    ///
+    /// # Errors
+    /// If the votes cannot be read or written.
     pub fn ask(&self, questions: &[Question]) -> Result<Verdicts, JudgeError> {
         let broken = |source| JudgeError::Votes { file: self.file.clone(), source };
         let hashes: Vec<String> = questions.iter().map(|q| self.hash(q)).collect();
@@ -260,7 +272,7 @@ impl Judge {
 
 /// What a thread needs to make requests.
 struct Worker<'a> {
-    config: &'a config::Judge,
+    config: &'a config::JudgeConfig,
     key: Option<&'a str>,
     agent: &'a ureq::Agent,
     /// Another request was given up.
@@ -343,7 +355,7 @@ fn broken(url: &str, error: &ureq::Error) -> Failure {
     Failure { reason: format!("{url}: {error}"), again: (!hopeless).then_some(Duration::ZERO), own: false }
 }
 
-/// A vote is the one word asked for, whatever its case and final stop; anything else is no verdict.
+/// A vote is one of the two words, whatever its case and final stop; anything else is no verdict.
 fn read(text: &str) -> Option<Label> {
     match text.trim().trim_end_matches('.').to_ascii_lowercase().as_str() {
         "good" => Some(Label::Good),

@@ -10,7 +10,7 @@ use crate::config::{Baseline, Config, Format, GcdMode};
 use crate::grpo::Sample;
 use crate::ops::advantage::advantages;
 use crate::ops::philox;
-use crate::rollout::{Actor, Answer, PrefixCache, RolloutError, Settings};
+use crate::rollout::{Actor, Answer, PrefixCache, RolloutError, RolloutSettings};
 use std::collections::HashSet;
 
 const VERDICT: &str = "Verdict: ";
@@ -36,8 +36,11 @@ pub fn opening(format: Format) -> &'static str {
 }
 
 /// The question's tokens, from the end of the judged turn to the first sampled token of the answer.
+///
+/// # Errors
+/// If the question cannot be tokenised.
 pub fn ask(prompter: &Prompter, format: Format) -> Result<Vec<u32>, PromptError> {
-    let mut tokens = prompter.ask(question(format))?;
+    let mut tokens = prompter.encode_question(question(format))?;
     tokens.extend(prompter.tokenizer().encode(opening(format))?);
     Ok(tokens)
 }
@@ -68,9 +71,13 @@ pub fn verdict_rate(episodes: &[Episode]) -> f64 {
 /// A labelled (state, action): which turn of which episode, and the prompt of its judgments.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Pair {
+    /// Index of the episode.
     pub episode: usize,
+    /// Index of the turn in the episode.
     pub turn: usize,
+    /// The label, good or bad.
     pub label: Label,
+    /// Tokens up to the first sampled token of a judgment.
     pub prompt: Vec<u32>,
 }
 
@@ -83,6 +90,7 @@ pub struct PairDraw {
     pub context: usize,
     /// Where its random numbers come from.
     pub seed: u64,
+    /// The random stream by which pairs are chosen.
     pub stream: u64,
 }
 
@@ -169,7 +177,9 @@ pub fn questions(
 /// The judgments of an iteration or an evaluation.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Judged {
+    /// How many turns have which label.
     pub counts: LabelCounts,
+    /// The pairs that were judged.
     pub pairs: Vec<Pair>,
     /// For each pair its judgments and their verdicts (`None`: there is none in the answer).
     pub judgments: Vec<Vec<(Answer, Option<Label>)>>,
@@ -187,7 +197,8 @@ pub fn judge(
     of: Labelled<'_>,
     [pair_count, judgments]: [usize; 2],
 ) -> Result<Judged, RolloutError> {
-    let actor = actor.with(Settings { max_turn_tokens: config.gcd.max_tokens as usize, ..actor.settings.clone() });
+    let actor =
+        actor.with(RolloutSettings { max_turn_tokens: config.gcd.max_tokens as usize, ..actor.settings.clone() });
     let (seed, stream) = (actor.settings.seed, actor.settings.stream.part(u32::MAX.into()));
     let draw = PairDraw { count: pair_count, context: cache.config().max_position_embeddings, seed, stream };
     let (pairs, counts) = pairs(of, actor.prompter, config, draw)?;
@@ -212,9 +223,11 @@ pub fn judge(
 pub struct Accuracy {
     /// Verdicts that equal the label; without a verdict a judgment is wrong. `None`: nothing was judged.
     pub all: Option<f64>,
-    /// The same of good actions, and of bad ones.
+    /// The same of good actions.
     pub good: Option<f64>,
+    /// The same of bad actions.
     pub bad: Option<f64>,
+    /// Judgments without a verdict.
     pub unparsable: Option<f64>,
 }
 
@@ -225,6 +238,7 @@ impl Judged {
         verdicts.map(|(p, of)| of.iter().filter(|(_, verdict)| which(p.label, *verdict)).count()).sum()
     }
 
+    /// How often the judgments were right.
     pub fn accuracy(&self) -> Accuracy {
         let of = |class: Label| {
             let right = self.count(|label, verdict| label == class && verdict == Some(label));

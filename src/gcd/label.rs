@@ -8,7 +8,9 @@ use std::collections::{HashMap, HashSet};
 /// What an action was, where a source knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Label {
+    /// It brings the goal closer, or the judge calls it good.
     Good,
+    /// It is flawed, or the judge calls it bad.
     Bad,
 }
 
@@ -28,7 +30,9 @@ pub type JudgeLabels = HashMap<(usize, usize), Label>;
 /// Episodes, and what the judge said of their turns.
 #[derive(Clone, Copy)]
 pub struct Labelled<'a> {
+    /// The episodes.
     pub episodes: &'a [Episode],
+    /// The judge's labels, by state and action.
     pub judge_labels: &'a JudgeLabels,
 }
 
@@ -70,6 +74,7 @@ pub enum Flaw {
 }
 
 impl Flaw {
+    /// All flaws, in the order in which they are looked for.
     pub const ALL: [Flaw; 4] = [Flaw::Idle, Flaw::Repeated, Flaw::Circular, Flaw::Astray];
 
     /// Short name for tables and queries.
@@ -126,12 +131,16 @@ fn by_oracle(episode: &Episode) -> Vec<Option<Label>> {
 /// How many turns have which label.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct LabelCounts {
+    /// Good turns.
     pub good: usize,
+    /// Bad turns.
     pub bad: usize,
+    /// Turns that no source knows.
     pub unknown: usize,
 }
 
 impl LabelCounts {
+    /// Counts one turn.
     pub fn add(&mut self, label: Option<Label>) {
         match label {
             Some(Label::Good) => self.good += 1,

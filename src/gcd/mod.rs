@@ -19,7 +19,7 @@
 //!
 //! An isolated critic learns to tell good actions from bad ones without shaping the actor: if GCD were only about having a
 //! critic, it would do as well. In full it would be a second model. Ours is the part of one that shows in this trainer: a head
-//! that reads the policy's hidden states and sends nothing back. Its gradient is clipped by its own norm and its optimiser steps
+//! that reads the policy's hidden states and sends nothing back. Its gradient is clipped by its own norm and its optimizer steps
 //! are counted apart, so that the policy's weights are, bit for bit, those of GRPO alone; what it adds is the measure of how far
 //! labels can be read off the policy as it is.
 
@@ -28,14 +28,14 @@ pub mod critic;
 pub mod judge;
 pub mod judgment;
 pub mod label;
-pub mod objective;
+pub(crate) mod objective;
 pub mod suggestion;
 pub mod theory;
 
 pub use judge::{Judge, JudgeError};
 pub use judgment::{Accuracy, Judged, Pair, judge};
 pub use label::{Agreement, Flaw, JudgeLabels, Label, LabelCounts, Labelled};
-pub use objective::{AuxiliaryLoss, Evaluated};
+pub use objective::{AuxiliaryLoss, LossValue};
 pub use suggestion::Suggestion;
 
 use crate::config::Config;

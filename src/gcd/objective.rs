@@ -16,12 +16,13 @@ pub trait AuxiliaryLoss {
     fn embedded(&self, action: &Range<usize>) -> Range<usize>;
 
     /// The loss of embeddings `[actions, hidden]` and its gradient. A loss that has weights adds up their gradient.
-    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> Evaluated;
+    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> LossValue;
 }
 
 /// What a loss came to.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Evaluated {
+pub struct LossValue {
+    /// The loss, its weight included.
     pub loss: f64,
     /// How well it classifies, where it does.
     pub accuracy: Option<Accuracy>,

@@ -22,7 +22,9 @@ const EXCERPT: usize = 200;
 /// A sentence for the prompt, and what it rests on.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Suggestion {
+    /// The sentence.
     pub text: String,
+    /// The flawed actions it rests on.
     pub evidence: Vec<Evidence>,
 }
 
@@ -40,7 +42,9 @@ pub struct Evidence {
     pub task: String,
     /// What the agent was shown.
     pub observation: String,
+    /// The command.
     pub action: String,
+    /// What was wrong with it.
     pub flaw: Flaw,
     /// Times it was taken.
     pub count: usize,
@@ -66,7 +70,9 @@ impl Evidence {
 /// A flawed action before it is sampled again; `at` is an (episode, turn) where it was taken.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Candidate {
+    /// An (episode, turn) where the action was taken.
     pub at: (usize, usize),
+    /// The action, and how often it was taken.
     pub evidence: Evidence,
 }
 
@@ -89,6 +95,9 @@ pub fn flawed(episode: &Episode, index: usize, judge_labels: &JudgeLabels, confi
 
 /// The flawed actions that are likeliest by how they were sampled, at most `config.suggestions.candidates`. `advantage` is that of
 /// a turn, by (episode, turn). Refuses evidence from games that are not training's.
+///
+/// # Errors
+/// If an episode is not of a training game.
 pub fn candidates(
     of: Labelled<'_>,
     advantage: &dyn Fn(usize, usize) -> f64,
@@ -139,8 +148,11 @@ pub fn candidates(
 /// Evidence about one verb and flaw, what weighs most first.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Topic {
+    /// The verb of the commands.
     pub verb: String,
+    /// What was wrong with them.
     pub flaw: Flaw,
+    /// The flawed actions.
     pub evidence: Vec<Evidence>,
 }
 

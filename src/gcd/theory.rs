@@ -15,7 +15,8 @@ const GROUPS: u64 = 40_000;
 
 /// One probability of the flawed action.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Point {
+pub struct TheoryPoint {
+    /// The probability of the flawed action.
     pub q: f64,
     /// q r (q - 1).
     pub expected: f64,
@@ -34,7 +35,7 @@ pub fn expected(q: f64, r: f64) -> f64 {
 /// The curve at `steps + 1` probabilities from 0 to 1, with its simulation: groups of eight play, succeed with probability 1, or
 /// 1 - r with the flawed action, and their centred returns are summed over the flawed. A mean that includes the member itself
 /// shrinks this by 1 - 1/8, which is taken out.
-pub fn curve(r: f64, steps: u32, seed: u64) -> Vec<Point> {
+pub fn curve(r: f64, steps: u32, seed: u64) -> Vec<TheoryPoint> {
     let point = |step: u32| {
         let q = f64::from(step) / f64::from(steps);
         let (mut sum, mut squares) = (0.0, 0.0);
@@ -44,7 +45,7 @@ pub fn curve(r: f64, steps: u32, seed: u64) -> Vec<Point> {
         }
         let (n, mean) = (GROUPS as f64, sum / GROUPS as f64);
         let error = ((squares / n - mean * mean).max(0.0) / (n - 1.0)).sqrt();
-        Point { q, expected: expected(q, r), simulated: mean, error }
+        TheoryPoint { q, expected: expected(q, r), simulated: mean, error }
     };
     (0..=steps).map(point).collect()
 }

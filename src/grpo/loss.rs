@@ -19,9 +19,11 @@ use std::ops::Range;
 /// One sequence as the loss sees it. Every array runs over all tokens; entry 0 (nothing precedes it) is never read.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Sample {
+    /// The whole sequence, prompt and answers.
     pub tokens: Vec<u32>,
     /// Which tokens carry loss (the agent's own; never the environment's).
     pub mask: Vec<bool>,
+    /// The advantage of each token.
     pub advantage: Vec<f32>,
     /// Log-probs when sampled; `None`: the current policy's own, detached (ratio 1).
     pub old_logprobs: Option<Vec<f32>>,
@@ -61,13 +63,15 @@ impl Sample {
 /// The loss tokens whose terms a pass takes; the others are counted, but add nothing to loss and gradient. The parts' losses
 /// and gradients add up to those of `All`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum Part {
+pub enum LossPart {
+    /// All loss tokens.
     #[default]
     All,
     /// Trajectories' tokens whose advantage is negative.
     Negative,
     /// Trajectories' other tokens.
     Positive,
+    /// The tokens of judgments.
     Judgments,
 }
 
@@ -80,7 +84,7 @@ pub struct LossNormalizer {
     micro_batches: usize,
     /// Weight of the judgments' term.
     lambda: f64,
-    part: Part,
+    part: LossPart,
 }
 
 /// The rows of one term of the loss.
@@ -111,7 +115,7 @@ impl LossNormalizer {
             judgments: Totals::of(samples.iter().filter(|s| s.judgment)),
             micro_batches,
             lambda: 1.0,
-            part: Part::All,
+            part: LossPart::All,
         }
     }
 
@@ -126,7 +130,7 @@ impl LossNormalizer {
     }
 
     /// The same for a pass that takes only a part of the tokens.
-    pub fn with_part(self, part: Part) -> LossNormalizer {
+    pub fn with_part(self, part: LossPart) -> LossNormalizer {
         LossNormalizer { part, ..self }
     }
 }
@@ -139,8 +143,8 @@ pub struct PolicyLoss<'a> {
     /// `uses[offsets[i]..offsets[i + 1]]` are the loss tokens that lie on `nodes[i]`.
     offsets: Vec<usize>,
     uses: Vec<Use>,
-    rows: Vec<Row>,
-    part: Part,
+    rows: Vec<SampleSums>,
+    part: LossPart,
     logprobs_set: bool,
     loss: f64,
     kl: f64,
@@ -150,6 +154,7 @@ pub struct PolicyLoss<'a> {
 /// What a kernel reads of one use of a token by a sample.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct UseInput {
+    /// The advantage.
     pub advantage: f32,
     /// The log-prob when it was sampled; not a number: the policy's own, detached.
     pub old: f32,
@@ -157,8 +162,9 @@ pub struct UseInput {
     pub reference: f32,
     /// The use's share of the loss; 0 where it belongs to another pass.
     pub weight: f32,
-    /// Sequence level: the sequence's ratio, and the gradient that reaches the log-prob by it.
+    /// Sequence level: the sequence's ratio.
     pub ratio: f32,
+    /// Sequence level: the gradient that reaches the log-prob by the ratio.
     pub through: f32,
 }
 
@@ -167,6 +173,7 @@ pub struct UseInput {
 pub struct UseFound {
     /// The weighted loss.
     pub term: f32,
+    /// The token's KL estimate k3, in nats.
     pub kl: f32,
     /// −1 at the lower bound of the ratio, 1 at the upper, else 0.
     pub clipped: f32,
@@ -181,7 +188,7 @@ struct Use {
 
 /// Per-sample state.
 #[derive(Default)]
-struct Row {
+struct SampleSums {
     tokens: usize,
     /// Weight of each of the row's token losses in the total.
     weight: f64,
@@ -241,11 +248,11 @@ impl<'a> PolicyLoss<'a> {
             "policy loss: grpo.beta > 0 needs the reference's log-probs in every sample"
         );
         let mut keyed: Vec<(u32, Use)> = Vec::new();
-        let mut rows: Vec<Row> = Vec::with_capacity(samples.len());
+        let mut rows: Vec<SampleSums> = Vec::with_capacity(samples.len());
         for (row, (sample, path)) in samples.iter().zip(&forest.paths).enumerate() {
             let before = keyed.len();
             keyed.extend(sample.loss_positions().map(|at| (path[at], Use { row, at })));
-            rows.push(Row { tokens: keyed.len() - before, ratio: 1.0, ..Row::default() });
+            rows.push(SampleSums { tokens: keyed.len() - before, ratio: 1.0, ..SampleSums::default() });
         }
         // Stable, so that the terms of a shared token add up in the order of the samples.
         keyed.sort_by_key(|(node, _)| *node);
@@ -379,14 +386,16 @@ impl<'a> PolicyLoss<'a> {
         }
     }
 
+    /// The settings of the loss.
     pub fn config(&self) -> &Grpo {
         self.config
     }
 
+    /// The loss and its statistics over all tokens that were added.
     pub fn finish(self) -> LossReport {
         let tokens = self.uses.len().max(1) as f64;
         // Shares of clipped tokens: over tokens, or over rows when a row has one ratio.
-        let mean = |count: fn(&Row) -> usize| match self.config.ratio {
+        let mean = |count: fn(&SampleSums) -> usize| match self.config.ratio {
             RatioLevel::Token => self.rows.iter().map(count).sum::<usize>() as f64 / tokens,
             RatioLevel::Sequence => {
                 self.rows.iter().map(|r| share(r, count)).sum::<f64>() / self.rows.len().max(1) as f64
@@ -409,10 +418,10 @@ impl<'a> PolicyLoss<'a> {
     fn takes(&self, row: usize, at: usize) -> bool {
         let sample = &self.samples[row];
         match self.part {
-            Part::All => true,
-            Part::Negative => !sample.judgment && sample.advantage[at] < 0.0,
-            Part::Positive => !sample.judgment && sample.advantage[at] >= 0.0,
-            Part::Judgments => sample.judgment,
+            LossPart::All => true,
+            LossPart::Negative => !sample.judgment && sample.advantage[at] < 0.0,
+            LossPart::Positive => !sample.judgment && sample.advantage[at] >= 0.0,
+            LossPart::Judgments => sample.judgment,
         }
     }
 
@@ -464,6 +473,6 @@ fn log_ratio(sample: &Sample, at: usize, logprob: f64) -> f64 {
     sample.old_logprobs.as_ref().map_or(0.0, |old| logprob - f64::from(old[at]))
 }
 
-fn share(row: &Row, count: fn(&Row) -> usize) -> f64 {
+fn share(row: &SampleSums, count: fn(&SampleSums) -> usize) -> f64 {
     count(row) as f64 / row.tokens.max(1) as f64
 }

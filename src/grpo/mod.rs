@@ -2,7 +2,7 @@
 
 mod loss;
 mod steps;
-pub use loss::{LossNormalizer, LossReport, Part, PolicyLoss, Sample, UseFound, UseInput};
+pub use loss::{LossNormalizer, LossPart, LossReport, PolicyLoss, Sample, UseFound, UseInput};
 
 use crate::agent::Episode;
 use crate::config::Config;
@@ -24,6 +24,9 @@ pub fn samples(episodes: &[Episode], config: &Config) -> Vec<Sample> {
 ///
 /// All tokens of an episode get the advantage of its return ([`episode_return`]) in the group, and those of a turn
 /// `grpo.step_weight` times its step advantage, where one is configured.
+///
+/// # Errors
+/// If `advantages` fails.
 pub fn samples_by<E>(episodes: &[Episode], config: &Config, advantages: Advantages<'_, E>) -> Result<Vec<Sample>, E> {
     let scale = config.grpo.advantage;
     let groups: Vec<usize> = episodes.chunk_by(|a, b| a.group == b.group).map(<[_]>::len).collect();

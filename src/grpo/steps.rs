@@ -10,11 +10,11 @@ use crate::ops::advantage::{self, Scale};
 use std::collections::BTreeMap;
 
 /// A turn: which episode, and which turn of it.
-pub(super) type Place = (usize, usize);
+pub(super) type TurnIndex = (usize, usize);
 
 /// The step advantage of the turns that have one; scaled as the episodes' advantages are.
-pub(super) fn advantages(episodes: &[Episode], config: &Config, scale: Scale) -> Vec<(Place, f64)> {
-    let mut groups: BTreeMap<(usize, &str), Vec<(Place, f64)>> = BTreeMap::new();
+pub(super) fn advantages(episodes: &[Episode], config: &Config, scale: Scale) -> Vec<(TurnIndex, f64)> {
+    let mut groups: BTreeMap<(usize, &str), Vec<(TurnIndex, f64)>> = BTreeMap::new();
     for (e, episode) in episodes.iter().enumerate() {
         match config.grpo.step_advantage {
             StepAdvantage::None => {}

@@ -1,7 +1,7 @@
 //! The architecture of a model: `config.json`, in both spellings (flat `rope_theta`, and transformers 5's `rope_parameters`).
 
 use super::TokenIds;
-use super::document::{ConfigError, Document};
+use super::document::{Document, ModelConfigError};
 use super::families::{FAMILIES, Family};
 use crate::config::bounds::{MAX_ANGLES, MAX_LAYERS, MAX_SIZE};
 use crate::ops::rope::{self, Scaling};
@@ -11,24 +11,41 @@ use std::path::Path;
 /// The shape of a decoder-only transformer. Field names are Hugging Face's.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Architecture {
+    /// The family, which says what the fields mean.
     pub family: &'static Family,
+    /// Rows of the embedding.
     pub vocab_size: usize,
+    /// Width of the hidden states.
     pub hidden_size: usize,
+    /// Number of layers.
     pub num_hidden_layers: usize,
+    /// Query heads of a layer.
     pub num_attention_heads: usize,
+    /// Key and value heads of a layer.
     pub num_key_value_heads: usize,
+    /// Width of a head.
     pub head_dim: usize,
+    /// Width of the MLP.
     pub intermediate_size: usize,
+    /// The longest sequence, in tokens.
     pub max_position_embeddings: usize,
+    /// What RMSNorm adds to the mean square.
     pub rms_norm_eps: f32,
+    /// The base of the rotary embeddings' frequencies.
     pub rope_theta: f32,
+    /// How the rotary embeddings are scaled, where they are.
     pub rope_scaling: Option<Scaling>,
+    /// Whether the head is the embedding.
     pub tie_word_embeddings: bool,
 }
 
 impl Architecture {
     /// Reads `dir/config.json`.
-    pub fn read(dir: &Path) -> Result<Architecture, ConfigError> {
+    ///
+    /// # Errors
+    /// If the file is missing, is not JSON, is of an unknown family, or has a field that is refused; the error names
+    /// the field.
+    pub fn read(dir: &Path) -> Result<Architecture, ModelConfigError> {
         let doc = Document::read(dir.join("config.json"))?;
         let family = family(&doc)?;
         let hidden_size = doc.size("hidden_size", None)?;
@@ -125,7 +142,7 @@ fn shortest(x: f32) -> f64 {
 }
 
 /// The model's family; refuses whatever would make the model compute something else than this crate does.
-fn family(doc: &Document) -> Result<&'static Family, ConfigError> {
+fn family(doc: &Document) -> Result<&'static Family, ModelConfigError> {
     let known = FAMILIES.map(|family| format!("{:?}", family.model_type)).join(", ");
     let family = FAMILIES.into_iter().find(|family| doc.get("model_type").is_some_and(|t| t == family.model_type));
     let family = family.ok_or_else(|| doc.refuse("model_type", format!("only {known} are supported")))?;
@@ -158,7 +175,7 @@ fn family(doc: &Document) -> Result<&'static Family, ConfigError> {
 
 /// transformers takes the older `rope_scaling`, where it is given, for the whole of `rope_parameters`; what such a table lacks is
 /// beside it.
-fn rope_theta(doc: &Document, family: &Family) -> Result<f32, ConfigError> {
+fn rope_theta(doc: &Document, family: &Family) -> Result<f32, ModelConfigError> {
     for table in ["rope_parameters", "rope_scaling"] {
         check_rope(doc, family, table)?;
     }
@@ -177,8 +194,8 @@ fn rope_table(doc: &Document) -> Option<(&'static str, &serde_json::Map<String, 
     ["rope_scaling", "rope_parameters"].into_iter().find_map(|table| Some((table, given(table)?)))
 }
 
-/// Llama 3.1's scaling, where a table asks for it.
-fn rope_scaling(doc: &Document, family: &Family) -> Result<Option<Scaling>, ConfigError> {
+/// Llama 3.1's scaling, where a table has it.
+fn rope_scaling(doc: &Document, family: &Family) -> Result<Option<Scaling>, ModelConfigError> {
     let Some((table, fields)) = rope_table(doc).filter(|(_, fields)| family.rope_scaling && is_llama3(fields)) else {
         return Ok(None);
     };
@@ -212,7 +229,7 @@ fn scaling_to_json(scaling: &Scaling) -> Value {
 }
 
 /// Refuses all rotary embeddings but the plain one of every element, and the family's scaled one.
-fn check_rope(doc: &Document, family: &Family, table: &str) -> Result<(), ConfigError> {
+fn check_rope(doc: &Document, family: &Family, table: &str) -> Result<(), ModelConfigError> {
     let Some(value) = doc.get(table) else { return Ok(()) };
     let Some(fields) = value.as_object() else {
         return Err(doc.refuse(table, "it must be an object".into()));

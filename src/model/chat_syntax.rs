@@ -73,7 +73,7 @@ fn end_of(text: &str, close: &str) -> Option<usize> {
 }
 
 #[derive(Clone, Copy, PartialEq)]
-enum Kind {
+enum TokenKind {
     Text,
     Number,
     Name,
@@ -84,7 +84,7 @@ enum Kind {
 
 /// A word of an expression, and where it begins.
 struct Word<'a> {
-    kind: Kind,
+    kind: TokenKind,
     text: &'a str,
     at: usize,
 }
@@ -100,13 +100,13 @@ fn words(body: &str) -> Vec<Word<'_>> {
                 at += c.len_utf8();
                 continue;
             }
-            '\'' | '"' => (Kind::Text, text_length(rest, c)),
-            '0'..='9' => (Kind::Number, while_in(|c| c.is_alphanumeric() || c == '_')),
-            c if c.is_alphabetic() || c == '_' => (Kind::Name, while_in(|c| c.is_alphanumeric() || c == '_')),
-            '(' | '[' | '{' => (Kind::Open, 1),
-            ')' | ']' | '}' => (Kind::Close, 1),
-            _ if rest.starts_with("**") || rest.starts_with("//") => (Kind::Operator, 2),
-            c => (Kind::Operator, c.len_utf8()),
+            '\'' | '"' => (TokenKind::Text, text_length(rest, c)),
+            '0'..='9' => (TokenKind::Number, while_in(|c| c.is_alphanumeric() || c == '_')),
+            c if c.is_alphabetic() || c == '_' => (TokenKind::Name, while_in(|c| c.is_alphanumeric() || c == '_')),
+            '(' | '[' | '{' => (TokenKind::Open, 1),
+            ')' | ']' | '}' => (TokenKind::Close, 1),
+            _ if rest.starts_with("**") || rest.starts_with("//") => (TokenKind::Operator, 2),
+            c => (TokenKind::Operator, c.len_utf8()),
         };
         words.push(Word { kind, text: &rest[..length], at });
         at += length;
@@ -144,12 +144,12 @@ fn with_strings(body: &str) -> String {
     let of_product =
         |i: Option<usize>| i.and_then(|i| words.get(i)).is_some_and(|w| ["*", "/", "//", "%", "**"].contains(&w.text));
     let mut ends = std::collections::BTreeSet::new();
-    for (i, _) in words.iter().enumerate().filter(|(_, word)| word.text == "~" && word.kind == Kind::Operator) {
+    for (i, _) in words.iter().enumerate().filter(|(_, word)| word.text == "~" && word.kind == TokenKind::Operator) {
         if let Some(first) = operand_before(&words, i).filter(|first| !of_product(first.checked_sub(1))) {
-            ends.extend((words[first].kind != Kind::Number).then_some(i));
+            ends.extend((words[first].kind != TokenKind::Number).then_some(i));
         }
         if let Some(end) = operand_after(&words, i + 1).filter(|end| !of_product(Some(*end))) {
-            ends.extend((!matches!(words[i + 1].kind, Kind::Number | Kind::Operator)).then_some(end));
+            ends.extend((!matches!(words[i + 1].kind, TokenKind::Number | TokenKind::Operator)).then_some(end));
         }
     }
     let (mut out, mut done) = (String::new(), 0);
@@ -168,9 +168,9 @@ fn with_percent(body: &str) -> String {
     let words = words(body);
     let mut edits: Vec<(usize, usize, String)> = Vec::new();
     let mut replaced = Vec::new();
-    for (i, word) in words.iter().enumerate().filter(|(_, word)| word.text == "%" && word.kind == Kind::Operator) {
+    for (i, word) in words.iter().enumerate().filter(|(_, word)| word.text == "%" && word.kind == TokenKind::Operator) {
         let (Some(left), Some(right)) = (operand_before(&words, i), operand_after(&words, i + 1)) else { continue };
-        let formats = words[i - 1].kind == Kind::Text || words[i + 1].kind != Kind::Number;
+        let formats = words[i - 1].kind == TokenKind::Text || words[i + 1].kind != TokenKind::Number;
         let before = left.checked_sub(1).map(|b| (b, &words[b]));
         let apart = before.is_none_or(|(b, word)| match word.text {
             "*" | "/" | "//" | "**" => false,
@@ -199,11 +199,11 @@ fn with_percent(body: &str) -> String {
 }
 
 fn is_keyword(word: &Word) -> bool {
-    word.kind == Kind::Name && ["and", "or", "not", "in", "is", "if", "elif", "else", "set"].contains(&word.text)
+    word.kind == TokenKind::Name && ["and", "or", "not", "in", "is", "if", "elif", "else", "set"].contains(&word.text)
 }
 
 fn ends_operand(word: &Word) -> bool {
-    matches!(word.kind, Kind::Text | Kind::Number | Kind::Name | Kind::Close) && !is_keyword(word)
+    matches!(word.kind, TokenKind::Text | TokenKind::Number | TokenKind::Name | TokenKind::Close) && !is_keyword(word)
 }
 
 /// The first word of the operand that ends before word `i`: a value with its calls, subscripts, attributes and filters.
@@ -213,7 +213,7 @@ fn operand_before(words: &[Word], i: usize) -> Option<usize> {
         if !ends_operand(&words[first]) {
             return None;
         }
-        if words[first].kind == Kind::Close {
+        if words[first].kind == TokenKind::Close {
             first = opening(words, first)?;
             if first > 0 && words[first].text != "{" && ends_operand(&words[first - 1]) {
                 first -= 1;
@@ -234,14 +234,14 @@ fn operand_after(words: &[Word], mut i: usize) -> Option<usize> {
     }
     let value = words.get(i)?;
     i = match value.kind {
-        Kind::Open => matching(words, i)? + 1,
-        Kind::Text | Kind::Number | Kind::Name if !is_keyword(value) => i + 1,
+        TokenKind::Open => matching(words, i)? + 1,
+        TokenKind::Text | TokenKind::Number | TokenKind::Name if !is_keyword(value) => i + 1,
         _ => return None,
     };
     while let Some(word) = words.get(i) {
         i = match word.text {
             "." | "|" => i + 2,
-            "(" | "[" if word.kind == Kind::Open => matching(words, i)? + 1,
+            "(" | "[" if word.kind == TokenKind::Open => matching(words, i)? + 1,
             _ => break,
         };
     }
@@ -253,8 +253,8 @@ fn matching(words: &[Word], i: usize) -> Option<usize> {
     let mut depth = 0usize;
     (i..words.len()).find(|&j| {
         match words[j].kind {
-            Kind::Open => depth += 1,
-            Kind::Close => depth -= 1,
+            TokenKind::Open => depth += 1,
+            TokenKind::Close => depth -= 1,
             _ => {}
         }
         depth == 0
@@ -266,8 +266,8 @@ fn opening(words: &[Word], i: usize) -> Option<usize> {
     let mut depth = 0usize;
     (0..=i).rev().find(|&j| {
         match words[j].kind {
-            Kind::Close => depth += 1,
-            Kind::Open => depth -= 1,
+            TokenKind::Close => depth += 1,
+            TokenKind::Open => depth -= 1,
             _ => {}
         }
         depth == 0

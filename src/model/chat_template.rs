@@ -18,10 +18,12 @@ use std::sync::Arc;
 pub struct Message {
     /// `system`, `user` or `assistant`.
     pub role: String,
+    /// The text.
     pub content: String,
 }
 
 impl Message {
+    /// A turn of this role.
     pub fn new(role: &str, content: impl Into<String>) -> Message {
         Message { role: role.into(), content: content.into() }
     }

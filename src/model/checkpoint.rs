@@ -1,9 +1,9 @@
 //! Hugging Face model directories: config.json and safetensors (single or sharded; bf16, f16 or f32), in and out.
 
-use super::document::ConfigError;
+use super::document::ModelConfigError;
 use super::input::{self, guarded};
-use super::params::{Entry, Layout};
-use super::recipe::Recipe;
+use super::params::{Layout, TensorEntry};
+use super::recipe::WeightRecipe;
 use super::tokenizer::{Tokenizer, TokenizerError};
 use super::{Architecture, Model, Params, TokenIds};
 use crate::files::{self, FileError};
@@ -33,6 +33,7 @@ const MAX_RECIPE: usize = 1 << 28;
 
 /// Why a model directory could not be read or written.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum CheckpointError {
     #[error("there is no model folder {0}; give the path of a Hugging Face model directory")]
     NoFolder(PathBuf),
@@ -52,7 +53,7 @@ pub enum CheckpointError {
     #[error(transparent)]
     Tokenizer(#[from] TokenizerError),
     #[error(transparent)]
-    Config(#[from] ConfigError),
+    Config(#[from] ModelConfigError),
     #[error("cannot read {file}: {source}")]
     Read { file: PathBuf, source: std::io::Error },
     #[error("{file} is damaged or truncated ({reason}); copy or download it again")]
@@ -105,6 +106,19 @@ pub enum SaveDtype {
 }
 
 /// Loads the model in `dir`: `config.json` with `model.safetensors`, shards with an index, or a `recipe.json`.
+///
+/// ```
+/// use std::path::Path;
+/// use uncouple::model::checkpoint;
+///
+/// let model = checkpoint::load(Path::new("tests/fixtures/golden/models/tiny-tied"))?;
+/// assert_eq!((model.config.num_hidden_layers, model.config.hidden_size), (2, 64));
+/// # Ok::<(), checkpoint::CheckpointError>(())
+/// ```
+///
+/// # Errors
+/// If files are missing, damaged or of an unknown family, do not fit `config.json`, or hold a weight that is not
+/// finite.
 pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     if !dir.is_dir() {
         return Err(CheckpointError::NoFolder(dir.into()));
@@ -135,6 +149,9 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
 }
 
 /// Loads the model in `dir` and the tokenizer beside it, all of whose ids the model's embedding must have.
+///
+/// # Errors
+/// As [`load`] and [`Tokenizer::load`], and if the embedding lacks the row of some id.
 pub fn load_with_tokenizer(dir: &Path) -> Result<(Model, Tokenizer), CheckpointError> {
     let (model, tokenizer) = (load(dir)?, Tokenizer::load(dir)?);
     tokenizer.check_fits(&model.config)?;
@@ -142,6 +159,9 @@ pub fn load_with_tokenizer(dir: &Path) -> Result<(Model, Tokenizer), CheckpointE
 }
 
 /// Reads one safetensors file that holds exactly the tensors of `layout`.
+///
+/// # Errors
+/// If the file cannot be read, is damaged, or lacks a tensor or has one too many.
 pub fn load_params(file: &Path, layout: &Arc<Layout>) -> Result<Params, CheckpointError> {
     from_shards(layout.clone(), file, &[Shard::open(file.into())?])
 }
@@ -214,7 +234,7 @@ fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Pa
         }
     }
 
-    // All shapes first: a config.json with absurd sizes is refused before memory is asked for them.
+    // All shapes first: a config.json with absurd sizes is refused before memory is allocated.
     for entry in &layout.entries {
         let (file, view) = found.get(&entry.name).ok_or_else(|| match &entry.name[..] {
             HEAD => CheckpointError::NoHead { file: whole.into() },
@@ -231,7 +251,7 @@ fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Pa
     if let Some(embedding) = layout.entries.iter().find(|e| e.name == EMBEDDING)
         && let Some((file, view)) = found.remove(HEAD)
     {
-        check_shape(file, &Entry { name: HEAD.into(), ..embedding.clone() }, view.shape())?;
+        check_shape(file, &TensorEntry { name: HEAD.into(), ..embedding.clone() }, view.shape())?;
         let mut head = vec![0.0; embedding.range.len()];
         convert(file, HEAD, &view, &mut head)?;
         let narrow = narrowing(view.dtype());
@@ -267,7 +287,7 @@ fn narrowing(dtype: Dtype) -> fn(f32) -> f32 {
     }
 }
 
-fn check_shape(file: &Path, entry: &Entry, found: &[usize]) -> Result<(), CheckpointError> {
+fn check_shape(file: &Path, entry: &TensorEntry, found: &[usize]) -> Result<(), CheckpointError> {
     if found == entry.shape {
         return Ok(());
     }
@@ -311,7 +331,7 @@ fn all_finite(dir: &Path, params: &Params) -> Result<(), CheckpointError> {
 
 /// Builds the weights by rule and checks their digest.
 fn from_recipe(layout: Arc<Layout>, file: &Path) -> Result<Params, CheckpointError> {
-    let recipe: Recipe = read_json(file)?;
+    let recipe: WeightRecipe = read_json(file)?;
     let mut by_name: BTreeMap<_, _> = recipe.tensors.iter().map(|t| (t.name.as_str(), t)).collect();
     let mut tensors = Vec::with_capacity(layout.entries.len());
     for entry in &layout.entries {
@@ -341,7 +361,7 @@ fn from_recipe(layout: Arc<Layout>, file: &Path) -> Result<Params, CheckpointErr
 
 /// Digest of all values as little-endian f32, tensors in byte order of their names.
 fn sha256_f32(params: &Params) -> String {
-    let mut entries: Vec<&Entry> = params.layout.entries.iter().collect();
+    let mut entries: Vec<&TensorEntry> = params.layout.entries.iter().collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     let mut digest = Sha256::new();
     for entry in entries {
@@ -386,6 +406,9 @@ impl View for Saved<'_> {
 }
 
 /// Writes every tensor of `params` to one safetensors file, under Hugging Face's names.
+///
+/// # Errors
+/// If the file cannot be written.
 pub fn save_params(file: &Path, params: &Params, dtype: SaveDtype) -> Result<(), CheckpointError> {
     let tensors = params
         .layout
@@ -405,6 +428,9 @@ pub fn save_params(file: &Path, params: &Params, dtype: SaveDtype) -> Result<(),
 /// Saves a model directory that transformers 4 and 5 load as it is, replacing what `dir` held only once all is on disk.
 ///
 /// `tokenizer` are its files ([`super::Tokenizer::files`]), written as they are.
+///
+/// # Errors
+/// If the folder cannot be written; what `dir` held stays.
 pub fn save(
     dir: &Path,
     model: &Model,
@@ -416,6 +442,9 @@ pub fn save(
 }
 
 /// Writes the files of [`save`] into the folder `dir`, which is not yet where anybody looks for a model.
+///
+/// # Errors
+/// If a file cannot be written.
 pub fn fill(
     dir: &Path,
     model: &Model,

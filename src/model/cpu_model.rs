@@ -1,8 +1,8 @@
 //! A model in memory, in f32: forward and backward over a [`Forest`], and its head.
 
-use super::backend::Keep;
+use super::backend::SavedActivations;
 use super::backend::Sink;
-use super::backend::cpu::{Activations, BackwardPass, Dims, ForwardPass, Source, Weights};
+use super::backend::cpu::{Activations, BackwardPass, Dims, ForwardPass, WeightSource, Weights};
 use super::backend::cpu_sink::{Accumulate, Cpu};
 use super::backend::packed_weights::PackedWeights;
 use super::{Architecture, Params, transformer};
@@ -18,15 +18,18 @@ use std::sync::{Arc, OnceLock};
 /// A model in memory.
 #[derive(Clone)]
 pub struct Model {
+    /// The shape.
     pub config: Architecture,
+    /// The weights.
     pub params: Params,
     rope: Arc<rope::Tables>,
     dtype: Dtype,
-    /// Of the weights as they are, once they are asked for.
+    /// Of the weights as they are; made at the first use.
     packed: OnceLock<Arc<PackedWeights>>,
 }
 
 impl Model {
+    /// A model of these weights, in f32.
     pub fn new(config: Architecture, params: Params) -> Model {
         let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
         Model { config, params, rope, dtype: Dtype::F32, packed: OnceLock::new() }
@@ -38,6 +41,7 @@ impl Model {
         Model { dtype, packed: OnceLock::new(), ..self }
     }
 
+    /// What products are computed in.
     pub fn dtype(&self) -> Dtype {
         self.dtype
     }
@@ -84,7 +88,7 @@ impl Model {
     ///
     /// # Panics
     /// If a position lies beyond `max_position_embeddings` or a token beyond the vocabulary: callers check their input.
-    pub fn forward(&self, forest: &Forest, keep: Keep, acts: &mut Activations) {
+    pub fn forward(&self, forest: &Forest, keep: SavedActivations, acts: &mut Activations) {
         let Ok(()) = transformer::forward(&mut ForwardPass::new(self, forest, keep, acts));
     }
 
@@ -150,9 +154,9 @@ impl Model {
 
     pub(super) fn weights(&self) -> Weights<'_> {
         let source = match self.dtype {
-            Dtype::F32 => Source::Stored(&self.params.flat),
+            Dtype::F32 => WeightSource::Stored(&self.params.flat),
             Dtype::Bf16 => {
-                Source::Packed(self.packed.get_or_init(|| Arc::new(PackedWeights::new(&self.params, self.dtype))))
+                WeightSource::Packed(self.packed.get_or_init(|| Arc::new(PackedWeights::new(&self.params, self.dtype))))
             }
         };
         Weights { source, spread: false }

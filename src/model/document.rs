@@ -7,7 +7,8 @@ use std::path::PathBuf;
 
 /// Why a configuration file was refused.
 #[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
+#[expect(missing_docs, reason = "the messages describe the variants")]
+pub enum ModelConfigError {
     #[error("cannot read {file}: {source}")]
     Read { file: PathBuf, source: std::io::Error },
     #[error("{file} is not valid JSON: {reason}")]
@@ -26,12 +27,13 @@ pub(super) struct Document {
 }
 
 impl Document {
-    pub fn read(file: PathBuf) -> Result<Document, ConfigError> {
-        let text = input::read(&file, MAX_FILE).map_err(|source| ConfigError::Read { file: file.clone(), source })?;
+    pub fn read(file: PathBuf) -> Result<Document, ModelConfigError> {
+        let text =
+            input::read(&file, MAX_FILE).map_err(|source| ModelConfigError::Read { file: file.clone(), source })?;
         match serde_json::from_slice::<Value>(&text) {
             Ok(value @ Value::Object(_)) => Ok(Document { file, value }),
-            Ok(_) => Err(ConfigError::Json { file, reason: "the top level is not an object".into() }),
-            Err(e) => Err(ConfigError::Json { file, reason: e.to_string() }),
+            Ok(_) => Err(ModelConfigError::Json { file, reason: "the top level is not an object".into() }),
+            Err(e) => Err(ModelConfigError::Json { file, reason: e.to_string() }),
         }
     }
 
@@ -40,13 +42,13 @@ impl Document {
         self.value.get(field).filter(|v| !v.is_null())
     }
 
-    pub fn refuse(&self, field: &str, mend: String) -> ConfigError {
+    pub fn refuse(&self, field: &str, mend: String) -> ModelConfigError {
         let leaf = field.split('.').try_fold(&self.value, |v, key| v.get(key));
         let found = leaf.map_or("missing".into(), Value::to_string);
-        ConfigError::Field { file: self.file.clone(), field: field.into(), found, mend }
+        ModelConfigError::Field { file: self.file.clone(), field: field.into(), found, mend }
     }
 
-    pub fn size(&self, field: &str, default: Option<usize>) -> Result<usize, ConfigError> {
+    pub fn size(&self, field: &str, default: Option<usize>) -> Result<usize, ModelConfigError> {
         let value = match (self.get(field), default) {
             (None, Some(default)) => return Ok(default),
             (value, _) => value.and_then(Value::as_u64).and_then(|n| usize::try_from(n).ok()),
@@ -56,7 +58,7 @@ impl Document {
             .ok_or_else(|| self.refuse(field, format!("it must be a whole number from 1 to {MAX_SIZE}")))
     }
 
-    pub fn positive(&self, field: &str, value: Option<&Value>, default: f32) -> Result<f32, ConfigError> {
+    pub fn positive(&self, field: &str, value: Option<&Value>, default: f32) -> Result<f32, ModelConfigError> {
         let Some(value) = value else { return Ok(default) };
         value
             .as_f64()
@@ -65,14 +67,14 @@ impl Document {
             .ok_or_else(|| self.refuse(field, "it must be a positive number".into()))
     }
 
-    pub fn flag(&self, field: &str) -> Result<bool, ConfigError> {
+    pub fn flag(&self, field: &str) -> Result<bool, ModelConfigError> {
         match self.get(field) {
             None => Ok(false),
             Some(value) => value.as_bool().ok_or_else(|| self.refuse(field, "it must be true or false".into())),
         }
     }
 
-    pub fn ids(&self, field: &str) -> Result<Vec<u32>, ConfigError> {
+    pub fn ids(&self, field: &str) -> Result<Vec<u32>, ModelConfigError> {
         let id = |v: &Value| v.as_u64().and_then(|n| u32::try_from(n).ok());
         let found = match self.get(field) {
             None => Some(Vec::new()),

@@ -28,13 +28,13 @@ pub fn generate(
     seed: u64,
 ) -> Result<Continuation> {
     let mut decoder = policy.decoder()?;
-    let slot = decoder.new_sequence();
+    let id = decoder.new_sequence();
     let (mut seen, mut fed) = (prompt.to_vec(), 0);
     for place in 0..most {
-        decoder.append(&[(slot, &seen[fed..])])?;
+        decoder.append(&[(id, &seen[fed..])])?;
         fed = seen.len();
         let block = philox::block(seed, Stream::Continuation.part(0), place as u64);
-        let request = SampleRequest { slot, seen: &seen, uniform: philox::uniform(block[0]) };
+        let request = SampleRequest { sequence: id, seen: &seen, uniform: philox::uniform(block[0]) };
         let Some(next) = decoder.sample(&[request], sampling)?.pop().filter(|next| !stop.contains(&next.token)) else {
             return Ok(Continuation { tokens: seen.split_off(prompt.len()), ended: true });
         };

@@ -1,7 +1,7 @@
 //! Random initialisation of a fresh model.
 
-use super::params::{Entry, Layout};
-use super::recipe::Stream;
+use super::params::{Layout, TensorEntry};
+use super::recipe::WeightStream;
 use super::{Architecture, Params};
 use crate::ops::philox;
 use std::sync::Arc;
@@ -17,38 +17,38 @@ impl Params {
         for entry in &layout.entries {
             let values = &mut params.flat[entry.range.clone()];
             match kind(entry) {
-                Kind::Bias => {}
-                Kind::Norm => values.fill(1.0),
-                Kind::Weight => fill_normal(values, std, seed, &entry.name),
-                Kind::Residual => fill_normal(values, residual_std, seed, &entry.name),
+                TensorKind::Bias => {}
+                TensorKind::Norm => values.fill(1.0),
+                TensorKind::Weight => fill_normal(values, std, seed, &entry.name),
+                TensorKind::Residual => fill_normal(values, residual_std, seed, &entry.name),
             }
         }
         params
     }
 }
 
-enum Kind {
+enum TensorKind {
     Bias,
     Norm,
     Weight,
     Residual,
 }
 
-fn kind(entry: &Entry) -> Kind {
+fn kind(entry: &TensorEntry) -> TensorKind {
     if entry.name.ends_with(".bias") {
-        Kind::Bias
+        TensorKind::Bias
     } else if entry.name.ends_with("norm.weight") {
-        Kind::Norm
+        TensorKind::Norm
     } else if entry.name.ends_with("o_proj.weight") || entry.name.ends_with("down_proj.weight") {
-        Kind::Residual
+        TensorKind::Residual
     } else {
-        Kind::Weight
+        TensorKind::Weight
     }
 }
 
 /// Each tensor draws from a stream of its own, named after it, so that no tensor's values depend on another's size.
 fn fill_normal(values: &mut [f32], std: f32, seed: u64, name: &str) {
-    let stream = Stream::new(name, 0).hash(0);
+    let stream = WeightStream::new(name, 0).hash(0);
     for (index, quad) in values.chunks_mut(4).enumerate() {
         for (value, normal) in quad.iter_mut().zip(philox::normals(philox::block(seed, stream, index as u64))) {
             *value = std * normal;

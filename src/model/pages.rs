@@ -13,13 +13,13 @@ pub const PAGE: usize = 32;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct SequenceId(pub(crate) u32);
 
-/// A pool of pages, and the slots that hold them.
+/// A pool of pages, and the sequences that hold them.
 #[derive(Debug, Clone)]
 pub struct Pages {
     /// Slots that hold each page.
     references: Vec<u32>,
     free: Vec<u32>,
-    slots: Vec<Option<Sequence>>,
+    sequences: Vec<Option<Sequence>>,
     /// The pool grows when it is empty.
     grows: bool,
 }
@@ -33,10 +33,15 @@ struct Sequence {
 impl Pages {
     /// So many pages, and never more.
     pub fn new(count: usize) -> Pages {
-        Pages { references: vec![0; count], free: (0..count as u32).rev().collect(), slots: Vec::new(), grows: false }
+        Pages {
+            references: vec![0; count],
+            free: (0..count as u32).rev().collect(),
+            sequences: Vec::new(),
+            grows: false,
+        }
     }
 
-    /// As many pages as are needed: [`Pages::check`] and [`Pages::extend`] never fail.
+    /// As many pages as are needed: [`Pages::check`] and [`Pages::append`] never fail.
     pub fn growing() -> Pages {
         Pages { grows: true, ..Pages::new(0) }
     }
@@ -46,17 +51,17 @@ impl Pages {
         self.references.len()
     }
 
-    /// An empty slot.
+    /// An empty sequence.
     pub fn new_sequence(&mut self) -> SequenceId {
         self.insert(Sequence::default())
     }
 
-    /// A new slot that shares everything `of` holds.
+    /// A new sequence that shares everything `of` holds.
     pub fn fork(&mut self, of: SequenceId) -> SequenceId {
         self.fork_at(of, self.len(of))
     }
 
-    /// A new slot that shares the first `len` tokens of `of`.
+    /// A new sequence that shares the first `len` tokens of `of`.
     ///
     /// # Panics
     /// If `of` holds fewer: a mistake of the caller, never of its input.
@@ -69,25 +74,28 @@ impl Pages {
         self.insert(copy)
     }
 
-    /// Gives the slot's pages back; a freed slot must not be used again.
-    pub fn free(&mut self, slot: SequenceId) {
-        for page in self.slots[slot.0 as usize].take().unwrap_or_default().pages {
+    /// Gives the sequence's pages back; a freed sequence must not be used again.
+    pub fn free(&mut self, id: SequenceId) {
+        for page in self.sequences[id.0 as usize].take().unwrap_or_default().pages {
             self.release(page);
         }
     }
 
-    /// Whether there are pages to make slots (each at most once) longer by so many tokens.
+    /// Whether there are pages to make sequences (each at most once) longer by so many tokens.
+    ///
+    /// # Errors
+    /// If there are too few free pages.
     pub fn check(&self, inputs: impl Iterator<Item = (SequenceId, usize)>) -> Result<()> {
         let (mut fresh, mut written) = (0, HashMap::<u32, u32>::new());
-        for (slot, more) in inputs {
-            let Sequence { pages, len } = self.sequence(slot);
+        for (id, more) in inputs {
+            let Sequence { pages, len } = self.sequence(id);
             fresh += (len + more).div_ceil(PAGE) - pages.len();
             if len % PAGE > 0 && more > 0 {
                 pages.last().into_iter().for_each(|page| *written.entry(*page).or_default() += 1);
             }
         }
         // The last who holds a page writes it where it is.
-        let copies = written.iter().map(|(page, slots)| (*slots).min(self.references[*page as usize] - 1));
+        let copies = written.iter().map(|(page, holders)| (*holders).min(self.references[*page as usize] - 1));
         self.refuse(fresh + copies.sum::<u32>() as usize)
     }
 
@@ -97,11 +105,14 @@ impl Pages {
         if asked <= free || self.grows { Ok(()) } else { Err(Error::OutOfPages { asked, free, total, tokens: PAGE }) }
     }
 
-    /// Makes the slot longer by `more` tokens. The page that must be copied (from, to) before they are written, if any.
+    /// Makes the sequence longer by `more` tokens. The page that must be copied (from, to) before they are written, if any.
     ///
     /// Changes nothing when there are too few pages.
-    pub fn append(&mut self, slot: SequenceId, more: usize) -> Result<Option<(u32, u32)>> {
-        let Sequence { pages, len } = self.sequence(slot);
+    ///
+    /// # Errors
+    /// If there are too few free pages.
+    pub fn append(&mut self, id: SequenceId, more: usize) -> Result<Option<(u32, u32)>> {
+        let Sequence { pages, len } = self.sequence(id);
         let partial = if len % PAGE > 0 && more > 0 { pages.last().copied() } else { None };
         let shared = partial.filter(|page| self.references[*page as usize] > 1);
         let fresh = (len + more).div_ceil(PAGE) - pages.len();
@@ -112,7 +123,7 @@ impl Pages {
         if let Some((from, _)) = copy {
             self.release(from);
         }
-        if let Some(sequence) = &mut self.slots[slot.0 as usize] {
+        if let Some(sequence) = &mut self.sequences[id.0 as usize] {
             if let (Some((_, to)), Some(last)) = (copy, sequence.pages.last_mut()) {
                 *last = to;
             }
@@ -122,7 +133,7 @@ impl Pages {
         Ok(copy)
     }
 
-    /// Pages for one slot; there must be so many.
+    /// Pages for one sequence; there must be so many.
     fn take(&mut self, count: usize) -> Vec<u32> {
         let held = self.references.len() as u32;
         let more = count.saturating_sub(self.free.len()) as u32;
@@ -133,14 +144,14 @@ impl Pages {
         taken
     }
 
-    /// Tokens held by the slot.
-    pub fn len(&self, slot: SequenceId) -> usize {
-        self.sequence(slot).len
+    /// Tokens held by the sequence.
+    pub fn len(&self, id: SequenceId) -> usize {
+        self.sequence(id).len
     }
 
-    /// The slot's pages, in order.
-    pub fn of(&self, slot: SequenceId) -> &[u32] {
-        &self.sequence(slot).pages
+    /// The sequence's pages, in order.
+    pub fn of(&self, id: SequenceId) -> &[u32] {
+        &self.sequence(id).pages
     }
 
     /// Pages that nobody holds.
@@ -148,8 +159,8 @@ impl Pages {
         self.free.len()
     }
 
-    fn sequence(&self, slot: SequenceId) -> &Sequence {
-        self.slots[slot.0 as usize].as_ref().expect("a slot is not used after it was freed")
+    fn sequence(&self, id: SequenceId) -> &Sequence {
+        self.sequences[id.0 as usize].as_ref().expect("a sequence is not used after it was freed")
     }
 
     fn release(&mut self, page: u32) {
@@ -161,11 +172,11 @@ impl Pages {
     }
 
     fn insert(&mut self, sequence: Sequence) -> SequenceId {
-        let at = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.slots.push(None);
-            self.slots.len() - 1
+        let at = self.sequences.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.sequences.push(None);
+            self.sequences.len() - 1
         });
-        self.slots[at] = Some(sequence);
+        self.sequences[at] = Some(sequence);
         SequenceId(at as u32)
     }
 }

@@ -7,7 +7,7 @@ use std::ops::Range;
 
 /// One named tensor inside the flat buffer.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Entry {
+pub struct TensorEntry {
     /// Hugging Face's name, e.g. `model.layers.0.self_attn.q_proj.weight`.
     pub name: String,
     /// Row-major shape; linear weights are `[out, in]`.
@@ -22,7 +22,8 @@ pub struct Entry {
 #[derive(Debug, Clone, PartialEq)]
 pub struct Layout {
     /// In storage order.
-    pub entries: Vec<Entry>,
+    pub entries: Vec<TensorEntry>,
+    /// Elements of the buffer.
     pub len: usize,
     pub(crate) embed: Range<usize>,
     pub(crate) layers: Vec<LayerLayout>,
@@ -51,12 +52,13 @@ pub(crate) struct LayerLayout {
 }
 
 impl Layout {
+    /// The layout of a model of this shape.
     pub fn new(c: &Architecture) -> Layout {
         let (mut entries, mut at) = (Vec::new(), 0);
         let mut add = |name: String, shape: &[usize], decay: bool| -> Range<usize> {
             let range = at..at + shape.iter().product::<usize>();
             at = range.end;
-            entries.push(Entry { name, shape: shape.to_vec(), range: range.clone(), decay });
+            entries.push(TensorEntry { name, shape: shape.to_vec(), range: range.clone(), decay });
             range
         };
         let (h, q, kv, ffn) = (
@@ -117,20 +119,23 @@ impl Layout {
         for (name, shape, decay) in tensors {
             let range = at..at + shape.iter().product::<usize>();
             at = range.end;
-            entries.push(Entry { name: name.to_string(), shape: shape.to_vec(), range, decay: *decay });
+            entries.push(TensorEntry { name: name.to_string(), shape: shape.to_vec(), range, decay: *decay });
         }
         Layout { entries, len: at, embed: 0..0, layers: Vec::new(), norm: 0..0, head: 0..0 }
     }
 }
 
-/// A flat buffer with a [`Layout`]: the weights of a model, its gradient, or an optimiser moment.
+/// A flat buffer with a [`Layout`]: the weights of a model, its gradient, or an optimizer moment.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Params {
+    /// Where each tensor lies.
     pub layout: std::sync::Arc<Layout>,
+    /// The values, `layout.len` of them.
     pub flat: Vec<f32>,
 }
 
 impl Params {
+    /// All values 0.
     pub fn zeros(layout: std::sync::Arc<Layout>) -> Params {
         Params { flat: vec![0.0; layout.len], layout }
     }

@@ -9,15 +9,19 @@ use std::ops::Range;
 
 /// A model that tokens can be sampled from.
 pub trait Policy: Sync {
+    /// The model's shape.
     fn config(&self) -> &Architecture;
     /// An empty cache, for the weights as they are now.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     fn decoder(&self) -> Result<Box<dyn Decoder + '_>>;
 }
 
 /// How one token is sampled.
 pub struct SampleRequest<'a> {
     /// The sequence that it continues; holds at least one token.
-    pub slot: SequenceId,
+    pub sequence: SequenceId,
     /// The sequence so far, for the repetition penalty.
     pub seen: &'a [u32],
     /// In (0, 1).
@@ -26,17 +30,29 @@ pub struct SampleRequest<'a> {
 
 /// A policy with the keys and values of many sequences, which may share their prefixes.
 pub trait Decoder {
-    /// An empty slot.
+    /// An empty sequence.
     fn new_sequence(&mut self) -> SequenceId;
-    /// A new slot that shares everything `of` holds.
+    /// A new sequence that shares everything `of` holds.
+    ///
+    /// # Errors
+    /// If there are too few free pages.
     fn fork(&mut self, of: SequenceId) -> Result<SequenceId>;
-    /// A new slot that shares the first `len` tokens of `of`. Something must be appended before anything is sampled from it.
+    /// A new sequence that shares the first `len` tokens of `of`. Something must be appended before anything is sampled from it.
+    ///
+    /// # Errors
+    /// If there are too few free pages.
     fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId>;
-    /// Gives a slot back; it must not be used again.
-    fn free(&mut self, slot: SequenceId);
-    /// Appends tokens to slots (each at most once, none empty). When there are too few pages, nothing is changed.
+    /// Gives a sequence back; it must not be used again.
+    fn free(&mut self, id: SequenceId);
+    /// Appends tokens to sequences (each at most once, none empty). When there are too few pages, nothing is changed.
+    ///
+    /// # Errors
+    /// If there are too few free pages, or the device fails.
     fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()>;
-    /// The next token of each request's slot; appending it is the caller's.
+    /// The next token of each request's sequence; appending it is the caller's.
+    ///
+    /// # Errors
+    /// If the device fails.
     fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>>;
 }
 
@@ -53,14 +69,14 @@ impl Policy for Model {
 struct CpuDecoder<'a> {
     model: &'a Model,
     cache: KvCache,
-    /// The final hidden state of each slot's last token, `[slots, hidden]`.
+    /// The final hidden state of each sequence's last token, `[sequences, hidden]`.
     states: Vec<f32>,
 }
 
 impl CpuDecoder<'_> {
-    /// Where a slot's state is.
-    fn state(&self, slot: SequenceId) -> Range<usize> {
-        let (at, width) = (slot.0 as usize, self.model.config.hidden_size);
+    /// Where a sequence's state is.
+    fn state(&self, id: SequenceId) -> Range<usize> {
+        let (at, width) = (id.0 as usize, self.model.config.hidden_size);
         at * width..(at + 1) * width
     }
 }
@@ -71,25 +87,25 @@ impl Decoder for CpuDecoder<'_> {
     }
 
     fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
-        let slot = self.cache.fork(of);
-        let (from, to) = (self.state(of), self.state(slot));
+        let id = self.cache.fork(of);
+        let (from, to) = (self.state(of), self.state(id));
         self.states.resize(self.states.len().max(from.end).max(to.end), 0.0);
         self.states.copy_within(from, to.start);
-        Ok(slot)
+        Ok(id)
     }
 
     fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
         Ok(self.cache.fork_at(of, len))
     }
 
-    fn free(&mut self, slot: SequenceId) {
-        self.cache.free(slot);
+    fn free(&mut self, id: SequenceId) {
+        self.cache.free(id);
     }
 
     fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         let rows = self.model.append(&mut self.cache, inputs);
-        for ((slot, _), row) in inputs.iter().zip(rows.chunks_exact(self.model.config.hidden_size)) {
-            let at = self.state(*slot);
+        for ((id, _), row) in inputs.iter().zip(rows.chunks_exact(self.model.config.hidden_size)) {
+            let at = self.state(*id);
             self.states.resize(self.states.len().max(at.end), 0.0);
             self.states[at].copy_from_slice(row);
         }
@@ -99,7 +115,7 @@ impl Decoder for CpuDecoder<'_> {
     fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         let vocab = self.model.config.vocab_size;
         let hidden = |requests: &[SampleRequest<'_>]| -> Vec<f32> {
-            requests.iter().flat_map(|request| &self.states[self.state(request.slot)]).copied().collect()
+            requests.iter().flat_map(|request| &self.states[self.state(request.sequence)]).copied().collect()
         };
         let sample = |(row, request): (&mut [f32], &SampleRequest<'_>)| {
             sampling::sample(row, request.seen, params, request.uniform)

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 /// The content of `recipe.json`.
 #[derive(Debug, Deserialize)]
-pub(crate) struct Recipe {
+pub(crate) struct WeightRecipe {
     pub seed: u64,
     pub tensors: Vec<RecipeTensor>,
     /// Digest of all values as little-endian f32, tensors in byte order of their names.
@@ -36,15 +36,15 @@ pub(crate) enum Rule {
 
 /// The hash stream of one tensor.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Stream {
+pub(crate) struct WeightStream {
     key: u64,
 }
 
-impl Stream {
-    pub fn new(name: &str, seed: u64) -> Stream {
+impl WeightStream {
+    pub fn new(name: &str, seed: u64) -> WeightStream {
         let fnv =
             name.bytes().fold(0xCBF2_9CE4_8422_2325u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
-        Stream { key: fnv ^ seed }
+        WeightStream { key: fnv ^ seed }
     }
 
     /// The hash of row-major flat index `i`.
@@ -59,7 +59,7 @@ impl Stream {
 impl RecipeTensor {
     /// Writes the tensor's values.
     pub fn fill(&self, seed: u64, out: &mut [f32]) {
-        let stream = Stream::new(&self.name, seed);
+        let stream = WeightStream::new(&self.name, seed);
         for (i, value) in out.iter_mut().enumerate() {
             let byte = (stream.hash(i) >> 56) as i32;
             *value = match self.rule {

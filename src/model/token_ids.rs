@@ -1,15 +1,17 @@
 //! Token ids with a role: `config.json` and `generation_config.json`.
 
-use super::document::{ConfigError, Document};
+use super::document::{Document, ModelConfigError};
 use serde_json::{Value, json};
 use std::path::Path;
 
 /// Token ids with a role, from `generation_config.json` and `config.json`.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct TokenIds {
+    /// Begins a text.
     pub bos: Option<u32>,
     /// Any of these ends a turn. Never empty after [`TokenIds::read`].
     pub eos: Vec<u32>,
+    /// Fills up a batch.
     pub pad: Option<u32>,
 }
 
@@ -17,11 +19,14 @@ impl TokenIds {
     /// Reads the ids of a model directory; `generation_config.json`, when there, goes before `config.json`.
     ///
     /// Its sampling defaults and repetition penalty are not read: a trainer's sampling is its own configuration's.
-    pub fn read(dir: &Path) -> Result<TokenIds, ConfigError> {
+    ///
+    /// # Errors
+    /// If a file cannot be read or is not JSON, or no id ends a turn.
+    pub fn read(dir: &Path) -> Result<TokenIds, ModelConfigError> {
         let config = Document::read(dir.join("config.json"))?;
         let path = dir.join("generation_config.json");
         let generation = if path.exists() { Some(Document::read(path)?) } else { None };
-        let ids = |field: &str| -> Result<Vec<u32>, ConfigError> {
+        let ids = |field: &str| -> Result<Vec<u32>, ModelConfigError> {
             for doc in generation.iter().chain([&config]) {
                 let found = doc.ids(field)?;
                 if !found.is_empty() {

@@ -48,6 +48,7 @@ const CHATML: &str = "{% for message in messages %}{{ '<|im_start|>' + message['
 
 /// Why a tokenizer could not be read, used or trained.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum TokenizerError {
     #[error("cannot read {file}: {source}")]
     Read { file: PathBuf, source: std::io::Error },
@@ -185,6 +186,9 @@ impl Vocabulary {
 impl Tokenizer {
     /// Loads `dir/tokenizer.json` with the tokens that the files beside it declare, and the chat template from
     /// `chat_template.jinja` or `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// If `tokenizer.json` is missing, or a file cannot be read or is not a tokenizer's.
     pub fn load(dir: &Path) -> Result<Tokenizer, TokenizerError> {
         let mut files = Vec::new();
         for name in FILES {
@@ -231,6 +235,18 @@ impl Tokenizer {
 
     /// Trains a byte-level BPE on `texts`, with the three special tokens of ChatML as its last ids and a ChatML template.
     /// The same texts give the same tokenizer; few texts may give fewer tokens than asked.
+    ///
+    /// ```
+    /// use uncouple::model::Tokenizer;
+    ///
+    /// let tokenizer = Tokenizer::train(&["go north", "go south"], 270)?;
+    /// let ids = tokenizer.encode("go north")?;
+    /// assert_eq!(tokenizer.decode(&ids, false)?, "go north");
+    /// # Ok::<(), uncouple::model::tokenizer::TokenizerError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If `vocab_size` is less than the bytes and the special tokens, or training fails.
     pub fn train<S: AsRef<str> + Sync>(texts: &[S], vocab_size: usize) -> Result<Tokenizer, TokenizerError> {
         let fail = |reason: String| TokenizerError::Train { vocab_size, reason };
         let specials = [END_OF_TEXT, TURN_START, TURN_END].map(|text| AddedToken::from(text, true).normalized(false));
@@ -273,6 +289,9 @@ impl Tokenizer {
     }
 
     /// The same tokenizer with another chat template, in `tokenizer_config.json`.
+    ///
+    /// # Errors
+    /// If `tokenizer_config.json` is damaged, or the template is not valid.
     pub fn with_template(self, template: &str) -> Result<Tokenizer, TokenizerError> {
         if self.template() == Some(template) {
             return Ok(self);
@@ -300,11 +319,17 @@ impl Tokenizer {
     }
 
     /// Ids of `text`. No special token is added; those written out in the text are recognised.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
     pub fn encode(&self, text: &str) -> Result<Vec<u32>, TokenizerError> {
         self.encoded(|v| Ok(v.inner.encode_fast(text, false)?.get_ids().to_vec()))
     }
 
     /// Ids of `pieces` one after the other: those of the whole text, but that control tokens stand only where a frame has them.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the text.
     pub fn encode_pieces(&self, pieces: &[Piece<'_>]) -> Result<Vec<u32>, TokenizerError> {
         self.encoded(|v| v.encode_pieces(pieces))
     }
@@ -318,6 +343,9 @@ impl Tokenizer {
     }
 
     /// Text of `ids`; bytes that are no UTF-8 become U+FFFD, ids outside the vocabulary nothing.
+    ///
+    /// # Errors
+    /// If the tokenizer fails on the ids.
     pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String, TokenizerError> {
         let text = guarded(|| self.vocabulary.inner.decode(ids, skip_special).map_err(|e| e.to_string()));
         text.and_then(|text| text).map_err(|reason| TokenizerError::Text { what: "decode ids", reason })
@@ -348,6 +376,9 @@ impl Tokenizer {
     }
 
     /// Refuses a model whose embedding lacks the row of some id. The ids may have gaps, so their number says nothing.
+    ///
+    /// # Errors
+    /// If an id is not below the number of rows of the embedding.
     pub fn check_fits(&self, model: &Architecture) -> Result<(), TokenizerError> {
         let rows = model.vocab_size;
         match self.vocabulary.inner.get_vocab(true).into_iter().max_by_key(|(_, id)| *id) {
@@ -364,6 +395,18 @@ impl Tokenizer {
     }
 
     /// The conversation as the model was taught to read it; with `add_generation_prompt` the assistant's turn is opened.
+    ///
+    /// ```
+    /// use uncouple::model::{Message, Tokenizer};
+    ///
+    /// let tokenizer = Tokenizer::train(&["go north"], 259)?;
+    /// let text = tokenizer.render(&[Message::new("user", "You are in a maze.")], true)?;
+    /// assert_eq!(text, "<|im_start|>user\nYou are in a maze.<|im_end|>\n<|im_start|>assistant\n");
+    /// # Ok::<(), uncouple::model::tokenizer::TokenizerError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If there is no chat template, or it refuses the conversation.
     pub fn render(&self, messages: &[Message], add_generation_prompt: bool) -> Result<String, TokenizerError> {
         let chat = self.chat.as_ref().ok_or_else(|| TokenizerError::NoTemplate(self.dir.clone()))?;
         let text = chat.render(messages, add_generation_prompt);

@@ -3,7 +3,7 @@
 //! p ← p (1 − lr·wd); m ← β₁m + (1−β₁)g; v ← β₂v + (1−β₂)g²; p ← p − lr · m̂ / (√v̂ + eps), with bias-corrected m̂, v̂ and
 //! g scaled by min(1, clip / (‖g‖ + 1e-6)).
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::simd;
 use rayon::prelude::*;
@@ -14,10 +14,15 @@ const CHUNK: usize = 1 << 14;
 /// The hyperparameters of one step.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct AdamW {
+    /// The learning rate.
     pub lr: f32,
+    /// Decay of the first moment.
     pub beta1: f32,
+    /// Decay of the second moment.
     pub beta2: f32,
+    /// What is added to the root of the second moment.
     pub eps: f32,
+    /// Decoupled weight decay.
     pub weight_decay: f32,
     /// Factor on every gradient: see [`clip_scale`].
     pub grad_scale: f32,
@@ -72,7 +77,7 @@ pub fn step(o: &AdamW, decay: bool, p: &mut [f32], g: &[f32], m: &mut [f32], v: 
 /// multiples of 8: tensors in a flat buffer are padded.
 pub mod cuda {
     use super::AdamW;
-    use crate::device::{Arg, Error, Gpu, Launch, Real, Result, Slice, expect};
+    use crate::device::{Arg, Error, Gpu, Launch, Real, Result, Slice, Tensor, expect};
     use bytemuck::{Pod, Zeroable};
     use half::bf16;
 
@@ -82,19 +87,26 @@ pub mod cuda {
     /// How the copy is rounded.
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
     pub enum Rounding {
+        /// To the nearest value, ties to even.
         Nearest,
         /// Up or down at random, unbiased, by a Philox stream.
         Stochastic {
+            /// The run's seed.
             seed: u64,
+            /// Tells the steps apart.
             stream: u64,
         },
     }
 
     /// What a step works on, all of one length.
-    pub struct State<'a> {
+    pub struct OptimizerState<'a> {
+        /// Master weights.
         pub p: &'a Slice<f32>,
+        /// First moments.
         pub m: &'a Slice<f32>,
+        /// Second moments.
         pub v: &'a Slice<f32>,
+        /// The weights in bf16, for the model.
         pub copy: &'a Slice<bf16>,
     }
 
@@ -110,33 +122,66 @@ pub mod cuda {
         eps: f32,
     }
 
+    /// Which elements of a flat buffer decay: one launch steps them all.
+    pub struct Decays {
+        turns: Tensor<u32>,
+        len: usize,
+    }
+
+    impl Decays {
+        /// Of stretches that follow each other, each a multiple of 8 elements.
+        ///
+        /// # Errors
+        /// If one is not, or the device has no memory.
+        pub fn new(gpu: &Gpu, stretches: impl IntoIterator<Item = (usize, bool)>) -> Result<Decays> {
+            let (mut turns, mut at, mut now) = (Vec::new(), 0, false);
+            for (len, decays) in stretches {
+                expect("adamw", len.is_multiple_of(8), || format!("{len} elements, no multiple of 8"))?;
+                if decays != now {
+                    turns.push((at / 8) as u32);
+                }
+                (at, now) = (at + len, decays);
+            }
+            Ok(Decays { turns: gpu.tensor(&turns)?, len: at })
+        }
+    }
+
     /// As [`super::step`], but gradients are scaled by `scale` `[1]`, which lies on the device (see [`grad_norm`]), not by
     /// `grad_scale`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or a launch fails.
     pub fn step<T: Real>(
         gpu: &Gpu,
         o: &AdamW,
-        decay: bool,
-        state: &State,
+        decays: &Decays,
+        state: &OptimizerState,
         g: &Slice<T>,
         scale: &Slice<f32>,
         rounding: Rounding,
     ) -> Result<()> {
         let n = g.len();
         let lengths = [state.p.len(), state.m.len(), state.v.len(), state.copy.len()];
-        expect("adamw", n.is_multiple_of(8) && lengths == [n; 4] && scale.len() == 1, || {
-            format!("{n} gradients (a multiple of 8) and {} scales for weights of {lengths:?}", scale.len())
+        expect("adamw", n == decays.len && lengths == [n; 4] && scale.len() == 1, || {
+            let (scales, of) = (scale.len(), decays.len);
+            format!("{n} gradients and {scales} scales for weights of {lengths:?} in stretches of {of}")
         })?;
         let correction = |beta: f32| 1.0 - f64::from(beta).powi(o.step as i32);
         let scalars = Step {
             rate: (f64::from(o.lr) / correction(o.beta1)) as f32,
             inv_root: (1.0 / correction(o.beta2).sqrt()) as f32,
-            keep: if decay { 1.0 - o.lr * o.weight_decay } else { 1.0 },
+            keep: 1.0 - o.lr * o.weight_decay,
             beta1: o.beta1,
             beta2: o.beta2,
             eps: o.eps,
         };
         let mut args = vec![state.p.arg(), g.arg(), state.m.arg(), state.v.arg(), state.copy.arg(), scale.arg()];
-        args.extend([Arg::from(n as u64), Arg::from(scalars)]);
+        args.extend([
+            decays.turns.arg(),
+            Arg::from(decays.turns.len() as i32),
+            Arg::from(n as u64),
+            Arg::from(scalars),
+        ]);
         let kernel = match rounding {
             Rounding::Nearest => format!("adamw_step_{}", T::NAME),
             Rounding::Stochastic { seed, stream } => {
@@ -154,6 +199,9 @@ pub mod cuda {
     }
 
     /// `norm` `[2]` = the L2 norm of `g`, and the factor that clips it (1 if `clip` is 0).
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or a launch fails.
     pub fn grad_norm<T: Real>(gpu: &Gpu, g: &Slice<T>, clip: f32, norm: &Slice<f32>) -> Result<()> {
         let n = g.len();
         expect("gradient norm", n.is_multiple_of(8) && norm.len() == 2, || {

@@ -3,7 +3,7 @@
 //! Deviations have Bessel's correction. A group of one, or one whose rewards are all equal, teaches nothing: its
 //! advantages are exactly 0.
 
-pub mod case;
+pub(crate) mod case;
 
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +20,17 @@ pub enum Scale {
 }
 
 /// Advantages of `rewards`, which lie group after group; `groups` holds the groups' sizes and sums to `rewards.len()`.
+///
+/// ```
+/// use uncouple::ops::advantage::{Scale, advantages};
+///
+/// // Two groups of two: a group whose members got the same has no advantage.
+/// let advantage = advantages(&[1.0, 0.0, 1.0, 1.0], &[2, 2], Scale::None, 0.0);
+/// assert_eq!(advantage, [0.5, -0.5, 0.0, 0.0]);
+/// ```
+///
+/// # Panics
+/// If the sizes do not sum to the number of rewards.
 pub fn advantages(rewards: &[f64], groups: &[usize], scale: Scale, eps: f64) -> Vec<f64> {
     assert_eq!(
         groups.iter().sum::<usize>(),
@@ -67,6 +78,9 @@ pub mod cuda {
     use crate::device::{Arg, Gpu, Launch, Result, Slice, expect};
 
     /// As [`super::advantages`]; `start` `[groups + 1]` holds where each group begins, and the number of rewards.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn advantages(
         gpu: &Gpu,
         reward: &Slice<f32>,

@@ -1,4 +1,4 @@
-//! Causal grouped-query attention over a forest: o_i = Σ_j softmax_j(q_i·k_j / √d) v_j over the keys j ≤ i < reach[j].
+//! Causal grouped-query attention over a forest: o_i = Σ_j softmax_j(q_i·k_j / √d) v_j over the keys with `j ≤ i < reach[j]`.
 //!
 //! The packed order makes visibility a few intervals: a *run* is a stretch of tokens each of which is the child of the one
 //! before, and a run sees its ancestors' intervals in full and itself causally. So no mask is ever read, nothing invisible is
@@ -6,8 +6,8 @@
 //!
 //! Backward, with P the softmax, dP = dO Vᵀ and δ_i = dO_i·O_i: dS = P ∘ (dP − δ), dQ = dS K/√d, dK = dSᵀ Q/√d, dV = Pᵀ dO.
 
-pub mod case;
-pub mod cuda;
+pub(crate) mod case;
+pub(crate) mod cuda;
 
 use super::residual;
 use crate::device::Dtype;
@@ -27,12 +27,16 @@ const MIN_WORK: usize = 1 << 16;
 /// Sizes of an attention layer. Rows of `qkv` are `[heads q | kv_heads k | kv_heads v]`, each `head_dim` wide.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Shape {
+    /// Query heads.
     pub heads: usize,
+    /// Key and value heads; a divisor of `heads`.
     pub kv_heads: usize,
+    /// Width of a head.
     pub head_dim: usize,
 }
 
 impl Shape {
+    /// Length of a row of queries.
     pub fn q_dim(&self) -> usize {
         self.heads * self.head_dim
     }
@@ -63,7 +67,7 @@ pub struct Visibility {
 }
 
 impl Visibility {
-    /// From `reach` alone (see [`crate::forest`]): token t + 1 is a child of t iff t + 1 < reach[t].
+    /// From `reach` alone (see [`crate::forest`]): token t + 1 is a child of t iff `t + 1 < reach[t]`.
     pub fn new(reach: &[u32]) -> Visibility {
         let mut runs: Vec<Run> = Vec::new();
         let mut open: Vec<Range<usize>> = Vec::new();

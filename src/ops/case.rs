@@ -19,6 +19,7 @@ const FLOOR: f32 = 1e-5;
 pub enum Work {
     /// Bytes that are read or written.
     Bytes(usize),
+    /// Floating-point operations of tensor cores.
     Flops(f64),
 }
 
@@ -41,6 +42,7 @@ pub struct OpCase<S> {
     pub op: &'static str,
     /// Which direction; empty where there is but one.
     pub pass: &'static str,
+    /// The shapes to be compared, or to be timed.
     pub shapes: fn(Size) -> Vec<S>,
     /// Makes the inputs and hands the trial the CPU's call, the kernels' call, the work of each, and the results to compare.
     pub run: fn(&S, &mut Trial<'_>) -> Result<()>,
@@ -48,8 +50,11 @@ pub struct OpCase<S> {
 
 /// An [`OpCase`] of any shapes.
 pub trait Case: Sync {
+    /// The op's name, as its file has it.
     fn op(&self) -> &'static str;
+    /// The direction: `forward`, `backward` or what the op calls it.
     fn pass(&self) -> &'static str;
+    /// The case on each of its shapes.
     fn instances(&self, size: Size) -> Vec<Instance>;
 
     /// Op and pass.
@@ -63,6 +68,7 @@ type Run = dyn Fn(&mut Trial<'_>) -> Result<()>;
 
 /// A case on one shape.
 pub struct Instance {
+    /// The shape as a table prints it.
     pub shape: String,
     run: Box<Run>,
 }
@@ -104,8 +110,13 @@ impl Instance {
 
 /// Times calls, as often as it likes.
 pub trait Clock {
+    /// Times `call`, the launches of kernels.
+    ///
+    /// # Errors
+    /// If a launch fails.
     fn cuda(&mut self, gpu: &Gpu, work: Work, call: &mut dyn FnMut() -> Result<()>) -> Result<()>;
 
+    /// Times `call` on the CPU.
     fn cpu(&mut self, _work: Work, call: &mut dyn FnMut()) {
         call();
     }
@@ -181,6 +192,9 @@ impl Trial<'_> {
     }
 
     /// The kernels' call: once where results are compared.
+    ///
+    /// # Errors
+    /// If a launch fails.
     pub fn cuda(&mut self, gpu: &Gpu, work: Work, mut call: impl FnMut() -> Result<()>) -> Result<()> {
         self.clock.cuda(gpu, work, &mut call)
     }
@@ -193,16 +207,25 @@ impl Trial<'_> {
     }
 
     /// Every |got − want| ≤ relative · |want| + 1e-5.
+    ///
+    /// # Errors
+    /// If `got` cannot be read from the device.
     pub fn close<T: Real>(&mut self, what: &str, got: &Slice<T>, want: &[f32], relative: f32) -> Result<()> {
         self.within(what, got, want, |w| relative * w.abs() + FLOOR)
     }
 
     /// Where what is summed was rounded to bf16, errors have the size of the terms, `unit`, not of the sum.
+    ///
+    /// # Errors
+    /// If `got` cannot be read from the device.
     pub fn near<T: Real>(&mut self, what: &str, got: &Slice<T>, want: &[f32], unit: f32) -> Result<()> {
         self.within(what, got, want, |w| 2.0 * BF16 * (unit + w.abs()))
     }
 
     /// Sums of `terms` products of standard normal numbers: where one nearly cancels, the error of f32 stays that of its terms.
+    ///
+    /// # Errors
+    /// If `got` cannot be read from the device.
     pub fn sums<T: Real>(&mut self, what: &str, got: &Slice<T>, want: &[f32], terms: usize) -> Result<()> {
         let (rounding, size) = (if T::NAME == "bf16" { BF16 } else { F32 }, (terms as f32).sqrt());
         self.within(what, got, want, |w| rounding * w.abs() + FLOOR * size)
@@ -227,6 +250,9 @@ impl Trial<'_> {
     }
 
     /// To the bit.
+    ///
+    /// # Errors
+    /// If `got` cannot be read from the device.
     pub fn equal<T: Real>(&mut self, what: &str, got: &Slice<T>, want: &[f32]) -> Result<()> {
         let Some(gpu) = self.gpu.filter(|_| self.compares()) else { return Ok(()) };
         let got = widen(&gpu.read(got)?);
@@ -264,17 +290,21 @@ impl Bf16s {
         Bf16s { narrow: some.narrow.into_iter().cycle().take(n).collect(), ..some }
     }
 
-    /// In f32; made when first asked for, as what is timed on a GPU alone need not have it.
+    /// In f32; made at the first use, as what is timed on a GPU alone need not have it.
     pub fn wide(&self) -> &[f32] {
         self.wide.get_or_init(|| widen(&self.narrow))
     }
 
     /// On a GPU.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn on(&self, gpu: &Gpu) -> Result<Tensor<bf16>> {
         gpu.tensor(&self.narrow)
     }
 }
 
+/// The values in f32.
 pub fn widen<T: Real>(x: &[T]) -> Vec<f32> {
     x.iter().map(|x| x.to_f32()).collect()
 }
@@ -290,6 +320,7 @@ impl<const N: usize> fmt::Display for Sizes<N> {
 
 /// Rows of a task of the CPU, those of the peers.
 pub const TASK_ROWS: usize = crate::device::cpu::BLOCK;
+/// Rows of the peers' benchmarks.
 pub const PEERS_ROWS: usize = 16384;
 
 /// Rows and columns; so many columns to a task of the CPU and to the peers. The ragged ones are edge cases and a few at random; 540

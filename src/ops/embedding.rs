@@ -1,6 +1,6 @@
-//! Embedding: y[t] = W[token[t]].
+//! Embedding: `y[t] = W[token[t]]`.
 
-pub mod case;
+pub(crate) mod case;
 
 /// Gathers rows of `table` `[vocab, hidden]` into `y` `[tokens, hidden]`.
 pub fn forward(tokens: &[u32], table: &[f32], hidden: usize, y: &mut [f32]) {
@@ -25,6 +25,7 @@ pub mod cuda {
 
     /// Tokens on the device, and where each distinct one occurs: what a deterministic backward pass sums by.
     pub struct Tokens {
+        /// The token of each row.
         pub ids: Tensor<u32>,
         vocab: usize,
         distinct: Tensor<u32>,
@@ -34,6 +35,9 @@ pub mod cuda {
 
     impl Tokens {
         /// Refuses a token that is not in the vocabulary.
+        ///
+        /// # Errors
+        /// If a token is not in the vocabulary, or there is too little device memory.
         pub fn new(gpu: &Gpu, tokens: &[u32], vocab: usize) -> Result<Tokens> {
             let mut packed = Packed::default();
             let tokens = Tokens::pack(&mut packed, tokens, vocab)?;
@@ -41,6 +45,9 @@ pub mod cuda {
         }
 
         /// The same beside other lists.
+        ///
+        /// # Errors
+        /// If a token is not in the vocabulary.
         pub fn pack(
             packed: &mut Packed,
             tokens: &[u32],
@@ -79,12 +86,19 @@ pub mod cuda {
         }
     }
 
+    /// `y[i] = table[tokens[i]]`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn forward(gpu: &Gpu, tokens: &Tokens, table: &Slice<bf16>, hidden: usize, y: &Slice<bf16>) -> Result<()> {
         tokens.check("embedding forward", table.len(), y.len(), hidden)?;
         gather(gpu, &tokens.ids, table, hidden, y)
     }
 
     /// `y[i] = table[ids[i]]`, all of them rows that the table has.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn gather(gpu: &Gpu, ids: &Slice<u32>, table: &Slice<bf16>, hidden: usize, y: &Slice<bf16>) -> Result<()> {
         let (n, fits) = (ids.len(), hidden > 0 && hidden.is_multiple_of(8));
         expect("embedding forward", fits && y.len() == n * hidden, || {
@@ -105,6 +119,9 @@ pub mod cuda {
 
     impl Moves {
         /// Refuses a row beyond those that there are.
+        ///
+        /// # Errors
+        /// If a row is out of range, or there is too little device memory.
         pub fn new(gpu: &Gpu, moves: &[(u32, u32)], rows: [usize; 2]) -> Result<Moves> {
             let mut packed = Packed::default();
             let moves = Moves::pack(&mut packed, moves, rows)?;
@@ -112,6 +129,9 @@ pub mod cuda {
         }
 
         /// The same beside other lists.
+        ///
+        /// # Errors
+        /// If a row is out of range.
         pub fn pack(
             packed: &mut Packed,
             moves: &[(u32, u32)],
@@ -132,10 +152,14 @@ pub mod cuda {
         }
 
         /// What other moves, as many, make of the lists.
+        ///
+        /// # Errors
+        /// If a row is out of range.
         pub fn replaced(&self, moves: &[(u32, u32)]) -> Result<Vec<u32>> {
             Moves::checked(moves, self.rows)
         }
 
+        /// All rows to take from, then all rows to put in.
         pub fn lists(&self) -> &Slice<u32> {
             &self.lists
         }
@@ -147,6 +171,9 @@ pub mod cuda {
     }
 
     /// `table[to] = y[from]` for each of `moves`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn place(gpu: &Gpu, y: &Slice<bf16>, moves: &Moves, hidden: usize, table: &Slice<bf16>) -> Result<()> {
         let (lengths, wanted) = ([y.len(), table.len()], moves.rows.map(|n| n * hidden));
         expect("embedding place", hidden > 0 && hidden.is_multiple_of(8) && lengths == wanted, || {
@@ -160,6 +187,9 @@ pub mod cuda {
     }
 
     /// Adds to `d_table`, in token order.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or a launch fails.
     pub fn backward<T: Real>(
         gpu: &Gpu,
         tokens: &Tokens,

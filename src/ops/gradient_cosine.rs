@@ -1,17 +1,17 @@
 //! Inner products of per-sample gradients, `gram[i, j] = ⟨g_i, g_j⟩`, without holding the gradients.
 //!
 //! B samples lie one behind the other in the rows of a batch, sample i ending before row `ends[i]`. The gradient of a matrix
-//! `[out, in]` is dW_i = Σ_{t ∈ i} dy_tᵀ x_t, and there are two exact ways to all products of two of them (N rows in all):
+//! `[out, in]` is dW_i = Σ_{t ∈ i} dy_tᵀ x_t, and there are two exact methods for all products of two of them (N rows in all):
 //!
-//! | way | flops | |
+//! | method | flops | |
 //! |---|---|---|
 //! | slab | 2·N·in·out + 2·B²·in·out | dW_i for a tile of rows at a time, of all samples, then the tile's Gram matrix |
 //! | ghost | N²·(in + out) | Σ over pairs of rows of (x_t · x_s)(dy_t · dy_s), tile by tile of the symmetric half |
 //!
 //! Products are in f32, what they are summed up in is f64.
 
-pub mod case;
-pub mod cuda;
+pub(crate) mod case;
+pub(crate) mod cuda;
 
 use super::linear::{self, WeightGrad};
 use crate::device::Dtype;
@@ -19,30 +19,32 @@ use crate::device::cpu::{Mat, Product, bf16, exp, simd};
 use rayon::prelude::*;
 use std::ops::Range;
 
-/// One of two exact ways.
+/// One of two exact methods.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum GramMethod {
+    /// Multiplies the gradients themselves, slab by slab.
     Materialized,
+    /// Multiplies activations and output gradients of pairs of tokens.
     Ghost,
 }
 
-/// Flops of a way, for a matrix `[out, in]`.
-pub fn flops(way: GramMethod, rows: usize, samples: usize, in_features: usize, out: usize) -> f64 {
+/// Flops of a method, for a matrix `[out, in]`.
+pub fn flops(method: GramMethod, rows: usize, samples: usize, in_features: usize, out: usize) -> f64 {
     let [n, b, i, o] = [rows, samples, in_features, out].map(|x| x as f64);
-    match way {
+    match method {
         GramMethod::Materialized => 2.0 * (n + b * b) * i * o,
         GramMethod::Ghost => n * n * (i + o),
     }
 }
 
-/// The way of fewer flops.
+/// The method of fewer flops.
 pub fn cheaper(rows: usize, samples: usize, in_features: usize, out: usize) -> GramMethod {
-    let cost = |way| flops(way, rows, samples, in_features, out);
+    let cost = |method| flops(method, rows, samples, in_features, out);
     if cost(GramMethod::Ghost) < cost(GramMethod::Materialized) { GramMethod::Ghost } else { GramMethod::Materialized }
 }
 
-/// Part of a Gram matrix: (i, j, value); what is above the diagonal stands for both halves.
-pub type Part = Vec<(usize, usize, f64)>;
+/// GramEntries of a Gram matrix: (i, j, value); what is above the diagonal stands for both halves.
+pub type GramEntries = Vec<(usize, usize, f64)>;
 
 /// Adds parts, in order, to a matrix `[samples, samples]`.
 pub fn add_parts(gram: &mut [f64], samples: usize, parts: &[(usize, usize, f64)]) {
@@ -74,7 +76,7 @@ pub fn slab_tiles(columns: Range<usize>, in_features: usize, samples: usize) -> 
 }
 
 /// What tile `(p, q)` of pairs of rows adds, for each group of `dy`'s columns (which share `x`).
-pub fn ghost(g: WeightGrad<'_>, groups: &[Range<usize>], ends: &[usize], (p, q): (usize, usize)) -> Vec<Part> {
+pub fn ghost(g: WeightGrad<'_>, groups: &[Range<usize>], ends: &[usize], (p, q): (usize, usize)) -> Vec<GramEntries> {
     let total = g.x.len() / g.in_features;
     let block = |at: usize| at * GHOST..((at + 1) * GHOST).min(total);
     let (rows, cols) = (block(p), block(q));
@@ -112,7 +114,7 @@ fn pair_sums(
     rows: &[(usize, Range<usize>)],
     cols: &[(usize, Range<usize>)],
     diagonal: bool,
-) -> Part {
+) -> GramEntries {
     let mut part = Vec::new();
     for (i, r) in rows {
         for (j, c) in cols.iter().filter(|(j, _)| !diagonal || i <= j) {
@@ -142,7 +144,7 @@ fn dot(a: &[f32], b: &[f32]) -> f32 {
 }
 
 /// What the rows of W that belong to `columns` of `dy` add.
-pub fn slab(g: WeightGrad<'_>, columns: Range<usize>, ends: &[usize]) -> Part {
+pub fn slab(g: WeightGrad<'_>, columns: Range<usize>, ends: &[usize]) -> GramEntries {
     let mut slab = Vec::new();
     fill_slab(g, columns, ends, &mut slab);
     gram(&slab, ends.len())
@@ -164,7 +166,7 @@ fn fill_slab(g: WeightGrad<'_>, columns: Range<usize>, ends: &[usize], slab: &mu
 }
 
 /// All inner products of the rows of `g` `[samples, n]`.
-pub fn gram(g: &[f32], samples: usize) -> Part {
+pub fn gram(g: &[f32], samples: usize) -> GramEntries {
     let n = g.len() / samples.max(1);
     let (mut sum, mut product) = (vec![0.0f64; samples * samples], vec![0.0; samples * samples]);
     for at in (0..n).step_by(DEPTH) {
@@ -178,6 +180,7 @@ pub fn gram(g: &[f32], samples: usize) -> Part {
 /// An embedding's gradients by sample: only the rows of tokens that occur, each once per sample, by ascending token.
 #[derive(Default)]
 pub struct InputGrads {
+    /// Elements of a row.
     pub width: usize,
     /// (token, sample) of each row.
     pub of: Vec<(u32, usize)>,
@@ -214,7 +217,7 @@ impl InputGrads {
     }
 
     /// What the embedding's gradients alone add.
-    pub fn gram(&self) -> Part {
+    pub fn gram(&self) -> GramEntries {
         let mut part = Vec::new();
         let mut first = 0;
         for same in self.of.chunk_by(|a, b| a.0 == b.0) {
@@ -233,11 +236,15 @@ impl InputGrads {
 pub struct HeadRows<'a> {
     /// `[vocab, width]`
     pub weight: &'a [f32],
+    /// Width of the hidden states.
     pub width: usize,
     /// `[rows, width]`, sample by sample
     pub hidden: &'a [f32],
+    /// The scored token of each row.
     pub target: &'a [u32],
+    /// Its log-prob, in nats.
     pub logprob: &'a [f32],
+    /// The factor of its loss.
     pub scale: &'a [f32],
     /// Where the rows of each sample end.
     pub ends: &'a [usize],
@@ -284,15 +291,15 @@ impl HeadRows<'_> {
         }
     }
 
-    /// The way that [`HeadRows::gram`] takes.
-    pub fn way(&self) -> GramMethod {
+    /// The method that [`HeadRows::gram`] takes.
+    pub fn method(&self) -> GramMethod {
         cheaper(self.target.len(), self.ends.len(), self.width, self.vocab())
     }
 
     /// The Gram matrix `[samples, samples]` of the head's gradients; with `tied`, of their sums with the embedding's.
     /// Logit gradients exist for some tokens of the vocabulary at a time.
     pub fn gram(&self, tied: Option<&InputGrads>) -> Vec<f64> {
-        match self.way() {
+        match self.method() {
             GramMethod::Materialized => self.by_slabs(tied),
             GramMethod::Ghost => self.by_pairs(tied),
         }
@@ -313,7 +320,7 @@ impl HeadRows<'_> {
             }
             gram(slab, samples)
         };
-        let parts: Vec<Part> = tiles.par_iter().map_init(Default::default, tile).collect();
+        let parts: Vec<GramEntries> = tiles.par_iter().map_init(Default::default, tile).collect();
         let mut sum = vec![0.0; samples * samples];
         parts.iter().for_each(|part| add_parts(&mut sum, samples, part));
         sum
@@ -372,7 +379,7 @@ impl HeadRows<'_> {
     }
 
     /// ⟨input gradients, head gradients⟩ over `tokens`, whose logit gradients `d` `[rows, tokens]` are.
-    fn cross(&self, inputs: &InputGrads, tokens: &Range<usize>, d: &[f32]) -> Vec<Part> {
+    fn cross(&self, inputs: &InputGrads, tokens: &Range<usize>, d: &[f32]) -> Vec<GramEntries> {
         let (rows, n) = (self.target.len(), tokens.len());
         let found: Vec<usize> = inputs.of_tokens(tokens).collect();
         let block = |at: &[usize]| {

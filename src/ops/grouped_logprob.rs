@@ -3,8 +3,8 @@
 //!
 //! With l = h Wᵀ / T, p = softmax(l) and H = −Σ p ln p: ∂logp_c/∂l_v = 1[v = c] − p_v and ∂H/∂l_v = −p_v (ln p_v + H).
 
-pub mod case;
-pub mod cuda;
+pub(crate) mod case;
+pub(crate) mod cuda;
 
 use super::{linear, residual};
 use crate::device::Dtype;
@@ -23,24 +23,31 @@ const TILE: usize = 512;
 /// Gradient of the loss with respect to one scored token's log-prob and to the entropy of its distribution.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
 pub struct TokenGrad {
+    /// By the log-prob.
     pub logprob: f32,
+    /// By the entropy.
     pub entropy: f32,
 }
 
 /// A token to score: `token` as the successor of hidden state `row`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Target {
+    /// Index of the hidden state.
     pub row: u32,
+    /// The token that follows.
     pub token: u32,
 }
 
 /// The head `[vocab, hidden]` and what it reads.
 #[derive(Clone, Copy)]
 pub struct Head<'a> {
+    /// The weight `[vocab, hidden]`.
     pub weight: &'a [f32],
     /// `[rows, hidden]`
     pub hidden: &'a [f32],
+    /// Width of the hidden states.
     pub width: usize,
+    /// What logits are divided by.
     pub temperature: f32,
     /// Of the products.
     pub dtype: Dtype,
@@ -76,7 +83,7 @@ pub fn forward_backward(
 
 /// One row that is read: its targets are `order[first .. first + count]`.
 #[derive(Clone, Copy, Default)]
-struct Row {
+struct ScoredRow {
     row: usize,
     first: usize,
     count: usize,
@@ -84,14 +91,14 @@ struct Row {
 }
 
 /// The rows that targets read, ascending, and the targets in their order.
-fn rows_of(targets: &[Target]) -> (Vec<Row>, Vec<usize>) {
+fn rows_of(targets: &[Target]) -> (Vec<ScoredRow>, Vec<usize>) {
     let mut order: Vec<usize> = (0..targets.len()).collect();
     order.sort_by_key(|&i| targets[i].row);
-    let mut rows: Vec<Row> = Vec::new();
+    let mut rows: Vec<ScoredRow> = Vec::new();
     for (at, &i) in order.iter().enumerate() {
         match rows.last_mut() {
             Some(last) if last.row == targets[i].row as usize => last.count += 1,
-            _ => rows.push(Row { row: targets[i].row as usize, first: at, count: 1, entropy: 0.0 }),
+            _ => rows.push(ScoredRow { row: targets[i].row as usize, first: at, count: 1, entropy: 0.0 }),
         }
     }
     (rows, order)
@@ -129,7 +136,7 @@ struct Chunk<'a> {
     /// The chunk's targets, in the order of its rows; the first of them is number `first` of all.
     order: &'a [usize],
     first: usize,
-    rows: &'a mut [Row],
+    rows: &'a mut [ScoredRow],
 }
 
 impl Chunk<'_> {

@@ -2,7 +2,7 @@
 //!
 //! Backward: dx = dy W, dW = dyᵀ x, db = Σ_rows dy.
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::Dtype;
 use crate::device::cpu::bf16::{self, Columns};
@@ -262,9 +262,13 @@ pub fn backward_input(dtype: Dtype, dy: &[f32], w: &[f32], in_features: usize, d
 /// The factors of a weight's gradient dW = dyᵀ x: `dy` `[tokens, out]`, `x` `[tokens, in]`.
 #[derive(Clone, Copy)]
 pub struct WeightGrad<'a> {
+    /// Gradient of the outputs.
     pub dy: &'a [f32],
+    /// Outputs.
     pub out: usize,
+    /// Inputs.
     pub x: &'a [f32],
+    /// Width of the inputs.
     pub in_features: usize,
 }
 
@@ -306,9 +310,13 @@ pub mod cuda {
     /// As [`super::WeightGrad`].
     #[derive(Clone, Copy)]
     pub struct WeightGrad<'a> {
+        /// Gradient of the outputs.
         pub dy: &'a Slice<bf16>,
+        /// Outputs.
         pub out: usize,
+        /// Inputs.
         pub x: &'a Slice<bf16>,
+        /// Width of the inputs.
         pub in_features: usize,
     }
 
@@ -330,6 +338,9 @@ pub mod cuda {
     }
 
     /// `y = x Wᵀ + b`: `x` `[rows, in]`, `w` `[out, in]`, `bias` `[out]`, `y` `[rows, out]` (without a bias also in f32).
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the product is refused.
     pub fn forward<T: Real>(
         gpu: &Gpu,
         x: &Slice<bf16>,
@@ -347,6 +358,9 @@ pub mod cuda {
     }
 
     /// `dx = dy W`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the product is refused.
     pub fn backward_input(
         gpu: &Gpu,
         dy: &Slice<bf16>,
@@ -360,6 +374,9 @@ pub mod cuda {
     }
 
     /// `dW += dyᵀ x`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the product is refused.
     pub fn backward_weight<T: Real>(
         gpu: &Gpu,
         dy: &Slice<bf16>,
@@ -373,6 +390,9 @@ pub mod cuda {
     }
 
     /// `db += Σ_rows dy`, as a product with `ones` `[rows]`; `dy` `[rows, out]`, `db` `[out]`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the product is refused.
     pub fn backward_bias<T: Real>(gpu: &Gpu, dy: &Slice<bf16>, ones: &Slice<bf16>, db: &Slice<T>) -> Result<()> {
         let (k, n) = (ones.len(), db.len());
         expect("linear backward (bias)", dy.len() == k * n, || {

@@ -8,7 +8,7 @@
 //! samples are (first 12 iterations of the embedded default: cosines from 0.00 to 0.26, nothing projected). The metric
 //! `decouple/cosine` says what it was.
 
-pub mod case;
+pub(crate) mod case;
 
 use rayon::prelude::*;
 
@@ -42,6 +42,9 @@ pub mod cuda {
     const GRID: usize = 528;
 
     /// As [`super::combine`]; one small read.
+    ///
+    /// # Errors
+    /// If the lengths differ or are no multiple of 8, or a launch fails.
     pub fn combine(gpu: &Gpu, positive: &Slice<f32>, negative: &Slice<f32>) -> Result<Option<f64>> {
         let n = positive.len();
         expect("pcgrad", n.is_multiple_of(8) && negative.len() == n, || {

@@ -38,10 +38,12 @@ pub enum Stream {
     Sentences(u32),
     /// Every evaluation: the same games meet the same numbers, whenever they are played.
     Evaluation,
+    /// Actions that an evaluation chooses to be judged, and the tokens of their judgments.
     EvaluationJudgments,
+    /// Actions sampled again in an evaluation, to see how consistent they are.
     Consistency,
     /// What a demonstration does instead of its plan.
-    Slips,
+    NoiseActions,
     /// Commands off the plan, to be judged bad.
     OffPlan,
     /// Suggestions made up for the cold start.
@@ -63,7 +65,7 @@ impl Stream {
     /// A number of its own; the upper half of [`Stream::part`].
     ///
     /// # Panics
-    /// If a count is above [`Stream::MAX`], which configurations cannot ask for.
+    /// If a count is above `Stream::MAX`, which configurations cannot ask for.
     pub fn number(self) -> u32 {
         let (kind, count) = match self {
             Stream::Rollout(iteration) => (0, iteration),
@@ -73,7 +75,7 @@ impl Stream {
             Stream::Evaluation => (4, 0),
             Stream::EvaluationJudgments => (5, 0),
             Stream::Consistency => (6, 0),
-            Stream::Slips => (7, 0),
+            Stream::NoiseActions => (7, 0),
             Stream::OffPlan => (8, 0),
             Stream::MadeUpSuggestions => (9, 0),
             Stream::ColdStart(step) => (10, step),

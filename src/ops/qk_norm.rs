@@ -2,7 +2,7 @@
 //!
 //! One weight `[head_dim]` for all queries and one for all keys, side by side: `w` `[2, head_dim]`. Values are left alone.
 
-pub mod case;
+pub(crate) mod case;
 
 use super::attention::Shape;
 use super::rmsnorm;
@@ -72,6 +72,9 @@ pub mod cuda {
     }
 
     /// As [`super::forward`].
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn forward(
         gpu: &Gpu,
         qkv: &Slice<bf16>,
@@ -89,6 +92,9 @@ pub mod cuda {
     }
 
     /// As [`super::backward`].
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or a launch fails.
     pub fn backward<T: Real>(
         gpu: &Gpu,
         d_qkv: &Slice<bf16>,

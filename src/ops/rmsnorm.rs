@@ -2,7 +2,7 @@
 //!
 //! Backward, with c = mean(dy · w · x): dx = r · (w · dy − x · r² · c), dw = Σ_rows dy · x · r.
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::simd;
 
@@ -84,6 +84,10 @@ pub mod cuda {
         Ok((rows as u32, (hidden / 8).next_multiple_of(32) as u32))
     }
 
+    /// `y = x · rstd · w`, and `rstd`, the reciprocal root mean square of each row.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn forward(
         gpu: &Gpu,
         x: &Slice<bf16>,
@@ -99,6 +103,9 @@ pub mod cuda {
     }
 
     /// The norm of `sum = x + delta`, which is kept; `sum` may be `x`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     #[allow(clippy::too_many_arguments)]
     pub fn forward_add(
         gpu: &Gpu,
@@ -119,6 +126,9 @@ pub mod cuda {
     }
 
     /// Adds to `dx` and to `dw` `[hidden]`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or a launch fails.
     pub fn backward<T: Real>(
         gpu: &Gpu,
         dy: &Slice<bf16>,

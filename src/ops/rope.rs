@@ -2,16 +2,20 @@
 //!
 //! The rotation is orthogonal, so the backward pass is the rotation by the negative angle.
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::simd;
 
 /// f32 tables of cos and sin, `[positions, head_dim / 2]`.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Tables {
+    /// Pairs of a head: `head_dim / 2`.
     pub half: usize,
+    /// The angle that a pair turns by from one position to the next, in radians.
     pub inv_freq: Vec<f32>,
+    /// Cosines.
     pub cos: Vec<f32>,
+    /// Sines.
     pub sin: Vec<f32>,
 }
 
@@ -20,8 +24,11 @@ pub struct Tables {
 /// `high_freq_factor` turns on.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Scaling {
+    /// What slow angles are divided by.
     pub factor: f32,
+    /// Turns in the original context below which a pair is slow.
     pub low_freq_factor: f32,
+    /// Turns in the original context from which a pair is fast.
     pub high_freq_factor: f32,
     /// Of the model before its context was extended, in tokens.
     pub original_max_position_embeddings: f32,
@@ -46,6 +53,7 @@ pub fn frequencies(theta: f32, head_dim: usize) -> Vec<f32> {
 }
 
 impl Tables {
+    /// Tables of so many positions.
     pub fn new(theta: f32, head_dim: usize, positions: usize) -> Tables {
         Tables::of(frequencies(theta, head_dim), positions)
     }
@@ -95,6 +103,10 @@ pub mod cuda {
     }
 
     impl Tables {
+        /// Copies tables to the device.
+        ///
+        /// # Errors
+        /// If half a head is no multiple of 8, or there is too little device memory.
         pub fn new(gpu: &Gpu, tables: &super::Tables) -> Result<Tables> {
             let half = tables.half;
             expect("rope", half > 0 && half.is_multiple_of(8), || {
@@ -106,6 +118,9 @@ pub mod cuda {
 
     /// Rotates the first `heads` heads of every row of `x` `[rows, row_len]` in place; `inverse` is the backward pass. Positions
     /// `[rows]` must be in the tables; `row_len` is a multiple of 8.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn rotate(
         gpu: &Gpu,
         x: &Slice<bf16>,

@@ -1,7 +1,7 @@
 //! Sampling: repetition penalty, temperature, top-k, top-p, min-p (Hugging Face's definitions, in that order), then one draw by
 //! inverting the cumulative distribution at a uniform number (see [`super::philox`]).
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::{exp, simd};
 use std::cmp::Ordering;
@@ -31,7 +31,9 @@ impl Default for SamplingParams {
 /// the quantity that training recomputes, before penalty and truncation.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Sampled {
+    /// The token.
     pub token: u32,
+    /// Its log-prob, in nats.
     pub logprob: f32,
 }
 
@@ -149,6 +151,7 @@ pub mod cuda {
 
     /// Room for rows of `vocab` logits, each padded to whole chunks of 16 bytes.
     pub struct Logits {
+        /// The logits.
         pub values: Tensor<f32>,
         room: usize,
         vocab: usize,
@@ -156,10 +159,14 @@ pub mod cuda {
 
     impl Logits {
         /// That nobody has computed yet.
+        ///
+        /// # Errors
+        /// If there is too little device memory.
         pub fn new(gpu: &Gpu, room: usize, vocab: usize) -> Result<Logits> {
             Ok(Logits { values: gpu.uninit(room * Logits::stride(vocab))?, room, vocab })
         }
 
+        /// Most rows.
         pub fn room(&self) -> usize {
             self.room
         }
@@ -170,6 +177,9 @@ pub mod cuda {
         }
 
         /// `hidden` `[rows, width]` times the transpose of the head `[vocab, width]`; no more rows than there is room for.
+        ///
+        /// # Errors
+        /// If the sizes do not fit together, or the product is refused.
         pub fn compute(&self, gpu: &Gpu, hidden: &Slice<bf16>, head: &Slice<bf16>, width: usize) -> Result<()> {
             let (m, n, stride) = (hidden.len() / width.max(1), self.vocab, Logits::stride(self.vocab));
             let fits = m <= self.room && [hidden.len(), head.len()] == [m * width, n * width];
@@ -199,6 +209,9 @@ pub mod cuda {
 
     impl Seen {
         /// Refuses a token outside of the vocabulary.
+        ///
+        /// # Errors
+        /// If a token is outside of the vocabulary, or there is too little device memory.
         pub fn new(gpu: &Gpu, rows: &[&[u32]], vocab: usize) -> Result<Seen> {
             let mut packed = Packed::default();
             let seen = Seen::pack(&mut packed, rows, vocab)?;
@@ -206,6 +219,9 @@ pub mod cuda {
         }
 
         /// The same beside other lists.
+        ///
+        /// # Errors
+        /// If a token is outside of the vocabulary.
         pub fn pack(
             packed: &mut Packed,
             rows: &[&[u32]],
@@ -238,6 +254,9 @@ pub mod cuda {
     }
 
     /// [`super::sample`] for a row of `logits` at each number of `uniform`: tokens and their log-probs, as many. A penalty needs `seen`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, a penalty has no `seen`, or the launch fails.
     pub fn sample(
         gpu: &Gpu,
         logits: &Logits,

@@ -2,7 +2,7 @@
 //!
 //! Backward: du = dy · silu(g), dg = dy · u · σ(g) · (1 + g · (1 − σ(g))).
 
-pub mod case;
+pub(crate) mod case;
 
 use crate::device::cpu::{exp, simd};
 
@@ -75,11 +75,18 @@ pub mod cuda {
         }
     }
 
+    /// `y = silu(gate) · up`.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn forward(gpu: &Gpu, gate_up: &Slice<bf16>, ffn: usize, y: &Slice<bf16>) -> Result<()> {
         run(gpu, false, gate_up, ffn, y)
     }
 
     /// Overwrites `gate_up` with its gradient.
+    ///
+    /// # Errors
+    /// If the sizes do not fit together, or the launch fails.
     pub fn backward(gpu: &Gpu, dy: &Slice<bf16>, ffn: usize, gate_up: &Slice<bf16>) -> Result<()> {
         run(gpu, true, gate_up, ffn, dy)
     }

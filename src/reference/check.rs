@@ -4,7 +4,7 @@
 //! states, as said beside each quantity; where a floor is exactly 0 it is f32's spacing times the quantity's magnitude.
 //! Every tensor and file of the stored outputs is either an input or judged: a name that no rule knows fails.
 
-use super::compare::{self, EPS, Floor, Row};
+use super::compare::{self, EPS, Floor, QuantityRow};
 use super::tensors::{Tensor, Tensors};
 use super::{ADAMW_PARAMS, CE_GRADS, GRPO_GRADS, GRPO_GRADS_CASE, Outputs, ReferenceError};
 use super::{compute, models, read_json, tokenizer};
@@ -15,22 +15,27 @@ use std::path::Path;
 
 /// The rows of a check, each with the model (or `tokenizer`) it belongs to.
 #[derive(Debug, Clone, Default, Serialize)]
-pub struct Report {
-    pub rows: Vec<(String, Row)>,
+pub struct CheckReport {
+    /// (model, row).
+    pub rows: Vec<(String, QuantityRow)>,
 }
 
-impl Report {
+impl CheckReport {
+    /// Whether every quantity is within its limit.
     pub fn passed(&self) -> bool {
         !self.rows.is_empty() && self.rows.iter().all(|(_, row)| row.pass)
     }
 }
 
 /// Replays every model of the set, and the tokenizer, and compares with the stored outputs.
-pub fn check(set: &Path) -> Result<Report, ReferenceError> {
-    let mut report = Report::default();
+///
+/// # Errors
+/// If a file of the set is missing or damaged, or its parts do not fit together.
+pub fn check(set: &Path) -> Result<CheckReport, ReferenceError> {
+    let mut report = CheckReport::default();
     for name in models(set)? {
         let ours = compute(set, &name, None)?;
-        let rows = Judge::new(set, &name, &ours)?.run()?;
+        let rows = Checker::new(set, &name, &ours)?.run()?;
         report.rows.extend(rows.into_iter().map(|row| (name.clone(), row)));
     }
     let (ours, golden) = (tokenizer::compute(set)?, read_json(&set.join(tokenizer::FILE))?);
@@ -38,37 +43,37 @@ pub fn check(set: &Path) -> Result<Report, ReferenceError> {
     Ok(report)
 }
 
-fn tokenizer_rows(ours: &Value, golden: &Value) -> Vec<Row> {
+fn tokenizer_rows(ours: &Value, golden: &Value) -> Vec<QuantityRow> {
     let fields = golden.as_object().into_iter().flatten();
     fields
         .map(|(field, golden)| match (golden, &ours[field]) {
             (Value::Array(golden), Value::Array(ours)) if golden.len() == ours.len() => {
-                Row::exact(field, golden.iter().zip(ours).filter(|(a, b)| a != b).count())
+                QuantityRow::exact(field, golden.iter().zip(ours).filter(|(a, b)| a != b).count())
             }
-            (golden, ours) => Row::exact(field, usize::from(golden != ours)),
+            (golden, ours) => QuantityRow::exact(field, usize::from(golden != ours)),
         })
         .collect()
 }
 
 /// One model's outputs, ours and the stored.
-struct Judge<'a> {
+struct Checker<'a> {
     set: &'a Path,
     name: &'a str,
     ours: &'a Outputs,
     json: Value,
     tensors: Tensors,
-    rows: Vec<Row>,
+    rows: Vec<QuantityRow>,
 }
 
-impl<'a> Judge<'a> {
-    fn new(set: &'a Path, name: &'a str, ours: &'a Outputs) -> Result<Judge<'a>, ReferenceError> {
+impl<'a> Checker<'a> {
+    fn new(set: &'a Path, name: &'a str, ours: &'a Outputs) -> Result<Checker<'a>, ReferenceError> {
         let dir = set.join("golden").join(name);
         let json = read_json(&dir.join("golden.json"))?;
         let tensors = Tensors::read(&dir.join("golden.safetensors"))?;
-        Ok(Judge { set, name, ours, json, tensors, rows: Vec::new() })
+        Ok(Checker { set, name, ours, json, tensors, rows: Vec::new() })
     }
 
-    fn run(mut self) -> Result<Vec<Row>, ReferenceError> {
+    fn run(mut self) -> Result<Vec<QuantityRow>, ReferenceError> {
         self.forward();
         self.whole_gradients()?;
         self.adamw()?;
@@ -90,7 +95,7 @@ impl<'a> Judge<'a> {
     fn push(&mut self, quantity: &str, ours: Option<Vec<f64>>, golden: Option<Vec<f64>>, floor: Floor) {
         self.rows.push(match (ours, golden) {
             (Some(ours), Some(golden)) => compare::values(quantity, &ours, &golden, floor),
-            _ => Row::absent(quantity),
+            _ => QuantityRow::absent(quantity),
         });
     }
 
@@ -114,7 +119,7 @@ impl<'a> Judge<'a> {
             }
             (a, b) => usize::from(a != b || b.is_none()),
         };
-        self.rows.push(Row::exact(&pointer.trim_start_matches('/').replace('/', "."), differences));
+        self.rows.push(QuantityRow::exact(&pointer.trim_start_matches('/').replace('/', "."), differences));
     }
 
     fn forward(&mut self) {
@@ -183,7 +188,7 @@ impl<'a> Judge<'a> {
             let name = format!("adamw.step{}.sketch", k + 1);
             let row = match (self.ours.tensors.get(&name), self.tensors.get(&name)) {
                 (Some(ours), Some(golden)) => compare::sketches(&name, ours, golden, self.ours.update_l2[k], floor),
-                _ => Row::absent(&name),
+                _ => QuantityRow::absent(&name),
             };
             self.rows.push(row);
         }
@@ -264,7 +269,8 @@ impl<'a> Judge<'a> {
     fn grpo(&mut self) {
         for name in ["prompt_ids", "prompt_mask", "completion_ids", "completion_mask"] {
             let name = format!("grpo.{name}");
-            self.rows.push(Row::exact(&name, usize::from(self.ours.tensors.get(&name) != self.tensors.get(&name))));
+            self.rows
+                .push(QuantityRow::exact(&name, usize::from(self.ours.tensors.get(&name) != self.tensors.get(&name))));
         }
         for scale in ["group", "none", "batch"] {
             let floor = self.floor(&format!("/grpo/noise_floor_advantages/{scale}"));
@@ -323,8 +329,8 @@ impl<'a> Judge<'a> {
                 (Some(ours), Some(golden)) if compare::sketch_norm(golden) > 0.0 => {
                     compare::sketches(name, ours, golden, compare::sketch_norm(golden), floor)
                 }
-                (Some(ours), Some(golden)) => Row::exact(name, usize::from(ours != golden)),
-                _ => Row::absent(name),
+                (Some(ours), Some(golden)) => QuantityRow::exact(name, usize::from(ours != golden)),
+                _ => QuantityRow::absent(name),
             };
             self.rows.push(row);
         }
@@ -338,7 +344,8 @@ impl<'a> Judge<'a> {
                 || (name.starts_with("seq") && (name.ends_with(".logprobs") || name.ends_with(".entropy")))
                 || self.rows.iter().any(|row| row.quantity == name)
         };
-        let unknown: Vec<Row> = self.tensors.0.keys().filter(|n| !known(n)).map(|n| Row::absent(n)).collect();
+        let unknown: Vec<QuantityRow> =
+            self.tensors.0.keys().filter(|n| !known(n)).map(|n| QuantityRow::absent(n)).collect();
         self.rows.extend(unknown);
     }
 }

@@ -26,27 +26,31 @@ impl Floor {
 
 /// One line of a check: the measure of a quantity that came closest to (or went furthest beyond) its limit.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct QuantityRow {
+    /// What is compared, e.g. `logits`.
     pub quantity: String,
     /// `rel_l2`, `max_abs`, or `differences` (a count, which must be 0).
     pub measure: &'static str,
+    /// The error, in the measure's unit.
     pub error: f64,
+    /// The noise floor: the error that is expected of rounding alone.
     pub floor: f64,
     /// error / floor
     pub ratio: f64,
+    /// Whether the error is within the limit.
     pub pass: bool,
 }
 
-impl Row {
-    fn judged(quantity: &str, measure: &'static str, error: f64, floor: f64) -> Row {
+impl QuantityRow {
+    fn judged(quantity: &str, measure: &'static str, error: f64, floor: f64) -> QuantityRow {
         let ratio = if error == 0.0 { 0.0 } else { error / floor };
         // Written so that NaN fails.
-        Row { quantity: quantity.into(), measure, error, floor, ratio, pass: ratio <= TOLERANCE }
+        QuantityRow { quantity: quantity.into(), measure, error, floor, ratio, pass: ratio <= TOLERANCE }
     }
 
     /// A quantity that must agree exactly.
-    pub fn exact(quantity: &str, differences: usize) -> Row {
-        Row {
+    pub fn exact(quantity: &str, differences: usize) -> QuantityRow {
+        QuantityRow {
             quantity: quantity.into(),
             measure: "differences",
             error: differences as f64,
@@ -57,15 +61,15 @@ impl Row {
     }
 
     /// A stored quantity that was not computed, or not in the same shape.
-    pub fn absent(quantity: &str) -> Row {
-        Row::exact(quantity, 1)
+    pub fn absent(quantity: &str) -> QuantityRow {
+        QuantityRow::exact(quantity, 1)
     }
 }
 
 /// The worse of the measures that `floor` has.
-pub fn values(quantity: &str, ours: &[f64], golden: &[f64], floor: Floor) -> Row {
+pub fn values(quantity: &str, ours: &[f64], golden: &[f64], floor: Floor) -> QuantityRow {
     if ours.len() != golden.len() {
-        return Row::absent(quantity);
+        return QuantityRow::absent(quantity);
     }
     let difference: Vec<f64> = ours.iter().zip(golden).map(|(a, b)| a - b).collect();
     let largest = |x: &[f64]| x.iter().fold(0.0, |m: f64, v| if v.abs() <= m { m } else { v.abs() });
@@ -74,10 +78,10 @@ pub fn values(quantity: &str, ours: &[f64], golden: &[f64], floor: Floor) -> Row
     let rows = [
         floor.rel_l2.map(|f| {
             let error = if norm > 0.0 { l2(&difference) / norm } else { l2(&difference) };
-            Row::judged(quantity, "rel_l2", error, positive(f, EPS))
+            QuantityRow::judged(quantity, "rel_l2", error, positive(f, EPS))
         }),
         floor.max_abs.map(|f| {
-            Row::judged(quantity, "max_abs", largest(&difference), positive(f, EPS * positive(magnitude, 1.0)))
+            QuantityRow::judged(quantity, "max_abs", largest(&difference), positive(f, EPS * positive(magnitude, 1.0)))
         }),
     ];
     worse(quantity, rows)
@@ -86,10 +90,10 @@ pub fn values(quantity: &str, ours: &[f64], golden: &[f64], floor: Floor) -> Row
 /// Sketches of a set of tensors. The difference of two ±1 projections of the same tensor has the squared difference of the
 /// tensors as its mean square, so the eight projections (and the sum) of all tensors estimate the relative l2 error of the
 /// whole set; `scale` is the set's l2 norm. The 16 samples per tensor are values like any others.
-pub fn sketches(quantity: &str, ours: &Tensor, golden: &Tensor, scale: f64, floor: Floor) -> Row {
+pub fn sketches(quantity: &str, ours: &Tensor, golden: &Tensor, scale: f64, floor: Floor) -> QuantityRow {
     let (ours, golden) = (ours.to_f64(), golden.to_f64());
     if ours.len() != golden.len() {
-        return Row::absent(quantity);
+        return QuantityRow::absent(quantity);
     }
     let (first, last) = (3, 3 + sketch::PROJECTIONS);
     let (mut projected, mut norms, mut sampled) = (0.0, 0.0, 0.0f64);
@@ -100,8 +104,8 @@ pub fn sketches(quantity: &str, ours: &Tensor, golden: &Tensor, scale: f64, floo
         let largest = (last..sketch::COLUMNS).chain([2]).map(|i| (a[i] - b[i]).abs());
         sampled = largest.fold(sampled, |m, v| if v <= m { m } else { v });
     }
-    let rel = |square: f64| floor.rel_l2.map(|f| Row::judged(quantity, "rel_l2", square.sqrt() / scale, f));
-    let samples = floor.max_abs.map(|f| Row::judged(quantity, "max_abs", sampled, f));
+    let rel = |square: f64| floor.rel_l2.map(|f| QuantityRow::judged(quantity, "rel_l2", square.sqrt() / scale, f));
+    let samples = floor.max_abs.map(|f| QuantityRow::judged(quantity, "max_abs", sampled, f));
     worse(quantity, [rel(projected), rel(norms), samples])
 }
 
@@ -115,8 +119,8 @@ pub fn l2(x: &[f64]) -> f64 {
 }
 
 /// The row with the largest ratio; one that fails (NaN included) goes before any that passes.
-fn worse<const N: usize>(quantity: &str, rows: [Option<Row>; N]) -> Row {
+fn worse<const N: usize>(quantity: &str, rows: [Option<QuantityRow>; N]) -> QuantityRow {
     let rows = rows.into_iter().flatten();
     rows.reduce(|a, b| if !a.pass || (b.pass && b.ratio <= a.ratio) { a } else { b })
-        .unwrap_or_else(|| Row::absent(quantity))
+        .unwrap_or_else(|| QuantityRow::absent(quantity))
 }

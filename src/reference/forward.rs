@@ -1,11 +1,11 @@
 //! Forward pass and cross-entropy: logits, hidden states, log-probs, entropies, RoPE tables, the loss and its gradient.
 
-use super::inputs::Batch;
+use super::inputs::InputBatch;
 use super::tensors::Tensors;
 use super::{echo, sketch, zeros_like};
 use crate::device;
 use crate::forest::Forest;
-use crate::model::{Activations, Keep, Model, Params};
+use crate::model::{Activations, Model, Params, SavedActivations};
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::train::learner::Learner;
 use serde_json::{Map, Value, json};
@@ -19,7 +19,7 @@ pub struct ForwardOutputs {
 /// Log-probs, entropies, the loss and its gradient, where the learner computes them; RoPE tables.
 pub fn compute(
     learner: &mut Learner,
-    batch: &Batch,
+    batch: &InputBatch,
     raw: &Value,
     tensors: &mut Tensors,
 ) -> device::Result<ForwardOutputs> {
@@ -49,31 +49,31 @@ pub fn compute(
     Ok(ForwardOutputs { json, grads })
 }
 
-/// One more token behind each sequence (it sees all, and nothing sees it) asks for the entropy at the last position too.
-fn extended(batch: &Batch) -> Forest {
+/// One more token behind each sequence (it sees all, and nothing sees it) gives the entropy at the last position too.
+fn extended(batch: &InputBatch) -> Forest {
     let extended: Vec<Vec<u32>> = batch.sequences.iter().map(|s| [s.as_slice(), &[0]].concat()).collect();
     Forest::new(&extended)
 }
 
 /// The completion tokens of each sequence; its first token has no log-prob.
-fn masks(batch: &Batch) -> Vec<Vec<bool>> {
+fn masks(batch: &InputBatch) -> Vec<Vec<bool>> {
     let mask = |(s, prompt): (&Vec<u32>, &usize)| (0..s.len()).map(|t| t >= (*prompt).max(1)).collect();
     batch.sequences.iter().zip(&batch.prompt_lens).map(mask).collect()
 }
 
 /// Mean of −log p over the completion tokens of a batch; adds its gradient to the learner's.
-pub fn cross_entropy(learner: &mut Learner, batch: &Batch) -> device::Result<f64> {
+pub fn cross_entropy(learner: &mut Learner, batch: &InputBatch) -> device::Result<f64> {
     let masks = masks(batch);
     let pairs: Vec<(&[u32], &[bool])> = batch.sequences.iter().zip(&masks).map(|(s, m)| (&s[..], &m[..])).collect();
     learner.cross_entropy(&pairs)
 }
 
 /// Logits of one sequence; `stored` models also give its hidden states. On the CPU.
-pub fn states(model: &Model, batch: &Batch, stored: bool, tensors: &mut Tensors) {
+pub fn states(model: &Model, batch: &InputBatch, stored: bool, tensors: &mut Tensors) {
     let (vocab, hidden) = (model.config.vocab_size, model.config.hidden_size);
     let forest = extended(batch);
     let mut acts = Activations::default();
-    model.forward(&forest, Keep::LayerInputs, &mut acts);
+    model.forward(&forest, SavedActivations::LayerInputs, &mut acts);
     let path = &forest.paths[batch.logits_sequence];
     let path = &path[..path.len() - 1];
     let rows =
@@ -90,7 +90,7 @@ pub fn states(model: &Model, batch: &Batch, stored: bool, tensors: &mut Tensors)
 
 /// The padding token's row of the embedding's gradient `grads`, and of the head's part of it (0 when untied), which is all that
 /// is left when the row gets no gradient as an input. On the CPU.
-pub fn padding(model: &Model, batch: &Batch, grads: &Params) -> Value {
+pub fn padding(model: &Model, batch: &InputBatch, grads: &Params) -> Value {
     let forest = Forest::new(&batch.sequences);
     let mut terms: BTreeMap<u32, f64> = BTreeMap::new();
     for (path, mask) in forest.paths.iter().zip(masks(batch)) {
@@ -99,7 +99,7 @@ pub fn padding(model: &Model, batch: &Batch, grads: &Params) -> Value {
     let tokens = terms.values().sum::<f64>();
     terms.values_mut().for_each(|t| *t /= tokens.max(1.0));
     let (mut acts, mut of_head) = (Activations::default(), zeros_like(model));
-    model.forward(&forest, Keep::Nothing, &mut acts);
+    model.forward(&forest, SavedActivations::Nothing, &mut acts);
     head_gradient(model, &forest, &terms, &acts, &mut of_head);
     let hidden = model.config.hidden_size;
     let row = |p: &Params| {
@@ -127,7 +127,7 @@ fn head_gradient(
 /// The gradient of Σ weight · −log p over `terms` (node → weight). On the CPU.
 pub fn gradient(model: &Model, forest: &Forest, terms: &BTreeMap<u32, f64>) -> Params {
     let (mut acts, mut grads) = (Activations::default(), zeros_like(model));
-    model.forward(forest, Keep::All, &mut acts);
+    model.forward(forest, SavedActivations::All, &mut acts);
     let mut d_hidden = head_gradient(model, forest, terms, &acts, &mut grads);
     model.backward(forest, &mut acts, &mut d_hidden, &mut grads);
     grads

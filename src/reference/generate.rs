@@ -16,8 +16,8 @@ pub fn compute(model: &Model, inputs: &Inputs, raw: &Value, tensors: &mut Tensor
     let stopped = stop(&greedy.tokens, &g.eos_ids_for_stop_case, inputs.forward.pad_id);
 
     let mut cache = KvCache::new(model);
-    let slot = cache.new_sequence();
-    let hidden = model.append(&mut cache, &[(slot, &g.prompts[g.sampling_prompt])]);
+    let id = cache.new_sequence();
+    let hidden = model.append(&mut cache, &[(id, &g.prompts[g.sampling_prompt])]);
     let logits = model.next_logits(&cache, &hidden, false);
     let vocab = logits.len();
     let (mut probs, mut cases) = (Vec::new(), Vec::new());
@@ -57,15 +57,15 @@ struct Decoded {
     gap: f32,
 }
 
-/// Greedy decoding of all prompts as one batch, each in its own slot of the cache.
+/// Greedy decoding of all prompts as one batch, each in its own sequence of the cache.
 fn decode(model: &Model, prompts: &[Vec<u32>], penalty: f32) -> Decoded {
     let mut cache = KvCache::new(model);
-    let slots: Vec<_> = prompts.iter().map(|_| cache.new_sequence()).collect();
+    let ids: Vec<_> = prompts.iter().map(|_| cache.new_sequence()).collect();
     let mut sequences = prompts.to_vec();
     let mut fed = vec![0; prompts.len()];
     let mut gap = f32::INFINITY;
     for _ in 0..NEW_TOKENS {
-        let inputs: Vec<_> = slots.iter().zip(&sequences).zip(&fed).map(|((s, q), f)| (*s, &q[*f..])).collect();
+        let inputs: Vec<_> = ids.iter().zip(&sequences).zip(&fed).map(|((s, q), f)| (*s, &q[*f..])).collect();
         let hidden = model.append(&mut cache, &inputs);
         fed = sequences.iter().map(Vec::len).collect();
         let mut logits = model.next_logits(&cache, &hidden, false);

@@ -1,7 +1,7 @@
 //! GRPO: advantages, the policy's log-probs, and every case's losses, gradient and metrics.
 
 use super::forward::l2;
-use super::inputs::{Advantages, Case, Grpo, Level, LossType};
+use super::inputs::{Advantages, GrpoCase, GrpoInputs, Level, LossType};
 use super::tensors::Tensors;
 use super::{GRPO_GRADS_CASE, ReferenceError, echo, sketch};
 use crate::config::{self, Aggregation, RatioLevel};
@@ -21,22 +21,27 @@ pub struct GrpoOutputs {
 }
 
 /// The `[rows, longest completion]` tensors that the cases read.
-struct Given {
+struct StoredInputs {
     old_logps: Vec<f64>,
     ref_logps: Vec<f64>,
     tool_mask: Vec<f64>,
 }
 
-impl Given {
+impl StoredInputs {
     /// Reads them, and keeps a copy in `tensors`.
-    fn read(given: &Tensors, shape: [usize; 2], golden: &Path, tensors: &mut Tensors) -> Result<Given, ReferenceError> {
+    fn read(
+        given: &Tensors,
+        shape: [usize; 2],
+        golden: &Path,
+        tensors: &mut Tensors,
+    ) -> Result<StoredInputs, ReferenceError> {
         let mut read = |name: &str| {
             let no_input = || ReferenceError::NoInput { file: golden.join("golden.safetensors"), tensor: name.into() };
             let tensor = given.get(name).filter(|t| t.shape == shape).ok_or_else(no_input)?;
             tensors.0.insert(name.into(), tensor.clone());
             Ok::<_, ReferenceError>(tensor.to_f64())
         };
-        Ok(Given {
+        Ok(StoredInputs {
             old_logps: read("grpo.old_logps")?,
             ref_logps: read("grpo.ref_logps")?,
             tool_mask: read("grpo.tool_mask")?,
@@ -46,14 +51,14 @@ impl Given {
 
 pub fn compute(
     learner: &mut Learner,
-    inputs: &Grpo,
+    inputs: &GrpoInputs,
     raw: &Value,
     given: &Tensors,
     golden: &Path,
     tensors: &mut Tensors,
 ) -> Result<GrpoOutputs, ReferenceError> {
     let (rows, width) = padded(inputs, tensors);
-    let given = Given::read(given, [rows, width], golden, tensors)?;
+    let given = StoredInputs::read(given, [rows, width], golden, tensors)?;
 
     let computed = group_advantages(inputs);
     tensors.insert_f32("grpo.advantages_group", &[rows], computed.group.clone());
@@ -69,7 +74,7 @@ pub fn compute(
             file: golden.join("golden.json"),
             reason: format!("grpo case `{name}`: {reason}"),
         };
-        let case: Case = serde_json::from_value(raw.clone()).map_err(|e| corrupt(e.to_string()))?;
+        let case: GrpoCase = serde_json::from_value(raw.clone()).map_err(|e| corrupt(e.to_string()))?;
         // The ratio is clipped to 1 - lo .. 1 + hi.
         if !(case.lo >= 0.0 && case.hi >= 0.0) {
             return Err(corrupt(format!("lo = {} and hi = {} must not be negative", case.lo, case.hi)));
@@ -99,7 +104,7 @@ pub fn compute(
 }
 
 /// Writes prompts (left-padded) and completions (right-padded) with their masks; returns rows and completion width.
-fn padded(inputs: &Grpo, tensors: &mut Tensors) -> (usize, usize) {
+fn padded(inputs: &GrpoInputs, tensors: &mut Tensors) -> (usize, usize) {
     let rows = inputs.completions.len();
     let longest = |lists: &[Vec<u32>]| lists.iter().map(Vec::len).max().unwrap_or(0);
     let (before, after) = (longest(&inputs.prompts), longest(&inputs.completions));
@@ -126,7 +131,7 @@ fn padded(inputs: &Grpo, tensors: &mut Tensors) -> (usize, usize) {
     (rows, after)
 }
 
-fn group_advantages(inputs: &Grpo) -> Advantages {
+fn group_advantages(inputs: &GrpoInputs) -> Advantages {
     let groups = vec![inputs.group_size; inputs.prompts.len()];
     let scaled = |scale| -> Vec<f32> {
         advantages(&inputs.rewards, &groups, scale, inputs.advantage_eps).into_iter().map(|a| a as f32).collect()
@@ -135,13 +140,13 @@ fn group_advantages(inputs: &Grpo) -> Advantages {
 }
 
 /// Prompt and completion of a row, and where the completion starts.
-fn sequence(inputs: &Grpo, row: usize) -> (Vec<u32>, usize) {
+fn sequence(inputs: &GrpoInputs, row: usize) -> (Vec<u32>, usize) {
     let prompt = &inputs.prompts[row / inputs.group_size];
     ([prompt.as_slice(), &inputs.completions[row]].concat(), prompt.len())
 }
 
 /// The policy's log-probs and entropies at temperature 1, 0 at padding.
-fn policy(learner: &mut Learner, inputs: &Grpo, width: usize, tensors: &mut Tensors) -> device::Result<()> {
+fn policy(learner: &mut Learner, inputs: &GrpoInputs, width: usize, tensors: &mut Tensors) -> device::Result<()> {
     let rows = inputs.completions.len();
     let sequences: Vec<Vec<u32>> = (0..rows).map(|row| sequence(inputs, row).0).collect();
     let forest = Forest::new(&sequences);
@@ -159,9 +164,9 @@ fn policy(learner: &mut Learner, inputs: &Grpo, width: usize, tensors: &mut Tens
 /// Losses, norm, metrics and the gradient of one case; `width` is that of the completions.
 fn run_case(
     learner: &mut Learner,
-    inputs: &Grpo,
-    case: &Case,
-    (fed, given): (&Advantages, &Given),
+    inputs: &GrpoInputs,
+    case: &GrpoCase,
+    (fed, given): (&Advantages, &StoredInputs),
     width: usize,
 ) -> device::Result<(Map<String, Value>, Params)> {
     let config = config_of(inputs, case);
@@ -192,7 +197,7 @@ fn run_case(
 }
 
 /// The loss of a case, in our own terms.
-fn config_of(inputs: &Grpo, case: &Case) -> config::Grpo {
+fn config_of(inputs: &GrpoInputs, case: &GrpoCase) -> config::Grpo {
     config::Grpo {
         aggregation: match case.loss {
             LossType::Dapo => Aggregation::TokenMean,
@@ -216,7 +221,13 @@ fn config_of(inputs: &Grpo, case: &Case) -> config::Grpo {
 }
 
 /// The rows of a case.
-fn samples_of(inputs: &Grpo, case: &Case, fed: &Advantages, given: &Given, width: usize) -> Vec<Sample> {
+fn samples_of(
+    inputs: &GrpoInputs,
+    case: &GrpoCase,
+    fed: &Advantages,
+    given: &StoredInputs,
+    width: usize,
+) -> Vec<Sample> {
     let advantage = match case.scale {
         Scale::Group => &fed.group,
         Scale::Batch => &fed.batch,

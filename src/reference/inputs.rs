@@ -11,16 +11,16 @@ pub(super) const NEW_TOKENS: usize = 24;
 /// What `golden.json` says to compute. Every other field of the file is ignored.
 #[derive(Debug, Deserialize)]
 pub struct Inputs {
-    pub forward: Batch,
+    pub forward: InputBatch,
     pub adamw: AdamWInputs,
     pub persample: PerSample,
     pub generate: Generate,
-    pub grpo: Grpo,
+    pub grpo: GrpoInputs,
 }
 
 /// Sequences of token ids; completion tokens are those from `prompt_lens[i]` on.
 #[derive(Debug, Deserialize)]
-pub struct Batch {
+pub struct InputBatch {
     pub sequences: Vec<Vec<u32>>,
     pub prompt_lens: Vec<usize>,
     #[serde(default)]
@@ -36,13 +36,13 @@ pub struct AdamWInputs {
     pub eps: f32,
     pub weight_decay: f32,
     pub clip: f32,
-    pub batches: Vec<Batch>,
+    pub batches: Vec<InputBatch>,
 }
 
 #[derive(Debug, Deserialize)]
 pub struct PerSample {
     #[serde(flatten)]
-    pub batch: Batch,
+    pub batch: InputBatch,
     pub advantages: Vec<f32>,
 }
 
@@ -70,7 +70,7 @@ fn one() -> f32 {
 }
 
 #[derive(Debug, Deserialize)]
-pub struct Grpo {
+pub struct GrpoInputs {
     pub group_size: usize,
     pub rewards: Vec<f64>,
     pub advantage_eps: f64,
@@ -93,7 +93,7 @@ pub struct Advantages {
 
 /// The parameters of one GRPO case, as TRL names them.
 #[derive(Debug, Deserialize)]
-pub struct Case {
+pub struct GrpoCase {
     pub loss: LossType,
     pub scale: Scale,
     pub beta: f32,

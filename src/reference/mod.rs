@@ -16,8 +16,8 @@ mod sketch;
 mod tensors;
 mod tokenizer;
 
-pub use check::{Report, check};
-pub use compare::Row;
+pub use check::{CheckReport, check};
+pub use compare::QuantityRow;
 
 use crate::device::Gpu;
 use crate::files;
@@ -32,6 +32,7 @@ use tensors::Tensors;
 
 /// Why a set could not be replayed or checked.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ReferenceError {
     #[error("the set's per-sample gradients: {0}")]
     Sample(#[from] crate::coupling::SampleError),
@@ -77,6 +78,9 @@ const GRPO_GRADS_CASE: &str = "dapo_kl";
 
 /// Replays model `name` of the set at `set` and writes `out/name/` and `out/tokenizer_golden.json`. On a GPU what training computes:
 /// log-probs, losses, gradients and steps.
+///
+/// # Errors
+/// If an input is missing or damaged, the GPU fails, or the outputs cannot be written.
 pub fn replay(set: &Path, name: &str, out: &Path, gpu: Option<&Gpu>) -> Result<(), ReferenceError> {
     let outputs = compute(set, name, gpu)?;
     let dir = out.join(name);

@@ -7,7 +7,7 @@ use super::{echo, sketch};
 use crate::coupling::gram::{cosines, projections};
 use crate::coupling::{Grams, SampleError, StateAction};
 use crate::forest::Forest;
-use crate::model::{Keep, Model, Params};
+use crate::model::{Model, Params, SavedActivations};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub fn compute(model: &Model, inputs: &PerSample, raw: &Value, tensors: &mut Ten
     let n = inputs.advantages.len();
     let batch = inputs.batch.sequences.iter().zip(&inputs.batch.prompt_lens);
     let samples: Vec<_> = batch.map(|(s, prompt)| StateAction { tokens: s.clone(), action: *prompt }).collect();
-    let grams = Grams::new(model, &samples, Keep::All)?;
+    let grams = Grams::new(model, &samples, SavedActivations::All)?;
     let weighted: Vec<Params> = (0..n).map(|i| gradient(model, inputs, i, f64::from(inputs.advantages[i]))).collect();
     for (i, g) in weighted.iter().enumerate() {
         let shape = [g.layout.entries.len(), sketch::COLUMNS];

@@ -1,8 +1,8 @@
 //! Sketches: 27 numbers per tensor that stand for a whole gradient.
 
 use crate::model::Params;
-use crate::model::params::Entry;
-use crate::model::recipe::Stream;
+use crate::model::params::TensorEntry;
+use crate::model::recipe::WeightStream;
 
 /// Random ±1 projections per tensor; projection k takes its signs from bit k of the tensor's hash stream.
 pub const PROJECTIONS: usize = 8;
@@ -12,8 +12,8 @@ pub const SAMPLES: usize = 16;
 pub const COLUMNS: usize = 3 + PROJECTIONS + SAMPLES;
 
 /// The tensors of a model in byte order of their names: the order of every per-tensor array of a golden set.
-pub fn by_name(params: &Params) -> Vec<&Entry> {
-    let mut entries: Vec<&Entry> = params.layout.entries.iter().collect();
+pub fn by_name(params: &Params) -> Vec<&TensorEntry> {
+    let mut entries: Vec<&TensorEntry> = params.layout.entries.iter().collect();
     entries.sort_by(|a, b| a.name.cmp(&b.name));
     entries
 }
@@ -24,7 +24,7 @@ pub fn of(params: &Params) -> Vec<f64> {
 }
 
 fn of_tensor(name: &str, values: &[f32]) -> [f64; COLUMNS] {
-    let stream = Stream::new(name, 0);
+    let stream = WeightStream::new(name, 0);
     let mut out = [0.0; COLUMNS];
     let mut square = 0.0;
     for (i, value) in values.iter().enumerate() {

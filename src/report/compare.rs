@@ -1,7 +1,7 @@
 //! Runs side by side: a table for the terminal, and a page with their curves one over another.
 
 use super::metrics::Record;
-use super::page::figure::{Figure, Line};
+use super::page::figure::{Figure, FigureLine};
 use super::page::{PageError, html};
 use super::results::{SplitSummary, Summary, fitted, percent_of};
 use super::stats;
@@ -168,19 +168,19 @@ fn overlay(runs: &[Compared], (phase, metric, title, y, points): (&str, &str, &s
     let all: Vec<BTreeMap<u64, f64>> = runs.iter().map(values).collect();
     let steps: BTreeSet<u64> = all.iter().flat_map(BTreeMap::keys).copied().collect();
     let split = metric.strip_suffix("/success");
-    let line = |(run, values): (&Compared, &BTreeMap<u64, f64>)| Line {
+    let line = |(run, values): (&Compared, &BTreeMap<u64, f64>)| FigureLine {
         name: run.name.clone(),
         values: steps.iter().map(|step| values.get(step).copied()).collect(),
         interval: split.map(|split| steps.iter().map(|step| wilson(run, split, *values.get(step)?)).collect()),
-        ..Line::default()
+        ..FigureLine::default()
     };
     (!steps.is_empty()).then(|| Figure {
         title: title.into(),
         range: y.starts_with("share").then_some([0.0, 1.0]),
-        x: if phase == "sft" { "optimiser step" } else { "iteration" }.into(),
+        x: if phase == "sft" { "optimizer step" } else { "iteration" }.into(),
         y: y.into(),
         at: steps.iter().map(|step| *step as f64).collect(),
-        lines: runs.iter().zip(&all).map(line).filter(Line::is_filled).collect(),
+        lines: runs.iter().zip(&all).map(line).filter(FigureLine::is_filled).collect(),
         points,
         ..Figure::default()
     })

@@ -1,6 +1,6 @@
 //! Flawed actions in the report: what their probabilities and advantages show, in words that follow the data.
 
-use super::page::figure::{Figure, Line};
+use super::page::figure::{Figure, FigureLine};
 use super::results::{ClusterMean, Flawed, FlawedFit, Summary};
 use serde::Serialize;
 
@@ -51,15 +51,16 @@ pub fn figure(summary: &Summary) -> Option<Figure> {
     let curve = |risk: f64| at.iter().map(|q| Some(q * risk * (q - 1.0))).collect::<Vec<_>>();
     let ends = fit.ci.map(|[low, high]| curve(low).into_iter().zip(curve(high)));
     let band = ends.map(|ends| ends.map(|(a, b)| Some([a?.min(b?), a?.max(b?)])).collect());
-    let measured = Line {
+    let measured = FigureLine {
         name: "flawed actions, by tenths of q".into(),
         values: tenths.iter().map(|f| Some(f.as_ref()?.contribution)).collect(),
         interval: Some(tenths.iter().map(|f| f.as_ref()?.contribution_ci).collect()),
         labels: Some(tenths.iter().map(|f| Some(f.as_ref()?.count.to_string())).collect()),
         dots: true,
-        ..Line::default()
+        ..FigureLine::default()
     };
-    let fitted = Line { name: "q·r·(q − 1)".into(), values: curve(fit.risk), interval: band, ..Line::default() };
+    let fitted =
+        FigureLine { name: "q·r·(q − 1)".into(), values: curve(fit.risk), interval: band, ..FigureLine::default() };
     let counts = actions(summary);
     Some(Figure {
         title: "Flawed actions against q·r·(q − 1)".into(),

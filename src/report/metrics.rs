@@ -24,6 +24,7 @@ pub struct Record {
 }
 
 impl Record {
+    /// A record without values.
     pub fn new(phase: &str, step: u64, seconds: f64) -> Record {
         Record { step, phase: phase.into(), seconds, values: BTreeMap::new() }
     }
@@ -65,6 +66,9 @@ pub const FILE: &str = "metrics.jsonl";
 impl Metrics {
     /// Opens the metrics of a run folder, keeping the earlier records that `keep` accepts (a resumed run drops those after
     /// its checkpoint; a new run has none). The event file is written anew from what is kept.
+    ///
+    /// # Errors
+    /// If a file of the run cannot be read or written.
     pub fn open(run: &Path, keep: impl Fn(&Record) -> bool) -> Result<Metrics, FileError> {
         let path = run.join(FILE);
         let kept: Vec<Record> = read(run)?.into_iter().filter(|r| keep(r)).collect();
@@ -83,6 +87,9 @@ impl Metrics {
     }
 
     /// Appends a record to both. The line is whole, or taken back (a crash: dropped by the next [`Metrics::open`]).
+    ///
+    /// # Errors
+    /// If the record cannot be written.
     pub fn append(&mut self, record: &Record) -> Result<(), FileError> {
         let line = line(record);
         self.file.write_all(line.as_bytes()).map_err(|e| {
@@ -94,6 +101,9 @@ impl Metrics {
     }
 
     /// Makes what was appended survive a power cut.
+    ///
+    /// # Errors
+    /// If the file cannot be flushed.
     pub fn sync(&self) -> Result<(), FileError> {
         self.file.sync_all().map_err(|e| FileError::new("sync", &self.path, e))
     }
@@ -124,6 +134,9 @@ pub fn phase_seconds(records: &[Record]) -> BTreeMap<String, f64> {
 
 /// The records of a run folder, oldest first; none when there is no file. A broken last line (a crash) is left out, and
 /// so is what follows a broken line.
+///
+/// # Errors
+/// If the file is there and cannot be read.
 pub fn read(run: &Path) -> Result<Vec<Record>, FileError> {
     let path = run.join(FILE);
     let text = match files::read(&path, files::MOST_KEPT) {

@@ -1,16 +1,16 @@
 //! What a run leaves behind for people and programs: metrics, trajectories, tables, the report page.
 
-pub mod compare;
-pub mod escape;
-pub mod flawed;
-pub mod heatmap;
+pub(crate) mod compare;
+pub(crate) mod escape;
+pub(crate) mod flawed;
+pub(crate) mod heatmap;
 pub mod metrics;
 pub mod page;
-pub mod plot;
+pub(crate) mod plot;
 pub mod progress;
-pub mod provenance;
+pub(crate) mod provenance;
 pub mod results;
 pub mod stats;
-pub mod tensorboard;
-pub mod terminal;
+pub(crate) mod tensorboard;
+pub(crate) mod terminal;
 pub mod trajectories;

@@ -11,14 +11,14 @@ pub const COMMIT: Option<&str> = option_env!("UNCOUPLE_COMMIT");
 
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Provenance {
-    pub games: Games,
+    pub games: GameHashes,
     /// The processes that trained in the folder, oldest first.
-    pub sessions: Vec<Process>,
+    pub sessions: Vec<ProcessRecord>,
 }
 
 /// What is played.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Games {
+pub struct GameHashes {
     pub suite: String,
     /// SHA-256 of the suite's files, where it has some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -30,7 +30,7 @@ pub struct Games {
 
 /// One process.
 #[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
-pub struct Process {
+pub struct ProcessRecord {
     pub version: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub commit: Option<String>,
@@ -52,18 +52,19 @@ pub struct Process {
 pub struct UserFile {
     /// The key of the configuration that names it, or the folder it is in.
     pub key: String,
+    /// As the configuration names it.
     pub path: String,
     /// In hex.
     pub sha256: String,
 }
 
-impl Process {
+impl ProcessRecord {
     /// This process, which begins to train from `files`; on the CPU where no `device` is given.
-    pub fn this(device: Option<String>, files: Vec<UserFile>) -> Process {
+    pub fn this(device: Option<String>, files: Vec<UserFile>) -> ProcessRecord {
         let unknown = || "unknown".to_string();
         let system = sysinfo::System::long_os_version().unwrap_or_else(unknown);
         let began = now();
-        Process {
+        ProcessRecord {
             version: env!("CARGO_PKG_VERSION").into(),
             commit: COMMIT.map(String::from),
             command: std::env::args_os().map(|arg| arg.to_string_lossy().into_owned()).collect(),
@@ -106,15 +107,15 @@ mod tests {
     #[test]
     fn a_command_line_is_quoted_for_a_shell() {
         let command = ["uncouple", "train", "--set", "env.worker.command=[\"a b\", 'c']"].map(String::from).to_vec();
-        let process = Process { command, ..Process::default() };
+        let process = ProcessRecord { command, ..ProcessRecord::default() };
         assert_eq!(process.command_line(), r#"uncouple train --set 'env.worker.command=["a b", '\''c'\'']'"#);
     }
 
     #[test]
     fn this_process_says_when_it_began_and_where() {
-        let this = Process::this(None, Vec::new());
+        let this = ProcessRecord::this(None, Vec::new());
         assert!(this.began.len() == 20 && this.began.ends_with('Z') && this.began.starts_with("20"), "{this:?}");
         assert!(!this.host.is_empty() && this.device.ends_with("cores"), "{this:?}");
-        assert_eq!(Process::this(Some("a GPU".into()), Vec::new()).device, "a GPU");
+        assert_eq!(ProcessRecord::this(Some("a GPU".into()), Vec::new()).device, "a GPU");
     }
 }

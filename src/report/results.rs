@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 /// What an evaluation keeps of an episode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EvalEpisode {
+    /// Whether the game was won.
     pub success: bool,
     /// Length in agent turns.
     pub turns: u32,
@@ -24,13 +25,16 @@ pub type Evaluation = BTreeMap<String, Vec<EvalEpisode>>;
 /// A number and its 95 % interval.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Estimate {
+    /// The number.
     pub value: f64,
+    /// Its interval, [low, high].
     pub ci: [f64; 2],
 }
 
 /// The statistics of one split, as the table shows them.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SplitTable {
+    /// Number of episodes.
     pub games: u64,
     /// Share of episodes won (Wilson interval).
     pub success: Estimate,
@@ -43,6 +47,7 @@ pub struct SplitTable {
 }
 
 impl SplitTable {
+    /// The statistics of these episodes.
     pub fn new(episodes: &[EvalEpisode]) -> SplitTable {
         let games = episodes.len() as u64;
         let share = |count: usize| Estimate {
@@ -67,20 +72,22 @@ impl SplitTable {
 
 /// One line of the final table: a stage's result on a split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Row {
+pub struct StageRow {
+    /// The split's name.
     pub split: String,
     /// E.g. `cold start`, `final`.
     pub stage: String,
+    /// The statistics.
     #[serde(flatten)]
     pub result: SplitTable,
 }
 
 /// Rows of several stages, split by split, so that a split's stages stand together.
-pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<Row> {
+pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<StageRow> {
     let splits: std::collections::BTreeSet<&String> = stages.iter().flat_map(|(_, e)| e.keys()).collect();
     let row = |split: &String, stage: &str, e: &Evaluation| {
         let result = SplitTable::new(e.get(split)?);
-        Some(Row { split: split.clone(), stage: stage.into(), result })
+        Some(StageRow { split: split.clone(), stage: stage.into(), result })
     };
     splits.into_iter().flat_map(|split| stages.iter().filter_map(move |(s, e)| row(split, s, e))).collect()
 }
@@ -89,7 +96,7 @@ pub fn rows(stages: &[(&str, &Evaluation)]) -> Vec<Row> {
 pub const HEADINGS: [&str; 7] =
     ["split", "stage", "success %", "repeated actions %", "turns in loops %", "episode length", "games"];
 
-impl Row {
+impl StageRow {
     /// The cells under [`HEADINGS`]: estimates with their 95 % intervals.
     pub fn cells(&self) -> [String; 7] {
         let r = &self.result;
@@ -107,9 +114,9 @@ impl Row {
 }
 
 /// The tables for a terminal or a log, no wider than 80 columns: success first, then how it was played.
-pub fn table(rows: &[Row]) -> String {
+pub fn table(rows: &[StageRow]) -> String {
     let mut stages: Vec<&str> = Vec::new();
-    let mut splits: BTreeMap<&str, Vec<&Row>> = BTreeMap::new();
+    let mut splits: BTreeMap<&str, Vec<&StageRow>> = BTreeMap::new();
     for row in rows {
         if !stages.contains(&&row.stage[..]) {
             stages.push(&row.stage);
@@ -147,6 +154,7 @@ fn half(e: Estimate, scale: f64, decimals: usize) -> String {
 /// Turns of a split that held no command that could be read.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Unreadable {
+    /// All turns of the split.
     pub turns: u64,
     /// Share of the turns (normal interval, episodes as clusters).
     pub rate: Estimate,
@@ -168,14 +176,19 @@ impl Unreadable {
 /// Success in one task type of a split.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct TypeRow {
+    /// The split's name.
     pub split: String,
+    /// The task type.
     #[serde(rename = "type")]
     pub kind: String,
+    /// Number of episodes.
     pub games: u64,
+    /// Share of episodes won (Wilson interval).
     pub success: Estimate,
 }
 
 impl TypeRow {
+    /// Of `games` episodes of this type, `won` were won.
     pub fn new(split: String, kind: &str, won: u64, games: u64) -> TypeRow {
         let success = Estimate { value: won as f64 / games.max(1) as f64, ci: stats::wilson(won, games) };
         TypeRow { split, kind: kind.into(), games, success }
@@ -276,24 +289,31 @@ pub struct Summary {
     /// Of it, the time of what was recorded, by phase and part, e.g. `grpo/rollout`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub phase_seconds: BTreeMap<String, f64>,
-    /// Optimiser steps.
+    /// Optimizer steps.
     pub train_steps: u64,
+    /// Environment steps of all phases.
     pub env_steps: u64,
     /// Tokens sampled and trained on.
     pub tokens: u64,
+    /// Success by stage and split.
     #[serde(default, skip_serializing_if = "EvalSummary::is_empty")]
     pub eval: EvalSummary,
     /// By split: players who do not learn, on the same games.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub baselines: BTreeMap<String, Baselines>,
+    /// Mean gradient cosines at the last measurement.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub coupling: Option<Coupling>,
+    pub coupling: Option<CouplingSummary>,
+    /// Flawed actions by their probability.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub flawed: Vec<Flawed>,
+    /// The curve that fits them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub flawed_fit: Option<FlawedFit>,
+    /// Share of held-out judgments that equal the label.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub judgment_accuracy: Option<f64>,
+    /// Where the run comes from.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub provenance: Option<Provenance>,
 }
@@ -301,8 +321,10 @@ pub struct Summary {
 /// Evaluations before and after GRPO, by split.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct EvalSummary {
+    /// After the cold start.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub cold_start: BTreeMap<String, SplitSummary>,
+    /// After the last iteration.
     #[serde(default, rename = "final", skip_serializing_if = "BTreeMap::is_empty")]
     pub last: BTreeMap<String, SplitSummary>,
     /// The last one again, without suggestions in the prompt.
@@ -319,11 +341,17 @@ impl EvalSummary {
 /// One split in `summary.json`; shares are fractions.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SplitSummary {
+    /// Share of episodes won.
     pub success: f64,
+    /// Its 95 % interval.
     pub ci: [f64; 2],
+    /// Number of episodes.
     pub games: u64,
+    /// Share of turns that repeat.
     pub repeat_rate: f64,
+    /// Share of turns in loops.
     pub loop_rate: f64,
+    /// Mean turns of an episode.
     pub episode_length: f64,
 }
 
@@ -334,34 +362,45 @@ pub struct Flawed {
     pub probability: f64,
     /// Their mean advantage A: the episode's return less the mean of the others in its group.
     pub advantage: f64,
+    /// The interval of the advantage.
     pub advantage_ci: Option<[f64; 2]>,
     /// Mean of q A, which q r (q − 1) is of.
     pub contribution: f64,
+    /// The interval of the contribution.
     pub contribution_ci: Option<[f64; 2]>,
     /// q r (q − 1) with the risk of [`FlawedFit`]; `None` without one.
     pub expected: Option<f64>,
+    /// Number of actions.
     pub count: u64,
+    /// Number of groups of episodes.
     pub groups: u64,
 }
 
 /// The curve q r (q − 1) that comes nearest to q A of flawed actions.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct FlawedFit {
+    /// The fitted risk r.
     pub risk: f64,
+    /// Its interval.
     pub ci: Option<[f64; 2]>,
     /// Share of Σ (q A)² that the curve takes away.
     pub explained: f64,
-    /// Mean advantage of actions with q <= 1/2, and above.
+    /// Mean advantage of actions with q ≤ 1/2.
     pub unlikely: Option<ClusterMean>,
+    /// Mean advantage of actions with q > 1/2.
     pub likely: Option<ClusterMean>,
 }
 
 /// A mean over actions, with groups of episodes as clusters.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct ClusterMean {
+    /// The mean.
     pub mean: f64,
+    /// Its 95 % interval.
     pub ci: Option<[f64; 2]>,
+    /// Number of actions.
     pub count: u64,
+    /// Number of groups.
     pub groups: u64,
 }
 
@@ -379,9 +418,12 @@ impl ClusterMean {
 
 /// Mean gradient cosines of pairs: positive-positive, negative-negative, positive-negative.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Coupling {
+pub struct CouplingSummary {
+    /// Both positive.
     pub pp: f64,
+    /// Both negative.
     pub nn: f64,
+    /// One of each.
     pub pn: f64,
 }
 

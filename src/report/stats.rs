@@ -72,8 +72,11 @@ pub fn ratio(numerators: &[f64], denominators: &[f64]) -> (f64, [f64; 2]) {
 /// is that of [`ratio`]: what a cluster holds need not be independent.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Clusters {
+    /// Number of clusters.
     pub count: u64,
+    /// Σ of the parts.
     pub part: f64,
+    /// Σ of the wholes.
     pub whole: f64,
     /// Sums of squares and products of the clusters' own.
     parts: f64,

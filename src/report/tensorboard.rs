@@ -22,7 +22,7 @@ impl EventWriter {
         let path = folder.join(format!("events.out.tfevents.{}.uncouple", seconds(now) as u64));
         let file = File::create(&path).map_err(|e| FileError::new("create", &path, e))?;
         let mut writer = EventWriter { path, file };
-        let mut event = Message::default();
+        let mut event = ProtoMessage::default();
         event.double(1, seconds(now));
         event.bytes(3, b"brain.Event:2");
         writer.write(&event)?;
@@ -36,21 +36,21 @@ impl EventWriter {
         step: u64,
         values: impl Iterator<Item = (String, f64)>,
     ) -> Result<(), FileError> {
-        let mut summary = Message::default();
+        let mut summary = ProtoMessage::default();
         for (tag, number) in values {
-            let mut value = Message::default();
+            let mut value = ProtoMessage::default();
             value.bytes(1, tag.as_bytes());
             value.float(2, number as f32);
             summary.bytes(1, &value.0);
         }
-        let mut event = Message::default();
+        let mut event = ProtoMessage::default();
         event.double(1, seconds(time));
         event.int(2, step);
         event.bytes(5, &summary.0);
         self.write(&event)
     }
 
-    fn write(&mut self, event: &Message) -> Result<(), FileError> {
+    fn write(&mut self, event: &ProtoMessage) -> Result<(), FileError> {
         let (length, data) = ((event.0.len() as u64).to_le_bytes(), &event.0);
         let crc = |bytes: &[u8]| masked(crc32c(bytes)).to_le_bytes();
         let record = [&length[..], &crc(&length), data, &crc(data)].concat();
@@ -64,9 +64,9 @@ fn seconds(time: SystemTime) -> f64 {
 
 /// A protobuf message under construction: each call adds a field by its number.
 #[derive(Default)]
-struct Message(Vec<u8>);
+struct ProtoMessage(Vec<u8>);
 
-impl Message {
+impl ProtoMessage {
     fn varint(&mut self, mut value: u64) {
         while value >= 0x80 {
             self.0.push(value as u8 | 0x80);

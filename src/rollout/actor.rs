@@ -2,36 +2,60 @@
 
 use super::answers::{Answer, answers};
 use super::scheduler::Scheduler;
-use super::{Played, PrefixCache, RolloutError, RolloutTasks, Settings};
+use super::{Played, PrefixCache, RolloutError, RolloutSettings, RolloutTasks};
 use crate::agent::Prompter;
 use crate::model::Policy;
 
 /// Plays games and answers questions.
 #[derive(Clone)]
 pub struct Actor<'a> {
+    /// The model that samples.
     pub policy: &'a dyn Policy,
+    /// How observations become tokens.
     pub prompter: &'a Prompter,
-    pub settings: Settings,
+    /// Limits and sampling.
+    pub settings: RolloutSettings,
     /// Asked once a step.
     pub interrupted: &'a dyn Fn() -> bool,
 }
 
 impl<'a> Actor<'a> {
+    /// An actor that nobody stops.
     pub fn new(
         policy: &'a dyn Policy,
         prompter: &'a Prompter,
-        settings: Settings,
+        settings: RolloutSettings,
         interrupted: &'a dyn Fn() -> bool,
     ) -> Actor<'a> {
         Actor { policy, prompter, settings, interrupted }
     }
 
     /// The same under other settings.
-    pub fn with(&self, settings: Settings) -> Actor<'a> {
+    pub fn with(&self, settings: RolloutSettings) -> Actor<'a> {
         Actor { settings, ..self.clone() }
     }
 
     /// As [`Actor::rollout_on`], with a cache that keeps nothing.
+    ///
+    /// ```
+    /// use std::path::Path;
+    /// use uncouple::agent::Prompter;
+    /// use uncouple::config::Config;
+    /// use uncouple::env::{Split, Suite, household::Household};
+    /// use uncouple::model::checkpoint;
+    /// use uncouple::ops::philox::Stream;
+    /// use uncouple::rollout::{Actor, RolloutSettings, RolloutTasks};
+    ///
+    /// let (model, tokenizer) = checkpoint::load_with_tokenizer(Path::new("tests/fixtures/golden/models/tiny-tied"))?;
+    /// let (config, suite) = (Config::default(), Household::new(0));
+    /// let prompter = Prompter::new(tokenizer, &config.prompt)?;
+    /// let settings = RolloutSettings { max_steps: 2, ..RolloutSettings::training(&config, Stream::Rollout(0)) };
+    /// let actor = Actor::new(&model, &prompter, settings, &|| false);
+    /// let tasks = [suite.task(Split::Train, 0)?];
+    /// let played = actor.rollout(&RolloutTasks { open: &|task| suite.open(task), tasks: &tasks, group_size: 4 })?;
+    /// assert_eq!(played.episodes.len(), 4);
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
     ///
     /// # Errors
     /// As there.

@@ -1,6 +1,6 @@
 //! Several answers to each of many prompts: one turn each, no environment.
 
-use super::{Actor, PrefixCache, RolloutError, Settings};
+use super::{Actor, PrefixCache, RolloutError, RolloutSettings};
 use crate::agent::Prompter;
 use crate::model::{SampleRequest, SequenceId};
 use crate::ops::philox;
@@ -19,7 +19,7 @@ pub struct Answer {
 
 /// An answer being written.
 struct Writer {
-    slot: SequenceId,
+    sequence: SequenceId,
     /// The prompt, then what is written.
     context: Vec<u32>,
     index: usize,
@@ -41,8 +41,8 @@ pub(super) fn answers(
         let mut writers = Vec::with_capacity(prompts.len() * count);
         for (i, prompt) in prompts.iter().enumerate() {
             for k in 0..count {
-                let (slot, index) = (cache.fork(roots[i])?, (first + i) * count + k);
-                writers.push(Writer { slot, context: prompt.clone(), index, answer: Answer::default() });
+                let (id, index) = (cache.fork(roots[i])?, (first + i) * count + k);
+                writers.push(Writer { sequence: id, context: prompt.clone(), index, answer: Answer::default() });
             }
             cache.keep(roots[i]);
         }
@@ -57,12 +57,12 @@ pub(super) fn answers(
             let (over, on): (Vec<Writer>, Vec<Writer>) =
                 writers.into_iter().partition(|w| w.answer.ended || w.answer.tokens.len() >= settings.max_turn_tokens);
             for w in over {
-                cache.free(w.slot);
+                cache.free(w.sequence);
                 done[w.index / count][w.index % count] = w.answer;
             }
             writers = on;
             let inputs: Vec<(SequenceId, &[u32])> =
-                writers.iter().map(|w| (w.slot, &w.context[w.context.len() - 1..])).collect();
+                writers.iter().map(|w| (w.sequence, &w.context[w.context.len() - 1..])).collect();
             if !inputs.is_empty() {
                 cache.append(&inputs)?;
             }
@@ -75,10 +75,10 @@ pub(super) fn answers(
 
 impl Writer {
     /// How the next token is sampled.
-    fn request(&self, settings: &Settings) -> SampleRequest<'_> {
+    fn request(&self, settings: &RolloutSettings) -> SampleRequest<'_> {
         let stream = settings.stream.part(self.index as u64);
         let block = philox::block(settings.seed, stream, self.answer.tokens.len() as u64);
-        SampleRequest { slot: self.slot, seen: &self.context, uniform: philox::uniform(block[0]) }
+        SampleRequest { sequence: self.sequence, seen: &self.context, uniform: philox::uniform(block[0]) }
     }
 
     fn write(&mut self, prompter: &Prompter, sampled: Sampled) {

@@ -1,7 +1,7 @@
 //! One episode while it is played.
 
-use super::stepper::{Event, Response, Stepper};
-use super::{Open, PrefixCache, RolloutContext, RolloutError, Settings, too_long};
+use super::environment::{Event, OpenEnvironment, Response};
+use super::{Open, PrefixCache, RolloutContext, RolloutError, RolloutSettings, too_long};
 use crate::agent::{Action, Episode, Finish, Memory, Next, Refusal, Turn};
 use crate::env::{EnvError, Observation, Task};
 use crate::model::{SampleRequest, SequenceId};
@@ -18,14 +18,14 @@ pub(super) struct ActiveEpisode {
     /// Place in the rollout; also names its random numbers.
     pub index: usize,
     /// Its place in the cache; `None` until it has forked its group's prompt.
-    pub slot: Option<SequenceId>,
+    pub sequence: Option<SequenceId>,
     /// It has begun another sequence than its place in the cache holds.
     pub is_new_sequence: bool,
     pub episode: Episode,
     /// Tokens that the cache does not hold yet.
     pub pending: Vec<u32>,
     pub over: bool,
-    stepper: Stepper,
+    environment: OpenEnvironment,
     /// The turn whose response is to come later.
     open_turn: Option<OpenTurn>,
     /// What the agent was last shown, and all that it has before it.
@@ -50,7 +50,7 @@ struct OpenTurn {
 pub(super) struct PendingEpisode {
     pub index: usize,
     episode: Episode,
-    stepper: Stepper,
+    environment: OpenEnvironment,
     started: Instant,
 }
 
@@ -83,9 +83,10 @@ impl PendingEpisode {
         sender: &Sender<Event>,
     ) -> Result<Result<Opened, Box<Episode>>, RolloutError> {
         let started = Instant::now();
-        let begun = open(&episode.task).and_then(|env| Stepper::begin(env, context.settings.distances, index, sender));
+        let begun =
+            open(&episode.task).and_then(|env| OpenEnvironment::begin(env, context.settings.distances, index, sender));
         match begun {
-            Ok((stepper, response)) => Ok(Ok((PendingEpisode { index, episode, stepper, started }, response))),
+            Ok((environment, response)) => Ok(Ok((PendingEpisode { index, episode, environment, started }, response))),
             Err(error) => Ok(Err(failed(episode, error)?)),
         }
     }
@@ -97,7 +98,7 @@ impl PendingEpisode {
         context: &RolloutContext<'_>,
         response: Response,
     ) -> Result<Result<ActiveEpisode, Box<Episode>>, RolloutError> {
-        let PendingEpisode { index, mut episode, stepper, started } = self;
+        let PendingEpisode { index, mut episode, environment, started } = self;
         let (shown, distance) = match sound(response, &episode.task) {
             Ok(begun) => begun,
             Err(error) => return Ok(Err(failed(episode, error)?)),
@@ -114,12 +115,12 @@ impl PendingEpisode {
         episode.tokens = prompt;
         Ok(Ok(ActiveEpisode {
             index,
-            slot: None,
+            sequence: None,
             is_new_sequence: false,
             episode,
             pending: Vec::new(),
             over: false,
-            stepper,
+            environment,
             open_turn: None,
             shown,
             memory,
@@ -139,19 +140,19 @@ impl ActiveEpisode {
 
     /// Gives its pages back: its tokens are read again when it goes on.
     pub fn give_back(&mut self, cache: &mut PrefixCache<'_>) {
-        if let Some(slot) = self.slot.take() {
-            cache.free(slot);
+        if let Some(id) = self.sequence.take() {
+            cache.free(id);
             self.pending = self.episode.tokens[self.start..].to_vec();
             self.is_new_sequence = true;
         }
     }
 
     /// How the next token is sampled.
-    pub fn request(&self, slot: SequenceId, settings: &Settings) -> SampleRequest<'_> {
+    pub fn request(&self, id: SequenceId, settings: &RolloutSettings) -> SampleRequest<'_> {
         let tokens = &self.episode.tokens;
         let stream = settings.stream.part(self.index as u64);
         let uniform = philox::uniform(philox::block(settings.seed, stream, tokens.len() as u64)[0]);
-        SampleRequest { slot, seen: &tokens[self.start..], uniform }
+        SampleRequest { sequence: id, seen: &tokens[self.start..], uniform }
     }
 
     /// Takes the token that was sampled and, when it ends the turn, plays the turn.
@@ -190,7 +191,7 @@ impl ActiveEpisode {
     /// Plays a finished turn, whose sampled tokens end before `sampled`.
     fn play(&mut self, context: &RolloutContext<'_>, written: Action, sampled: usize) -> Result<(), RolloutError> {
         let response = match &written.command {
-            Ok(command) => self.stepper.step(command.clone()),
+            Ok(command) => self.environment.step(command.clone()),
             Err(_) => {
                 let admissible = self.shown.admissible.clone();
                 Some(Ok((Observation { text: REFUSED.into(), admissible, ..Observation::default() }, self.distance)))

@@ -9,7 +9,7 @@ use crate::model::SequenceId;
 pub(super) struct Group {
     pub prompt: Vec<u32>,
     /// Holds the prompt until the last member has forked it.
-    pub slot: Option<SequenceId>,
+    pub sequence: Option<SequenceId>,
     /// The model has read the prompt.
     pub is_read: bool,
     /// Members that have not forked the prompt yet.
@@ -30,7 +30,7 @@ impl Group {
     ) -> Result<ActiveEpisode, Box<Episode>> {
         if self.prompt.is_empty() {
             self.prompt.clone_from(&entrant.episode.tokens);
-            self.slot = Some(cache.new_sequence());
+            self.sequence = Some(cache.new_sequence());
         }
         if self.prompt == entrant.episode.tokens {
             return Ok(entrant);
@@ -43,17 +43,17 @@ impl Group {
     pub fn release(&mut self, cache: &mut PrefixCache<'_>) {
         self.expected -= 1;
         if self.expected == 0
-            && let Some(slot) = self.slot.take()
+            && let Some(id) = self.sequence.take()
         {
-            cache.free(slot);
+            cache.free(id);
         }
     }
 
     /// Gives the prompt's pages back until it is read again; whether it held any.
     pub fn evict(&mut self, cache: &mut PrefixCache<'_>) -> bool {
-        let Some(slot) = self.slot.as_mut().filter(|_| self.is_read) else { return false };
-        cache.free(*slot);
-        *slot = cache.new_sequence();
+        let Some(id) = self.sequence.as_mut().filter(|_| self.is_read) else { return false };
+        cache.free(*id);
+        *id = cache.new_sequence();
         self.is_read = false;
         true
     }

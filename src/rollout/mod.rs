@@ -8,13 +8,13 @@
 
 mod actor;
 mod answers;
+mod environment;
 mod episode;
 mod group;
 mod played;
 mod prefix_cache;
 mod scheduler;
 mod statistics;
-mod stepper;
 pub use actor::Actor;
 pub use answers::Answer;
 pub use played::Played;
@@ -34,6 +34,7 @@ pub type Open<'a> = &'a (dyn Fn(&Task) -> Result<Box<dyn Environment>, EnvError>
 
 /// Why a rollout was given up. An environment that fails ends its own episode only.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum RolloutError {
     #[error(transparent)]
     HeldOut(EnvError),
@@ -57,7 +58,8 @@ pub fn too_long(task: &str, tokens: usize, limit: usize, name: &str) -> String {
 
 /// Limits and sampling of a rollout.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Settings {
+pub struct RolloutSettings {
+    /// Temperature, truncation and penalty.
     pub sampling: SamplingParams,
     /// Most turns in an episode.
     pub max_steps: usize,
@@ -67,6 +69,7 @@ pub struct Settings {
     pub max_episode_tokens: usize,
     /// Most episodes alive at once.
     pub max_live: usize,
+    /// The run's seed.
     pub seed: u64,
     /// What the tokens are sampled for: tells rollouts under one seed apart.
     pub stream: Stream,
@@ -74,9 +77,9 @@ pub struct Settings {
     pub distances: bool,
 }
 
-impl Settings {
+impl RolloutSettings {
     /// The settings of training's rollouts.
-    pub fn training(config: &Config, stream: Stream) -> Settings {
+    pub fn training(config: &Config, stream: Stream) -> RolloutSettings {
         let r = &config.rollout;
         let sampling = SamplingParams {
             temperature: r.temperature,
@@ -85,7 +88,7 @@ impl Settings {
             min_p: r.min_p,
             repetition_penalty: r.repetition_penalty,
         };
-        Settings {
+        RolloutSettings {
             sampling,
             max_steps: config.env.max_steps as usize,
             max_turn_tokens: r.max_turn_tokens as usize,
@@ -98,24 +101,27 @@ impl Settings {
     }
 
     /// The same limits at evaluation's temperature, without truncation or penalty.
-    pub fn evaluation(config: &Config, stream: Stream) -> Settings {
+    pub fn evaluation(config: &Config, stream: Stream) -> RolloutSettings {
         let sampling = SamplingParams { temperature: config.eval.temperature, ..SamplingParams::default() };
-        Settings { sampling, ..Settings::training(config, stream) }
+        RolloutSettings { sampling, ..RolloutSettings::training(config, stream) }
     }
 }
 
 /// The games of a rollout: `group_size` episodes of each task.
 #[derive(Clone, Copy)]
 pub struct RolloutTasks<'a> {
+    /// Opens a task.
     pub open: Open<'a>,
+    /// The tasks.
     pub tasks: &'a [Task],
+    /// Episodes of each task.
     pub group_size: usize,
 }
 
 /// What all episodes of a rollout share.
 struct RolloutContext<'a> {
     prompter: &'a Prompter,
-    settings: &'a Settings,
+    settings: &'a RolloutSettings,
     limit: Limit,
 }
 
@@ -128,7 +134,7 @@ struct Limit {
 
 impl Limit {
     /// The stricter of the configured limit and the model's `context`.
-    fn new(settings: &Settings, context: usize) -> Limit {
+    fn new(settings: &RolloutSettings, context: usize) -> Limit {
         match settings.max_episode_tokens {
             n if n > 0 && n < context => {
                 Limit { tokens: n, name: "limit rollout.max_episode_tokens", finish: Finish::TokenLimit }

@@ -12,6 +12,7 @@ pub struct Played {
 }
 
 impl Played {
+    /// Sets apart the episodes that the environment failed.
     pub fn new(all: Vec<Episode>) -> Played {
         let (failed, episodes) = all.into_iter().partition(|e| e.finish.is_failure());
         Played { episodes, failed }

@@ -22,11 +22,15 @@ pub struct PrefixCache<'a> {
 
 impl<'a> PrefixCache<'a> {
     /// Empty. With a budget of 0 nothing is kept.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(policy: &'a dyn Policy, budget: usize) -> Result<PrefixCache<'a>> {
         let (config, decoder) = (policy.config(), policy.decoder()?);
         Ok(PrefixCache { config, decoder, tokens: HashMap::new(), kept: VecDeque::new(), budget, computed: 0 })
     }
 
+    /// The shape of the model.
     pub fn config(&self) -> &Architecture {
         self.config
     }
@@ -38,41 +42,47 @@ impl<'a> PrefixCache<'a> {
 
     /// An empty sequence.
     pub fn new_sequence(&mut self) -> SequenceId {
-        let slot = self.decoder.new_sequence();
-        self.tokens.insert(slot, Vec::new());
-        slot
+        let id = self.decoder.new_sequence();
+        self.tokens.insert(id, Vec::new());
+        id
     }
 
     /// A new sequence that holds what `of` holds.
+    ///
+    /// # Errors
+    /// If there are too few pages.
     pub fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
-        let slot = self.decoder.fork(of)?;
-        self.tokens.insert(slot, self.tokens.get(&of).cloned().unwrap_or_default());
-        Ok(slot)
+        let id = self.decoder.fork(of)?;
+        self.tokens.insert(id, self.tokens.get(&of).cloned().unwrap_or_default());
+        Ok(id)
     }
 
     /// Gives a sequence back; it must not be used again.
-    pub fn free(&mut self, slot: SequenceId) {
-        self.tokens.remove(&slot);
-        self.decoder.free(slot);
+    pub fn free(&mut self, id: SequenceId) {
+        self.tokens.remove(&id);
+        self.decoder.free(id);
     }
 
     /// The sequence is finished: it stays as long as there is room.
-    pub fn keep(&mut self, slot: SequenceId) {
-        self.kept.push_back(slot);
+    pub fn keep(&mut self, id: SequenceId) {
+        self.kept.push_back(id);
         self.shrink();
     }
 
     /// Gives kept sequences back, those that are still there.
-    pub fn forget(&mut self, slots: &[SequenceId]) {
-        for slot in slots {
-            if let Some(at) = self.kept.iter().position(|kept| kept == slot) {
+    pub fn forget(&mut self, ids: &[SequenceId]) {
+        for id in ids {
+            if let Some(at) = self.kept.iter().position(|kept| kept == id) {
                 self.kept.remove(at);
-                self.free(*slot);
+                self.free(*id);
             }
         }
     }
 
     /// Appends tokens to sequences (each at most once, none empty).
+    ///
+    /// # Errors
+    /// If there are too few pages, though nothing is kept any more, or the device fails.
     pub fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         loop {
             match self.decoder.append(inputs) {
@@ -80,61 +90,70 @@ impl<'a> PrefixCache<'a> {
                 other => break other?,
             }
         }
-        for (slot, tokens) in inputs {
+        for (id, tokens) in inputs {
             self.computed += tokens.len();
-            self.tokens.entry(*slot).or_default().extend_from_slice(tokens);
+            self.tokens.entry(*id).or_default().extend_from_slice(tokens);
         }
         self.shrink();
         Ok(())
     }
 
     /// The next token of each request's sequence; appending it is the caller's.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         self.decoder.sample(requests, params)
     }
 
     /// A sequence for each prompt. What a prompt has in common with a kept sequence, or with another prompt, is not read again.
+    ///
+    /// # Errors
+    /// If there are too few pages, or the device fails.
     pub fn read(&mut self, prompts: &[&[u32]]) -> Result<Vec<SequenceId>> {
         let mut order: Vec<usize> = (0..prompts.len()).collect();
         order.sort_by_key(|&i| std::cmp::Reverse(prompts[i].len()));
         // Where each prompt forks, and in which round: a prompt is forked in a round after it was read.
-        let mut plans: Vec<(usize, Source, usize)> = Vec::with_capacity(prompts.len());
+        let mut plans: Vec<(usize, ForkSource, usize)> = Vec::with_capacity(prompts.len());
         for &i in &order {
-            let kept = self.kept.iter().map(|slot| (common(&self.tokens[slot], prompts[i]), Source::Kept(*slot), 0));
-            let read = plans
-                .iter()
-                .zip(&order)
-                .map(|((_, _, round), &other)| (common(prompts[other], prompts[i]), Source::Prompt(other), round + 1));
+            let kept = self.kept.iter().map(|id| (common(&self.tokens[id], prompts[i]), ForkSource::Kept(*id), 0));
+            let read = plans.iter().zip(&order).map(|((_, _, round), &other)| {
+                (common(prompts[other], prompts[i]), ForkSource::Prompt(other), round + 1)
+            });
             // The first of the longest: what is there already goes before what must be waited for.
-            let (shared, source, round) =
-                kept.chain(read).fold((0, Source::Nothing, 0), |best, next| if next.0 > best.0 { next } else { best });
+            let (shared, source, round) = kept
+                .chain(read)
+                .fold((0, ForkSource::Nothing, 0), |best, next| if next.0 > best.0 { next } else { best });
             plans.push((shared, source, round));
         }
-        let mut slots: Vec<Option<SequenceId>> = vec![None; prompts.len()];
+        let mut ids: Vec<Option<SequenceId>> = vec![None; prompts.len()];
         let rounds = plans.iter().map(|(_, _, round)| round + 1).max().unwrap_or(0);
         for round in 0..rounds {
             let mut inputs = Vec::new();
             for ((shared, source, _), &i) in plans.iter().zip(&order).filter(|((_, _, r), _)| *r == round) {
                 let source = match source {
-                    Source::Nothing => None,
+                    ForkSource::Nothing => None,
                     // It may have been dropped since.
-                    Source::Kept(slot) => self.kept.contains(slot).then_some(*slot),
-                    Source::Prompt(other) => slots[*other],
+                    ForkSource::Kept(id) => self.kept.contains(id).then_some(*id),
+                    ForkSource::Prompt(other) => ids[*other],
                 };
-                let (slot, shared) = match source {
+                let (id, shared) = match source {
                     Some(of) => (self.fork_at(of, *shared)?, *shared),
                     None => (self.new_sequence(), 0),
                 };
-                slots[i] = Some(slot);
-                inputs.push((slot, &prompts[i][shared..]));
+                ids[i] = Some(id);
+                inputs.push((id, &prompts[i][shared..]));
             }
             self.append(&inputs)?;
         }
-        Ok(slots.into_iter().flatten().collect())
+        Ok(ids.into_iter().flatten().collect())
     }
 
     /// A new sequence that holds what `prompt` begins with like the sequence `of`, and how many tokens that is; the rest is for the
     /// caller to append.
+    ///
+    /// # Errors
+    /// If there are too few pages.
     pub fn branch(&mut self, of: SequenceId, prompt: &[u32]) -> Result<(SequenceId, usize)> {
         let shared = self.tokens.get(&of).map_or(0, |tokens| common(tokens, prompt));
         Ok((self.fork_at(of, shared)?, shared))
@@ -142,10 +161,10 @@ impl<'a> PrefixCache<'a> {
 
     /// A new sequence that holds the first `len` tokens of `of`. Something must be appended before anything is sampled from it.
     fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
-        let slot = self.decoder.fork_at(of, len)?;
+        let id = self.decoder.fork_at(of, len)?;
         let tokens = self.tokens.get(&of).map_or_else(Vec::new, |tokens| tokens[..len].to_vec());
-        self.tokens.insert(slot, tokens);
-        Ok(slot)
+        self.tokens.insert(id, tokens);
+        Ok(id)
     }
 
     /// Drops kept sequences while there are too many tokens.
@@ -156,14 +175,14 @@ impl<'a> PrefixCache<'a> {
     /// Whether there was one to drop.
     fn drop_oldest(&mut self) -> bool {
         let oldest = self.kept.pop_front();
-        oldest.into_iter().for_each(|slot| self.free(slot));
+        oldest.into_iter().for_each(|id| self.free(id));
         oldest.is_some()
     }
 }
 
 /// What a prompt forks.
 #[derive(Clone, Copy)]
-enum Source {
+enum ForkSource {
     Nothing,
     Kept(SequenceId),
     Prompt(usize),

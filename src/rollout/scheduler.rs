@@ -1,8 +1,8 @@
 //! Continuous batching: which episodes begin, wait, are played, and leave.
 
+use super::environment::{Event, Response};
 use super::episode::{ActiveEpisode, PendingEpisode};
 use super::group::Group;
-use super::stepper::{Event, Response};
 use super::{Actor, Limit, Played, PrefixCache, RolloutContext, RolloutError, RolloutTasks};
 use crate::agent::Episode;
 use crate::device::Error;
@@ -147,10 +147,9 @@ impl<'a, 'c> Scheduler<'a, 'c> {
         let (mut playing, sitting): (Vec<_>, Vec<_>) = active.into_iter().partition(|e| !e.waits() && !e.over);
         self.active = sitting;
         if !playing.is_empty() {
-            let slots = self.append(&mut playing)?;
+            let ids = self.append(&mut playing)?;
             let settings = self.context.settings;
-            let requests: Vec<SampleRequest> =
-                playing.iter().zip(slots).map(|(e, slot)| e.request(slot, settings)).collect();
+            let requests: Vec<SampleRequest> = playing.iter().zip(ids).map(|(e, id)| e.request(id, settings)).collect();
             let sampled = self.cache.sample(&requests, &settings.sampling)?;
             let context = &self.context;
             playing.par_iter_mut().zip(sampled).try_for_each(|(e, sampled)| e.advance(context, sampled))?;
@@ -160,18 +159,18 @@ impl<'a, 'c> Scheduler<'a, 'c> {
         Ok(())
     }
 
-    /// Appends everything pending to the model's cache; the slot of each playing episode. Out of pages, the youngest are preempted.
+    /// Appends everything pending to the model's cache; the sequence of each playing episode. Out of pages, the youngest are preempted.
     fn append(&mut self, playing: &mut Vec<ActiveEpisode>) -> Result<Vec<SequenceId>, RolloutError> {
         self.begin_sequences(playing)?;
         loop {
             let mut prompts: Vec<usize> =
-                playing.iter().filter(|e| e.slot.is_none()).map(|e| e.episode.group).collect();
+                playing.iter().filter(|e| e.sequence.is_none()).map(|e| e.episode.group).collect();
             prompts.sort_unstable();
             prompts.dedup();
             prompts.retain(|&g| !self.groups[g].is_read);
             let mut inputs: Vec<(SequenceId, &[u32])> = Vec::with_capacity(prompts.len() + playing.len());
-            inputs.extend(prompts.iter().filter_map(|&g| Some((self.groups[g].slot?, &self.groups[g].prompt[..]))));
-            inputs.extend(playing.iter().filter_map(|e| Some((e.slot?, &e.pending[..]))));
+            inputs.extend(prompts.iter().filter_map(|&g| Some((self.groups[g].sequence?, &self.groups[g].prompt[..]))));
+            inputs.extend(playing.iter().filter_map(|e| Some((e.sequence?, &e.pending[..]))));
             match if inputs.is_empty() { Ok(()) } else { self.cache.append(&inputs) } {
                 Err(Error::OutOfPages { .. }) if self.preempt(playing) => {}
                 appended => {
@@ -181,28 +180,28 @@ impl<'a, 'c> Scheduler<'a, 'c> {
                 }
             }
         }
-        let mut slots = Vec::with_capacity(playing.len());
+        let mut ids = Vec::with_capacity(playing.len());
         for episode in playing {
             let group = &mut self.groups[episode.episode.group];
-            if let (None, Some(prompt)) = (episode.slot, group.slot) {
-                episode.slot = Some(self.cache.fork(prompt)?);
+            if let (None, Some(prompt)) = (episode.sequence, group.sequence) {
+                episode.sequence = Some(self.cache.fork(prompt)?);
                 group.release(self.cache);
             }
-            slots.extend(episode.slot);
+            ids.extend(episode.sequence);
         }
-        Ok(slots)
+        Ok(ids)
     }
 
-    /// Gives episodes that have begun another sequence a slot, with what it has in common with the last one.
+    /// Gives episodes that have begun another sequence a sequence, with what it has in common with the last one.
     fn begin_sequences(&mut self, playing: &mut [ActiveEpisode]) -> Result<(), RolloutError> {
         for episode in playing.iter_mut().filter(|e| e.is_new_sequence) {
-            let (slot, held) = match episode.slot {
+            let (id, held) = match episode.sequence {
                 Some(old) => self.cache.branch(old, &episode.pending)?,
                 None => (self.cache.new_sequence(), 0),
             };
-            episode.slot.into_iter().for_each(|old| self.cache.keep(old));
+            episode.sequence.into_iter().for_each(|old| self.cache.keep(old));
             episode.pending.drain(..held);
-            (episode.slot, episode.is_new_sequence) = (Some(slot), false);
+            (episode.sequence, episode.is_new_sequence) = (Some(id), false);
         }
         Ok(())
     }
@@ -210,7 +209,7 @@ impl<'a, 'c> Scheduler<'a, 'c> {
     /// Takes pages from an episode that waits for its environment, else from the youngest that plays, else from the prompts of groups.
     /// Whether there was one to take from, other than the last that plays.
     fn preempt(&mut self, playing: &mut Vec<ActiveEpisode>) -> bool {
-        if let Some(waiting) = self.active.iter_mut().rev().find(|e| e.slot.is_some()) {
+        if let Some(waiting) = self.active.iter_mut().rev().find(|e| e.sequence.is_some()) {
             waiting.give_back(self.cache);
             return true;
         }
@@ -236,8 +235,8 @@ impl<'a, 'c> Scheduler<'a, 'c> {
             self.active.extend(self.preempted.pop());
         }
         for episode in over {
-            if let Some(slot) = episode.slot {
-                self.cache.keep(slot);
+            if let Some(id) = episode.sequence {
+                self.cache.keep(id);
             }
             self.done[episode.index] = Some(episode.episode);
         }

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashSet};
 /// One episode in numbers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize)]
 pub struct Counts {
+    /// Number of turns.
     pub turns: usize,
     /// Turns with the same command at the same observation as an earlier turn.
     pub repeats: usize,
@@ -20,6 +21,7 @@ pub struct Counts {
 }
 
 impl Counts {
+    /// Counts an episode's turns.
     pub fn of(episode: &Episode) -> Counts {
         let mut counts = Counts { turns: episode.turns.len(), ..Counts::default() };
         let (mut pairs, mut shown) = (HashSet::new(), HashSet::new());
@@ -40,9 +42,13 @@ impl Counts {
 /// A set of episodes in numbers. Rates are shares of all turns of the set, in 0..1; all are 0 for an empty set.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub struct Behaviour {
+    /// Number of episodes.
     pub episodes: usize,
+    /// Turns that repeat a command already tried at the same observation.
     pub repeat_rate: f64,
+    /// Turns that repeat, or come back to an observation.
     pub loop_rate: f64,
+    /// Turns that the environment did not understand, or that hold no command.
     pub invalid_rate: f64,
     /// Mean turns in an episode.
     pub episode_length: f64,
@@ -78,9 +84,13 @@ impl Behaviour {
 pub struct Statistics {
     /// Share of episodes that reached the goal.
     pub success: f64,
+    /// All episodes.
     pub all: Behaviour,
+    /// The episodes that were won.
     pub won: Behaviour,
+    /// The episodes that were not.
     pub lost: Behaviour,
+    /// Episodes that the environment failed.
     pub env_failed: usize,
     /// Episodes by the way they ended, failed ones included.
     pub finishes: BTreeMap<&'static str, usize>,
@@ -89,6 +99,7 @@ pub struct Statistics {
 }
 
 impl Statistics {
+    /// The statistics of a rollout.
     pub fn of(Played { episodes, failed }: &Played) -> Statistics {
         let of = |success: bool| Behaviour::of(episodes.iter().filter(|e| e.success == success));
         let (won, lost) = (of(true), of(false));

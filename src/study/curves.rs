@@ -1,6 +1,6 @@
 //! Learning curves: means over seeds with bands.
 
-use super::collect::{Cell, EVAL, Group};
+use super::collect::{Cell, CellGroup, EVAL};
 use super::plan::Study;
 use super::statistics::{Interval, mean_of_means};
 use crate::report::metrics::Record;
@@ -13,17 +13,17 @@ pub struct Curve {
     pub start: String,
     pub title: String,
     pub y: &'static str,
-    pub lines: Vec<Line>,
+    pub lines: Vec<CurveLine>,
 }
 
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Line {
+pub struct CurveLine {
     pub variant: String,
-    pub points: Vec<Point>,
+    pub points: Vec<CurvePoint>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Serialize)]
-pub struct Point {
+pub struct CurvePoint {
     pub iteration: u64,
     /// Bootstrap over seeds; of success on a split, over games as well.
     #[serde(flatten)]
@@ -53,14 +53,14 @@ fn other_state(record: &Record) -> Option<f64> {
 }
 
 /// All curves that have a value, start by start.
-pub fn all(study: &Study, groups: &[Group<'_>]) -> Vec<Curve> {
+pub fn all(study: &Study, groups: &[CellGroup<'_>]) -> Vec<Curve> {
     let mut curves = Vec::new();
     for start in &study.starts {
-        let of: Vec<&Group<'_>> = groups.iter().filter(|group| group.start == start.name).collect();
+        let of: Vec<&CellGroup<'_>> = groups.iter().filter(|group| group.start == start.name).collect();
         let splits: BTreeSet<&str> =
             of.iter().flat_map(|g| &g.cells).flat_map(|c| &c.episodes).map(|e| &e.split[..]).collect();
         for split in splits {
-            let line = |group: &Group<'_>| evaluated(group, split);
+            let line = |group: &CellGroup<'_>| evaluated(group, split);
             curves.extend(curve(&start.name, &format!("Success, {split}"), "share of games won", &of, &line));
         }
         for (title, y, value) in TRAINING {
@@ -74,15 +74,15 @@ fn curve(
     start: &str,
     title: &str,
     y: &'static str,
-    groups: &[&Group<'_>],
-    points: &dyn Fn(&Group<'_>) -> Vec<Point>,
+    groups: &[&CellGroup<'_>],
+    points: &dyn Fn(&CellGroup<'_>) -> Vec<CurvePoint>,
 ) -> Option<Curve> {
-    let line = |group: &&Group<'_>| Line { variant: group.variant.into(), points: points(group) };
-    let lines: Vec<Line> = groups.iter().map(line).filter(|line| !line.points.is_empty()).collect();
+    let line = |group: &&CellGroup<'_>| CurveLine { variant: group.variant.into(), points: points(group) };
+    let lines: Vec<CurveLine> = groups.iter().map(line).filter(|line| !line.points.is_empty()).collect();
     (!lines.is_empty()).then(|| Curve { start: start.into(), title: title.into(), y, lines })
 }
 
-fn evaluated(group: &Group<'_>, split: &str) -> Vec<Point> {
+fn evaluated(group: &CellGroup<'_>, split: &str) -> Vec<CurvePoint> {
     let iterations: BTreeSet<u64> = group.cells.iter().flat_map(|cell| cell.iterations(EVAL)).collect();
     let games = |cell: &Cell, iteration: u64| {
         let splits = cell.at(EVAL, Some(iteration));
@@ -90,12 +90,12 @@ fn evaluated(group: &Group<'_>, split: &str) -> Vec<Point> {
     };
     let point = |iteration: u64| {
         let seeds: Vec<Vec<f64>> = group.cells.iter().filter_map(|cell| games(cell, iteration)).collect();
-        Some(Point { iteration, value: mean_of_means(&seeds)? })
+        Some(CurvePoint { iteration, value: mean_of_means(&seeds)? })
     };
     iterations.into_iter().filter_map(point).collect()
 }
 
-fn trained(group: &Group<'_>, value: fn(&Record) -> Option<f64>) -> Vec<Point> {
+fn trained(group: &CellGroup<'_>, value: fn(&Record) -> Option<f64>) -> Vec<CurvePoint> {
     let records = |cell: &Cell| cell.records.iter().filter(|r| r.phase == "grpo").cloned().collect::<Vec<_>>();
     let cells: Vec<Vec<Record>> = group.cells.iter().map(|cell| records(cell)).collect();
     let steps: BTreeSet<u64> =
@@ -103,7 +103,7 @@ fn trained(group: &Group<'_>, value: fn(&Record) -> Option<f64>) -> Vec<Point> {
     let point = |step: u64| {
         let of = |records: &Vec<Record>| records.iter().find(|r| r.step == step).and_then(value);
         let seeds: Vec<Vec<f64>> = cells.iter().filter_map(|records| Some(vec![of(records)?])).collect();
-        Some(Point { iteration: step, value: mean_of_means(&seeds)? })
+        Some(CurvePoint { iteration: step, value: mean_of_means(&seeds)? })
     };
     steps.into_iter().filter_map(point).collect()
 }

@@ -1,6 +1,6 @@
 //! What a study will take, before it is run: cells, time, memory, and the difference it can see.
 
-use super::plan::{Expect, Study, Task};
+use super::plan::{Expect, Study, StudyTask};
 use super::statistics::Design;
 use super::{StudyError, collect, measures, task};
 use crate::config::{Config, GcdMode};
@@ -8,18 +8,18 @@ use crate::device::cpu;
 use crate::model::params::Layout;
 use crate::report::results::fitted;
 use crate::report::stats;
-use crate::train::memory::{self, Fit, Place};
+use crate::train::memory::{self, Fit, Placement};
 use crate::train::{TrainError, evaluate};
 use serde::Serialize;
 
 /// What is known of a study beforehand.
 #[derive(Debug, Serialize)]
-pub struct Estimate {
+pub struct StudyEstimate {
     pub runs: Vec<Planned>,
     pub parts: Vec<PartTime>,
     /// Seconds of all that is not finished, one after another; `None` where a part is not known.
     pub seconds_left: Option<f64>,
-    pub memory: Vec<Memory>,
+    pub memory: Vec<MemoryEstimate>,
     pub power: Vec<Power>,
 }
 
@@ -41,7 +41,7 @@ pub struct PartTime {
 }
 
 #[derive(Debug, Serialize)]
-pub struct Memory {
+pub struct MemoryEstimate {
     pub start: String,
     /// The variant that needs most.
     pub variant: String,
@@ -60,7 +60,7 @@ pub struct Power {
 }
 
 /// Estimates a study; `given` is the memory it is held against, where that is not this machine's.
-pub fn estimate(study: &Study, given: Option<u64>) -> Result<Estimate, StudyError> {
+pub fn estimate(study: &Study, given: Option<u64>) -> Result<StudyEstimate, StudyError> {
     let mut runs = Vec::new();
     for task in study.tasks() {
         runs.push(Planned { name: study.name_of(&task), finished: task::is_done(study, &task)? });
@@ -69,11 +69,11 @@ pub fn estimate(study: &Study, given: Option<u64>) -> Result<Estimate, StudyErro
     let left = parts.iter().filter(|part| part.left > 0);
     let seconds_left = left.map(|part| Some(part.left as f64 * part.seconds?)).sum::<Option<f64>>();
     let memory = (0..study.starts.len()).map(|start| needed(study, start, given)).collect::<Result<_, _>>()?;
-    Ok(Estimate { runs, parts, seconds_left, memory, power: power(study)? })
+    Ok(StudyEstimate { runs, parts, seconds_left, memory, power: power(study)? })
 }
 
 /// A task of a start and a variant, of its first seed.
-fn example(study: &Study, start: usize, variant: Option<usize>) -> Option<Task> {
+fn example(study: &Study, start: usize, variant: Option<usize>) -> Option<StudyTask> {
     study.tasks().into_iter().find(|t| (t.start, t.variant) == (start, variant))
 }
 
@@ -108,7 +108,11 @@ fn times(study: &Study, runs: &[Planned]) -> Result<Vec<PartTime>, StudyError> {
 }
 
 /// The best that is known: measured here, else stated, else predicted.
-fn seconds(study: &Study, task: &Task, measured: &[f64]) -> Result<(Option<f64>, Option<&'static str>), StudyError> {
+fn seconds(
+    study: &Study,
+    task: &StudyTask,
+    measured: &[f64],
+) -> Result<(Option<f64>, Option<&'static str>), StudyError> {
     let Expect { cold_start_minutes, cell_minutes, .. } = study.expect;
     let stated = if task.variant.is_some() { cell_minutes } else { cold_start_minutes };
     if !measured.is_empty() {
@@ -138,7 +142,7 @@ fn predicted(e: &Expect, config: &Config, parameters: f64, is_cell: bool) -> Opt
     let rate = e.tflops * 1e12;
     let play = |episodes: f64| episodes * (written / e.decode + 2.0 * parameters * (read + written) / rate);
     let train = |tokens: f64| tokens * passes * parameters / rate;
-    // What a panel holds is not known where all of it is asked for: 128 games stand for it.
+    // What a panel holds is not known where all of it is played: 128 games stand for it.
     let panel = if config.eval.games == 0 { 128.0 } else { f64::from(config.eval.games) };
     let evaluation = play(3.0 * panel);
     if !is_cell {
@@ -160,24 +164,24 @@ fn predicted(e: &Expect, config: &Config, parameters: f64, is_cell: bool) -> Opt
 }
 
 /// The plan of the cell that needs most memory.
-fn needed(study: &Study, start: usize, given: Option<u64>) -> Result<Memory, StudyError> {
+fn needed(study: &Study, start: usize, given: Option<u64>) -> Result<MemoryEstimate, StudyError> {
     let variants = [None].into_iter().chain((0..study.variants.len()).map(Some));
-    let mut most: Option<Memory> = None;
+    let mut most: Option<MemoryEstimate> = None;
     for variant in variants {
         let Some(task) = example(study, start, variant) else { continue };
         let config = study.config(&task)?;
-        if study.place() == Place::Gpu {
+        if study.place() == Placement::Gpu {
             config.validate_for_gpu()?;
         }
         let shape = memory::model_shape(&config)
             .map_err(|e| TrainError::from(crate::model::checkpoint::CheckpointError::from(e)))?;
         let here = match study.place() {
-            Place::Cpu => cpu::memory().map(|memory| memory.available),
-            Place::Gpu => None,
+            Placement::Cpu => cpu::memory().map(|memory| memory.available),
+            Placement::Gpu => None,
         };
         let fit = memory::fit(&memory::plan(&config, &shape, study.place()), given.or(here));
         let variant = variant.map_or("cold-start".into(), |v| study.variants[v].name.clone());
-        let this = Memory { start: study.starts[start].name.clone(), variant, fit };
+        let this = MemoryEstimate { start: study.starts[start].name.clone(), variant, fit };
         if most.as_ref().is_none_or(|most| this.fit.needed > most.fit.needed) {
             most = Some(this);
         }
@@ -189,7 +193,7 @@ fn needed(study: &Study, start: usize, given: Option<u64>) -> Result<Memory, Stu
     })
 }
 
-/// The power on each split. Where the games are not here, or all are asked for, the split's own number is not known and
+/// The power on each split. Where the games are not here, or all are played, the split's own number is not known and
 /// 128 stand for it.
 fn power(study: &Study) -> Result<Vec<Power>, StudyError> {
     let mut all = Vec::new();
@@ -208,7 +212,7 @@ fn power(study: &Study) -> Result<Vec<Power>, StudyError> {
 }
 
 /// For a terminal or a log.
-pub fn table(study: &Study, e: &Estimate, bytes: fn(u64) -> String) -> String {
+pub fn table(study: &Study, e: &StudyEstimate, bytes: fn(u64) -> String) -> String {
     let done = e.runs.iter().filter(|run| run.finished).count();
     let mut out = format!("{}: {} runs in {}, {done} finished\n", study.name, e.runs.len(), study.folder.display());
     let row = |p: &PartTime| {

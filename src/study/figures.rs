@@ -7,6 +7,9 @@ use crate::report::plot::{self, Band};
 use std::path::Path;
 
 /// Draws every curve of two points or more into `folder`: (what it shows, file name).
+///
+/// # Errors
+/// If the folder or a file cannot be written.
 pub fn write(folder: &Path, curves: &[Curve]) -> Result<Vec<(String, String)>, StudyError> {
     let mut written = Vec::new();
     for curve in curves {
@@ -22,8 +25,9 @@ pub fn write(folder: &Path, curves: &[Curve]) -> Result<Vec<(String, String)>, S
     Ok(written)
 }
 
-fn band(line: &super::curves::Line) -> Band {
-    let point = |p: &super::curves::Point| plot::Dot { x: p.iteration as f64, y: p.value.value, interval: p.value.ci };
+fn band(line: &super::curves::CurveLine) -> Band {
+    let point =
+        |p: &super::curves::CurvePoint| plot::Dot { x: p.iteration as f64, y: p.value.value, interval: p.value.ci };
     Band { name: line.variant.clone(), points: line.points.iter().map(point).collect() }
 }
 

@@ -2,8 +2,8 @@
 //! of training compare nothing.
 
 use super::StudyError;
-use super::plan::{Study, Task};
-use super::probed::{self, Class, Probed, Stratum, Sum};
+use super::plan::{Study, StudyTask};
+use super::probed::{self, Class, PairStratum, Probed, Sum};
 use super::statistics::Interval;
 use crate::config::Config;
 use crate::coupling::{self, FOLDER};
@@ -67,25 +67,25 @@ pub struct Gate {
 /// The mean cosine of a class of pairs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Cosine {
-    pub stratum: Stratum,
+    pub stratum: PairStratum,
     pub class: Class,
     #[serde(flatten)]
     pub cosine: Interval,
     pub pairs: usize,
 }
 
-fn file(study: &Study, task: &Task) -> PathBuf {
+fn file(study: &Study, task: &StudyTask) -> PathBuf {
     study.run_folder(task).join(FILE)
 }
 
-pub fn is_measured(study: &Study, task: &Task) -> bool {
+pub fn is_measured(study: &Study, task: &StudyTask) -> bool {
     file(study, task).exists()
 }
 
 /// Measures what follows the finished cold start `task`, and keeps it in its run folder; `gate.json` comes last.
 pub fn measure(
     study: &Study,
-    task: &Task,
+    task: &StudyTask,
     config: &Config,
     suite: &dyn Suite,
     gpu: Option<&Gpu>,
@@ -120,7 +120,7 @@ pub fn all(study: &Study) -> Result<Vec<Gate>, StudyError> {
     tasks.iter().filter(|task| study.is_gated(task) && is_measured(study, task)).map(|task| read(study, task)).collect()
 }
 
-fn read(study: &Study, task: &Task) -> Result<Gate, StudyError> {
+fn read(study: &Study, task: &StudyTask) -> Result<Gate, StudyError> {
     let (file, run) = (file(study, task), study.run_folder(task));
     let bytes = files::read(&file, files::MOST_KEPT).map_err(|e| FileError::new("read", &file, e))?;
     let kept: Kept = serde_json::from_slice(&bytes)
@@ -128,7 +128,7 @@ fn read(study: &Study, task: &Task) -> Result<Gate, StudyError> {
     let probed = if kept.has_probe { Probed::read(&run, STEM)? } else { None };
     let probes: Vec<&Probed> = probed.iter().collect();
     let mut cosines = Vec::new();
-    for stratum in Stratum::ALL {
+    for stratum in PairStratum::ALL {
         for class in Class::ALL {
             let pairs = probes.iter().map(|p| p.count(class, stratum)).sum();
             let cosine = probed::cosine(&probes, class, stratum);
@@ -158,7 +158,7 @@ fn read(study: &Study, task: &Task) -> Result<Gate, StudyError> {
 }
 
 /// What the gate of a task says, if it has one.
-pub fn verdict_of(study: &Study, task: &Task) -> Result<Vec<String>, StudyError> {
+pub fn verdict_of(study: &Study, task: &StudyTask) -> Result<Vec<String>, StudyError> {
     if !study.is_gated(task) || !is_measured(study, task) {
         return Ok(Vec::new());
     }
@@ -167,7 +167,7 @@ pub fn verdict_of(study: &Study, task: &Task) -> Result<Vec<String>, StudyError>
 
 impl Gate {
     /// The mean cosine of a class in a stratum.
-    pub fn of(&self, class: Class, stratum: Stratum) -> Option<Interval> {
+    pub fn of(&self, class: Class, stratum: PairStratum) -> Option<Interval> {
         self.cosines.iter().find(|c| (c.class, c.stratum) == (class, stratum)).map(|c| c.cosine)
     }
 
@@ -188,7 +188,7 @@ impl Gate {
             m if m < FEW_MIXED => ": next to nothing is left to learn: begin with harder games or a shorter cold start",
             _ => "",
         };
-        let coupling = match self.of(Class::Pn, Stratum::OtherState) {
+        let coupling = match self.of(Class::Pn, PairStratum::OtherState) {
             None => "gate: no coupling can be measured: there are not two good and two bad actions of different states"
                 .into(),
             Some(pn) => format!("gate: pn of other states is {}: {}", told(&pn), coupled(&pn)),
@@ -222,14 +222,14 @@ pub fn told(interval: &Interval) -> String {
 pub fn table(gates: &[Gate]) -> String {
     let mut text = String::new();
     for gate in gates {
-        let row = |stratum: Stratum| {
+        let row = |stratum: PairStratum| {
             let of = |class| gate.cosines.iter().find(|c| (c.class, c.stratum) == (class, stratum));
             let mean = |class| of(class).map_or("–".into(), |c| format!("{:.3}", c.cosine.value));
             let pn = of(Class::Pn).map_or("–".into(), |c| told(&c.cosine));
             let pairs = Class::ALL.map(|class| of(class).map_or(0, |c| c.pairs).to_string()).join(", ");
             [stratum.name().to_string(), mean(Class::Pp), mean(Class::Nn), pn, pairs]
         };
-        let rows = Stratum::ALL.into_iter().map(row);
+        let rows = PairStratum::ALL.into_iter().map(row);
         text += &format!("{}\n{}\n", gate.run, fitted(&["cosine", "pp", "nn", "pn", "pairs"], rows, &[1, 2, 3]));
         if let (Some(signed), Some(unsigned)) = (gate.signed, gate.unsigned) {
             text += &format!(

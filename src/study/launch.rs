@@ -1,6 +1,6 @@
 //! Runs a study on this machine: each task in a process of its own, several at once, a failing one without the others.
 
-use super::plan::{Study, Task};
+use super::plan::{Study, StudyTask};
 use super::{StudyError, gate, log, status, task};
 use crate::files::{self, FileError};
 use crate::report::progress::say;
@@ -23,7 +23,7 @@ pub struct Launcher {
 
 /// What became of the tasks.
 #[derive(Debug, Default)]
-pub struct Outcome {
+pub struct StudyOutcome {
     /// Names and reasons.
     pub failed: Vec<(String, String)>,
     pub interrupted: bool,
@@ -33,7 +33,7 @@ const LOCK: &str = ".lock";
 /// Between two looks at the running tasks.
 const PAUSE: Duration = Duration::from_millis(20);
 
-enum State {
+enum TaskProgress {
     Waiting,
     Running(Child, Instant),
     /// Whether it succeeded.
@@ -43,19 +43,21 @@ enum State {
 /// The tasks of a run, and where they are.
 struct Board<'a> {
     study: &'a Study,
-    tasks: Vec<Task>,
-    states: Vec<State>,
-    outcome: Outcome,
+    tasks: Vec<StudyTask>,
+    states: Vec<TaskProgress>,
+    outcome: StudyOutcome,
 }
 
 /// Runs the tasks that are not done, each after its cold start.
-pub fn run(study: &Study, launcher: &Launcher, tasks: Vec<Task>) -> Result<Outcome, StudyError> {
+pub fn run(study: &Study, launcher: &Launcher, tasks: Vec<StudyTask>) -> Result<StudyOutcome, StudyError> {
     let _lock = open(study)?;
-    let over = tasks.iter().map(|t| Ok(if task::is_done(study, t)? { State::Over(true) } else { State::Waiting }));
-    let states: Vec<State> = over.collect::<Result<_, StudyError>>()?;
-    let done = states.iter().filter(|state| matches!(state, State::Over(_))).count();
+    let over = tasks
+        .iter()
+        .map(|t| Ok(if task::is_done(study, t)? { TaskProgress::Over(true) } else { TaskProgress::Waiting }));
+    let states: Vec<TaskProgress> = over.collect::<Result<_, StudyError>>()?;
+    let done = states.iter().filter(|state| matches!(state, TaskProgress::Over(_))).count();
     say(&format!("{}: {done} of {} runs are done", study.name, tasks.len()));
-    let mut board = Board { study, tasks, states, outcome: Outcome::default() };
+    let mut board = Board { study, tasks, states, outcome: StudyOutcome::default() };
     while board.is_open() {
         if interrupt::interrupted() {
             board.stop();
@@ -64,7 +66,7 @@ pub fn run(study: &Study, launcher: &Launcher, tasks: Vec<Task>) -> Result<Outco
         while let Some(next) = board.ready(launcher.jobs) {
             let child = start(study, launcher, &board.tasks[next])?;
             say(&format!("{}: begins", study.name_of(&board.tasks[next])));
-            board.states[next] = State::Running(child, Instant::now());
+            board.states[next] = TaskProgress::Running(child, Instant::now());
         }
         std::thread::sleep(PAUSE);
     }
@@ -93,35 +95,35 @@ pub fn keep_file(study: &Study) -> Result<(), StudyError> {
 
 impl Board<'_> {
     fn is_open(&self) -> bool {
-        let open = |state: &State| match state {
-            State::Running(..) => true,
-            State::Waiting => !self.outcome.interrupted,
-            State::Over(_) => false,
+        let open = |state: &TaskProgress| match state {
+            TaskProgress::Running(..) => true,
+            TaskProgress::Waiting => !self.outcome.interrupted,
+            TaskProgress::Over(_) => false,
         };
         self.states.iter().any(open)
     }
 
     /// The next task that can begin, if there is room for one. A cell of a failed cold start fails with it.
     fn ready(&mut self, jobs: usize) -> Option<usize> {
-        let running = self.states.iter().filter(|state| matches!(state, State::Running(..))).count();
+        let running = self.states.iter().filter(|state| matches!(state, TaskProgress::Running(..))).count();
         if running >= jobs || self.outcome.interrupted {
             return None;
         }
         for at in 0..self.tasks.len() {
             // One that an earlier launcher left at work saves and stops.
-            let waits = matches!(self.states[at], State::Waiting) && !task::is_held(self.study, &self.tasks[at]);
+            let waits = matches!(self.states[at], TaskProgress::Waiting) && !task::is_held(self.study, &self.tasks[at]);
             match self.cold_start_of(at).map(|cold| &self.states[cold]) {
                 _ if !waits => {}
-                None | Some(State::Over(true)) => return Some(at),
-                Some(State::Over(false)) => self.fail(at, "its cold start failed".into()),
-                Some(State::Waiting | State::Running(..)) => {}
+                None | Some(TaskProgress::Over(true)) => return Some(at),
+                Some(TaskProgress::Over(false)) => self.fail(at, "its cold start failed".into()),
+                Some(TaskProgress::Waiting | TaskProgress::Running(..)) => {}
             }
         }
         None
     }
 
     fn cold_start_of(&self, cell: usize) -> Option<usize> {
-        let Task { start, seed, variant } = self.tasks[cell];
+        let StudyTask { start, seed, variant } = self.tasks[cell];
         variant?;
         self.tasks.iter().position(|t| (t.start, t.seed, t.variant) == (start, seed, None))
     }
@@ -131,13 +133,13 @@ impl Board<'_> {
         let file = log::file(self.study, &self.tasks[at]);
         say(&format!("{name}: failed: {reason} (its log: {})", file.display()));
         self.outcome.failed.push((name, reason));
-        self.states[at] = State::Over(false);
+        self.states[at] = TaskProgress::Over(false);
     }
 
     /// Takes the results of the tasks that have ended.
     fn collect(&mut self) -> Result<(), StudyError> {
         for at in 0..self.tasks.len() {
-            let State::Running(child, began) = &mut self.states[at] else { continue };
+            let TaskProgress::Running(child, began) = &mut self.states[at] else { continue };
             let what = || "a look at a child process".to_string();
             let Some(ended) = child.try_wait().map_err(|cause| StudyError::Start { what: what(), cause })? else {
                 continue;
@@ -151,14 +153,14 @@ impl Board<'_> {
     fn end(&mut self, at: usize, ended: ExitStatus, seconds: u64) -> Result<(), StudyError> {
         let (study, task) = (self.study, self.tasks[at].clone());
         if ended.success() && task::is_done(study, &task)? {
-            self.states[at] = State::Over(true);
+            self.states[at] = TaskProgress::Over(true);
             let short = status::of(study, &task)?.in_short();
             say(&format!("{}: done in {seconds} s: {short}", study.name_of(&task)));
             for line in gate::verdict_of(study, &task)? {
                 say(&format!("{}: {line}", study.name_of(&task)));
             }
         } else if interrupt::interrupted() {
-            self.states[at] = State::Waiting;
+            self.states[at] = TaskProgress::Waiting;
         } else {
             self.fail(at, log::last_error(study, &task).unwrap_or_else(|| format!("it ended with {ended}")));
         }
@@ -169,7 +171,7 @@ impl Board<'_> {
     fn stop(&mut self) {
         self.outcome.interrupted = true;
         for state in &mut self.states {
-            if let State::Running(child, _) = state {
+            if let TaskProgress::Running(child, _) = state {
                 drop(child.stdin.take());
             }
         }
@@ -177,7 +179,7 @@ impl Board<'_> {
 }
 
 /// Starts a task. It holds on to this process by its stdin, which closes with it.
-fn start(study: &Study, launcher: &Launcher, task: &Task) -> Result<Child, StudyError> {
+fn start(study: &Study, launcher: &Launcher, task: &StudyTask) -> Result<Child, StudyError> {
     let (path, name) = (log::file(study, task), study.name_of(task));
     let failed = |e| FileError::new("open", &path, e);
     let mut file = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
@@ -194,8 +196,8 @@ fn start(study: &Study, launcher: &Launcher, task: &Task) -> Result<Child, Study
 pub fn arguments(study: &Study, name: &str) -> Vec<String> {
     let mut all = vec!["study".into(), "cell".into(), study.file.display().to_string(), name.into()];
     let device = match study.place() {
-        crate::train::memory::Place::Cpu => "cpu",
-        crate::train::memory::Place::Gpu => "cuda",
+        crate::train::memory::Placement::Cpu => "cpu",
+        crate::train::memory::Placement::Gpu => "cuda",
     };
     all.extend(["--device".into(), device.into()]);
     all.extend(study.given.dir.iter().flat_map(|dir| ["--dir".into(), dir.clone()]));

@@ -1,6 +1,6 @@
 //! What each cell has one number of: consistency, judgments, flawed actions, cost.
 
-use super::collect::{Cell, Group};
+use super::collect::{Cell, CellGroup};
 use super::statistics::{Interval, mean_of_means};
 use crate::report::metrics::Record;
 use crate::report::results::Summary;
@@ -10,13 +10,19 @@ use serde::Serialize;
 /// A mean over seeds, and over their differences from the variant that it is compared with.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Measure {
+    /// The start's name.
     pub start: String,
+    /// The variant's name.
     pub variant: String,
+    /// What is measured.
     pub name: &'static str,
+    /// Number of seeds.
     pub seeds: usize,
+    /// The mean over seeds.
     pub value: f64,
     /// By Student's t over seeds.
     pub student: Option<[f64; 2]>,
+    /// The mean difference from the variant that it is compared with.
     pub difference: Option<Interval>,
 }
 
@@ -68,7 +74,8 @@ pub fn seconds(summary: &Summary, records: &[Record]) -> f64 {
     summary.seconds - before.map(|r| r.seconds).fold(0.0, f64::max)
 }
 
-pub fn of(group: &Group<'_>) -> Vec<Measure> {
+/// All measures of a group of cells.
+pub fn of(group: &CellGroup<'_>) -> Vec<Measure> {
     let row = |(name, of): (&'static str, Of)| {
         let values: Vec<f64> = group.cells.iter().filter_map(|cell| of(cell)).collect();
         let differences: Vec<Vec<f64>> =

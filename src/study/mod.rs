@@ -6,20 +6,20 @@
 //! `uncouple report`, `compare` and `eval` take each of them.
 
 pub mod collect;
-pub mod curves;
-pub mod estimate;
+pub(crate) mod curves;
+pub(crate) mod estimate;
 pub mod figures;
-pub mod gate;
-pub mod launch;
-pub mod log;
+pub(crate) mod gate;
+pub(crate) mod launch;
+pub(crate) mod log;
 pub mod measures;
 pub mod plan;
-pub mod probed;
-pub mod slurm;
-pub mod statistics;
-pub mod status;
+pub(crate) mod probed;
+pub(crate) mod slurm;
+pub(crate) mod statistics;
+pub(crate) mod status;
 pub mod tables;
-pub mod task;
+pub(crate) mod task;
 pub mod text;
 
 use crate::config::ConfigError;
@@ -29,6 +29,7 @@ use std::path::PathBuf;
 
 /// Why a study cannot be run or reported.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum StudyError {
     #[error("cannot read the study file {}: {cause}", .file.display())]
     Read { file: PathBuf, cause: std::io::Error },

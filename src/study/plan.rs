@@ -4,7 +4,7 @@ use super::StudyError;
 use super::statistics::Design;
 use crate::config::{Config, Override};
 use crate::files::{self, MOST_WRITTEN};
-use crate::train::{self, memory::Place};
+use crate::train::{self, memory::Placement};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
@@ -37,7 +37,7 @@ struct File {
     #[serde(default)]
     set: Table,
     #[serde(default, rename = "start")]
-    starts: Vec<Start>,
+    starts: Vec<StudyStart>,
     #[serde(default, rename = "variant")]
     variants: Vec<Variant>,
     #[serde(default)]
@@ -54,7 +54,8 @@ fn runs() -> String {
 /// each for itself.
 #[derive(Debug, Clone, Default, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
-pub struct Start {
+pub struct StudyStart {
+    /// The start's name; empty where there is only one.
     pub name: String,
     /// In place of the study's.
     #[serde(default)]
@@ -62,6 +63,7 @@ pub struct Start {
     /// In place of all the study's seeds, some of them.
     #[serde(default)]
     pub seeds: Vec<u64>,
+    /// Keys that its runs set.
     #[serde(default)]
     pub set: Table,
 }
@@ -70,10 +72,12 @@ pub struct Start {
 #[derive(Debug, Clone, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Variant {
+    /// The variant's name.
     pub name: String,
     /// The variant that it is compared with (empty: the first).
     #[serde(default)]
     pub against: String,
+    /// Keys that its runs set.
     #[serde(default)]
     pub set: Table,
 }
@@ -90,13 +94,17 @@ pub struct Expect {
     pub spread: f64,
     /// Minutes of a cold start and of a cell, measured before (0: not).
     pub cold_start_minutes: f64,
+    /// Minutes that a cell takes.
     pub cell_minutes: f64,
     /// Turns of an episode, tokens read in a turn that were not read before, and tokens written (0: no prediction).
     pub turns: f64,
+    /// Tokens that a cell reads.
     pub read_tokens: f64,
+    /// Tokens that a cell writes.
     pub written_tokens: f64,
     /// Sustained TFLOP/s of training and prefill, and tokens written in a second by all sequences together.
     pub tflops: f64,
+    /// Tokens a second when decoding.
     pub decode: f64,
 }
 
@@ -129,28 +137,40 @@ pub struct Slurm {
 
 /// What a command line adds to a study file.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Given {
+pub struct StudyOverrides {
     /// In place of the file's `dir`.
     pub dir: Option<String>,
     /// As the program's `--set` has them; they go before the file.
     pub set: Vec<String>,
-    pub place: Place,
+    /// On what device tasks run.
+    pub place: Placement,
 }
 
 /// A study, resolved.
 #[derive(Debug, Clone)]
 pub struct Study {
+    /// The study file.
     pub file: PathBuf,
+    /// The study's name, which its folder has.
     pub name: String,
+    /// What it asks.
     pub question: String,
+    /// The seeds of its cells.
     pub seeds: Vec<u64>,
+    /// The seeds that settings were chosen on.
     pub tuned_on: Vec<u64>,
+    /// How settings were chosen.
     pub chosen: String,
-    pub starts: Vec<Start>,
+    /// The starts.
+    pub starts: Vec<StudyStart>,
+    /// The variants.
     pub variants: Vec<Variant>,
+    /// What is assumed of its outcome and time.
     pub expect: Expect,
+    /// How it runs on Slurm.
     pub slurm: Slurm,
-    pub given: Given,
+    /// What the command line added.
+    pub given: StudyOverrides,
     /// Where everything is kept.
     pub folder: PathBuf,
     base: File,
@@ -158,9 +178,10 @@ pub struct Study {
 
 /// A cold start (no variant) or a cell.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
-pub struct Task {
+pub struct StudyTask {
     /// Place of the start in [`Study::starts`].
     pub start: usize,
+    /// The seed.
     pub seed: u64,
     /// Place of the variant in [`Study::variants`].
     pub variant: Option<usize>,
@@ -173,7 +194,22 @@ const SHARED: [&str; 4] = ["gcd.cold_start", "suggestions.cold_start", "rollout.
 
 impl Study {
     /// Reads a study file, and refuses what could not be compared.
-    pub fn load(file: &Path, given: Given) -> Result<Study, StudyError> {
+    ///
+    /// ```
+    /// use std::path::Path;
+    /// use uncouple::study::plan::{Study, StudyOverrides};
+    /// use uncouple::train::memory::Placement;
+    ///
+    /// let given = StudyOverrides { dir: None, set: Vec::new(), place: Placement::Cpu };
+    /// let study = Study::load(Path::new("studies/first-light.toml"), given)?;
+    /// // Three seeds: a cold start and two variants of each.
+    /// assert_eq!(study.tasks().len(), 3 + 3 * 2);
+    /// # Ok::<(), uncouple::study::StudyError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// If the file cannot be read, is not a study, or its parts could not be compared.
+    pub fn load(file: &Path, given: StudyOverrides) -> Result<Study, StudyError> {
         let text =
             files::read_text(file, MOST_WRITTEN).map_err(|cause| StudyError::Read { file: file.into(), cause })?;
         let base: File = toml::from_str(&text).map_err(|e| StudyError::Syntax {
@@ -183,7 +219,7 @@ impl Study {
         })?;
         let stem = file.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let name = if base.name.is_empty() { stem } else { base.name.clone() };
-        let starts = if base.starts.is_empty() { vec![Start::default()] } else { base.starts.clone() };
+        let starts = if base.starts.is_empty() { vec![StudyStart::default()] } else { base.starts.clone() };
         let study = Study {
             file: file.into(),
             folder: Path::new(given.dir.as_ref().unwrap_or(&base.dir)).join(&name),
@@ -268,13 +304,13 @@ impl Study {
 
     /// All cold starts and cells, seed by seed, so that whole comparisons are there early; each cell after its cold
     /// start.
-    pub fn tasks(&self) -> Vec<Task> {
+    pub fn tasks(&self) -> Vec<StudyTask> {
         let mut tasks = Vec::new();
         for seed in &self.seeds {
             for (start, of) in self.starts.iter().enumerate() {
                 if of.seeds.is_empty() || of.seeds.contains(seed) {
                     let variants = [None].into_iter().chain((0..self.variants.len()).map(Some));
-                    tasks.extend(variants.map(|variant| Task { start, seed: *seed, variant }));
+                    tasks.extend(variants.map(|variant| StudyTask { start, seed: *seed, variant }));
                 }
             }
         }
@@ -291,13 +327,13 @@ impl Study {
 
     /// Whether a cold start's coupling is measured before any cell begins: that of each start's first seed; of all
     /// seeds, where nothing else is asked.
-    pub fn is_gated(&self, task: &Task) -> bool {
+    pub fn is_gated(&self, task: &StudyTask) -> bool {
         let first = self.tasks().into_iter().find(|t| t.start == task.start);
         task.variant.is_none() && (self.variants.is_empty() || first.as_ref() == Some(task))
     }
 
     /// The name of a task's run folder.
-    pub fn name_of(&self, task: &Task) -> String {
+    pub fn name_of(&self, task: &StudyTask) -> String {
         let start = match &self.starts[task.start].name {
             name if name.is_empty() => String::new(),
             name => format!("{name}-"),
@@ -307,7 +343,10 @@ impl Study {
     }
 
     /// The task whose run folder has this name.
-    pub fn task_named(&self, name: &str) -> Result<Task, StudyError> {
+    ///
+    /// # Errors
+    /// If there is no such task.
+    pub fn task_named(&self, name: &str) -> Result<StudyTask, StudyError> {
         let found = self.tasks().into_iter().find(|task| self.name_of(task) == name);
         let names = || self.tasks().iter().map(|task| self.name_of(task)).collect::<Vec<_>>().join(", ");
         found.ok_or_else(|| StudyError::Invalid {
@@ -317,17 +356,21 @@ impl Study {
         })
     }
 
-    pub fn run_folder(&self, task: &Task) -> PathBuf {
+    /// The folder of a task's run.
+    pub fn run_folder(&self, task: &StudyTask) -> PathBuf {
         self.folder.join(self.name_of(task))
     }
 
     /// Where numbers live.
-    pub fn place(&self) -> Place {
+    pub fn place(&self) -> Placement {
         self.given.place
     }
 
     /// The configuration of a task's run.
-    pub fn config(&self, task: &Task) -> Result<Config, StudyError> {
+    ///
+    /// # Errors
+    /// If the settings of start, variant and command line do not make a valid configuration.
+    pub fn config(&self, task: &StudyTask) -> Result<Config, StudyError> {
         let start = &self.starts[task.start];
         let mut overrides = of_table(&self.origin("[set]"), &self.base.set);
         overrides.extend(of_table(&self.origin("[[start]]"), &start.set));

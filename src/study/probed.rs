@@ -19,7 +19,7 @@ pub struct Probed {
 /// What both samples of a pair share.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Stratum {
+pub enum PairStratum {
     All,
     SameState,
     /// Another state: the two below together.
@@ -37,28 +37,33 @@ pub enum Class {
     Pn,
 }
 
-impl Stratum {
-    pub const ALL: [Stratum; 5] =
-        [Stratum::All, Stratum::SameState, Stratum::OtherState, Stratum::SameVerb, Stratum::OtherVerb];
+impl PairStratum {
+    pub const ALL: [PairStratum; 5] = [
+        PairStratum::All,
+        PairStratum::SameState,
+        PairStratum::OtherState,
+        PairStratum::SameVerb,
+        PairStratum::OtherVerb,
+    ];
 
     pub fn name(self) -> &'static str {
         match self {
-            Stratum::All => "all",
-            Stratum::SameState => "same state",
-            Stratum::OtherState => "other state",
-            Stratum::SameVerb => "other state, same verb",
-            Stratum::OtherVerb => "other state, other verb",
+            PairStratum::All => "all",
+            PairStratum::SameState => "same state",
+            PairStratum::OtherState => "other state",
+            PairStratum::SameVerb => "other state, same verb",
+            PairStratum::OtherVerb => "other state, other verb",
         }
     }
 
     fn has(self, a: &Traits, b: &Traits) -> bool {
         let (state, verb) = (a.state == b.state, a.verb == b.verb);
         match self {
-            Stratum::All => true,
-            Stratum::SameState => state,
-            Stratum::OtherState => !state,
-            Stratum::SameVerb => !state && verb,
-            Stratum::OtherVerb => !state && !verb,
+            PairStratum::All => true,
+            PairStratum::SameState => state,
+            PairStratum::OtherState => !state,
+            PairStratum::SameVerb => !state && verb,
+            PairStratum::OtherVerb => !state && !verb,
         }
     }
 }
@@ -126,7 +131,7 @@ impl Probed {
     }
 
     /// Pairs of different samples, each once.
-    fn pairs(&self, class: Class, stratum: Stratum) -> impl Iterator<Item = (usize, usize)> {
+    fn pairs(&self, class: Class, stratum: PairStratum) -> impl Iterator<Item = (usize, usize)> {
         let n = self.traits.len();
         let both = move |(i, j): &(usize, usize)| {
             let (a, b) = (&self.traits[*i], &self.traits[*j]);
@@ -135,12 +140,12 @@ impl Probed {
         (0..n).flat_map(move |i| (i + 1..n).map(move |j| (i, j))).filter(both)
     }
 
-    pub fn count(&self, class: Class, stratum: Stratum) -> usize {
+    pub fn count(&self, class: Class, stratum: PairStratum) -> usize {
         self.pairs(class, stratum).count()
     }
 
     /// The mean cosine of the pairs, each as often as both its samples were drawn.
-    fn mean(&self, counts: &[u32], class: Class, stratum: Stratum) -> Option<f64> {
+    fn mean(&self, counts: &[u32], class: Class, stratum: PairStratum) -> Option<f64> {
         let n = self.traits.len();
         let mut sums = [0.0; 2];
         for (i, j) in self.pairs(class, stratum) {
@@ -177,7 +182,7 @@ fn over(probes: &[&Probed], of: &dyn Fn(usize, &[u32]) -> Option<f64>) -> Option
 }
 
 /// The mean cosine over seeds: bootstrap over seeds, then samples.
-pub fn cosine(probes: &[&Probed], class: Class, stratum: Stratum) -> Option<Interval> {
+pub fn cosine(probes: &[&Probed], class: Class, stratum: PairStratum) -> Option<Interval> {
     over(probes, &|at, counts| probes[at].mean(counts, class, stratum))
 }
 
@@ -190,7 +195,7 @@ pub fn sums(probes: &[&Probed], sum: Sum) -> Option<Interval> {
 }
 
 /// The mean difference of cosines, of pairs of runs that measured the same samples.
-pub fn difference(pairs: &[(&Probed, &Probed)], class: Class, stratum: Stratum) -> Option<Interval> {
+pub fn difference(pairs: &[(&Probed, &Probed)], class: Class, stratum: PairStratum) -> Option<Interval> {
     let same = pairs.iter().all(|(a, b)| a.has_samples_of(b));
     let first: Vec<&Probed> = pairs.iter().map(|(a, _)| *a).collect();
     let of = |at: usize, counts: &[u32]| {
@@ -230,11 +235,11 @@ mod tests {
     fn strata_are_means_over_their_pairs() {
         let p = probed([0.5, 0.1, 0.2, 0.4, 0.3, 0.7]);
         let of = |class, stratum| cosine(&[&p], class, stratum).map(|i| i.value);
-        assert_eq!((of(Class::Pp, Stratum::All), of(Class::Nn, Stratum::OtherState)), (Some(0.1), Some(0.3)));
+        assert_eq!((of(Class::Pp, PairStratum::All), of(Class::Nn, PairStratum::OtherState)), (Some(0.1), Some(0.3)));
         // pn of one state: (0, 1) and (2, 3); of another: (0, 3) and (1, 2).
-        assert!((of(Class::Pn, Stratum::SameState).unwrap() - 0.6).abs() < 1e-12);
-        assert!((of(Class::Pn, Stratum::OtherState).unwrap() - 0.3).abs() < 1e-12);
-        assert_eq!((of(Class::Pp, Stratum::SameState), p.count(Class::Pn, Stratum::All)), (None, 4));
+        assert!((of(Class::Pn, PairStratum::SameState).unwrap() - 0.6).abs() < 1e-12);
+        assert!((of(Class::Pn, PairStratum::OtherState).unwrap() - 0.3).abs() < 1e-12);
+        assert_eq!((of(Class::Pp, PairStratum::SameState), p.count(Class::Pn, PairStratum::All)), (None, 4));
         // 4 + 2 (0.1 + 0.3 − 0.5 − 0.2 − 0.4 − 0.7) = 1.2, over 4; unsigned 4 + 2 × 2.2 = 8.4.
         let sum = |of| sums(&[&p], of).unwrap();
         assert!((sum(Sum::Signed).value - 0.3).abs() < 1e-12 && (sum(Sum::Unsigned).value - 2.1).abs() < 1e-12);
@@ -244,12 +249,12 @@ mod tests {
     #[test]
     fn differences_are_of_the_same_samples() {
         let (a, b) = (probed([0.5, 0.1, 0.2, 0.4, 0.3, 0.7]), probed([0.4, 0.1, 0.1, 0.3, 0.3, 0.6]));
-        let pn = difference(&[(&b, &a), (&b, &a)], Class::Pn, Stratum::All).unwrap();
+        let pn = difference(&[(&b, &a), (&b, &a)], Class::Pn, PairStratum::All).unwrap();
         // Every pair fell by 0.1, so that no resample says otherwise.
         let ci = pn.ci.unwrap();
         assert!((pn.value + 0.1).abs() < 1e-12 && (ci[0] + 0.1).abs() < 1e-12 && (ci[1] + 0.1).abs() < 1e-12);
         let mut other = b.clone();
         other.probe.samples[0].tokens[0] = 9;
-        assert_eq!(difference(&[(&other, &a)], Class::Pn, Stratum::All), None);
+        assert_eq!(difference(&[(&other, &a)], Class::Pn, PairStratum::All), None);
     }
 }

@@ -1,7 +1,7 @@
 //! Runs a study on a cluster: two job arrays, one task a run. The second waits for the first; both write to the study's
 //! folder, which all machines share.
 
-use super::plan::{Study, Task};
+use super::plan::{Study, StudyTask};
 use super::{StudyError, launch, log, task};
 use crate::files::{self, FileError};
 use std::fs;
@@ -49,7 +49,7 @@ pub fn submit(study: &Study, program: &Path, sbatch: &Path) -> Result<Vec<Submit
 
 /// The script of an array. A task that runs out of time is told two minutes before: it saves, and the same command goes
 /// on with it.
-fn script_of(study: &Study, program: &Path, name: &str, tasks: &[(usize, &Task)]) -> Result<String, StudyError> {
+fn script_of(study: &Study, program: &Path, name: &str, tasks: &[(usize, &StudyTask)]) -> Result<String, StudyError> {
     let here = std::env::current_dir().map_err(|e| FileError::new("find", ".", e))?;
     let indices: Vec<String> = tasks.iter().map(|(index, _)| index.to_string()).collect();
     let logs = absolute(&here, &log::folder(study));

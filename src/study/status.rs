@@ -1,6 +1,6 @@
 //! How far a study is.
 
-use super::plan::{Study, Task};
+use super::plan::{Study, StudyTask};
 use super::{StudyError, log, measures, task};
 use crate::report::metrics;
 use crate::report::results::fitted;
@@ -11,7 +11,7 @@ use std::collections::BTreeMap;
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Status {
     pub name: String,
-    pub state: State,
+    pub state: TaskState,
     /// Steps done of those planned: of the cold start, or of GRPO.
     pub done: u64,
     pub planned: u64,
@@ -25,7 +25,7 @@ pub struct Status {
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum State {
+pub enum TaskState {
     Waiting,
     /// A process holds its folder.
     Running,
@@ -35,14 +35,14 @@ pub enum State {
     Finished,
 }
 
-impl State {
+impl TaskState {
     fn name(self) -> &'static str {
         match self {
-            State::Waiting => "waiting",
-            State::Running => "running",
-            State::Stopped => "stopped",
-            State::Failed => "failed",
-            State::Finished => "finished",
+            TaskState::Waiting => "waiting",
+            TaskState::Running => "running",
+            TaskState::Stopped => "stopped",
+            TaskState::Failed => "failed",
+            TaskState::Finished => "finished",
         }
     }
 }
@@ -52,7 +52,7 @@ pub fn all(study: &Study) -> Result<Vec<Status>, StudyError> {
     study.tasks().iter().map(|task| of(study, task)).collect()
 }
 
-pub fn of(study: &Study, task: &Task) -> Result<Status, StudyError> {
+pub fn of(study: &Study, task: &StudyTask) -> Result<Status, StudyError> {
     let (run, config) = (study.run_folder(task), study.config(task)?);
     let (phase, planned) = match task.variant {
         None => ("sft", config.sft.steps),
@@ -63,11 +63,11 @@ pub fn of(study: &Study, task: &Task) -> Result<Status, StudyError> {
     let finished = task::finished(study, task)?;
     let error = log::last_error(study, task).filter(|_| finished.is_none());
     let state = match (&finished, task::is_held(study, task)) {
-        (_, true) => State::Running,
-        (Some(_), _) if task::is_done(study, task)? => State::Finished,
-        _ if error.is_some() => State::Failed,
-        _ if run.exists() => State::Stopped,
-        _ => State::Waiting,
+        (_, true) => TaskState::Running,
+        (Some(_), _) if task::is_done(study, task)? => TaskState::Finished,
+        _ if error.is_some() => TaskState::Failed,
+        _ if run.exists() => TaskState::Stopped,
+        _ => TaskState::Waiting,
     };
     let success = finished.as_ref().map(|run| {
         let eval = &run.summary.eval;

@@ -2,84 +2,121 @@
 //! seed by seed.
 
 use super::StudyError;
-use super::collect::{Cell, Collected, EVAL, Group, WITHOUT_SUGGESTIONS, collect, groups};
+use super::collect::{Cell, CellGroup, Collected, EVAL, WITHOUT_SUGGESTIONS, collect, groups};
 use super::curves::{self, Curve};
 use super::gate::{self, Gate};
 use super::measures::{self, Measure};
 use super::plan::Study;
-use super::probed::{self, Class, Probed, Stratum, Sum};
+use super::probed::{self, Class, PairStratum, Probed, Sum};
 use super::statistics::{Interval, mean_of_means, ratio};
 use crate::report::provenance::COMMIT;
 use crate::report::stats;
-use crate::report::trajectories::Evaluated;
+use crate::report::trajectories::EvaluatedEpisode;
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// All results.
 #[derive(Debug, Serialize)]
-pub struct Tables {
+pub struct StudyTables {
+    /// The study's name.
     pub study: String,
+    /// What it asks.
     pub question: String,
+    /// The seeds of its cells.
     pub seeds: Vec<u64>,
+    /// The seeds that settings were chosen on.
     pub tuned_on: Vec<u64>,
+    /// How settings were chosen.
     pub chosen: String,
+    /// Version and commit of the program.
     pub program: String,
+    /// Number of cells of the study.
     pub planned: usize,
+    /// Number of finished cells.
     pub finished: usize,
     /// Cells without results yet.
     pub missing: Vec<String>,
+    /// What the study says of each variant that is compared.
     pub gates: Vec<Gate>,
+    /// Success of each variant on each split.
     pub success: Vec<Success>,
+    /// Differences of success, game by game.
     pub differences: Vec<Difference>,
-    pub coupling: Vec<Coupling>,
+    /// Gradient cosines by class and stratum.
+    pub coupling: Vec<CouplingRow>,
+    /// Sums of gradients.
     pub sums: Vec<SumRow>,
+    /// Loops and repeats.
     pub loops: Vec<Loops>,
+    /// Other measures.
     pub measures: Vec<Measure>,
+    /// Curves over iterations.
     pub curves: Vec<Curve>,
 }
 
 /// Success of a variant on a split: means over seeds.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Success {
+    /// The start's name.
     pub start: String,
+    /// The split's name.
     pub split: String,
+    /// The variant's name.
     pub variant: String,
+    /// Number of seeds.
     pub seeds: usize,
     /// Of every seed.
     pub games: usize,
+    /// After the cold start.
     pub cold_start: Option<Interval>,
+    /// After the last iteration.
     pub last: Interval,
+    /// After the last iteration, without suggestions in the prompt.
     pub without_suggestions: Option<Interval>,
 }
 
 /// Success of a variant less another's, game by game.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Difference {
+    /// The start's name.
     pub start: String,
+    /// The split's name.
     pub split: String,
+    /// Whether there were suggestions in the prompt.
     pub suggestions: bool,
+    /// The variant.
     pub variant: String,
+    /// The variant that it is compared with.
     pub against: String,
+    /// Number of seeds.
     pub seeds: usize,
     /// Games that both played, of all seeds.
     pub pairs: usize,
+    /// The mean difference of success, a fraction.
     #[serde(flatten)]
     pub difference: Interval,
     /// By Student's t over the seeds' own differences.
     pub student: Option<[f64; 2]>,
+    /// (seed, difference).
     pub by_seed: Vec<(u64, f64)>,
 }
 
 /// The mean gradient cosine of a class of pairs at the end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Coupling {
+pub struct CouplingRow {
+    /// The start's name.
     pub start: String,
+    /// The variant's name.
     pub variant: String,
-    pub stratum: Stratum,
+    /// What the samples of a pair share.
+    pub stratum: PairStratum,
+    /// The class of pair.
     pub class: Class,
+    /// Number of seeds.
     pub seeds: usize,
     /// Of all seeds.
     pub pairs: usize,
+    /// The mean cosine.
     #[serde(flatten)]
     pub cosine: Interval,
     /// Less that of the variant it is compared with, on the same samples.
@@ -89,36 +126,51 @@ pub struct Coupling {
 /// |Σ g|² / Σ |g|² of the probe sets at the end.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct SumRow {
+    /// The start's name.
     pub start: String,
+    /// The variant's name.
     pub variant: String,
+    /// Number of seeds.
     pub seeds: usize,
+    /// With gradients weighted by their advantages.
     pub signed: Option<Interval>,
+    /// With all weights 1.
     pub unsigned: Option<Interval>,
 }
 
 /// Turns in loops, and repeated actions, in games won or lost.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Loops {
+    /// The start's name.
     pub start: String,
+    /// The split's name.
     pub split: String,
+    /// The variant's name.
     pub variant: String,
+    /// Whether these are the games won, or those lost.
     pub won: bool,
+    /// Number of episodes.
     pub episodes: usize,
+    /// Share of turns in loops.
     pub in_loops: Interval,
+    /// Share of turns that repeat an action.
     pub repeats: Interval,
 }
 
 /// Computes all tables from what is finished.
-pub fn tables(study: &Study) -> Result<Tables, StudyError> {
+///
+/// # Errors
+/// If the files of a finished cell cannot be read.
+pub fn tables(study: &Study) -> Result<StudyTables, StudyError> {
     Ok(of(study, collect(study)?, gate::all(study)?))
 }
 
 /// Computes the tables of these cells.
-pub fn of(study: &Study, collected: Collected, gates: Vec<Gate>) -> Tables {
+pub fn of(study: &Study, collected: Collected, gates: Vec<Gate>) -> StudyTables {
     let Collected { cells, missing, planned, .. } = collected;
     let groups = groups(study, &cells);
     let commit = COMMIT.map_or(String::new(), |commit| format!(", commit {commit}"));
-    Tables {
+    StudyTables {
         study: study.name.clone(),
         question: study.question.clone(),
         seeds: study.seeds.clone(),
@@ -143,7 +195,7 @@ fn splits(cells: &[&Cell]) -> BTreeSet<String> {
     cells.iter().flat_map(|cell| cell.episodes.iter().map(|e| e.split.clone())).collect()
 }
 
-fn won(e: &Evaluated) -> f64 {
+fn won(e: &EvaluatedEpisode) -> f64 {
     f64::from(u8::from(e.episode.success))
 }
 
@@ -152,7 +204,7 @@ fn over_seeds(cells: &[&Cell], of: &dyn Fn(&Cell) -> Option<Vec<f64>>) -> Option
     mean_of_means(&cells.iter().filter_map(|cell| of(cell)).collect::<Vec<_>>())
 }
 
-fn success(group: &Group<'_>) -> Vec<Success> {
+fn success(group: &CellGroup<'_>) -> Vec<Success> {
     let row = |split: String| {
         let of = |cell: &Cell, phase: &str, first: bool| {
             let iterations = cell.iterations(phase);
@@ -174,7 +226,7 @@ fn success(group: &Group<'_>) -> Vec<Success> {
     splits(&group.cells).into_iter().filter_map(row).collect()
 }
 
-fn differences(group: &Group<'_>) -> Vec<Difference> {
+fn differences(group: &CellGroup<'_>) -> Vec<Difference> {
     let Some((against, _)) = group.against else { return Vec::new() };
     let pairs = group.pairs();
     let without = |cell: &Cell| !cell.iterations(WITHOUT_SUGGESTIONS).is_empty();
@@ -217,12 +269,12 @@ fn outcomes(cell: &Cell, phase: &str, split: &str) -> BTreeMap<String, f64> {
     last.get(split).into_iter().flatten().map(|(game, e)| (game.to_string(), won(e))).collect()
 }
 
-fn coupling(group: &Group<'_>) -> Vec<Coupling> {
+fn coupling(group: &CellGroup<'_>) -> Vec<CouplingRow> {
     let probes: Vec<&Probed> = group.cells.iter().filter_map(|cell| cell.probed.as_ref()).collect();
     let pairs: Vec<(&Probed, &Probed)> =
         group.pairs().into_iter().filter_map(|(a, b)| Some((a.probed.as_ref()?, b.probed.as_ref()?))).collect();
-    let row = |(stratum, class): (Stratum, Class)| {
-        Some(Coupling {
+    let row = |(stratum, class): (PairStratum, Class)| {
+        Some(CouplingRow {
             start: group.start.into(),
             variant: group.variant.into(),
             stratum,
@@ -233,11 +285,11 @@ fn coupling(group: &Group<'_>) -> Vec<Coupling> {
             difference: probed::difference(&pairs, class, stratum),
         })
     };
-    let all = Stratum::ALL.into_iter().flat_map(|stratum| Class::ALL.map(|class| (stratum, class)));
+    let all = PairStratum::ALL.into_iter().flat_map(|stratum| Class::ALL.map(|class| (stratum, class)));
     all.filter_map(row).collect()
 }
 
-fn sums(group: &Group<'_>) -> Option<SumRow> {
+fn sums(group: &CellGroup<'_>) -> Option<SumRow> {
     let probes: Vec<&Probed> = group.cells.iter().filter_map(|cell| cell.probed.as_ref()).collect();
     (!probes.is_empty()).then(|| SumRow {
         start: group.start.into(),
@@ -248,12 +300,12 @@ fn sums(group: &Group<'_>) -> Option<SumRow> {
     })
 }
 
-fn loops(group: &Group<'_>) -> Vec<Loops> {
+fn loops(group: &CellGroup<'_>) -> Vec<Loops> {
     let mut rows = Vec::new();
     for split in splits(&group.cells) {
         for outcome in [true, false] {
-            let of = |count: fn(&Evaluated) -> u32| {
-                let turns = |e: &&Evaluated| [f64::from(count(e)), f64::from(e.episode.turns)];
+            let of = |count: fn(&EvaluatedEpisode) -> u32| {
+                let turns = |e: &&EvaluatedEpisode| [f64::from(count(e)), f64::from(e.episode.turns)];
                 let seed = |cell: &&Cell| {
                     let last = cell.last(EVAL);
                     let games = last.get(&split[..]).into_iter().flatten().map(|(_, e)| *e);

@@ -3,9 +3,9 @@
 use super::gate::{Gate, told};
 use super::measures::Measure;
 use super::plan::Study;
-use super::probed::{Class, Stratum};
+use super::probed::{Class, PairStratum};
 use super::statistics::Interval;
-use super::tables::{Coupling, Difference, Loops, Success, SumRow, Tables};
+use super::tables::{CouplingRow, Difference, Loops, StudyTables, Success, SumRow};
 use crate::report::results::fitted;
 use std::collections::BTreeSet;
 use std::fmt::Write;
@@ -14,7 +14,7 @@ use std::fmt::Write;
 const FEW_SEEDS: usize = 5;
 
 /// The report; `figures` are files beside it, with what they show.
-pub fn markdown(study: &Study, tables: &Tables, figures: &[(String, String)]) -> String {
+pub fn markdown(study: &Study, tables: &StudyTables, figures: &[(String, String)]) -> String {
     let mut out = format!("# {}\n\n{}\n\n", tables.study, tables.question);
     out += &head(study, tables);
     let starts: BTreeSet<&str> = study.starts.iter().map(|start| &start.name[..]).collect();
@@ -27,7 +27,7 @@ pub fn markdown(study: &Study, tables: &Tables, figures: &[(String, String)]) ->
         out += &table("Success", &SUCCESS, of(&tables.success, |s| s.start == start, success_cells));
         out += &table("Differences", &DIFFERENCES, of(&tables.differences, |d| d.start == start, difference_cells));
         out += &table(
-            "Coupling at the end",
+            "CouplingRow at the end",
             &COUPLING,
             of(&tables.coupling, |c| c.start == start && shown(c), coupling_cells),
         );
@@ -63,7 +63,7 @@ fn table<const N: usize>(title: &str, headings: &[&str; N], rows: Vec<[String; N
 }
 
 /// What the tables rest on.
-fn head(study: &Study, tables: &Tables) -> String {
+fn head(study: &Study, tables: &StudyTables) -> String {
     let list = |seeds: &[u64]| seeds.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     let mut out = format!("{} of {} cells are finished, by {}. ", tables.finished, tables.planned, tables.program);
     let _ = writeln!(out, "Seeds: {}.", list(&tables.seeds));
@@ -106,12 +106,12 @@ fn notes(seeds: usize) -> String {
 }
 
 fn gate_section(gate: &Gate) -> String {
-    let cells = |stratum: Stratum| {
+    let cells = |stratum: PairStratum| {
         let cell = |class| gate.of(class, stratum).map_or("–".into(), |cosine| told(&cosine));
         [stratum.name().to_string(), cell(Class::Pp), cell(Class::Nn), cell(Class::Pn)]
     };
     let title = format!("What the methods begin with (seed {})", gate.seed);
-    let mut out = table(&title, &["gradient cosine", "pp", "nn", "pn"], Stratum::ALL.map(cells).to_vec());
+    let mut out = table(&title, &["gradient cosine", "pp", "nn", "pn"], PairStratum::ALL.map(cells).to_vec());
     if out.is_empty() {
         let _ = write!(out, "\n### {title}\n");
     }
@@ -164,11 +164,11 @@ fn difference_cells(d: &Difference) -> [String; 6] {
 const COUPLING: [&str; 6] = ["pairs of samples", "class", "variant", "mean cosine", "difference", "pairs"];
 
 /// Not every class of every stratum: what good and bad share, and within the classes.
-fn shown(c: &Coupling) -> bool {
-    c.class == Class::Pn || matches!(c.stratum, Stratum::All | Stratum::OtherState)
+fn shown(c: &CouplingRow) -> bool {
+    c.class == Class::Pn || matches!(c.stratum, PairStratum::All | PairStratum::OtherState)
 }
 
-fn coupling_cells(c: &Coupling) -> [String; 6] {
+fn coupling_cells(c: &CouplingRow) -> [String; 6] {
     [
         c.stratum.name().into(),
         c.class.name().into(),
@@ -226,7 +226,7 @@ fn signed(i: &Interval, scale: f64, decimals: usize) -> String {
 }
 
 /// Success and differences for a terminal or a log.
-pub fn in_short(tables: &Tables) -> String {
+pub fn in_short(tables: &StudyTables) -> String {
     let named = |start: &str, name: &str| if start.is_empty() { name.to_string() } else { format!("{start}, {name}") };
     let success = tables.success.iter().map(|s| {
         let [split, _, games, cold, last, ..] = success_cells(s);

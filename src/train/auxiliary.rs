@@ -19,6 +19,7 @@ pub struct LabelledAction {
     pub tokens: Vec<u32>,
     /// Where in it the action lies.
     pub action: Range<usize>,
+    /// The label.
     pub label: Label,
 }
 
@@ -37,7 +38,7 @@ impl LabelledAction {
 
 /// What the losses of an epoch came to.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Learned {
+pub struct AuxiliaryReport {
     /// Each loss under its metric's name.
     pub losses: Vec<(&'static str, f64)>,
     /// The value head's, before it learns.
@@ -61,13 +62,16 @@ fn configured<'a>(config: &'a Config, critic: Option<&'a mut Critic>) -> Vec<Box
 }
 
 /// Adds the gradients of the configured losses of `actions`: to the value head, and to the policy unless it is isolated.
+///
+/// # Errors
+/// If the device fails.
 pub fn learn(
     config: &Config,
     learner: &mut Learner,
     critic: Option<&mut Critic>,
     actions: &[LabelledAction],
-) -> Result<Learned> {
-    let mut learned = Learned::default();
+) -> Result<AuxiliaryReport> {
+    let mut learned = AuxiliaryReport::default();
     if actions.is_empty() {
         return Ok(learned);
     }
@@ -86,6 +90,9 @@ pub fn learn(
 }
 
 /// How well the value head classifies `actions`; nothing is learnt.
+///
+/// # Errors
+/// If the device fails.
 pub fn accuracy(
     config: &Config,
     learner: &mut Learner,

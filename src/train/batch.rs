@@ -4,16 +4,16 @@ use super::learner::Learner;
 use crate::config::{Aggregation, Config, DecoupleMethod};
 use crate::device::Result;
 use crate::forest::Forest;
-use crate::grpo::{LossNormalizer, LossReport, Part, Sample};
+use crate::grpo::{LossNormalizer, LossPart, LossReport, Sample};
 use std::ops::Range;
 
 /// What is taught in an iteration.
-pub struct Batch {
+pub struct MicroBatches {
     taught: Vec<Sample>,
     micro: Vec<Range<usize>>,
     norm: LossNormalizer,
     /// Each has a pass of its own.
-    parts: &'static [Part],
+    parts: &'static [LossPart],
 }
 
 /// What an epoch's passes came to.
@@ -26,9 +26,9 @@ pub struct Passes {
     pub cosine: Option<f64>,
 }
 
-impl Batch {
+impl MicroBatches {
     /// `rows` are those of the whole generation batch, each judgment behind its trajectory.
-    pub fn new(config: &Config, rows: &[Sample]) -> Batch {
+    pub fn new(config: &Config, rows: &[Sample]) -> MicroBatches {
         // A sample without advantage has no gradient unless a regulariser gives it one: exactly the same step, without its
         // cost. Only the mean over a micro-batch's own tokens depends on who else is in it.
         let all = config.grpo.beta > 0.0
@@ -37,14 +37,14 @@ impl Batch {
         let taught: Vec<Sample> = rows.iter().filter(|s| all || teaches(s)).cloned().collect();
         let micro = micro_batches(config, &taught);
         let norm = LossNormalizer::new(rows, micro.len()).with_lambda(config.gcd.lambda);
-        let parts: &[Part] = match config.decouple.method {
+        let parts: &[LossPart] = match config.decouple.method {
             DecoupleMethod::Pcgrad if taught.iter().any(|s| s.judgment) => {
-                &[Part::Positive, Part::Negative, Part::Judgments]
+                &[LossPart::Positive, LossPart::Negative, LossPart::Judgments]
             }
-            DecoupleMethod::Pcgrad => &[Part::Positive, Part::Negative],
-            _ => &[Part::All],
+            DecoupleMethod::Pcgrad => &[LossPart::Positive, LossPart::Negative],
+            _ => &[LossPart::All],
         };
-        Batch { taught, micro, norm, parts }
+        MicroBatches { taught, micro, norm, parts }
     }
 
     /// Nothing is taught.
@@ -81,9 +81,9 @@ impl Batch {
                 total.add(report, micro.iter().map(|s| s.loss_positions().count()).sum());
             }
             match part {
-                Part::Positive => learner.set_grads_aside()?,
-                Part::Negative => cosine = learner.combine()?,
-                Part::All | Part::Judgments => {}
+                LossPart::Positive => learner.set_grads_aside()?,
+                LossPart::Negative => cosine = learner.combine()?,
+                LossPart::All | LossPart::Judgments => {}
             }
         }
         Ok(Passes { report: total.mean(), unique_tokens, total_tokens, cosine })

@@ -3,11 +3,11 @@
 //! It tells no time, no machine and no name of a run: what two runs computed is the same if their cards are. The results of the end
 //! come when the checkpoint stands already, so that its manifest does not list the card.
 
-use super::state::State;
+use super::state::TrainingState;
 use crate::config::{Config, Format, GcdMode, SuggestionMode};
 use crate::files::{self, FileError};
-use crate::report::provenance::{COMMIT, Games};
-use crate::report::results::{self, Evaluation, Row};
+use crate::report::provenance::{COMMIT, GameHashes};
+use crate::report::results::{self, Evaluation, StageRow};
 use std::path::Path;
 
 pub(super) const FILE: &str = "README.md";
@@ -18,17 +18,17 @@ pub(super) const SUGGESTIONS: &str = "suggestions.json";
 #[derive(Debug, Clone)]
 pub(super) struct Card {
     config: Config,
-    games: Games,
+    games: GameHashes,
     parameters: usize,
 }
 
 impl Card {
-    pub fn new(config: &Config, games: &Games, parameters: usize) -> Card {
+    pub fn new(config: &Config, games: &GameHashes, parameters: usize) -> Card {
         Card { config: config.clone(), games: games.clone(), parameters }
     }
 
     /// Writes the card of the checkpoint in `dir`, and its suggestions.
-    pub fn fill(&self, dir: &Path, state: &State) -> Result<(), FileError> {
+    pub fn fill(&self, dir: &Path, state: &TrainingState) -> Result<(), FileError> {
         let sentences = state.last_suggestions();
         if !sentences.is_empty() {
             let (file, json) = (dir.join(SUGGESTIONS), format!("{:#}\n", serde_json::json!(sentences)));
@@ -39,17 +39,17 @@ impl Card {
     }
 
     /// Adds the results of the end to the card of a checkpoint that stands.
-    pub fn finish(&self, dir: &Path, state: &State, last: &[(&str, &Evaluation)]) -> Result<(), FileError> {
+    pub fn finish(&self, dir: &Path, state: &TrainingState, last: &[(&str, &Evaluation)]) -> Result<(), FileError> {
         files::sweep(dir)?;
         files::write_file(&dir.join(FILE), |w| w.write_all(self.text(state, last).as_bytes()))
     }
 
-    fn text(&self, state: &State, last: &[(&str, &Evaluation)]) -> String {
+    fn text(&self, state: &TrainingState, last: &[(&str, &Evaluation)]) -> String {
         let parts = [self.head(state), self.method(state), self.results(state, last), self.prompt(state)];
         parts.join("\n")
     }
 
-    fn head(&self, state: &State) -> String {
+    fn head(&self, state: &TrainingState) -> String {
         let base = match Path::new(&self.config.model.path).file_name() {
             Some(name) => format!("It began as the model `{}`", plain(&name.to_string_lossy())),
             None => "It began with random weights".into(),
@@ -72,7 +72,7 @@ impl Card {
         )
     }
 
-    fn method(&self, state: &State) -> String {
+    fn method(&self, state: &TrainingState) -> String {
         let c = &self.config;
         let gcd = match c.gcd.mode {
             GcdMode::Off => "no GCD".to_string(),
@@ -103,7 +103,7 @@ impl Card {
         )
     }
 
-    fn results(&self, state: &State, last: &[(&str, &Evaluation)]) -> String {
+    fn results(&self, state: &TrainingState, last: &[(&str, &Evaluation)]) -> String {
         let cold = state.cold_start.as_ref().map(|cold| ("cold start", cold));
         let stages: Vec<(&str, &Evaluation)> = cold.into_iter().chain(last.iter().copied()).collect();
         let rows = results::rows(&stages);
@@ -113,7 +113,7 @@ impl Card {
         let line = |cells: &[String]| format!("| {} |\n", cells.join(" | "));
         let head = results::HEADINGS.map(String::from);
         let rule = line(&head.each_ref().map(|_| "---".to_string()));
-        let rows: String = rows.iter().map(|row: &Row| line(&row.cells())).collect();
+        let rows: String = rows.iter().map(|row: &StageRow| line(&row.cells())).collect();
         format!(
             "## Results\n\nWith 95 % intervals, at temperature {}. L0: seen task types as in training; L1: unseen instances of them; L2: \
              unseen task types.\n\n{}{rule}{rows}",
@@ -122,7 +122,7 @@ impl Card {
         )
     }
 
-    fn prompt(&self, state: &State) -> String {
+    fn prompt(&self, state: &TrainingState) -> String {
         let p = &self.config.prompt;
         let answer = match p.format {
             Format::Compact | Format::Chat => "The answer is the command.",

@@ -86,6 +86,9 @@ pub(super) fn last<T>(
 }
 
 /// Number and path of the last checkpoint whose model is whole.
+///
+/// # Errors
+/// If the folder of checkpoints cannot be listed, or there are checkpoints and none is whole.
 pub fn last_model(run: &Path) -> Result<Option<(u64, PathBuf)>, TrainError> {
     let model = |name: &str| !name.starts_with("adamw_") && !name.starts_with("critic");
     Ok(last(run, model, |path| Ok(path.to_path_buf()))?.found)

@@ -30,15 +30,15 @@ pub struct Trajectory {
     /// The task's id.
     task: String,
     /// Not empty.
-    turns: Vec<Turn>,
+    turns: Vec<DemonstrationTurn>,
 }
 
-struct Turn {
+struct DemonstrationTurn {
     observation: Observation,
     /// The command given in answer.
     command: String,
-    /// A slip is played but not taught.
-    slip: bool,
+    /// A noise action is played but not taught.
+    noise: bool,
     /// What the demonstrator would have done.
     better: String,
     /// A command off the plan, to be judged bad (for GCD only).
@@ -56,18 +56,18 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
         let task = listed.map_or_else(|| suite.task(Split::Train, index as u64), |tasks| Ok(tasks[index].clone()))?;
         let index = index as u64;
         let mut env = suite.open_for_training(&task)?;
-        let (mut observation, mut turns) = (env.reset()?, Vec::<Turn>::new());
+        let (mut observation, mut turns) = (env.reset()?, Vec::<DemonstrationTurn>::new());
         while turns.len() < config.env.max_steps as usize
             && !observation.done
             && let Some(command) = env.demonstrate().or_else(|| random_action(config, index, &turns, &observation))
         {
-            let slip = noise_action(config, index, &turns, &observation);
+            let noise = noise_action(config, index, &turns, &observation);
             let worse = match teaches_judgments(config) {
                 true => off_plan(config, index, &turns, &observation, &[Some(&command), env.expert().as_ref()]),
                 false => None,
             };
-            let (is_slip, played) = (slip.is_some(), slip.unwrap_or_else(|| command.clone()));
-            let turn = Turn { observation, command: played, slip: is_slip, better: command, worse };
+            let (is_noise, played) = (noise.is_some(), noise.unwrap_or_else(|| command.clone()));
+            let turn = DemonstrationTurn { observation, command: played, noise: is_noise, better: command, worse };
             observation = env.step(&turn.command)?;
             turns.push(turn);
         }
@@ -84,12 +84,13 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
 }
 
 /// Now and then another command than the demonstrator's: the last one once more, or any that would do something. What the
-/// demonstrator does next teaches how to recover; without slips a learner's first mistake leads where nothing was ever taught
+/// demonstrator does next teaches how to recover; without noise actions a learner's first mistake leads where nothing was ever taught
 /// (Laskey et al. 2017, noise injection).
-fn noise_action(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
-    let [chance, kind, choice, _] = philox::block(config.run.seed, Stream::Slips.part(index), turns.len() as u64);
+fn noise_action(config: &Config, index: u64, turns: &[DemonstrationTurn], observation: &Observation) -> Option<String> {
+    let [chance, kind, choice, _] =
+        philox::block(config.run.seed, Stream::NoiseActions.part(index), turns.len() as u64);
     // A recorded demonstration does not know how to go on after another command.
-    if philox::uniform(chance) >= config.sft.slip || !config.env.demonstrations.is_empty() {
+    if philox::uniform(chance) >= config.sft.noise_action || !config.env.demonstrations.is_empty() {
         None
     } else {
         another(turns, &observation.admissible, [kind, choice])
@@ -97,14 +98,19 @@ fn noise_action(config: &Config, index: u64, turns: &[Turn], observation: &Obser
 }
 
 /// Any command that would do something, where nothing is taught: then a trajectory only shows a new tokenizer the words of the game.
-fn random_action(config: &Config, index: u64, turns: &[Turn], observation: &Observation) -> Option<String> {
+fn random_action(
+    config: &Config,
+    index: u64,
+    turns: &[DemonstrationTurn],
+    observation: &Observation,
+) -> Option<String> {
     let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turns.len() as u64);
     let commands = if config.sft.steps == 0 { &observation.admissible[..] } else { &[] };
     another(turns, commands, [kind, choice]).filter(|_| !commands.is_empty())
 }
 
 /// The last command once more, or any of `commands`.
-fn another(turns: &[Turn], commands: &[String], [kind, choice]: [u32; 2]) -> Option<String> {
+fn another(turns: &[DemonstrationTurn], commands: &[String], [kind, choice]: [u32; 2]) -> Option<String> {
     match turns.last() {
         Some(last) if kind % 2 == 0 => Some(last.command.clone()),
         _ if commands.is_empty() => None,
@@ -116,11 +122,11 @@ fn teaches_judgments(config: &Config) -> bool {
     config.gcd.mode == GcdMode::Generate && config.gcd.cold_start > 0
 }
 
-/// A command that nobody who knows the way would give here, drawn as slips are.
+/// A command that nobody who knows the way would give here, drawn as noise actions are.
 fn off_plan(
     config: &Config,
     index: u64,
-    turns: &[Turn],
+    turns: &[DemonstrationTurn],
     observation: &Observation,
     plans: &[Option<&String>],
 ) -> Option<String> {
@@ -129,7 +135,7 @@ fn off_plan(
 }
 
 /// The tag of `command` as the answer to turn `at`'s observation.
-fn tag(turns: &[Turn], at: usize, command: &str) -> Tag {
+fn tag(turns: &[DemonstrationTurn], at: usize, command: &str) -> Tag {
     let before: Vec<&str> = turns[..at].iter().map(|turn| &turn.command[..]).collect();
     Tag::taught(&before, turns[at].observation.valid, command)
 }
@@ -140,7 +146,7 @@ pub fn texts(config: &Config, trajectories: &[Trajectory]) -> Vec<String> {
     let mut texts = Vec::new();
     for (index, trajectory) in trajectories.iter().enumerate() {
         texts.extend(Some(lead(&suggested(config, index, trajectory))).filter(|lead| !lead.is_empty()));
-        for (at, Turn { observation, command, .. }) in trajectory.turns.iter().enumerate() {
+        for (at, DemonstrationTurn { observation, command, .. }) in trajectory.turns.iter().enumerate() {
             let tag = config.prompt.tags.then(|| tag(&trajectory.turns, at, command));
             // What every format writes around a command is not for the tokenizer to learn.
             texts.extend([observation.text.clone(), turn_text(Format::Compact, tag, command)]);
@@ -192,7 +198,8 @@ fn demonstration(
     let [mut good, mut bad] = [Vec::new(), Vec::new()];
     let (mut memory, mut written) = (Memory::default(), Vec::new());
     let suggestions = suggested(config, index, trajectory);
-    for (turn, Turn { observation, command, slip, better, worse }) in trajectory.turns.iter().enumerate() {
+    for (turn, DemonstrationTurn { observation, command, noise, better, worse }) in trajectory.turns.iter().enumerate()
+    {
         let next = memory.show(&written, prompter.next_under(&suggestions, &past, observation)?);
         if matches!(next, Next::Sequence(_)) {
             episode.push(SftSequence::default());
@@ -207,14 +214,14 @@ fn demonstration(
         sequence.extend(&shown, false);
         if teaches_judgments(config) {
             let state = &sequence.tokens;
-            let answer = |command: &str| prompter.teach(tag(&trajectory.turns, turn, command), command);
+            let answer = |command: &str| prompter.encode_action(tag(&trajectory.turns, turn, command), command);
             good.push(judged(config, prompter, state, &answer(better)?, better, Label::Good)?);
             if let Some(worse) = worse {
                 bad.push(judged(config, prompter, state, &answer(worse)?, better, Label::Bad)?);
             }
         }
-        written = prompter.teach(tag(&trajectory.turns, turn, command), command)?;
-        sequence.extend(&written, !slip);
+        written = prompter.encode_action(tag(&trajectory.turns, turn, command), command)?;
+        sequence.extend(&written, !noise);
     }
     for sequence in &mut episode {
         sequence.tokens.truncate(context);
@@ -242,7 +249,7 @@ fn judged(
     let mut sequence = SftSequence { tokens: state.to_vec(), mask: vec![false; state.len()] };
     sequence.extend(written, false);
     sequence.extend(&judgment::ask(prompter, config.prompt.format)?, false);
-    sequence.extend(&prompter.say(&judgment::taught_answer(better, label))?, true);
+    sequence.extend(&prompter.encode_turn(&judgment::taught_answer(better, label))?, true);
     Ok(sequence)
 }
 

@@ -6,7 +6,7 @@ use super::learner::Learner;
 use crate::agent::{Prompter, Turn, command_tokens, guessed_command};
 use crate::config::{ActionTokens, Config, Prompt};
 use crate::coupling::{
-    self, Command, Grams, Means, Measurement, Probe, ProbeError, ProbeSample, Side, Spread, Weights, measure,
+    self, Grams, Means, Measurement, Probe, ProbeCommand, ProbeError, ProbeSample, SampleWeights, Side, Spread, measure,
 };
 use crate::gcd::{Labelled, label};
 use crate::grpo::Sample;
@@ -59,7 +59,7 @@ fn turns(of: Labelled<'_>, sample: &Sample, config: &Config) -> Vec<ProbeSample>
     let of = |(turn, label): (&Turn, Option<label::Label>)| {
         let last = turn.tokens.clone().last()?;
         let (tokens, action) = (episode.acted(turn).to_vec(), episode.state(turn).len());
-        let command = Command { text: turn.command().into(), tokens: action..tokens.len() };
+        let command = ProbeCommand { text: turn.command().into(), tokens: action..tokens.len() };
         Some(ProbeSample {
             tokens,
             action,
@@ -87,7 +87,7 @@ fn locate(sample: &mut ProbeSample, prompter: &Prompter, prompt: Option<&Prompt>
     let (guessed, written) = guessed_command(&whole);
     let text = sample.command.take().map_or_else(|| written.to_owned(), |command| command.text);
     let within = command_tokens(tokenizer, prompt.unwrap_or(&guessed), turn, &text)?;
-    sample.command = Some(Command { text, tokens: sample.action + within.start..sample.action + within.end });
+    sample.command = Some(ProbeCommand { text, tokens: sample.action + within.start..sample.action + within.end });
     Ok(())
 }
 
@@ -107,7 +107,7 @@ pub fn measured(
     seed: u64,
 ) -> Result<(Grams, Measurement), TrainError> {
     let grams = learner.grams(&probe.samples(counted))?;
-    let measurement = measure(&grams, &probe.traits(Side::Advantage), Weights::One, seed)?;
+    let measurement = measure(&grams, &probe.traits(Side::Advantage), SampleWeights::One, seed)?;
     Ok((grams, measurement))
 }
 

@@ -1,10 +1,10 @@
-//! The value head in training: its weights and its optimiser state.
+//! The value head in training: its weights and its optimizer state.
 
 use super::TrainError;
 use super::optimizer::{StepReport, update};
 use crate::config::Optim;
 use crate::gcd::critic::{Classified, classify};
-use crate::gcd::{AuxiliaryLoss, Evaluated, Label};
+use crate::gcd::{AuxiliaryLoss, Label, LossValue};
 use crate::model::Params;
 use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::params::Layout;
@@ -17,7 +17,9 @@ const FILES: [&str; 3] = ["critic.safetensors", "critic_m.safetensors", "critic_
 
 /// The value head's loss: `lambda` times the cross-entropy of the hidden state in which an action ends.
 pub struct CriticLoss<'a> {
+    /// The value head, which the loss trains.
     pub critic: &'a mut Critic,
+    /// The weight of its loss.
     pub lambda: f32,
     /// The policy does not learn from it.
     pub isolated: bool,
@@ -32,11 +34,11 @@ impl AuxiliaryLoss for CriticLoss<'_> {
         last(action)
     }
 
-    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> Evaluated {
+    fn evaluate(&mut self, embeddings: &[f32], labels: &[Label]) -> LossValue {
         let classified = self.critic.classify(embeddings, labels, self.lambda);
         self.critic.accumulate(&classified);
         let Classified { loss, accuracy, d_hidden, .. } = classified;
-        Evaluated { loss, accuracy: Some(accuracy), d_embeddings: (!self.isolated).then_some(d_hidden) }
+        LossValue { loss, accuracy: Some(accuracy), d_embeddings: (!self.isolated).then_some(d_hidden) }
     }
 }
 
@@ -51,7 +53,7 @@ pub struct Critic {
     params: Params,
     moments: [Params; 2],
     grads: Params,
-    /// Optimiser steps taken.
+    /// Optimizer steps taken.
     pub steps: u32,
 }
 
@@ -64,11 +66,15 @@ impl Critic {
         Critic { params: zeros(), moments: [zeros(), zeros()], grads: zeros(), steps: 0 }
     }
 
+    /// The head's weight and bias.
     pub fn params(&self) -> &Params {
         &self.params
     }
 
     /// What the head says of the hidden states `[pairs, hidden]`; see [`classify`].
+    ///
+    /// # Panics
+    /// Never: a head has a bias.
     pub fn classify(&self, hidden: &[f32], labels: &[Label], scale: f32) -> Classified {
         let (bias, weight) = self.params.flat.split_last().expect("a head has a bias");
         classify(weight, *bias, hidden, labels, scale)
@@ -80,7 +86,7 @@ impl Critic {
         self.grads.flat.iter_mut().zip(gradient).for_each(|(sum, g)| *sum += g);
     }
 
-    /// The step of the policy's optimiser, on the head's own gradient.
+    /// The step of the policy's optimizer, on the head's own gradient.
     pub fn step(&mut self, optim: &Optim, lr: f32) -> StepReport {
         update(optim, lr, &mut self.steps, &mut self.params, &mut self.grads, &mut self.moments)
     }
@@ -91,6 +97,9 @@ impl Critic {
     }
 
     /// Writes the files of a checkpoint into `dir`.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
     pub fn save(&self, dir: &Path) -> Result<(), TrainError> {
         let [m, v] = &self.moments;
         for (name, params) in FILES.iter().zip([&self.params, m, v]) {
@@ -100,6 +109,9 @@ impl Critic {
     }
 
     /// Reads them back; `None` when the checkpoint has no value head.
+    ///
+    /// # Errors
+    /// If a file is damaged, or of another size.
     pub fn load(dir: &Path, hidden_size: usize, steps: u32) -> Result<Option<Critic>, TrainError> {
         if !dir.join(FILES[0]).exists() {
             return Ok(None);

@@ -14,7 +14,7 @@ use crate::model::Policy;
 use crate::ops::philox::Stream;
 use crate::report::results::{EvalEpisode, Evaluation, TypeRow, Unreadable};
 use crate::report::stats;
-use crate::rollout::{Actor, Counts, Played, PrefixCache, RolloutTasks, Settings};
+use crate::rollout::{Actor, Counts, Played, PrefixCache, RolloutSettings, RolloutTasks};
 use rayon::prelude::*;
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
@@ -26,6 +26,9 @@ pub const SPLITS: [Split; 3] = [Split::L0, Split::L1, Split::L2];
 const MOST_GAMES: u64 = 1_000_000;
 
 /// The games of the panel: the first `config.eval.games` of each split (0: all).
+///
+/// # Errors
+/// As [`games`], and if the suite refuses a task.
 pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec<Task>, TrainError> {
     let mut tasks = Vec::new();
     for &split in splits {
@@ -37,6 +40,9 @@ pub fn panel(config: &Config, suite: &dyn Suite, splits: &[Split]) -> Result<Vec
 }
 
 /// Number of games of a split's panel. A server may offer a split without end.
+///
+/// # Errors
+/// If there would be too many games: `eval.games` must say how many.
 pub fn games(config: &Config, suite: &dyn Suite, split: Split) -> Result<u64, TrainError> {
     let asked = u64::from(config.eval.games);
     let all = suite.len(split).unwrap_or(asked);
@@ -50,6 +56,9 @@ pub fn games(config: &Config, suite: &dyn Suite, split: Split) -> Result<u64, Tr
 }
 
 /// How players who do not learn do on the panel of each split.
+///
+/// # Errors
+/// As [`panel`], and if a game cannot be opened.
 pub fn baselines(
     config: &Config,
     suite: &dyn Suite,
@@ -72,10 +81,13 @@ pub fn panel_hash(suite: &dyn Suite, panel: &[Task]) -> String {
 
 /// The actor of evaluations.
 pub fn actor<'a>(config: &Config, policy: &'a dyn Policy, prompter: &'a Prompter) -> Actor<'a> {
-    Actor::new(policy, prompter, Settings::evaluation(config, Stream::Evaluation), &interrupt::interrupted)
+    Actor::new(policy, prompter, RolloutSettings::evaluation(config, Stream::Evaluation), &interrupt::interrupted)
 }
 
 /// Plays one episode of each game of the panel.
+///
+/// # Errors
+/// As [`panel`], and if the rollout fails or a log-prob is not finite.
 pub fn evaluate(config: &Config, suite: &dyn Suite, actor: &Actor<'_>, splits: &[Split]) -> Result<Played, TrainError> {
     let tasks = panel(config, suite, splits)?;
     let played = actor.rollout(&RolloutTasks { open: &|task| suite.open(task), tasks: &tasks, group_size: 1 })?;
@@ -92,6 +104,9 @@ pub fn judges(config: &Config) -> bool {
 
 /// How well the model, or its value head, judges held-out actions: those of an evaluation's episodes, as many good as bad, each
 /// once, at most `eval.judgments`; and what it said of them. `None` without GCD. Nothing is learnt from it.
+///
+/// # Errors
+/// If the rollout of the judgments or the device fails.
 pub fn judgments(
     config: &Config,
     learner: &mut Learner,
@@ -104,7 +119,7 @@ pub fn judgments(
     }
     let size = [config.eval.judgments as usize, usize::from(config.gcd.mode == GcdMode::Generate)];
     let policy = learner.sampler();
-    let actor = actor(config, policy, prompter).with(Settings::evaluation(config, Stream::EvaluationJudgments));
+    let actor = actor(config, policy, prompter).with(RolloutSettings::evaluation(config, Stream::EvaluationJudgments));
     let mut cache = PrefixCache::new(policy, memory::cached_tokens(config, policy.config()))?;
     let of = Labelled { episodes, judge_labels: &JudgeLabels::new() };
     let judged = judge(config, &actor, &mut cache, of, size)?;

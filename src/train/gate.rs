@@ -12,7 +12,7 @@ use crate::env::Suite;
 use crate::gcd::{JudgeLabels, Labelled};
 use crate::grpo::samples_by;
 use crate::ops::philox::Stream;
-use crate::rollout::{Actor, Settings};
+use crate::rollout::{Actor, RolloutSettings};
 use std::path::Path;
 
 /// An iteration that nothing was learnt from.
@@ -33,7 +33,7 @@ pub fn on_policy(config: &Config, suite: &dyn Suite, gpu: Option<&Gpu>, run: &Pa
     gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, config.rollout.max_live as usize))?;
     let prompter = Prompter::new(with_training_template(tokenizer, config.prompt.format)?, &config.prompt)?;
     let policy = learner.sampler();
-    let settings = Settings::training(config, Stream::Rollout(0));
+    let settings = RolloutSettings::training(config, Stream::Rollout(0));
     let actor = Actor::new(policy, &prompter, settings, &interrupt::interrupted);
     let mut cache = iteration::prefix_cache(config, policy)?;
     let played = iteration::play(config, suite, &actor, &mut cache, 0)?;

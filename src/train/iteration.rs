@@ -2,7 +2,7 @@
 
 use super::auxiliary::{self, LabelledAction};
 use super::evaluate::failures;
-use super::learn::{Models, Rows, learn};
+use super::learn::{Models, TrainingRows, learn};
 use super::memory::cached_tokens;
 use super::optimizer::StepReport;
 use super::suggest::{Suggester, SuggestionUpdate};
@@ -18,11 +18,11 @@ use crate::model::Policy;
 use crate::ops::philox::Stream;
 use crate::report::metrics::Record;
 use crate::report::stats;
-use crate::rollout::{Actor, Played, PrefixCache, RolloutTasks, Settings, Statistics};
+use crate::rollout::{Actor, Played, PrefixCache, RolloutSettings, RolloutTasks, Statistics};
 use std::time::Instant;
 
 /// What an iteration is made of, besides the models.
-pub struct Inputs<'a> {
+pub struct IterationInputs<'a> {
     pub config: &'a Config,
     pub suite: &'a dyn Suite,
     pub prompter: &'a Prompter,
@@ -69,7 +69,7 @@ impl Iteration {
 ///
 /// # Errors
 /// What ends a rollout, weights that are not finite, a batch without a usable episode, a failing device.
-pub fn run(inputs: &Inputs<'_>, mut models: Models<'_>, record: &mut Record) -> Result<Iteration, TrainError> {
+pub fn run(inputs: &IterationInputs<'_>, mut models: Models<'_>, record: &mut Record) -> Result<Iteration, TrainError> {
     let config = inputs.config;
     // 1) Play the groups.
     let began = Instant::now();
@@ -145,12 +145,12 @@ pub fn play(
     Ok(played)
 }
 
-impl<'a> Inputs<'a> {
+impl<'a> IterationInputs<'a> {
     fn actor<'b>(&self, policy: &'b dyn Policy, stream: Stream) -> Actor<'b>
     where
         'a: 'b,
     {
-        Actor::new(policy, self.prompter, Settings::training(self.config, stream), &interrupt::interrupted)
+        Actor::new(policy, self.prompter, RolloutSettings::training(self.config, stream), &interrupt::interrupted)
     }
 
     fn record_rollout(&self, played: &Played, record: &mut Record) {
@@ -267,12 +267,12 @@ impl<'a> Inputs<'a> {
     }
 
     /// What is learnt from.
-    fn rows(&self, episodes: &[Episode], samples: &[Sample], judged: Option<&Judged>) -> Rows {
+    fn rows(&self, episodes: &[Episode], samples: &[Sample], judged: Option<&Judged>) -> TrainingRows {
         let judgments = judged.map_or_else(Vec::new, |judged| judged.samples(self.config));
         let actions = match judged {
             Some(judged) if auxiliary::is_configured(self.config) => LabelledAction::of(episodes, &judged.pairs),
             _ => Vec::new(),
         };
-        Rows { samples: Rows::beside(episodes, samples.to_vec(), judgments), actions }
+        TrainingRows { samples: TrainingRows::beside(episodes, samples.to_vec(), judgments), actions }
     }
 }

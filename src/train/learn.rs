@@ -2,7 +2,7 @@
 
 use super::TrainError;
 use super::auxiliary::{self, LabelledAction};
-use super::batch::{Batch, Passes, micro_batches};
+use super::batch::{MicroBatches, Passes, micro_batches};
 use super::critic::Critic;
 use super::engine::Scorer;
 use super::learner::Learner;
@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::device;
 use crate::forest::{Forest, ROOT};
 use crate::grpo::{Sample, parts};
-use crate::model::Keep;
+use crate::model::SavedActivations;
 use crate::report::metrics::Record;
 
 /// What is trained, and what it is held to.
@@ -25,8 +25,8 @@ pub struct Models<'a> {
 }
 
 /// What is learnt from.
-pub struct Rows {
-    /// Rows of the policy loss, see [`Rows::beside`].
+pub struct TrainingRows {
+    /// TrainingRows of the policy loss, see [`TrainingRows::beside`].
     pub samples: Vec<Sample>,
     /// What auxiliary losses read; none without them.
     pub actions: Vec<LabelledAction>,
@@ -48,7 +48,7 @@ pub struct Learned {
 pub fn learn(
     config: &Config,
     models: &mut Models<'_>,
-    mut rows: Rows,
+    mut rows: TrainingRows,
     index: u32,
     record: &mut Record,
 ) -> Result<Learned, TrainError> {
@@ -56,10 +56,10 @@ pub fn learn(
     if let Some(reference) = reference {
         add_reference(config, &mut **reference, &mut rows.samples)?;
     }
-    let batch = Batch::new(config, &rows.samples);
+    let batch = MicroBatches::new(config, &rows.samples);
     let lr = learning_rate(config, index);
     let (mut steps, mut packed, mut shared, mut difference) = (Vec::new(), 0, 0, Difference::default());
-    let (mut last, mut auxiliary) = (None, auxiliary::Learned::default());
+    let (mut last, mut auxiliary) = (None, auxiliary::AuxiliaryReport::default());
     for epoch in 0..config.grpo.epochs {
         let watch = &mut |sampled: f32, now: f32| {
             if epoch == 0 {
@@ -111,7 +111,7 @@ fn record_passes(passes: &Passes, record: &mut Record) {
     record.set_known([("decouple/cosine", passes.cosine)]);
 }
 
-impl Rows {
+impl TrainingRows {
     /// The rows of the policy loss: each judgment behind the sequence that it judges, whose tokens it shares. `trajectories` are the
     /// samples of all `episodes`; `judgments` are in the order of the turns.
     pub fn beside(episodes: &[Episode], trajectories: Vec<Sample>, judgments: Vec<Sample>) -> Vec<Sample> {
@@ -147,7 +147,7 @@ fn add_reference(config: &Config, reference: &mut dyn Scorer, samples: &mut [Sam
     for batch in micro_batches(config, samples) {
         let batch = &mut samples[batch];
         let forest = Forest::new(&batch.iter().map(|s| &s.tokens[..]).collect::<Vec<_>>());
-        reference.forward(&forest, Keep::Nothing)?;
+        reference.forward(&forest, SavedActivations::Nothing)?;
         let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
         let (scored, _) = reference.logprobs(&forest, &nodes, config.rollout.temperature)?;
         let mut logprob = vec![0.0; forest.len()];

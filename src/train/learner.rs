@@ -8,7 +8,7 @@ use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
 use crate::grpo::{LossNormalizer, LossReport, PolicyLoss, Sample};
-use crate::model::{Architecture, Keep, Model, Params, Policy};
+use crate::model::{Architecture, Model, Params, Policy, SavedActivations};
 use crate::ops::advantage::Scale;
 use crate::ops::grouped_logprob::TokenGrad;
 use std::borrow::Cow;
@@ -19,7 +19,7 @@ pub struct Learner {
     engine: Box<dyn Engine>,
     /// Optimizer steps taken.
     pub steps: u32,
-    keep: Keep,
+    keep: SavedActivations,
 }
 
 impl Learner {
@@ -32,10 +32,17 @@ impl Learner {
 
     /// On an engine that is there; with `recompute`, activations are computed again in the backward pass.
     pub fn on(engine: Box<dyn Engine>, recompute: bool) -> Learner {
-        Learner { engine, steps: 0, keep: if recompute { Keep::LayerInputs } else { Keep::All } }
+        Learner {
+            engine,
+            steps: 0,
+            keep: if recompute { SavedActivations::LayerInputs } else { SavedActivations::All },
+        }
     }
 
     /// Trains and samples on `gpu` from now on, at most `max_live` sequences at once.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn to_gpu(&mut self, gpu: &Gpu, max_live: usize) -> Result<()> {
         let Export { model, moments } = self.engine.export()?;
         let engine = engine::CudaEngine::new(gpu, &model, &moments, max_live)?;
@@ -43,6 +50,7 @@ impl Learner {
         Ok(())
     }
 
+    /// The shape of the model.
     pub fn architecture(&self) -> &Architecture {
         self.engine.architecture()
     }
@@ -53,33 +61,51 @@ impl Learner {
     }
 
     /// Weights and moments as a checkpoint holds them.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn export(&self) -> Result<Export<'_>> {
         self.engine.export()
     }
 
     /// Another objective begins: forgets the moments and the steps taken.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn reset_optimizer(&mut self) -> Result<()> {
         self.steps = 0;
         self.engine.clear_moments()
     }
 
     /// The gradient accumulated since the last step.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn grads(&self) -> Result<Cow<'_, Params>> {
         self.engine.grads()
     }
 
     /// The gradient accumulated since the last step; accumulation begins anew.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn take_grads(&mut self) -> Result<Params> {
         self.engine.take_grads()
     }
 
     /// Sets the accumulated gradient aside, for [`Learner::combine`]; accumulation begins anew.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn set_grads_aside(&mut self) -> Result<()> {
         self.engine.set_grads_aside()
     }
 
     /// Adds the gradient set aside, that of positive advantages, to the accumulated one of negative advantages; their cosine, see
     /// [`crate::ops::pcgrad::combine`].
+    ///
+    /// # Errors
+    /// If the device fails.
     ///
     /// # Panics
     /// When none was set aside.
@@ -89,6 +115,9 @@ impl Learner {
 
     /// Adds the gradient of the policy loss of one micro-batch; also returns the packed tokens. `watch` is told each scored
     /// token's log-prob when it was sampled, and now.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn backward_policy(
         &mut self,
         config: &Grpo,
@@ -113,17 +142,26 @@ impl Learner {
     }
 
     /// The advantages of `rewards`, see [`crate::ops::advantage::advantages`].
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn advantages(&self, rewards: &[f64], groups: &[usize], scale: Scale, eps: f64) -> Result<Vec<f64>> {
         self.engine.advantages(rewards, groups, scale, eps)
     }
 
     /// Log-prob and entropy of each of `nodes`.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn logprobs(&mut self, forest: &Forest, nodes: &[u32], temperature: f32) -> Result<(Vec<f32>, Vec<f32>)> {
         self.engine.forward(forest, self.keep)?;
         self.engine.logprobs(forest, nodes, temperature)
     }
 
     /// Adds the gradient of the mean cross-entropy over the masked tokens of all sequences; returns the mean.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn cross_entropy(&mut self, sequences: &[(&[u32], &[bool])]) -> Result<f64> {
         let tokens: Vec<&[u32]> = sequences.iter().map(|(tokens, _)| *tokens).collect();
         let forest = Forest::new(&tokens);
@@ -144,12 +182,15 @@ impl Learner {
     }
 
     /// The mean hidden state of each span, `[spans, hidden]`, about `micro_tokens` tokens at a time.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn mean_hidden(&mut self, spans: &[Span<'_>], micro_tokens: usize) -> Result<Vec<f32>> {
         let width = self.architecture().hidden_size;
         let mut means = Vec::with_capacity(spans.len() * width);
         for spans in Span::batches(spans, micro_tokens) {
             let forest = Span::forest(spans);
-            self.engine.forward(&forest, Keep::Nothing)?;
+            self.engine.forward(&forest, SavedActivations::Nothing)?;
             let hidden = self.engine.hidden()?;
             for (span, path) in spans.iter().zip(&forest.paths) {
                 let mut mean = vec![0.0; width];
@@ -165,6 +206,9 @@ impl Learner {
 
     /// Adds the gradient of a loss whose gradient by each span's mean hidden state is `d_mean` `[spans, hidden]`; returns the
     /// packed tokens. Spans are taken about `micro_tokens` tokens at a time.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn backward_spans(&mut self, spans: &[Span<'_>], micro_tokens: usize, d_mean: &[f32]) -> Result<usize> {
         let width = self.architecture().hidden_size;
         let (mut packed, mut d_mean) = (0, d_mean.chunks_exact(width));
@@ -185,11 +229,17 @@ impl Learner {
     }
 
     /// Inner products of the samples' gradients, by the weights as they are now.
+    ///
+    /// # Errors
+    /// If a sample is too long or holds an unknown token, or the device fails.
     pub fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
         self.engine.grams(samples)
     }
 
     /// Clips, updates the parameters and clears the gradient. A gradient that is not finite changes nothing.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn step(&mut self, optim: &Optim, lr: f32) -> Result<StepReport> {
         self.engine.step(optim, lr, &mut self.steps)
     }
@@ -198,6 +248,7 @@ impl Learner {
 /// Tokens of a sequence whose mean hidden state a loss reads.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Span<'a> {
+    /// The whole sequence.
     pub tokens: &'a [u32],
     /// Not empty.
     pub span: Range<usize>,

@@ -20,11 +20,11 @@ const FILE: &str = "manifest.json";
 struct Manifest {
     /// The checkpoint's number.
     step: u64,
-    files: BTreeMap<String, Entry>,
+    files: BTreeMap<String, FileEntry>,
 }
 
 #[derive(Serialize, Deserialize, PartialEq)]
-struct Entry {
+struct FileEntry {
     bytes: u64,
     /// In hex, as `sha256sum` prints it (but for the training state).
     sha256: String,
@@ -74,7 +74,7 @@ pub fn check(dir: &Path, step: u64, read: fn(&str) -> bool) -> Result<bool, Dama
         return Err(Damage::Step(manifest.step));
     }
     // Sizes cost nothing, so that most damage is found at once.
-    for (name, Entry { bytes, .. }) in &manifest.files {
+    for (name, FileEntry { bytes, .. }) in &manifest.files {
         let found = match fs::metadata(dir.join(name)) {
             Err(e) if e.kind() == ErrorKind::NotFound => return Err(Damage::Missing(name.clone())),
             found => found.map_err(|e| FileError::new("read", dir.join(name), e))?.len(),
@@ -84,7 +84,7 @@ pub fn check(dir: &Path, step: u64, read: fn(&str) -> bool) -> Result<bool, Dama
         }
     }
     let wanted: Vec<_> = manifest.files.iter().filter(|(name, _)| read(name)).collect();
-    let same = |(name, entry): &(&String, &Entry)| match describe(&dir.join(name)) {
+    let same = |(name, entry): &(&String, &FileEntry)| match describe(&dir.join(name)) {
         Ok(found) if found == **entry => Ok(()),
         Ok(_) => Err(Damage::Content(name.to_string())),
         Err(e) => Err(FileError::new("read", dir.join(name), e).into()),
@@ -93,14 +93,14 @@ pub fn check(dir: &Path, step: u64, read: fn(&str) -> bool) -> Result<bool, Dama
     Ok(true)
 }
 
-fn describe(path: &Path) -> io::Result<Entry> {
+fn describe(path: &Path) -> io::Result<FileEntry> {
     let mut hash = Sha256::new();
     let bytes = match path.ends_with(STATE) {
         true => io::copy(&mut &timeless(&files::read(path, files::MOST_KEPT)?)[..], &mut hash)?,
         false => io::copy(&mut BufReader::with_capacity(1 << 20, files::open(path)?), &mut hash)?,
     };
     let sha256 = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    Ok(Entry { bytes, sha256 })
+    Ok(FileEntry { bytes, sha256 })
 }
 
 /// A training state without its wall time; as it is, where it is none.

@@ -7,7 +7,7 @@ use crate::gcd::theory::Measured;
 use crate::gcd::{Labelled, suggestion};
 use crate::grpo::episode_return;
 use crate::ops::philox::{self, Stream};
-use crate::rollout::{Actor, Settings};
+use crate::rollout::{Actor, RolloutSettings};
 use std::collections::HashMap;
 
 /// How often the policy does the same in the same state (`eval.consistency_samples` at training's temperature).
@@ -36,7 +36,7 @@ pub fn consistency(
     states.sort_unstable();
     let (most, samples) = (config.eval.consistency_states as usize, config.eval.consistency_samples);
     let states: Vec<_> = states.into_iter().take(most).map(|(_, at)| at).collect();
-    let actor = actor.with(Settings::training(config, Stream::Consistency));
+    let actor = actor.with(RolloutSettings::training(config, Stream::Consistency));
     let answers = suggest::actions(&actor, episodes, &states, samples)?;
     let shares: Vec<f64> = answers.iter().filter(|a| !a.is_empty()).map(|a| most_frequent(a)).collect();
     let mean = |x: &dyn Fn(f64) -> f64| shares.iter().map(|s| x(*s)).sum::<f64>() / shares.len() as f64;

@@ -2,7 +2,7 @@
 
 use crate::config::{Config, DecoupleMethod, Override};
 use crate::model::Architecture;
-use crate::model::ConfigError;
+use crate::model::ModelConfigError;
 use crate::model::backend::cuda_step::DRAWS;
 use crate::model::families::QWEN2;
 use crate::model::pages::PAGE;
@@ -13,17 +13,22 @@ use std::path::Path;
 
 /// One consumer of memory.
 #[derive(Debug, Clone, PartialEq, Serialize)]
-pub struct Part {
+pub struct MemoryUse {
+    /// What needs it.
     pub name: &'static str,
     /// How the bytes come about.
     pub formula: String,
+    /// Bytes.
     pub bytes: u64,
     /// The key that makes this part smaller; `None`: only a smaller model does.
     pub lower: Option<&'static str>,
 }
 
 /// The shape of the model a configuration names: its folder's, or the embedded one's.
-pub fn model_shape(config: &Config) -> Result<Architecture, ConfigError> {
+///
+/// # Errors
+/// If the `config.json` of the model's folder is refused.
+pub fn model_shape(config: &Config) -> Result<Architecture, ModelConfigError> {
     let m = &config.model;
     if !m.path.is_empty() {
         return Architecture::read(Path::new(&m.path));
@@ -46,7 +51,10 @@ pub fn model_shape(config: &Config) -> Result<Architecture, ConfigError> {
 }
 
 /// What the model that `config` names makes different from the embedded one's defaults, see [`Config::for_a_given_model`].
-pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ConfigError> {
+///
+/// # Errors
+/// If the `config.json` of the model's folder is refused.
+pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ModelConfigError> {
     let parameters = Layout::new(&model_shape(config)?).len as u64;
     Ok(Config::for_a_given_model(parameters, config.prompt.format))
 }
@@ -54,27 +62,27 @@ pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ConfigErr
 /// Where a run's numbers live.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Place {
+pub enum Placement {
     /// All of them in f32; with `model.dtype = "bf16"`, the packed weights in bf16.
     Cpu,
     /// Weights, activations, keys and values in bf16; the optimizer's numbers and sums in f32.
     Gpu,
 }
 
-impl Place {
+impl Placement {
     /// Bytes of a weight, activation, key or value.
     fn width(self) -> u64 {
         match self {
-            Place::Cpu => 4,
-            Place::Gpu => 2,
+            Placement::Cpu => 4,
+            Placement::Gpu => 2,
         }
     }
 }
 
 /// The largest parts of a training run's memory, at their peaks.
-pub fn plan(config: &Config, model: &Architecture, place: Place) -> Vec<Part> {
+pub fn plan(config: &Config, model: &Architecture, place: Placement) -> Vec<MemoryUse> {
     let params = Layout::new(model).len as u64;
-    let weights = |name, copies: u64, width: u64| Part {
+    let weights = |name, copies: u64, width: u64| MemoryUse {
         name,
         formula: format!("{copies} x {params} parameters of {width} bytes"),
         bytes: params.saturating_mul(width * copies),
@@ -82,15 +90,15 @@ pub fn plan(config: &Config, model: &Architecture, place: Place) -> Vec<Part> {
     };
     let gradients = if config.decouple.method == DecoupleMethod::Pcgrad { 2 } else { 1 };
     let mut parts = vec![weights("weights", 1, place.width())];
-    parts.extend((place == Place::Gpu).then(|| weights("master weights", 1, 4)));
+    parts.extend((place == Placement::Gpu).then(|| weights("master weights", 1, 4)));
     parts.extend([weights("gradients", gradients, 4), weights("AdamW moments", 2, 4)]);
     if config.grpo.beta > 0.0 {
-        parts.push(Part { lower: Some("grpo.beta"), ..weights("reference model", 1, place.width()) });
+        parts.push(MemoryUse { lower: Some("grpo.beta"), ..weights("reference model", 1, place.width()) });
     }
     match place {
         // In bf16 training reads them too.
-        Place::Cpu => parts.push(weights("packed weights", 1, config.model.dtype.bytes() as u64)),
-        Place::Gpu => parts.push(head(config, model)),
+        Placement::Cpu => parts.push(weights("packed weights", 1, config.model.dtype.bytes() as u64)),
+        Placement::Gpu => parts.push(head(config, model)),
     }
     parts.push(activations(config, model, place));
     parts.push(kv_cache(config, model, place));
@@ -99,11 +107,11 @@ pub fn plan(config: &Config, model: &Architecture, place: Place) -> Vec<Part> {
 
 /// On a GPU: the gradient of a chunk of logits in bf16, at most [`grouped_logprob::cuda::CHUNK`] bytes, and the logits that sampling
 /// reads, f32 `[256, vocab]`.
-fn head(config: &Config, model: &Architecture) -> Part {
+fn head(config: &Config, model: &Architecture) -> MemoryUse {
     let (tokens, vocab) = (u64::from(config.grpo.micro_tokens), model.vocab_size as u64);
     let chunk = tokens.saturating_mul(2 * vocab).min(grouped_logprob::cuda::CHUNK as u64);
     let sampled = 4 * vocab * DRAWS as u64;
-    Part {
+    MemoryUse {
         name: "logits",
         formula: format!("a chunk of {chunk} bytes in training, {DRAWS} x {vocab} when sampling"),
         bytes: chunk.saturating_add(sampled),
@@ -115,7 +123,7 @@ fn head(config: &Config, model: &Architecture) -> Part {
 /// residuals 2h, q + 2kv, attention q + n, and 3f; and once the last residual, final norm and its gradient 3h, and the
 /// gradients of one layer 2h + 2q + 2kv (on a GPU f + 4h + q + q + 2kv). With recomputation the layer's share beyond its input h
 /// counts once. Queries and keys before a QK-norm add q + kv.
-fn activations(config: &Config, model: &Architecture, place: Place) -> Part {
+fn activations(config: &Config, model: &Architecture, place: Placement) -> MemoryUse {
     let (h, f, n) = (model.hidden_size, model.intermediate_size, model.num_attention_heads);
     let (q, kv) = (n * model.head_dim, model.num_key_value_heads * model.head_dim);
     let layers = model.num_hidden_layers;
@@ -123,12 +131,12 @@ fn activations(config: &Config, model: &Architecture, place: Place) -> Part {
     let raw = if model.family.qk_norm { q + kv } else { 0 };
     let within = 3 * h + 2 + (q + 2 * kv) + (q + n) + 3 * f + raw;
     let once = match place {
-        Place::Cpu => 3 * h + (2 * h + 2 * q + 2 * kv),
-        Place::Gpu => 4 * h + (f + h + q + q + 2 * kv),
+        Placement::Cpu => 3 * h + (2 * h + 2 * q + 2 * kv),
+        Placement::Gpu => 4 * h + (f + h + q + q + 2 * kv),
     };
     let per_token = layers * h + kept * within + once;
     let tokens = config.grpo.micro_tokens;
-    Part {
+    MemoryUse {
         name: "activations",
         formula: format!("{tokens} tokens of a micro-batch x {per_token}"),
         bytes: (per_token as u64).saturating_mul(place.width() * u64::from(tokens)),
@@ -157,11 +165,11 @@ pub fn cached_tokens(config: &Config, model: &Architecture) -> usize {
 
 /// Keys and values of every layer, as if no two episodes shared a prefix; whole pages. What finished episodes leave for judgments
 /// stays within this.
-fn kv_cache(config: &Config, model: &Architecture, place: Place) -> Part {
+fn kv_cache(config: &Config, model: &Architecture, place: Placement) -> MemoryUse {
     let (episodes, tokens) = sequences(config, model);
     let pages = tokens.div_ceil(PAGE) * PAGE;
     let per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim;
-    Part {
+    MemoryUse {
         name: "KV cache",
         formula: format!("{episodes} episodes x {pages} tokens x {per_token}, at most: shared prefixes are kept once"),
         bytes: ((pages * per_token) as u64).saturating_mul(place.width() * episodes),
@@ -181,15 +189,15 @@ pub struct Fit {
 }
 
 /// Holds `plan` against `available` bytes.
-pub fn fit(plan: &[Part], available: Option<u64>) -> Fit {
+pub fn fit(plan: &[MemoryUse], available: Option<u64>) -> Fit {
     let needed = plan.iter().fold(0, |sum: u64, part| sum.saturating_add(part.bytes));
     let short = available.and_then(|available| needed.checked_sub(available)).filter(|short| *short > 0);
     Fit { needed, available, advice: short.map(|short| advice(plan, short)) }
 }
 
 /// The key of the largest part that a key can lower, if that alone is enough; else of all such parts, largest first.
-fn advice(plan: &[Part], short: u64) -> String {
-    let mut parts: Vec<(&str, &Part)> = plan.iter().filter_map(|part| Some((part.lower?, part))).collect();
+fn advice(plan: &[MemoryUse], short: u64) -> String {
+    let mut parts: Vec<(&str, &MemoryUse)> = plan.iter().filter_map(|part| Some((part.lower?, part))).collect();
     parts.sort_by_key(|(_, part)| std::cmp::Reverse(part.bytes));
     let lowered = parts.iter().fold(0, |sum: u64, (_, part)| sum.saturating_add(part.bytes));
     match parts.first() {
@@ -208,8 +216,8 @@ fn advice(plan: &[Part], short: u64) -> String {
 mod tests {
     use super::*;
 
-    fn small() -> Vec<Part> {
-        let part = |name, bytes, lower| Part { name, formula: String::new(), bytes, lower };
+    fn small() -> Vec<MemoryUse> {
+        let part = |name, bytes, lower| MemoryUse { name, formula: String::new(), bytes, lower };
         vec![part("weights", 400, None), part("activations", 500, Some("a")), part("KV cache", 100, Some("b"))]
     }
 
@@ -221,11 +229,17 @@ mod tests {
             plan(&config, &model, place).into_iter().find(|part| part.name == name).map(|p| p.bytes)
         };
         let params = Layout::new(&model).len as u64;
-        assert_eq!([of(Place::Cpu, "weights"), of(Place::Gpu, "weights")], [Some(4 * params), Some(2 * params)]);
-        assert_eq!([of(Place::Cpu, "master weights"), of(Place::Gpu, "master weights")], [None, Some(4 * params)]);
-        assert_eq!(of(Place::Gpu, "AdamW moments"), Some(8 * params));
-        assert_eq!(of(Place::Gpu, "KV cache").map(|bytes| 2 * bytes), of(Place::Cpu, "KV cache"));
-        assert_eq!(of(Place::Gpu, "packed weights"), None);
+        assert_eq!(
+            [of(Placement::Cpu, "weights"), of(Placement::Gpu, "weights")],
+            [Some(4 * params), Some(2 * params)]
+        );
+        assert_eq!(
+            [of(Placement::Cpu, "master weights"), of(Placement::Gpu, "master weights")],
+            [None, Some(4 * params)]
+        );
+        assert_eq!(of(Placement::Gpu, "AdamW moments"), Some(8 * params));
+        assert_eq!(of(Placement::Gpu, "KV cache").map(|bytes| 2 * bytes), of(Placement::Cpu, "KV cache"));
+        assert_eq!(of(Placement::Gpu, "packed weights"), None);
     }
 
     #[test]

@@ -2,26 +2,26 @@
 
 mod assessment;
 pub mod auxiliary;
-pub mod batch;
+pub(crate) mod batch;
 mod card;
 pub mod checkpoints;
 mod cold_start;
-pub mod coupling;
+pub(crate) mod coupling;
 pub mod critic;
 pub mod engine;
 pub mod evaluate;
-pub mod fork;
-pub mod gate;
-pub mod interrupt;
-pub mod iteration;
-pub mod learn;
+pub(crate) mod fork;
+pub(crate) mod gate;
+pub(crate) mod interrupt;
+pub(crate) mod iteration;
+pub(crate) mod learn;
 pub mod learner;
 mod manifest;
-pub mod measure;
+pub(crate) mod measure;
 pub mod memory;
-pub mod optimizer;
-pub mod record;
-pub mod report;
+pub(crate) mod optimizer;
+pub(crate) mod record;
+pub(crate) mod report;
 mod run;
 pub mod run_folder;
 mod start;
@@ -32,7 +32,7 @@ mod trainer;
 mod user_files;
 mod warnings;
 
-pub use trainer::{Outcome, train, train_on};
+pub use trainer::{RunOutcome, train, train_on};
 
 use crate::agent::PromptError;
 use crate::config::{Config, ConfigError, Override};
@@ -51,13 +51,14 @@ use crate::model::checkpoint::CheckpointError;
 use crate::model::tokenizer::TokenizerError;
 use crate::report::page::PageError;
 use crate::rollout::RolloutError;
-use memory::Place;
+use memory::Placement;
 use run_folder::RunFolderError;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 /// Why training or evaluation ended without a result.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum TrainError {
     #[error(transparent)]
     Config(#[from] ConfigError),
@@ -118,11 +119,14 @@ pub enum TrainError {
 }
 
 /// The configuration that a file (or `recipe:NAME`) and overrides give, over the defaults of a given model or of a GPU.
-pub fn configuration(file: Option<&Path>, overrides: &[Override], place: Place) -> Result<Config, TrainError> {
+///
+/// # Errors
+/// If the configuration, or the `config.json` of its model, is refused.
+pub fn configuration(file: Option<&Path>, overrides: &[Override], place: Placement) -> Result<Config, TrainError> {
     let config = Config::load(file, overrides)?;
     let defaults = match (config.model.path.is_empty(), place) {
-        (true, Place::Cpu) => return Ok(config),
-        (true, Place::Gpu) => Config::for_a_gpu(),
+        (true, Placement::Cpu) => return Ok(config),
+        (true, Placement::Gpu) => Config::for_a_gpu(),
         (false, _) => memory::defaults_of_its_model(&config).map_err(CheckpointError::from)?,
     };
     Ok(Config::load_over(&defaults, file, overrides)?)
@@ -139,11 +143,17 @@ fn name(run: &Path) -> std::borrow::Cow<'_, str> {
 }
 
 /// The suite that the configuration names; refused where its content is not what `env.hash` says.
+///
+/// # Errors
+/// As [`suite_for`].
 pub fn suite(config: &Config) -> Result<Box<dyn Suite>, TrainError> {
     suite_for(config, None)
 }
 
 /// As [`suite`], for episodes that others begin and may never end: each waits so long at most for a worker that others have.
+///
+/// # Errors
+/// If the games cannot be opened, or have another hash than `env.hash`.
 pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suite>, TrainError> {
     let (env, seed) = (&config.env, config.run.seed);
     let limits = Limits {
@@ -156,7 +166,7 @@ pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suit
     let suite: Box<dyn Suite> = match env.suite.as_str() {
         "household" => Box::new(Household::new(seed)),
         "alfworld" => {
-            let index = alfworld::Index::read(&alfworld::data_folder(&env.alfworld.data)?)?.complete()?;
+            let index = alfworld::GameIndex::read(&alfworld::data_folder(&env.alfworld.data)?)?.complete()?;
             Box::new(Alfworld::new(index, env.alfworld.train_types, seed))
         }
         "worker" => Box::new(WorkerSuite::open(&env.worker.command, limits, seed)?),

@@ -4,7 +4,7 @@ use crate::config::Optim;
 use crate::model::Params;
 use crate::ops::adamw::{self, AdamW};
 
-/// What an optimiser step did.
+/// What an optimizer step did.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct StepReport {
     /// Global gradient norm before clipping.

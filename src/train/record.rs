@@ -8,7 +8,7 @@ use crate::gcd::suggestion::{flawed, probability};
 use crate::gcd::{JudgeLabels, Judged};
 use crate::grpo::{Sample, episode_return};
 use crate::model::tokenizer::TokenizerError;
-use crate::report::trajectories::{self, Judgment};
+use crate::report::trajectories::{self, JudgmentRecord};
 use crate::rollout::{Counts, Played};
 use std::collections::HashMap;
 
@@ -29,7 +29,7 @@ pub struct Recorder<'a> {
 
 impl Recorder<'_> {
     /// All episodes of `played`, also those that the environment failed.
-    pub fn episodes(&self, played: &Played) -> Result<Vec<trajectories::Episode>, TokenizerError> {
+    pub fn episodes(&self, played: &Played) -> Result<Vec<trajectories::EpisodeRecord>, TokenizerError> {
         let mut judgments = self.judgments()?;
         let kept = |(index, episode): (Option<usize>, &Episode)| self.episode(index, episode, &mut judgments);
         Ok(played.all().into_iter().map(kept).collect())
@@ -40,8 +40,8 @@ impl Recorder<'_> {
         &self,
         index: Option<usize>,
         episode: &Episode,
-        judgments: &mut HashMap<(usize, usize), Vec<Judgment>>,
-    ) -> trajectories::Episode {
+        judgments: &mut HashMap<(usize, usize), Vec<JudgmentRecord>>,
+    ) -> trajectories::EpisodeRecord {
         let (count, at) = (episode.turns.len(), index.unwrap_or(usize::MAX));
         let (mut labelled, mut flaws) = (vec![None; count], vec![None; count]);
         if self.config.needs_labels() {
@@ -55,14 +55,14 @@ impl Recorder<'_> {
         };
         let counts = Counts::of(episode);
         let turns = episode.turns.iter().zip(labelled).zip(flaws).enumerate();
-        let turns = turns.map(|(t, ((turn, label), flaw))| trajectories::Turn {
+        let turns = turns.map(|(t, ((turn, label), flaw))| trajectories::TurnRecord {
             label: label.map(|label: Label| label.name().into()),
             flaw,
             advantage: advantage(turn),
             judgments: judgments.remove(&(at, t)).unwrap_or_default(),
             ..alone(episode, turn)
         });
-        trajectories::Episode {
+        trajectories::EpisodeRecord {
             iteration: self.iteration,
             phase: self.phase.into(),
             split: episode.task.split.to_string(),
@@ -83,15 +83,15 @@ impl Recorder<'_> {
     }
 
     /// The policy's judgments by (episode, turn).
-    fn judgments(&self) -> Result<HashMap<(usize, usize), Vec<Judgment>>, TokenizerError> {
+    fn judgments(&self) -> Result<HashMap<(usize, usize), Vec<JudgmentRecord>>, TokenizerError> {
         let mut all = HashMap::new();
         for (pair, answers) in self.judged.pairs.iter().zip(&self.judged.judgments) {
-            let of: &mut Vec<Judgment> = all.entry((pair.episode, pair.turn)).or_default();
+            let of: &mut Vec<JudgmentRecord> = all.entry((pair.episode, pair.turn)).or_default();
             for (answer, verdict) in answers {
                 let written = &answer.tokens[..answer.tokens.len() - usize::from(answer.ended)];
                 let text = self.prompter.tokenizer().decode(written, false)?;
                 let verdict = verdict.map(|verdict| verdict.name().into());
-                of.push(Judgment { label: pair.label.name().into(), verdict, text });
+                of.push(JudgmentRecord { label: pair.label.name().into(), verdict, text });
             }
         }
         Ok(all)
@@ -99,8 +99,8 @@ impl Recorder<'_> {
 }
 
 /// What a turn is by itself.
-fn alone(episode: &Episode, turn: &Turn) -> trajectories::Turn {
-    trajectories::Turn {
+fn alone(episode: &Episode, turn: &Turn) -> trajectories::TurnRecord {
+    trajectories::TurnRecord {
         observation: turn.observation.clone(),
         action: turn.action.clone(),
         command: turn.command.clone(),
@@ -110,7 +110,7 @@ fn alone(episode: &Episode, turn: &Turn) -> trajectories::Turn {
         logprob_sum: episode.logprobs[turn.tokens.clone()].iter().map(|lp| f64::from(*lp)).sum(),
         q: probability(episode, turn),
         reward: turn.reward.into(),
-        ..trajectories::Turn::default()
+        ..trajectories::TurnRecord::default()
     }
 }
 
@@ -121,15 +121,15 @@ pub fn evaluated(
     played: &Played,
     iteration: u64,
     phase: &str,
-) -> Result<Vec<trajectories::Episode>, TokenizerError> {
+) -> Result<Vec<trajectories::EpisodeRecord>, TokenizerError> {
     let (labels, judged) = (JudgeLabels::new(), Judged::default());
     Recorder { config, prompter, iteration, phase, samples: &[], judge_labels: &labels, judged: &judged }
         .episodes(played)
 }
 
 /// New suggestions with their evidence.
-pub fn suggested(update: &SuggestionUpdate) -> Vec<trajectories::Suggestion> {
-    let evidence = |e: &crate::gcd::suggestion::Evidence| trajectories::Evidence {
+pub fn suggested(update: &SuggestionUpdate) -> Vec<trajectories::SuggestionRecord> {
+    let evidence = |e: &crate::gcd::suggestion::Evidence| trajectories::EvidenceRecord {
         task: e.task.clone(),
         observation: e.observation.clone(),
         action: e.action.clone(),
@@ -139,7 +139,7 @@ pub fn suggested(update: &SuggestionUpdate) -> Vec<trajectories::Suggestion> {
         resampled: e.resampled,
         advantage: e.advantage,
     };
-    let suggestion = |s: &crate::gcd::Suggestion| trajectories::Suggestion {
+    let suggestion = |s: &crate::gcd::Suggestion| trajectories::SuggestionRecord {
         text: s.text.clone(),
         evidence: s.evidence.iter().map(evidence).collect(),
     };

@@ -1,7 +1,7 @@
 //! The report of a run folder, whatever state the run is in.
 
 use super::run_folder::RunFolder;
-use super::state::{self, State};
+use super::state::{self, TrainingState};
 use super::{TrainError, checkpoints, evaluate, user_files};
 use crate::config::Config;
 use crate::coupling;
@@ -11,9 +11,9 @@ use crate::model::tokenizer::Tokenizer;
 use crate::report::metrics::{self, Record};
 use crate::report::page::{self, Heat};
 use crate::report::progress::say;
-use crate::report::provenance::{self, Games, Process, Provenance};
+use crate::report::provenance::{self, GameHashes, ProcessRecord, Provenance};
 use crate::report::results::{self, EvalSummary, Summary};
-use crate::report::trajectories::Reader;
+use crate::report::trajectories::TrajectoryReader;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
@@ -37,12 +37,12 @@ pub fn begin(
     let panel = |split| -> Result<_, TrainError> {
         Ok((format!("{split}"), evaluate::panel_hash(suite, &evaluate::panel(config, suite, &[split])?)))
     };
-    all.games = Games {
+    all.games = GameHashes {
         suite: suite.name().into(),
         content: suite.content_hash(),
         panels: evaluate::SPLITS.into_iter().map(panel).collect::<Result<_, _>>()?,
     };
-    all.sessions.push(Process::this(device, user_files::of(config)?));
+    all.sessions.push(ProcessRecord::this(device, user_files::of(config)?));
     note(folder, &mut all)?;
     Ok(all)
 }
@@ -61,7 +61,7 @@ pub struct Loaded {
     /// Whether the run came to its end; if not, the summary is that of its last checkpoint.
     pub finished: bool,
     pub records: Vec<Record>,
-    pub trajectories: Option<Reader>,
+    pub trajectories: Option<TrajectoryReader>,
     /// Why trajectories cannot be read.
     pub notice: Option<String>,
 }
@@ -76,11 +76,11 @@ impl Loaded {
         let config = Config::load(Some(&file), &[])?;
         let records = metrics::read(path)?;
         let last = RunFolder::finished_checkpoints(path)?.pop();
-        let state = last.map_or_else(|| Ok(State::default()), |(_, dir)| state::read(&dir))?;
+        let state = last.map_or_else(|| Ok(TrainingState::default()), |(_, dir)| state::read(&dir))?;
         // A run that was made longer has the summary of its earlier end until the new one.
         let finished: Option<Summary> =
             read_json(&path.join(SUMMARY))?.filter(|summary: &Summary| summary.train_steps >= state.train_steps);
-        let (trajectories, notice) = match Reader::open(path) {
+        let (trajectories, notice) = match TrajectoryReader::open(path) {
             Ok(found) => (found, None),
             Err(e) => (None, Some(format!("Trajectories are left out: {e}"))),
         };
@@ -105,7 +105,7 @@ impl Loaded {
             text.unwrap_or_else(|| format!("{} tokens", tokens.len()))
         };
         let heat = files::read(&self.path.join(coupling::FOLDER).join("final.json"), files::MOST_KEPT).ok();
-        Ok(page::render(&page::Run {
+        Ok(page::render(&page::PageRun {
             name: &self.name(),
             config: &self.config.to_toml(),
             summary: &self.summary,
@@ -136,7 +136,7 @@ pub fn write(path: &Path) -> Result<PathBuf, TrainError> {
 }
 
 /// The summary of a run that is under way: what its last checkpoint knows.
-fn so_far(path: &Path, state: &State, records: &[Record]) -> Summary {
+fn so_far(path: &Path, state: &TrainingState, records: &[Record]) -> Summary {
     let cold_start = state.cold_start.as_ref().map(results::summarise).unwrap_or_default();
     Summary {
         seconds: records.iter().map(|record| record.seconds).fold(state.seconds, f64::max),

@@ -5,7 +5,7 @@ use super::critic::Critic;
 use super::learner::Learner;
 use super::record::suggested;
 use super::run_folder::RunFolder;
-use super::state::{self, State};
+use super::state::{self, TrainingState};
 use super::suggest::SuggestionUpdate;
 use super::{TrainError, report};
 use crate::config;
@@ -14,7 +14,7 @@ use crate::model::TokenIds;
 use crate::model::tokenizer::Tokenizer;
 use crate::report::metrics::{Metrics, Record};
 use crate::report::progress::say;
-use crate::report::provenance::{Games, Provenance};
+use crate::report::provenance::{GameHashes, Provenance};
 use crate::report::trajectories::{self, Trajectories};
 use std::time::Instant;
 
@@ -26,13 +26,13 @@ const BAD_BATCHES: &str = "bad_batches";
 const SUGGESTIONS: &str = "suggestions.json";
 
 /// A run in progress.
-pub(super) struct Run {
+pub(super) struct TrainingRun {
     pub folder: RunFolder,
-    pub state: State,
+    pub state: TrainingState,
     pub trajectories: Trajectories,
     metrics: Metrics,
     /// The state that the checkpoint of its step has, where that stands; without the wall time.
-    saved: Option<State>,
+    saved: Option<TrainingState>,
     /// The processes that worked on it, this one last.
     provenance: Provenance,
     /// When this process began; the run's earlier wall time is in `earlier`.
@@ -41,7 +41,7 @@ pub(super) struct Run {
 }
 
 /// What a checkpoint holds besides the state.
-pub(super) struct Weights<'a> {
+pub(super) struct CheckpointWeights<'a> {
     pub learner: &'a Learner,
     pub critic: Option<&'a Critic>,
     pub ids: &'a TokenIds,
@@ -61,14 +61,14 @@ impl BadBatch {
     }
 }
 
-impl Run {
+impl TrainingRun {
     /// Goes on at `state`: what an earlier process recorded after that comes again.
     pub fn open(
         folder: RunFolder,
-        state: State,
-        saved: Option<State>,
+        state: TrainingState,
+        saved: Option<TrainingState>,
         (began, provenance): (Instant, Provenance),
-    ) -> Result<Run, TrainError> {
+    ) -> Result<TrainingRun, TrainError> {
         let metrics = Metrics::open(folder.path(), |r: &Record| match r.phase.as_str() {
             "sft" => r.step <= u64::from(state.sft_steps),
             "grpo" => r.step <= u64::from(state.iterations),
@@ -78,7 +78,7 @@ impl Run {
         let next = [("grpo", u64::from(state.iterations) + 1), ("eval", eval), (WITHOUT_SUGGESTIONS, eval)];
         let trajectories = Trajectories::open(folder.path(), &next)?;
         let earlier = state.seconds;
-        let run = Run { folder, state, trajectories, metrics, saved, provenance, began, earlier };
+        let run = TrainingRun { folder, state, trajectories, metrics, saved, provenance, began, earlier };
         if run.folder.resumed() {
             run.keep_suggestions()?;
         }
@@ -97,7 +97,7 @@ impl Run {
     }
 
     /// What is played.
-    pub fn games(&self) -> &Games {
+    pub fn games(&self) -> &GameHashes {
         &self.provenance.games
     }
 
@@ -105,7 +105,7 @@ impl Run {
         Ok(self.metrics.append(record)?)
     }
 
-    pub fn store(&mut self, episodes: &[trajectories::Episode]) -> Result<(), TrainError> {
+    pub fn store(&mut self, episodes: &[trajectories::EpisodeRecord]) -> Result<(), TrainError> {
         Ok(self.trajectories.append(episodes)?)
     }
 
@@ -150,8 +150,8 @@ impl Run {
 
     /// Saves all that resuming needs. Broken weights are never saved, while gradients are bad no older checkpoint goes, and a step
     /// that stands as it would be written is not written again.
-    pub fn checkpoint(&mut self, config: &config::Run, weights: &Weights<'_>) -> Result<(), TrainError> {
-        let Weights { learner, critic, ids, tokenizer, card } = *weights;
+    pub fn checkpoint(&mut self, config: &config::Run, weights: &CheckpointWeights<'_>) -> Result<(), TrainError> {
+        let CheckpointWeights { learner, critic, ids, tokenizer, card } = *weights;
         self.state.optimizer_steps = learner.steps;
         self.state.critic_steps = critic.map_or(0, |critic| critic.steps);
         let keep = if self.state.nonfinite_steps == 0 { config.keep_checkpoints } else { u32::MAX };

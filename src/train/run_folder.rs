@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 /// Why a run folder cannot be used.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum RunFolderError {
     #[error("the run {} exists already: continue it with --resume, replace it with --overwrite, or choose another --name", .0.display())]
     Exists(PathBuf),
@@ -31,9 +32,12 @@ pub enum RunFolderError {
 /// What to do when the run exists already.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Existing {
+    /// An error.
     #[default]
     Refuse,
+    /// Continue the run.
     Resume,
+    /// Delete the run and start again.
     Overwrite,
 }
 
@@ -52,6 +56,12 @@ impl RunFolder {
     /// Opens `config.run.dir/config.run.name` and writes the resolved configuration into it.
     ///
     /// An empty name becomes suite and UTC date-time, e.g. `household-20261120-2301`; `config` then holds it.
+    ///
+    /// # Errors
+    /// If the run exists, does not exist or is in use, as `existing` asks, or its folder cannot be written.
+    ///
+    /// # Panics
+    /// Never: some name is free.
     pub fn open(config: &mut Config, existing: Existing) -> Result<RunFolder, RunFolderError> {
         let dir = PathBuf::from(&config.run.dir);
         fs::create_dir_all(&dir).map_err(|e| FileError::new("create", &dir, e))?;
@@ -162,11 +172,17 @@ impl RunFolder {
     }
 
     /// Replaces a file of the folder, atomically.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
     pub fn write(&self, file: &str, bytes: &[u8]) -> Result<(), FileError> {
         files::write_file(&self.path.join(file), |w| w.write_all(bytes))
     }
 
     /// Removes a file of the folder. Absent is fine.
+    ///
+    /// # Errors
+    /// If the file is there and cannot be removed.
     pub fn remove(&self, file: &str) -> Result<(), FileError> {
         let path = self.path.join(file);
         match fs::remove_file(&path) {
@@ -176,6 +192,9 @@ impl RunFolder {
     }
 
     /// Replaces a folder of the folder, atomically: `fill` gets the path to fill.
+    ///
+    /// # Errors
+    /// If `fill` fails, or the folder cannot be written.
     pub fn write_dir<E: From<FileError>>(
         &self,
         name: &str,
@@ -187,6 +206,9 @@ impl RunFolder {
     }
 
     /// Writes `checkpoints/step-N` with its manifest; then only the `keep` latest checkpoints stay.
+    ///
+    /// # Errors
+    /// If `fill` fails, or the checkpoint cannot be written.
     pub fn write_checkpoint<E: From<FileError>>(
         &self,
         step: u64,
@@ -203,23 +225,35 @@ impl RunFolder {
     }
 
     /// Deletes all but the `keep` latest checkpoints.
+    ///
+    /// # Errors
+    /// If a checkpoint cannot be removed.
     pub fn keep_checkpoints(&self, keep: u32) -> Result<(), FileError> {
         let all = self.checkpoints()?;
         all.iter().rev().skip(keep.max(1) as usize).try_for_each(|(_, old)| files::remove_folder(old))
     }
 
     /// The finished checkpoints, oldest first.
+    ///
+    /// # Errors
+    /// If the folder of checkpoints cannot be listed.
     pub fn checkpoints(&self) -> Result<Vec<(u64, PathBuf)>, FileError> {
         Self::finished_checkpoints(&self.path)
     }
 
     /// The finished checkpoints of any run, oldest first, without opening it for training.
+    ///
+    /// # Errors
+    /// If the folder of checkpoints cannot be listed.
     pub fn finished_checkpoints(run: &Path) -> Result<Vec<(u64, PathBuf)>, FileError> {
         checkpoints::list(run)
     }
 
     /// Loads what the run goes on from: its last whole checkpoint. Later ones that are damaged are moved out of the way, to
     /// `damaged-step-N`. `None` when there is no checkpoint.
+    ///
+    /// # Errors
+    /// If there are checkpoints and none is whole.
     pub fn load_checkpoint<T>(&self, load: impl Fn(&Path) -> Result<T, TrainError>) -> Result<Option<T>, TrainError> {
         let Last { found, damaged } = checkpoints::last(&self.path, |_| true, load)?;
         for (path, _) in damaged {

@@ -4,7 +4,7 @@ use super::cold_start::{self, Trajectory};
 use super::critic::Critic;
 use super::learner::Learner;
 use super::run_folder::RunFolder;
-use super::state::{self, State};
+use super::state::{self, TrainingState};
 use super::{TrainError, manifest, memory};
 use crate::agent::{COMPACT_TEMPLATE, Prompter};
 use crate::config::{Config, Format, GcdMode};
@@ -22,7 +22,7 @@ pub(super) struct Start {
     pub learner: Learner,
     /// The value head of a checkpoint that has one.
     pub critic: Option<Critic>,
-    pub state: State,
+    pub state: TrainingState,
     pub tokenizer: Tokenizer,
     pub ids: TokenIds,
 }
@@ -30,7 +30,7 @@ pub(super) struct Start {
 impl Start {
     fn new(config: &Config, model: Model, tokenizer: Tokenizer, ids: TokenIds) -> Start {
         let learner = Learner::new(model.with_dtype(config.model.dtype), config.model.recompute);
-        Start { learner, critic: None, state: State::default(), tokenizer, ids }
+        Start { learner, critic: None, state: TrainingState::default(), tokenizer, ids }
     }
 
     /// The user's model directory, if the configuration names one.
@@ -83,7 +83,7 @@ pub(super) fn check_prompts(config: &Config, prompter: &Prompter) -> Result<(), 
 }
 
 /// The frozen model of the KL term, as it was when GRPO began.
-pub(super) fn reference(config: &Config, folder: &RunFolder, state: &State) -> Result<Model, TrainError> {
+pub(super) fn reference(config: &Config, folder: &RunFolder, state: &TrainingState) -> Result<Model, TrainError> {
     let dir = folder.path().join(REFERENCE);
     match manifest::check(&dir, state.sft_steps.into(), |_| true) {
         Ok(_) => Ok(checkpoint::load(&dir)?.with_dtype(config.model.dtype)),

@@ -1,4 +1,4 @@
-//! What a checkpoint holds besides the model: optimiser moments, counters, and the evaluation before GRPO.
+//! What a checkpoint holds besides the model: optimizer moments, counters, and the evaluation before GRPO.
 
 use super::TrainError;
 use super::critic::Critic;
@@ -20,18 +20,19 @@ const MOMENTS: [&str; 2] = ["adamw_m.safetensors", "adamw_v.safetensors"];
 
 /// Where training stands. All randomness is a function of the seed and these counters.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct State {
+pub struct TrainingState {
     /// Cold-start steps done.
     pub sft_steps: u32,
     /// GRPO iterations done.
     pub iterations: u32,
-    /// Optimiser steps since the moments were last cleared.
+    /// Optimizer steps since the moments were last cleared.
     pub optimizer_steps: u32,
-    /// The value head's optimiser steps.
+    /// The value head's optimizer steps.
     #[serde(default)]
     pub critic_steps: u32,
-    /// Optimiser steps in all.
+    /// Optimizer steps in all.
     pub train_steps: u64,
+    /// Environment steps so far.
     pub env_steps: u64,
     /// Tokens sampled and trained on.
     pub tokens: u64,
@@ -55,7 +56,7 @@ pub struct State {
     pub cold_start: Option<Evaluation>,
 }
 
-impl State {
+impl TrainingState {
     /// The sentences in the prompt of iteration `index`, counted from 0.
     pub fn suggestions(&self, index: u32) -> Vec<String> {
         let made = self.suggestion_updates.iter().rfind(|r| r.iterations <= index);
@@ -68,8 +69,8 @@ impl State {
     }
 
     /// The same at wall time 0: what two runs of one configuration have in common.
-    pub fn timeless(&self) -> State {
-        State { seconds: 0.0, ..self.clone() }
+    pub fn timeless(&self) -> TrainingState {
+        TrainingState { seconds: 0.0, ..self.clone() }
     }
 
     /// Number of the checkpoint taken here: grows with every step of either phase.
@@ -79,11 +80,14 @@ impl State {
 }
 
 /// Fills the folder of a checkpoint: a model directory that transformers loads as it is, and what resuming needs.
+///
+/// # Errors
+/// If a file cannot be written.
 pub fn save(
     dir: &Path,
     export: &Export<'_>,
     critic: Option<&Critic>,
-    state: &State,
+    state: &TrainingState,
     ids: &TokenIds,
     tokenizer: &Tokenizer,
 ) -> Result<(), TrainError> {
@@ -100,7 +104,10 @@ pub fn save(
 }
 
 /// Reads a checkpoint folder back.
-pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Critic>, State), TrainError> {
+///
+/// # Errors
+/// If a file is missing, damaged, or of another version.
+pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Critic>, TrainingState), TrainError> {
     let state = read(dir)?;
     let model = checkpoint::load(dir)?.with_dtype(config.dtype);
     let [m, v] = MOMENTS.map(|name| checkpoint::load_params(&dir.join(name), &model.params.layout));
@@ -111,11 +118,14 @@ pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Criti
 }
 
 /// The suggestions of a checkpoint: what its policy was last trained under. None where `dir` is no checkpoint of a run.
+///
+/// # Errors
+/// If the training state is damaged, or of another version.
 pub fn suggestions(dir: &Path) -> Result<Vec<String>, TrainError> {
     if dir.join(STATE).exists() { Ok(read(dir)?.last_suggestions()) } else { Ok(Vec::new()) }
 }
 
-pub(super) fn read(dir: &Path) -> Result<State, TrainError> {
+pub(super) fn read(dir: &Path) -> Result<TrainingState, TrainError> {
     let file = dir.join(STATE);
     let text = files::read(&file, files::MOST_KEPT).map_err(|e| FileError::new("read", &file, e))?;
     serde_json::from_slice(&text).map_err(|e| unreadable(&file, e))

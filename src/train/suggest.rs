@@ -7,7 +7,7 @@ use crate::gcd::suggestion::{self, Candidate, Evidence, Topic};
 use crate::gcd::{Flaw, Judge, Labelled, Suggestion};
 use crate::grpo::Sample;
 use crate::ops::philox::{self, Stream};
-use crate::rollout::{Actor, Answer, Settings};
+use crate::rollout::{Actor, Answer, RolloutSettings};
 use serde::{Deserialize, Serialize};
 
 /// Most tokens of a suggestion that the policy writes.
@@ -19,6 +19,7 @@ const INSTRUCTION: &str = "You advise an agent that acts in a text world. Answer
 pub struct SuggestionUpdate {
     /// Iterations done by then.
     pub iterations: u32,
+    /// The suggestions.
     pub suggestions: Vec<Suggestion>,
 }
 
@@ -47,9 +48,11 @@ pub fn due(config: &Config, done: u32, made: &[SuggestionUpdate], similarity: &[
 
 /// Makes suggestions from the episodes of an iteration.
 pub struct Suggester<'a> {
+    /// The configuration.
     pub config: &'a Config,
     /// The policy that played, under training's settings.
     pub actor: &'a Actor<'a>,
+    /// The judge, where it writes the sentences.
     pub judge: Option<&'a Judge>,
     /// Iterations done.
     pub iterations: u32,
@@ -90,7 +93,7 @@ impl Suggester<'_> {
     /// Samples each candidate's state again, and counts its action.
     fn resample(&self, episodes: &[Episode], candidates: Vec<Candidate>) -> Result<Vec<Evidence>, TrainError> {
         let states: Vec<(usize, usize)> = candidates.iter().map(|c| c.at).collect();
-        let actor = self.actor.with(Settings::training(self.config, Stream::Resampling(self.iterations)));
+        let actor = self.actor.with(RolloutSettings::training(self.config, Stream::Resampling(self.iterations)));
         let again = actions(&actor, episodes, &states, self.config.suggestions.resamples)?;
         let mut evidence: Vec<Evidence> = candidates.into_iter().map(|c| c.evidence).collect();
         for (evidence, again) in evidence.iter_mut().zip(again) {
@@ -116,13 +119,13 @@ impl Suggester<'_> {
     /// The policy's own sentences.
     fn write_by_policy(&self, topics: &[Topic]) -> Result<Vec<Option<String>>, TrainError> {
         let prompter = self.actor.prompter;
-        let ask = |topic| prompter.ask_alone(&suggestion::question(topic));
+        let ask = |topic| prompter.encode_prompt(&suggestion::question(topic));
         let prompts: Vec<Vec<u32>> = topics.iter().map(ask).collect::<Result<_, _>>()?;
         let context = self.actor.policy.config().max_position_embeddings;
         let room = |prompt: &&Vec<u32>| prompt.len() + SENTENCE <= context;
         let fitting: Vec<Vec<u32>> = prompts.iter().filter(room).cloned().collect();
-        let settings = Settings::training(self.config, Stream::Sentences(self.iterations));
-        let actor = self.actor.with(Settings { max_turn_tokens: SENTENCE, ..settings });
+        let settings = RolloutSettings::training(self.config, Stream::Sentences(self.iterations));
+        let actor = self.actor.with(RolloutSettings { max_turn_tokens: SENTENCE, ..settings });
         let mut answers = actor.answers(&fitting, 1)?.into_iter();
         let sentence = |prompt: &Vec<u32>| -> Result<Option<String>, TrainError> {
             let answer = if room(&prompt) { answers.next().and_then(|mut of| of.pop()) } else { None };

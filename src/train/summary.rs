@@ -1,6 +1,6 @@
 //! The end of a run: its summary and its report.
 
-use super::trainer::{Outcome, Trainer};
+use super::trainer::{RunOutcome, Trainer};
 use super::{TrainError, coupling, evaluate, report};
 use crate::report::metrics;
 use crate::report::results::{self, EvalSummary, Evaluation, Summary};
@@ -14,7 +14,7 @@ impl Trainer<'_> {
         last: Evaluation,
         without: Evaluation,
         judgment_accuracy: Option<f64>,
-    ) -> Result<Outcome, TrainError> {
+    ) -> Result<RunOutcome, TrainError> {
         let provenance = self.run.note()?;
         let (state, folder, config) = (&self.run.state, &self.run.folder, &self.setting.config);
         let first = state.cold_start.clone().unwrap_or_default();
@@ -52,6 +52,6 @@ impl Trainer<'_> {
         let json = format!("{:#}\n", serde_json::json!(summary));
         folder.write("summary.json", json.as_bytes())?;
         report::write(folder.path())?;
-        Ok(Outcome { folder: folder.path().into(), rows, summary })
+        Ok(RunOutcome { folder: folder.path().into(), rows, summary })
     }
 }

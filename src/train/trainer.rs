@@ -4,11 +4,11 @@ use super::card::Card;
 use super::cold_start::{self, Demonstration};
 use super::critic::Critic;
 use super::engine::{self, Export, Scorer};
-use super::iteration::{self, Inputs, Iteration};
+use super::iteration::{self, Iteration, IterationInputs};
 use super::learn::Models;
 use super::learner::Learner;
 use super::record::Recorder;
-use super::run::{BadBatch, Run, Weights};
+use super::run::{BadBatch, CheckpointWeights, TrainingRun};
 use super::run_folder::{Existing, RunFolder};
 use super::start::{REFERENCE, Start, check_prompts, reference, with_training_template};
 use super::warnings::{self, Warnings};
@@ -23,30 +23,59 @@ use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::params::Layout;
 use crate::report::metrics::Record;
 use crate::report::progress::{Progress, say};
-use crate::report::results::{Evaluation, Row, Summary};
+use crate::report::results::{Evaluation, StageRow, Summary};
 use crate::rollout::RolloutError;
 use std::path::PathBuf;
 use std::time::Instant;
 
 /// What a finished run came to.
-pub struct Outcome {
+pub struct RunOutcome {
+    /// The run's folder.
     pub folder: PathBuf,
-    pub rows: Vec<Row>,
+    /// The final table.
+    pub rows: Vec<StageRow>,
+    /// What `summary.json` holds.
     pub summary: Summary,
 }
 
 /// Runs the whole training on the games of `suite`: cold start, evaluation, GRPO, evaluation, report; on the CPU.
-pub fn train(config: Config, suite: &dyn Suite, existing: Existing) -> Result<Outcome, TrainError> {
+///
+/// ```
+/// use uncouple::config::{Config, Override};
+/// use uncouple::env::household::Household;
+/// use uncouple::train::{run_folder::Existing, train};
+///
+/// let folder = tempfile::tempdir()?;
+/// let set = [
+///     "run.name=tiny", "run.iterations=1", "model.hidden_size=32", "model.num_hidden_layers=1",
+///     "model.num_attention_heads=2", "model.num_key_value_heads=1", "model.intermediate_size=48", "model.vocab_size=300",
+///     "sft.steps=2", "sft.games=4", "env.max_steps=3", "rollout.groups=2", "rollout.group_size=2", "eval.games=2",
+///     "gcd.mode=off", "suggestions.mode=off",
+/// ];
+/// let mut config = Config::load(None, &set.iter().map(|text| Override::parse(text)).collect::<Result<Vec<_>, _>>()?)?;
+/// config.run.dir = folder.path().display().to_string();
+/// let outcome = train(config, &Household::new(0), Existing::Refuse)?;
+/// assert!(outcome.summary.train_steps >= 2 && outcome.folder.join("report.html").exists());
+/// # Ok::<(), Box<dyn std::error::Error>>(())
+/// ```
+///
+/// # Errors
+/// As [`train_on`].
+pub fn train(config: Config, suite: &dyn Suite, existing: Existing) -> Result<RunOutcome, TrainError> {
     train_on(None, config, suite, existing)
 }
 
 /// The same on a GPU, if one is given.
+///
+/// # Errors
+/// If the configuration is refused, the run cannot be opened, or training cannot go on: the error says why and how to
+/// resume.
 pub fn train_on(
     gpu: Option<&Gpu>,
     mut config: Config,
     suite: &dyn Suite,
     existing: Existing,
-) -> Result<Outcome, TrainError> {
+) -> Result<RunOutcome, TrainError> {
     if gpu.is_some() {
         config.validate_for_gpu()?;
     }
@@ -77,7 +106,7 @@ pub(super) struct Setting<'a> {
 /// The loop, and all that it works on.
 pub(super) struct Trainer<'a> {
     pub setting: Setting<'a>,
-    pub run: Run,
+    pub run: TrainingRun,
     pub prompter: Prompter,
     pub learner: Learner,
     /// The value head, where one judges; its optimizer steps are its own.
@@ -129,13 +158,13 @@ impl<'a> Trainer<'a> {
             false => None,
         };
         let provenance = report::begin(&folder, config, *suite, gpu.map(Gpu::describe))?;
-        let run = Run::open(folder, state, saved, (began, provenance))?;
+        let run = TrainingRun::open(folder, state, saved, (began, provenance))?;
         let card = Card::new(&setting.config, run.games(), Layout::new(learner.architecture()).len);
         let warnings = Warnings::default();
         Ok(Trainer { setting, run, prompter, learner, critic, reference, ids, demonstrations, warnings, card })
     }
 
-    fn run(&mut self) -> Result<Outcome, TrainError> {
+    fn run(&mut self) -> Result<RunOutcome, TrainError> {
         self.cold_start()?;
         if self.run.state.cold_start.is_none() {
             self.run.state.cold_start = Some(self.evaluate("cold start", &say)?.0);
@@ -271,7 +300,7 @@ impl<'a> Trainer<'a> {
         let due = suggest::due(config, index + 1, &state.suggestion_updates, &state.similarity);
         let active = due.then(|| state.suggestion_updates.last().map_or(&[][..], |made| &made.suggestions));
         let (prompter, judge) = (&self.prompter, judge.as_ref());
-        let inputs = Inputs { config, suite: *suite, prompter, judge, index, active, say };
+        let inputs = IterationInputs { config, suite: *suite, prompter, judge, index, active, say };
         let reference = self.reference.as_mut().map(|of| &mut **of as &mut dyn Scorer);
         let models = Models { learner: &mut self.learner, critic: self.critic.as_mut(), reference };
         iteration::run(&inputs, models, record)
@@ -332,7 +361,7 @@ impl<'a> Trainer<'a> {
 
     /// Counts an optimizer step; several skipped in a row end the run.
     fn count_step(&mut self, bad: Option<BadBatch>, say: &dyn Fn(&str)) -> Result<(), TrainError> {
-        if !self.run.count_step(bad, self.setting.config.run.max_bad_steps, say)? {
+        if !self.run.count_step(bad, self.setting.config.run.max_nonfinite_steps, say)? {
             return Ok(());
         }
         match self.checkpoint() {
@@ -343,7 +372,8 @@ impl<'a> Trainer<'a> {
 
     fn checkpoint(&mut self) -> Result<(), TrainError> {
         let Trainer { setting, run, prompter, learner, critic, ids, card, .. } = self;
-        let weights = Weights { learner, critic: critic.as_ref(), ids, tokenizer: prompter.tokenizer(), card };
+        let weights =
+            CheckpointWeights { learner, critic: critic.as_ref(), ids, tokenizer: prompter.tokenizer(), card };
         run.checkpoint(&setting.config.run, &weights)
     }
 }

@@ -234,7 +234,7 @@ impl Driver for Emulated {
 
     // Its clock is for the tests of what is computed from times.
     fn chip(&self) -> Chip {
-        Chip { compute_capability: (9, 0), multiprocessors: 3, simulated: false }
+        Chip { compute_capability: (9, 0), multiprocessors: 3, shared_memory: 227 << 10, simulated: false }
     }
 
     fn tensor_map(&self, tiling: &Tiling) -> Result<TensorMap> {

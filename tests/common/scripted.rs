@@ -20,48 +20,48 @@ impl Policy for Scripted {
     }
 
     fn decoder(&self) -> Result<Box<dyn Decoder + '_>> {
-        Ok(Box::new(Writer { slots: self.model.decoder()?, tokens: &self.tokens, written: HashMap::new() }))
+        Ok(Box::new(Writer { ids: self.model.decoder()?, tokens: &self.tokens, written: HashMap::new() }))
     }
 }
 
 struct Writer<'a> {
-    slots: Box<dyn Decoder + 'a>,
+    ids: Box<dyn Decoder + 'a>,
     tokens: &'a [u32],
-    /// How much of it stands in each slot.
+    /// How much of it stands in each sequence.
     written: HashMap<SequenceId, usize>,
 }
 
 impl Decoder for Writer<'_> {
     fn new_sequence(&mut self) -> SequenceId {
-        let slot = self.slots.new_sequence();
-        self.written.insert(slot, 0);
-        slot
+        let id = self.ids.new_sequence();
+        self.written.insert(id, 0);
+        id
     }
 
     fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
-        let slot = self.slots.fork(of)?;
-        self.written.insert(slot, self.written[&of]);
-        Ok(slot)
+        let id = self.ids.fork(of)?;
+        self.written.insert(id, self.written[&of]);
+        Ok(id)
     }
 
     /// What goes on from an earlier point is another prompt: the script begins anew.
     fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
-        let slot = self.slots.fork_at(of, len)?;
-        self.written.insert(slot, 0);
-        Ok(slot)
+        let id = self.ids.fork_at(of, len)?;
+        self.written.insert(id, 0);
+        Ok(id)
     }
 
-    fn free(&mut self, slot: SequenceId) {
-        self.slots.free(slot);
+    fn free(&mut self, id: SequenceId) {
+        self.ids.free(id);
     }
 
     fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
-        self.slots.append(inputs)
+        self.ids.append(inputs)
     }
 
     fn sample(&mut self, requests: &[SampleRequest<'_>], _: &SamplingParams) -> Result<Vec<Sampled>> {
         let mut next = |request: &SampleRequest<'_>| {
-            let at = self.written.entry(request.slot).or_default();
+            let at = self.written.entry(request.sequence).or_default();
             *at += 1;
             Sampled { token: self.tokens[*at - 1], logprob: LOGPROB }
         };

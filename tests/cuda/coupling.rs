@@ -10,7 +10,7 @@ use std::path::Path;
 use uncouple::coupling::gram::cosines;
 use uncouple::coupling::{CouplingError, Grams, SampleError, StateAction};
 use uncouple::model::backend::cuda::CudaModel;
-use uncouple::model::{Keep, checkpoint};
+use uncouple::model::{SavedActivations, checkpoint};
 use uncouple::train::TrainError;
 use uncouple::train::engine::cuda_grams;
 use uncouple::train::learner::Learner;
@@ -49,8 +49,9 @@ fn every_tensor_agrees_with_the_cpu() {
     let samples = samples(&[(40, 30), (17, 3), (0, 0), (70, 50), (9, 9), (23, 20)]);
     for tied in [true, false] {
         let model = common::narrow(tied);
-        let want = Grams::new(&model, &samples, Keep::All).unwrap();
-        let got = cuda_grams::grams(&gpu, &CudaModel::new(&gpu, &model, 0).unwrap(), &samples, Keep::All).unwrap();
+        let want = Grams::new(&model, &samples, SavedActivations::All).unwrap();
+        let got = cuda_grams::grams(&gpu, &CudaModel::new(&gpu, &model, 0).unwrap(), &samples, SavedActivations::All)
+            .unwrap();
         let n = samples.len();
         assert_eq!(got.samples, n);
         for (got, want) in got.tensors.iter().zip(&want.tensors) {
@@ -68,7 +69,7 @@ fn every_tensor_agrees_with_the_cpu() {
         println!("tied {tied}, cosines: {off:.4}");
         assert!(off < NOISE / 3.0, "tied {tied}: cosines off by {off}");
         assert!(furthest(&got.state, &want.state) < NOISE / 2.0 && furthest(&got.logprob, &want.logprob) < NOISE);
-        assert_eq!(got.ways.iter().sum::<usize>(), 7 * 2 + 1);
+        assert_eq!(got.methods.iter().sum::<usize>(), 7 * 2 + 1);
 
         let mut learner = Learner::new(model, false);
         learner.to_gpu(&gpu, 1).unwrap();
@@ -80,7 +81,7 @@ fn every_tensor_agrees_with_the_cpu() {
 fn samples_that_cannot_be_measured_are_refused() {
     let (gpu, model) = (emulated::quick_gpu(), common::narrow(true));
     let on_device = CudaModel::new(&gpu, &model, 0).unwrap();
-    let measure = |samples: &[StateAction]| cuda_grams::grams(&gpu, &on_device, samples, Keep::All);
+    let measure = |samples: &[StateAction]| cuda_grams::grams(&gpu, &on_device, samples, SavedActivations::All);
     let error = measure(&[StateAction { tokens: vec![1, 96], action: 1 }]).unwrap_err();
     let named = SampleError::Token { sample: 0, token: 96, vocab: 96 };
     assert!(matches!(error, TrainError::Coupling(CouplingError::Sample(e)) if e == named));
@@ -93,9 +94,10 @@ fn long_samples_are_compared_by_pairs_of_tokens() {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/golden/models/mini-hd64");
     let (gpu, model) = (emulated::quick_gpu(), checkpoint::load(&folder).unwrap());
     let samples = samples(&[(120, 100), (128, 90)]);
-    let got = cuda_grams::grams(&gpu, &CudaModel::new(&gpu, &model, 0).unwrap(), &samples, Keep::All).unwrap();
-    assert_eq!(got.ways, [4 * 2, 3 * 2 + 1], "gate, up, down, and the head");
-    let want = Grams::new(&model, &samples, Keep::All).unwrap();
+    let got =
+        cuda_grams::grams(&gpu, &CudaModel::new(&gpu, &model, 0).unwrap(), &samples, SavedActivations::All).unwrap();
+    assert_eq!(got.methods, [4 * 2, 3 * 2 + 1], "gate, up, down, and the head");
+    let want = Grams::new(&model, &samples, SavedActivations::All).unwrap();
     for (got, want) in got.tensors.iter().zip(&want.tensors).filter(|(t, _)| t.name.contains("mlp")) {
         let off = distance(&got.gram, &want.gram, 2);
         println!("{}: {off:.4}", got.name);
@@ -123,7 +125,7 @@ fn golden(name: &str) {
 
     let (gpu, model) = (emulated::quick_gpu(), checkpoint::load(&set.join("models").join(name)).unwrap());
     let on_device = CudaModel::new(&gpu, &model, 0).unwrap();
-    let grams = cuda_grams::grams(&gpu, &on_device, &samples, Keep::All).unwrap();
+    let grams = cuda_grams::grams(&gpu, &on_device, &samples, SavedActivations::All).unwrap();
     let n = samples.len();
     let cosine = |g: &Grams| cosines(&g.sum(|_| true), n);
     let inner = grams.weighted(&advantages).sum(|_| true);

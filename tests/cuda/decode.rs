@@ -8,7 +8,7 @@ use uncouple::forest::Forest;
 use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::backend::cuda_decode::CudaDecoder;
 use uncouple::model::families::QWEN2;
-use uncouple::model::{Architecture, Decoder, Keep, Model, Params, Policy, SampleRequest, SequenceId};
+use uncouple::model::{Architecture, Decoder, Model, Params, Policy, SampleRequest, SavedActivations, SequenceId};
 use uncouple::ops::sampling::SamplingParams;
 
 const HIDDEN: usize = 64;
@@ -37,7 +37,7 @@ fn model() -> Model {
 /// The final hidden state of the last token of each sequence, by the training forward pass on the same device.
 fn at_once(model: &CudaModel, gpu: &uncouple::device::Gpu, sequences: &[&[u32]]) -> Vec<f32> {
     let forest = Forest::new(sequences);
-    let acts = model.forward(&model.forest(&forest).unwrap(), Keep::Nothing).unwrap();
+    let acts = model.forward(&model.forest(&forest).unwrap(), SavedActivations::Nothing).unwrap();
     let hidden = gpu.read(&acts.hidden).unwrap();
     let last = forest.paths.iter().map(|path| path[path.len() - 1] as usize);
     last.flat_map(|row| hidden[row * HIDDEN..(row + 1) * HIDDEN].iter().map(|x| x.to_f32())).collect()
@@ -58,8 +58,8 @@ fn pieces_and_forks_are_the_whole() {
     let mut decoder = CudaDecoder::new(&model, 8).unwrap();
     let one = decoder.new_sequence();
     decoder.append(&[(one, &prompt)]).unwrap();
-    let states = |decoder: &mut CudaDecoder, slots: &[SequenceId]| -> Vec<f32> {
-        gpu.read(&decoder.hidden(slots).unwrap()).unwrap().iter().map(|x| x.to_f32()).collect()
+    let states = |decoder: &mut CudaDecoder, ids: &[SequenceId]| -> Vec<f32> {
+        gpu.read(&decoder.hidden(ids).unwrap()).unwrap().iter().map(|x| x.to_f32()).collect()
     };
     assert_near("prefill", &states(&mut decoder, &[one]), &at_once(&model, &gpu, &[&prompt]));
 
@@ -105,14 +105,14 @@ fn tokens_are_drawn_as_on_the_cpu() {
     let on_cpu = model();
     let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
     let params = SamplingParams { temperature: 0.7, top_k: 20, repetition_penalty: 1.2, ..SamplingParams::default() };
-    // More requests than one batch of logits holds, of slots in any order, some of them often.
+    // More requests than one batch of logits holds, of sequences in any order, some of them often.
     let seen = [3, 4, 3];
     let sampled = |decoder: &mut dyn Decoder| {
-        let slots = [decoder.new_sequence(), decoder.new_sequence(), decoder.new_sequence()];
-        let inputs: [(SequenceId, &[u32]); 3] = [(slots[0], &[1, 2, 3]), (slots[1], &[9; 40]), (slots[2], &[77])];
+        let ids = [decoder.new_sequence(), decoder.new_sequence(), decoder.new_sequence()];
+        let inputs: [(SequenceId, &[u32]); 3] = [(ids[0], &[1, 2, 3]), (ids[1], &[9; 40]), (ids[2], &[77])];
         decoder.append(&inputs).unwrap();
         let request =
-            |i: usize| SampleRequest { slot: slots[i * 2 % 3], seen: &seen, uniform: (i as f32 + 0.5) / 260.0 };
+            |i: usize| SampleRequest { sequence: ids[i * 2 % 3], seen: &seen, uniform: (i as f32 + 0.5) / 260.0 };
         decoder.sample(&(0..260).map(request).collect::<Vec<_>>(), &params).unwrap()
     };
     let (got, want) = (sampled(&mut CudaDecoder::new(&model, 4).unwrap()), sampled(&mut *on_cpu.decoder().unwrap()));
@@ -125,43 +125,45 @@ fn tokens_are_drawn_as_on_the_cpu() {
     }
 }
 
-/// Steps that are replayed from graphs, and the same tokens in passes of their own, which a second sequence of two tokens makes
-/// them: to the bit, over the end of a split, where there is another graph.
+/// Steps that are replayed from graphs, in one of which a sequence is fed two tokens, and the same tokens in passes of their own, which
+/// a sequence of many makes them: to the bit, over the end of a split, where there is another graph.
 #[test]
 fn graphs_decode_as_passes_do() {
     let gpu = emulated::quick_gpu();
     let mut on_cpu = model();
     on_cpu = Model::new(Architecture { max_position_embeddings: 600, ..on_cpu.config }, on_cpu.params);
-    let model = CudaModel::new(&gpu, &on_cpu, 128).unwrap();
+    let model = CudaModel::new(&gpu, &on_cpu, 4).unwrap();
     let (prompt, short): (Vec<u32>, [u32; 3]) = ((0..510).map(|i| i * 7 % 96).collect(), [7, 8, 9]);
     let played = |company: bool| {
-        let mut decoder = CudaDecoder::new(&model, 24).unwrap();
+        let mut decoder = CudaDecoder::new(&model, 32).unwrap();
         let (one, two, other) = (decoder.new_sequence(), decoder.new_sequence(), decoder.new_sequence());
         decoder.append(&[(one, &prompt), (two, &short)]).unwrap();
         let three = decoder.fork(one).unwrap();
-        let slots = [one, two, three];
+        let ids = [one, two, three];
         let mut all = Vec::new();
         for step in 0..4 {
             let request =
-                |slot: &SequenceId| SampleRequest { slot: *slot, seen: &[], uniform: 0.2 + 0.2 * step as f32 };
-            let sampled = decoder.sample(&slots.each_ref().map(request), &SamplingParams::default()).unwrap();
+                |id: &SequenceId| SampleRequest { sequence: *id, seen: &[], uniform: 0.2 + 0.2 * step as f32 };
+            let sampled = decoder.sample(&ids.each_ref().map(request), &SamplingParams::default()).unwrap();
             let tokens: Vec<[u32; 1]> = sampled.iter().map(|s| [s.token]).collect();
             all.extend(sampled);
             // The last step is one sequence's alone.
             let playing = if step < 3 { 3 } else { 1 };
             let mut inputs: Vec<(SequenceId, &[u32])> =
-                slots.into_iter().zip(tokens.iter().map(|t| &t[..])).take(playing).collect();
-            if company {
-                inputs.push((other, &[1, 2]));
+                ids.into_iter().zip(tokens.iter().map(|t| &t[..])).take(playing).collect();
+            match (company, step) {
+                (true, _) => inputs.insert(1, (other, &[1; 40])),
+                (false, 0) => inputs.insert(1, (other, &[1, 2])),
+                _ => {}
             }
             decoder.append(&inputs).unwrap();
         }
-        (all, gpu.read(&decoder.hidden(&slots).unwrap()).unwrap())
+        (all, gpu.read(&decoder.hidden(&ids).unwrap()).unwrap())
     };
     let by_pass = played(true);
     assert_eq!(model.graphs(), 0);
     let by_graph = played(false);
-    assert_eq!(model.graphs(), 3, "of four sequences, with contexts of one part and of two, and of one sequence");
+    assert_eq!(model.graphs(), 4, "of six rows; of three, with contexts of one part and of two; of one");
     assert_eq!(by_graph, by_pass);
 }
 
@@ -170,13 +172,13 @@ fn limits_are_named() {
     let gpu = emulated::quick_gpu();
     let model = CudaModel::new(&gpu, &model(), 128).unwrap();
     let mut decoder = CudaDecoder::new(&model, 2).unwrap();
-    let slot = decoder.new_sequence();
-    let error = decoder.append(&[(slot, &[1; 65])]).unwrap_err();
+    let id = decoder.new_sequence();
+    let error = decoder.append(&[(id, &[1; 65])]).unwrap_err();
     assert!(error.to_string().contains("rollout.max_live"), "{error}");
     // What is refused changes nothing: another is still empty, and there is room for what fits.
     let other = decoder.new_sequence();
-    assert!(decoder.append(&[(other, &[1; 10]), (slot, &[1; 60])]).is_err());
-    decoder.append(&[(other, &[1; 32]), (slot, &[1; 32])]).unwrap();
-    assert!(matches!(decoder.append(&[(slot, &[1; 129])]), Err(Error::Shape { .. })));
-    assert!(matches!(decoder.append(&[(slot, &[96])]), Err(Error::Shape { .. })), "not in the vocabulary");
+    assert!(decoder.append(&[(other, &[1; 10]), (id, &[1; 60])]).is_err());
+    decoder.append(&[(other, &[1; 32]), (id, &[1; 32])]).unwrap();
+    assert!(matches!(decoder.append(&[(id, &[1; 129])]), Err(Error::Shape { .. })));
+    assert!(matches!(decoder.append(&[(id, &[96])]), Err(Error::Shape { .. })), "not in the vocabulary");
 }

@@ -13,11 +13,11 @@ use std::fs;
 use std::path::Path;
 use uncouple::config::{Config, DecoupleMethod, GcdMode, Grpo, Optim, RatioLevel};
 use uncouple::forest::{Forest, ROOT};
-use uncouple::grpo::{LossNormalizer, LossReport, Part, Sample};
+use uncouple::grpo::{LossNormalizer, LossPart, LossReport, Sample};
 use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::checkpoint;
 use uncouple::model::families::FAMILIES;
-use uncouple::model::{Activations, Keep, Model, Params};
+use uncouple::model::{Activations, Model, Params, SavedActivations};
 use uncouple::ops::advantage::Scale;
 use uncouple::reference;
 use uncouple::train::engine::{CudaEngine, Scorer};
@@ -48,7 +48,7 @@ fn forward_and_backward() {
 fn check_passes(model: Model) {
     let (gpu, forest, family) = (emulated::quick_gpu(), forest(), model.config.family.model_type);
     let mut acts = Activations::default();
-    model.forward(&forest, Keep::All, &mut acts);
+    model.forward(&forest, SavedActivations::All, &mut acts);
     let d: Vec<bf16> = (0..acts.hidden.len()).map(|i| bf16::from_f32(((i * 37 % 101) as f32 - 50.0) / 50.0)).collect();
     let mut grads = Params::zeros(model.params.layout.clone());
     let hidden = acts.hidden.clone();
@@ -57,7 +57,7 @@ fn check_passes(model: Model) {
     let on_device = CudaModel::new(&gpu, &model, 128).unwrap();
     let packed = on_device.forest(&forest).unwrap();
     let mut results = Vec::new();
-    for keep in [Keep::All, Keep::LayerInputs] {
+    for keep in [SavedActivations::All, SavedActivations::LayerInputs, SavedActivations::FirstLayers(1)] {
         let mut acts = on_device.forward(&packed, keep).unwrap();
         let error = relative(&widen(gpu.read(&*acts.hidden).unwrap()), &hidden);
         assert!(error < NOISE, "{family}, hidden states: {error}");
@@ -76,8 +76,10 @@ fn check_passes(model: Model) {
         results.push(got);
     }
     // Recomputed activations are the same ones.
-    assert_eq!(results[0], results[1]);
-    let acts = on_device.forward(&packed, Keep::Nothing).unwrap();
+    assert!(results.iter().all(|result| result == &results[0]));
+    assert!(on_device.layers_that_fit(1) >= model.config.num_hidden_layers);
+    assert!(on_device.layers_that_fit(1 << 45) < on_device.layers_that_fit(1 << 40));
+    let acts = on_device.forward(&packed, SavedActivations::Nothing).unwrap();
     assert!(relative(&widen(gpu.read(&*acts.hidden).unwrap()), &hidden) < NOISE);
 }
 
@@ -142,10 +144,10 @@ fn the_policy_loss_on_the_device_is_that_of_the_host() {
     }
     let full = Grpo { beta: 0.3, kl_ratio: true, entropy_coef: 0.1, dual_clip: 3.0, ..Grpo::default() };
     for (ratio, part) in [
-        (RatioLevel::Token, Part::All),
-        (RatioLevel::Token, Part::Negative),
-        (RatioLevel::Sequence, Part::All),
-        (RatioLevel::Sequence, Part::Positive),
+        (RatioLevel::Token, LossPart::All),
+        (RatioLevel::Token, LossPart::Negative),
+        (RatioLevel::Sequence, LossPart::All),
+        (RatioLevel::Sequence, LossPart::Positive),
     ] {
         let grpo = Grpo { ratio, ..full.clone() };
         let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), false)];
@@ -230,7 +232,7 @@ fn golden(name: &str) {
     let forest = Forest::new(&sequences);
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
     let mut trainer = CudaEngine::new(&device, &model, &cpu.export().unwrap().moments, 8).unwrap();
-    trainer.forward(&forest, Keep::Nothing).unwrap();
+    trainer.forward(&forest, SavedActivations::Nothing).unwrap();
     let mut of_node = vec![f32::NAN; forest.len()];
     let (logprobs, _) = trainer.logprobs(&forest, &nodes, 1.0).unwrap();
     nodes.iter().zip(logprobs).for_each(|(&n, lp)| of_node[n as usize] = lp);

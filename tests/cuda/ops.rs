@@ -24,13 +24,14 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
     let step = AdamW { lr: 0.1, beta1: 0.9, beta2: 0.9, eps: 1e-8, weight_decay: 0.0, grad_scale: 1.0, step: 1 };
     let state = |n: usize| (f(n), f(8), f(8), b(8));
     let (p, m, v, copy) = state(16);
-    let bad_state = adamw::cuda::State { p: &p, m: &m, v: &v, copy: &copy };
+    let bad_state = adamw::cuda::OptimizerState { p: &p, m: &m, v: &v, copy: &copy };
     let tokens = embedding::cuda::Tokens::new(gpu, &[1, 2], 4).unwrap();
     let tables = rope::cuda::Tables::new(gpu, &rope::Tables::new(1e4, 16, 8)).unwrap();
     let position = gpu.zeros::<u32>(2).unwrap();
     let (plain, logits) = (SamplingParams::default(), sampling::cuda::Logits::new(gpu, 1, 6).unwrap());
     let penalty = SamplingParams { repetition_penalty: 1.1, ..plain };
     let token = gpu.zeros::<u32>(1).unwrap();
+    let decays = adamw::cuda::Decays::new(gpu, [(8, true)]).unwrap();
     let nearest = adamw::cuda::Rounding::Nearest;
     let narrow = attention::Shape { heads: 1, kv_heads: 1, head_dim: 32 };
     let cache = decode_attention::cuda::Cache::new(gpu, attention::Shape { head_dim: 64, ..narrow }, 1, 1).unwrap();
@@ -47,7 +48,7 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
         ("embedding", embedding::cuda::forward(gpu, &tokens, &b(40), 8, &b(16))),
         ("embedding", embedding::cuda::Tokens::new(gpu, &[1, 4], 4).map(|_| ())),
         ("embedding", embedding::cuda::Moves::new(gpu, &[(0, 2)], [1, 2]).map(|_| ())),
-        ("adamw", adamw::cuda::step(gpu, &step, true, &bad_state, &b(8), &f(1), nearest)),
+        ("adamw", adamw::cuda::step(gpu, &step, &decays, &bad_state, &b(8), &f(1), nearest)),
         ("gradient norm", adamw::cuda::grad_norm(gpu, &b(12), 1.0, &f(2))),
         ("pcgrad", pcgrad::cuda::combine(gpu, &f(12), &f(12)).map(|_| ())),
         ("pcgrad", pcgrad::cuda::combine(gpu, &f(16), &f(8)).map(|_| ())),
@@ -95,17 +96,17 @@ fn the_benchmark_of_kernels_runs() {
 
 #[test]
 fn the_benchmarks_of_training_and_decoding_run() {
-    let report = step::run(&quick_gpu(), CEILINGS, &step::Settings::small()).unwrap();
+    let report = step::run(&quick_gpu(), CEILINGS, &step::StepSettings::small()).unwrap();
     assert_eq!(report.rows.iter().map(|r| r.recompute).collect::<Vec<_>>(), [false, true]);
     for row in &report.rows {
         assert_eq!(row.name, "step tiny 2x4");
-        let phases = [row.forward, row.head, row.backward, row.optimiser];
+        let phases = [row.forward, row.head, row.backward, row.optimizer];
         assert!(phases.iter().all(|t| *t > 0.0) && row.mfu > 0.0 && row.tokens_per_second > 0.0);
         assert!((row.seconds - phases.iter().sum::<f64>()).abs() < 1e-9);
         // Thrice: 25088 weights and 8 tokens, and 4 flops for each of 64 columns and 20 pairs.
         assert!((row.mfu * row.seconds * 1e12 - 3.0 * (2.0 * 25088.0 * 8.0 + 4.0 * 64.0 * 20.0)).abs() < 1.0);
     }
-    let report = decode::run(&quick_gpu(), CEILINGS, &decode::Settings::small()).unwrap();
+    let report = decode::run(&quick_gpu(), CEILINGS, &decode::DecodeSettings::small()).unwrap();
     let names: Vec<&str> = report.rows.iter().map(|r| &r.name[..]).collect();
     assert_eq!(names, ["decode tiny 1x5+3", "decode tiny 3x5+3"]);
     for (row, batch) in report.rows.iter().zip([1.0, 3.0]) {

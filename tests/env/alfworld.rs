@@ -9,7 +9,7 @@ use std::io::{Read, Write};
 use std::path::Path;
 use std::process::{Command, Stdio};
 use uncouple::config::TrainTypes;
-use uncouple::env::alfworld::{Alfworld, Index, PARTS, TYPES};
+use uncouple::env::alfworld::{Alfworld, GameIndex, PARTS, TYPES};
 use uncouple::env::household::{TaskType, generate};
 use uncouple::env::{EnvError, Split, Suite, Task};
 use uncouple::train::run_folder::Existing;
@@ -56,19 +56,19 @@ fn tasks(suite: &dyn Suite, split: Split, count: u64) -> Vec<Task> {
 #[test]
 fn the_index_is_sorted_counts_as_alfworld_does_and_knows_its_content() {
     let folder = data();
-    let index = Index::read(folder.path()).unwrap();
+    let index = GameIndex::read(folder.path()).unwrap();
     assert_eq!(index.games.len(), 36);
     assert!(index.games.is_sorted_by(|a, b| a.id < b.id));
     assert!(index.games.iter().all(|g| g.id.starts_with(g.part) && !g.id.contains("Sliced") && g.hash.len() == 64));
-    assert_eq!(Index::read(&folder.path().join("json_2.1.1")).unwrap().hash, index.hash, "both roots are accepted");
+    assert_eq!(GameIndex::read(&folder.path().join("json_2.1.1")).unwrap().hash, index.hash, "both roots are accepted");
     add(&index.root, &index.games[3].id, &game(999));
-    assert_ne!(Index::read(folder.path()).unwrap().hash, index.hash);
+    assert_ne!(GameIndex::read(folder.path()).unwrap().hash, index.hash);
 }
 
 #[test]
 fn splits_and_guard_follow_the_types_trained_on() {
     let folder = data();
-    let index = Index::read(folder.path()).unwrap();
+    let index = GameIndex::read(folder.path()).unwrap();
     let seen = Alfworld::new(index.clone(), TrainTypes::Seen, 1);
     let all = Alfworld::new(index.clone(), TrainTypes::All, 1);
     let sizes = |s: &Alfworld| [Split::L0, Split::L1, Split::L2].map(|split| s.len(split).unwrap());
@@ -103,7 +103,7 @@ fn splits_and_guard_follow_the_types_trained_on() {
 #[test]
 fn bad_data_is_named() {
     let empty = tempfile::tempdir().unwrap();
-    let error = Index::read(empty.path()).unwrap_err().to_string();
+    let error = GameIndex::read(empty.path()).unwrap_err().to_string();
     assert!(error.contains("holds no ALFWorld games") && error.contains("alfworld-download"), "{error}");
 }
 
@@ -134,9 +134,9 @@ fn spoil(root: &Path) -> [(String, &'static str); 5] {
 #[test]
 fn bad_games_are_skipped_by_name_and_counted() {
     let folder = data();
-    let whole = Index::read(folder.path()).unwrap();
+    let whole = GameIndex::read(folder.path()).unwrap();
     let spoilt = spoil(&whole.root);
-    let index = Index::read(folder.path()).unwrap();
+    let index = GameIndex::read(folder.path()).unwrap();
     assert_eq!((whole.games.len(), index.games.len(), index.skipped.len()), (36, 35, 5));
     assert_ne!(whole.hash, index.hash);
     for (skipped, (file, says)) in index.skipped.iter().zip(&spoilt) {
@@ -217,7 +217,7 @@ fn the_index_command_counts_and_lists() {
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         String::from_utf8(output.stdout).unwrap()
     };
-    let hash = Index::read(folder.path()).unwrap().hash;
+    let hash = GameIndex::read(folder.path()).unwrap().hash;
     let table = run(&[]);
     assert!(table.contains("pick_two_obj_and_place") && table.contains("12") && table.contains(&hash), "{table}");
     let json: serde_json::Value = serde_json::from_str(&run(&["--json"])).unwrap();
@@ -243,7 +243,7 @@ fn play(game: &Path, commands: &[String]) -> Vec<serde_json::Value> {
 #[test]
 fn a_game_is_played_line_by_line() {
     let folder = data();
-    let index = Index::read(folder.path()).unwrap();
+    let index = GameIndex::read(folder.path()).unwrap();
     let game = &index.games[0];
     let suite = Alfworld::new(index.clone(), TrainTypes::All, 0);
     let mut ours = suite.open(&Task { id: game.id.clone(), kind: game.kind.into(), split: Split::Train }).unwrap();
@@ -300,6 +300,6 @@ fn the_binary_plays_recorded_games_word_for_word() {
             assert_eq!(ours, (&theirs.0, &theirs.1, &theirs.2), "{} step {i}", transcript.game);
         }
     }
-    let index = Index::read(&folder.join("games")).unwrap();
+    let index = GameIndex::read(&folder.join("games")).unwrap();
     assert!(index.games.len() > 30, "{}", index.games.len());
 }

@@ -7,7 +7,7 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
-use uncouple::env::bridge::py4j::{Arg, Gateway};
+use uncouple::env::bridge::py4j::{Gateway, JavaArg};
 use uncouple::env::bridge::{JsonLines, Limits, Worker, WorkerSuite};
 use uncouple::env::{EnvError, Environment, Split, Suite, Task};
 use uncouple::train::run_folder::Existing;
@@ -236,7 +236,7 @@ fn start_a_deaf_worker_and_wait() {
     let none = ["/no/such/worker".to_string()];
     assert!(JsonLines::start(&none, Instant::now() + Duration::from_secs(5)).is_err());
     std::thread::sleep(Duration::from_millis(200));
-    assert!(runs(worker.process_id()), "it lives on when the thread that asked for it ends");
+    assert!(runs(worker.process_id()), "it lives on when the thread that started it ends");
     let child = std::fs::read_to_string(child).unwrap();
     std::fs::write(&file, format!("{} {}", worker.process_id(), child.trim())).unwrap();
     std::thread::sleep(Duration::from_secs(60));
@@ -286,7 +286,7 @@ fn a_gateway_that_trickles_or_does_not_read_is_given_up_at_the_deadline() {
     let began = Instant::now();
     let error = trickles.construct("a.b.C", soon()).unwrap_err().to_string();
     assert!(error.contains("no answer within 0.3 s"), "{error}");
-    let error = deaf.call("o1", "step", &[Arg::Text(&"x".repeat(64 << 20))], soon()).unwrap_err().to_string();
+    let error = deaf.call("o1", "step", &[JavaArg::Text(&"x".repeat(64 << 20))], soon()).unwrap_err().to_string();
     assert!(error.contains("it did not read what it was sent in time"), "{error}");
     assert!(began.elapsed() < Duration::from_secs(20), "{:?}", began.elapsed());
 }

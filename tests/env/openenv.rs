@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use tokio_tungstenite::tungstenite::{Message, WebSocket, accept};
 use uncouple::env::bridge::Limits;
 use uncouple::env::household::Household;
-use uncouple::env::openenv::{Address, Bounds, Connection, Games, Layout, OpenEnv, Server, Session};
+use uncouple::env::openenv::{Address, Bounds, Connection, Games, MessageLayout, OpenEnv, Server, Session};
 use uncouple::env::{EnvError, Environment, Observation, Split, Suite, Task};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train};
@@ -380,10 +380,10 @@ fn what_is_no_openenv_server_is_named() {
     assert!(says("200 OK", "{}").contains("no field that takes text"));
     let two = r#"{"action":{"properties":{"a":{"type":"string"},"b":{"type":"string"}}}}"#;
     assert!(says("200 OK", two).contains("set env.openenv.action to one of a, b"));
-    // The certificate of https is asked for, and there is none.
+    // The certificate of https is requested, and there is none.
     let url = serving(BOUNDS).replace("http://", "https://");
     assert!(refused(&url).contains("/schema: "));
-    let layout = Layout { action: "command".into(), text: None, hints: false };
+    let layout = MessageLayout { action: "command".into(), text: None, hints: false };
     let soon = Instant::now() + Duration::from_secs(5);
     let error = Connection::open(&Address::parse(&url).unwrap(), Arc::new(layout), soon).err().unwrap().to_string();
     assert!(error.starts_with("no session at wss://127.0.0.1:"), "{error}");
@@ -414,7 +414,7 @@ fn the_text_fields_are_found_in_the_schema() {
     let text = || json!({ "type": "string" });
     let maybe = json!({ "anyOf": [{ "type": "string" }, { "type": "null" }] });
     let schema = |action: Value, required: Value, shown: Value| json!({ "action": { "properties": action, "required": required }, "observation": { "properties": shown } });
-    let read = |schema: &Value, action| Layout::read(schema, action).map(|l| (l.action, l.text)).unwrap();
+    let read = |schema: &Value, action| MessageLayout::read(schema, action).map(|l| (l.action, l.text)).unwrap();
     let some = |action: &str, text: Option<&str>| (action.to_string(), text.map(String::from));
     let echo = schema(
         json!({ "message": text(), "metadata": {} }),
@@ -448,7 +448,7 @@ fn the_text_fields_are_found_in_the_schema() {
         assert_eq!(read(&whole, ""), some("command", Some("text")), "{whole}");
     }
     let circle = json!({ "action": { "$ref": "#/components/A" }, "observation": {}, "components": components });
-    assert!(Layout::read(&circle, "").unwrap_err().contains("no field that takes text"));
+    assert!(MessageLayout::read(&circle, "").unwrap_err().contains("no field that takes text"));
 }
 
 /// A server with a Task API that answers each route below `/e/` by `answer(route)`.
@@ -484,7 +484,7 @@ fn splits_without_end_cost_nothing_and_are_not_evaluated_whole() {
                 r#"[{"name":"train"},{"name":"more","type":"train"},{"name":"val","type":"validation"}]"#.into()
             }
             "num_tasks" => format!("{{\"num_tasks\":{count}}}"),
-            _ => panic!("{route} is asked for"),
+            _ => panic!("{route} is requested"),
         });
         let played = connected(&url, LIMITS);
         assert_eq!((played.len(Split::L0), played.len(Split::L1)), (Some(count), Some(0)));
@@ -717,7 +717,7 @@ fn a_server_that_speaks_unasked_or_floods_is_replaced() {
     let floods = |mut socket: WebSocket<TcpStream>| while socket.send(observation("spam")).is_ok() {};
     let played = connected(&faulty("200 OK", SCHEMA, floods), Limits { retries: 1, ..LIMITS });
     let mut env = played.open(&played.task(Split::L0, 0).unwrap()).unwrap();
-    // A message that comes just when one is asked for passes for the answer, so not every step tells.
+    // A message that comes just when one is expected passes for the answer, so not every step tells.
     let mut play = || env.reset().and_then(|_| (0..10_000).try_for_each(|_| env.step("go").map(drop)));
     play().unwrap_err();
 }

@@ -10,7 +10,7 @@ use uncouple::coupling::{Grams, StateAction};
 use uncouple::device::Dtype;
 use uncouple::device::cpu::bf16::{Unit, use_unit};
 use uncouple::forest::{Forest, ROOT};
-use uncouple::model::{Activations, Keep, KvCache, checkpoint};
+use uncouple::model::{Activations, KvCache, SavedActivations, checkpoint};
 use uncouple::train::learner::Learner;
 
 fn golden(name: &str) {
@@ -42,7 +42,7 @@ fn golden(name: &str) {
         use_unit(unit);
         let model = model.clone().with_dtype(Dtype::Bf16);
         let mut acts = Activations::default();
-        model.forward(&forest, Keep::Nothing, &mut acts);
+        model.forward(&forest, SavedActivations::Nothing, &mut acts);
         let (logprobs, _) = model.logprobs(&forest, &acts, &nodes, 1.0);
         let mut of_node = vec![f32::NAN; forest.len()];
         nodes.iter().zip(logprobs).for_each(|(&n, lp)| of_node[n as usize] = lp);
@@ -77,14 +77,14 @@ fn a_cached_pass_is_near_the_whole_one() {
     let sequence = tokens(1, 70, 50);
     let mut acts = Activations::default();
     let forest = Forest::new(&[&sequence[..]]);
-    model.forward(&forest, Keep::Nothing, &mut acts);
+    model.forward(&forest, SavedActivations::Nothing, &mut acts);
     let mut cache = KvCache::new(&model);
-    let slot = cache.new_sequence();
+    let id = cache.new_sequence();
     for part in [&sequence[..40], &sequence[40..41], &sequence[41..]] {
-        let hidden = model.append(&mut cache, &[(slot, part)]);
-        let at = (cache.len(slot) - 1) * model.config.hidden_size;
+        let hidden = model.append(&mut cache, &[(id, part)]);
+        let at = (cache.len(id) - 1) * model.config.hidden_size;
         let error = relative(&hidden, &acts.hidden[at..at + model.config.hidden_size]);
-        assert!(error < 0.02, "after {} tokens: {error}", cache.len(slot));
+        assert!(error < 0.02, "after {} tokens: {error}", cache.len(id));
     }
 }
 
@@ -108,7 +108,7 @@ fn cosines_are_near_those_in_f32() {
     let model = random_model(tiny_config(true, 2), 7);
     let samples: Vec<StateAction> = (0..4).map(|i| StateAction { tokens: tokens(i, 24, 50), action: 16 }).collect();
     let cosines = |model| {
-        let grams = Grams::new(model, &samples, Keep::All).unwrap();
+        let grams = Grams::new(model, &samples, SavedActivations::All).unwrap();
         uncouple::coupling::gram::cosines(&grams.sum(|_| true), 4)
     };
     let (exact, rounded) = (cosines(&model), cosines(&model.clone().with_dtype(Dtype::Bf16)));

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use uncouple::cli::reference::table;
-use uncouple::reference::{self, Report};
+use uncouple::reference::{self, CheckReport};
 
 const SET: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden");
 
@@ -47,7 +47,7 @@ fn edit(path: &Path, edit: impl FnOnce(&mut Value)) {
     fs::write(path, value.to_string()).unwrap();
 }
 
-fn failures(report: &Report) -> Vec<&str> {
+fn failures(report: &CheckReport) -> Vec<&str> {
     report.rows.iter().filter(|(_, row)| !row.pass).map(|(_, row)| row.quantity.as_str()).collect()
 }
 

@@ -30,7 +30,7 @@ const USUAL: u64 = 40_000;
 const INPUTS: u64 = 100_000;
 /// A hang: on a busy machine a usual run may stand still for long.
 const HANG: Duration = Duration::from_secs(60);
-/// A hang in a run of the number of inputs that was asked for.
+/// A hang in a run of the number of inputs that was requested.
 const HANG_BY_HAND: Duration = Duration::from_secs(5);
 
 /// Where and with what words the last panic was.

@@ -7,18 +7,18 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use uncouple::agent::Prompter;
-use uncouple::config::{Config, Format, Judge, Override};
+use uncouple::config::{Config, Format, JudgeConfig, Override};
 use uncouple::coupling::Probe;
 use uncouple::env::household::{Household, TaskId, generate};
-use uncouple::env::openenv::{Games, Layout, Session};
+use uncouple::env::openenv::{Games, MessageLayout, Session};
 use uncouple::env::textgame::{GameFile, Shared, TextGame};
 use uncouple::env::{Environment, Observation, Split, Suite};
 use uncouple::model::checkpoint;
 use uncouple::model::{Message, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::report::metrics;
-use uncouple::report::trajectories::{Reader, Trajectories};
-use uncouple::rollout::{Actor, RolloutTasks, Settings};
+use uncouple::report::trajectories::{Trajectories, TrajectoryReader};
+use uncouple::rollout::{Actor, RolloutSettings, RolloutTasks};
 use uncouple::train::{checkpoints, memory, state};
 
 /// One format: a file's bytes are made, and then read as the product does.
@@ -332,7 +332,7 @@ fn act(folder: &Path, format: Format) {
     let Ok(prompter) = Prompter::new(tokenizer, &config.prompt) else { return };
     let suite = Household::new(0);
     let task = suite.task(Split::L0, 0).unwrap();
-    let settings = Settings::evaluation(&config, Stream::Evaluation);
+    let settings = RolloutSettings::evaluation(&config, Stream::Evaluation);
     let games = RolloutTasks { open: &|task| suite.open(task), tasks: &[task], group_size: 1 };
     _ = Actor::new(&model, &prompter, settings, &|| false).rollout(&games);
 }
@@ -380,9 +380,9 @@ fn configuration(input: &[u8], bases: &Bases) {
     fs::write(&file, config.to_toml()).unwrap();
     assert_eq!(Config::load(Some(&file), &[]).unwrap(), config, "what is written loads as it was");
     if let Ok(shape) = memory::model_shape(&config) {
-        _ = memory::fit(&memory::plan(&config, &shape, memory::Place::Gpu), Some(1 << 30));
+        _ = memory::fit(&memory::plan(&config, &shape, memory::Placement::Gpu), Some(1 << 30));
     }
-    _ = uncouple::gcd::Judge::open(&Judge { cache: ":memory:".into(), key_env: String::new(), ..config.judge });
+    _ = uncouple::gcd::Judge::open(&JudgeConfig { cache: ":memory:".into(), key_env: String::new(), ..config.judge });
 }
 
 fn an_override(input: &[u8], _: &Bases) {
@@ -414,7 +414,7 @@ fn trajectories(input: &[u8], bases: &Bases) {
     let run = bases.put("sqlite", "trajectories.sqlite", input);
     let Ok(kept) = Trajectories::open(&run, &[("eval", 2), ("grpo", 2)]) else { return };
     drop(kept);
-    let Ok(Some(kept)) = Reader::open(&run) else { return };
+    let Ok(Some(kept)) = TrajectoryReader::open(&run) else { return };
     _ = (
         kept.index("grpo", 0.5),
         kept.group("grpo", 1, 0),
@@ -426,7 +426,7 @@ fn trajectories(input: &[u8], bases: &Bases) {
 }
 
 fn schema(input: &[u8], _: &Bases) {
-    _ = serde_json::from_slice::<Value>(input).map(|schema| Layout::read(&schema, ""));
+    _ = serde_json::from_slice::<Value>(input).map(|schema| MessageLayout::read(&schema, ""));
 }
 
 /// Between messages as they should be.

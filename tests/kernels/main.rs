@@ -5,6 +5,7 @@ mod emulated;
 
 mod build;
 mod cases;
+mod decode_attention;
 mod edges;
 mod grouped_logprob;
 mod refusals;

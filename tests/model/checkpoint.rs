@@ -9,7 +9,9 @@ use std::process::Command;
 use uncouple::forest::Forest;
 use uncouple::model::checkpoint::{self, CheckpointError, SaveDtype};
 
-use uncouple::model::{Activations, Architecture, ConfigError, Keep, Message, Model, Params, TokenIds, Tokenizer};
+use uncouple::model::{
+    Activations, Architecture, Message, Model, ModelConfigError, Params, SavedActivations, TokenIds, Tokenizer,
+};
 
 const MODELS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fixtures/golden/models");
 
@@ -241,7 +243,7 @@ fn transformers_loads_what_we_save() {
 
         let forest = Forest::new(&[&tokens]);
         let mut acts = Activations::default();
-        model.forward(&forest, Keep::Nothing, &mut acts);
+        model.forward(&forest, SavedActivations::Nothing, &mut acts);
         let logits = model.logits(&acts.hidden);
         let theirs: Vec<f64> = serde_json::from_value(theirs["logits"].clone()).unwrap();
         assert_eq!(logits.len(), theirs.len());
@@ -326,7 +328,7 @@ fn configurations_of_other_models_are_refused() {
         let dir = copy_of("tiny-tied");
         edit_json(&dir.path().join("config.json"), |c| c[field] = value.clone());
         match Architecture::read(dir.path()) {
-            Err(ConfigError::Field { file, field: named, .. }) => {
+            Err(ModelConfigError::Field { file, field: named, .. }) => {
                 assert!(named.starts_with(field), "{field}: {named}");
                 assert!(file.ends_with("config.json"));
             }

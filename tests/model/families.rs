@@ -51,7 +51,7 @@ fn scores_and_gradients_are_those_of_transformers() {
     for name in ["qwen3", "llama", "llama3"] {
         let golden = Golden::of(name);
         let sequences = golden.tokens("ids");
-        // A last token that nothing sees asks for the entropy at the end, too.
+        // A last token that nothing sees gives the entropy at the end, too.
         let longer: Vec<Vec<u32>> = sequences.iter().map(|s| [&s[..], &[0]].concat()).collect();
         let forest = Forest::unshared(&longer.iter().map(|s| &s[..]).collect::<Vec<_>>());
         for recompute in [false, true] {
@@ -86,12 +86,13 @@ fn greedy_decoding_writes_the_same_tokens() {
         let (model, golden) = (checkpoint::load(&fixture(name)).unwrap(), Golden::of(name));
         for (prompt, want) in golden.tokens("ids").iter().zip(golden.tokens("greedy")) {
             let mut decoder = model.decoder().unwrap();
-            let slot = decoder.new_sequence();
-            decoder.append(&[(slot, &prompt[..PROMPT])]).unwrap();
+            let id = decoder.new_sequence();
+            decoder.append(&[(id, &prompt[..PROMPT])]).unwrap();
             let mut written = Vec::new();
             while written.len() < want.len() {
-                let sampled = decoder.sample(&[SampleRequest { slot, seen: &[], uniform: 0.5 }], &greedy).unwrap();
-                decoder.append(&[(slot, &[sampled[0].token])]).unwrap();
+                let sampled =
+                    decoder.sample(&[SampleRequest { sequence: id, seen: &[], uniform: 0.5 }], &greedy).unwrap();
+                decoder.append(&[(id, &[sampled[0].token])]).unwrap();
                 written.push(sampled[0].token);
             }
             assert_eq!(written, want, "{name}");

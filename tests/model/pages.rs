@@ -27,43 +27,43 @@ fn op() -> impl Strategy<Value = Op> {
 
 const COUNT: usize = 12;
 
-/// Page tables beside the tokens that each slot should hold, and those that lie in the pages.
+/// Page tables beside the tokens that each sequence should hold, and those that lie in the pages.
 struct World {
     pages: Pages,
     memory: Vec<[u32; PAGE]>,
-    slots: Vec<(SequenceId, Vec<u32>)>,
+    ids: Vec<(SequenceId, Vec<u32>)>,
     written: u32,
 }
 
 impl World {
     fn apply(&mut self, op: &Op) -> Result<(), TestCaseError> {
-        let n = self.slots.len();
+        let n = self.ids.len();
         match *op {
-            Op::Alloc => self.slots.push((self.pages.new_sequence(), Vec::new())),
+            Op::Alloc => self.ids.push((self.pages.new_sequence(), Vec::new())),
             _ if n == 0 => {}
             Op::Fork(i) => {
-                let (slot, tokens) = self.slots[i % n].clone();
-                self.slots.push((self.pages.fork(slot), tokens));
+                let (id, tokens) = self.ids[i % n].clone();
+                self.ids.push((self.pages.fork(id), tokens));
             }
             Op::ForkAt(i, len) => {
-                let (slot, mut tokens) = self.slots[i % n].clone();
+                let (id, mut tokens) = self.ids[i % n].clone();
                 tokens.truncate(len % (tokens.len() + 1));
-                self.slots.push((self.pages.fork_at(slot, tokens.len()), tokens));
+                self.ids.push((self.pages.fork_at(id, tokens.len()), tokens));
             }
-            Op::Free(i) => self.pages.free(self.slots.swap_remove(i % n).0),
+            Op::Free(i) => self.pages.free(self.ids.swap_remove(i % n).0),
             Op::Extend(i, more) => self.extend(i % n, more)?,
         }
         self.check()
     }
 
     fn extend(&mut self, i: usize, more: usize) -> Result<(), TestCaseError> {
-        let (slot, tokens) = &mut self.slots[i];
-        let (left, held) = (self.pages.left(), self.pages.of(*slot).to_vec());
+        let (id, tokens) = &mut self.ids[i];
+        let (left, held) = (self.pages.left(), self.pages.of(*id).to_vec());
         prop_assert_eq!(
-            self.pages.check([(*slot, more)].into_iter()).is_ok(),
-            self.pages.clone().append(*slot, more).is_ok()
+            self.pages.check([(*id, more)].into_iter()).is_ok(),
+            self.pages.clone().append(*id, more).is_ok()
         );
-        match self.pages.append(*slot, more) {
+        match self.pages.append(*id, more) {
             Ok(copy) => {
                 self.memory.resize(self.pages.count(), [0; PAGE]);
                 if let Some((from, to)) = copy {
@@ -72,7 +72,7 @@ impl World {
                 for at in tokens.len()..tokens.len() + more {
                     self.written += 1;
                     tokens.push(self.written);
-                    self.memory[self.pages.of(*slot)[at / PAGE] as usize][at % PAGE] = self.written;
+                    self.memory[self.pages.of(*id)[at / PAGE] as usize][at % PAGE] = self.written;
                 }
             }
             Err(error) => {
@@ -80,7 +80,7 @@ impl World {
                 let short = matches!(error, Error::OutOfPages { asked, free, .. } if asked > free);
                 prop_assert!(short && error.to_string().contains("rollout.max_live"));
                 // Nothing has changed.
-                prop_assert_eq!((left, held), (self.pages.left(), self.pages.of(*slot).to_vec()));
+                prop_assert_eq!((left, held), (self.pages.left(), self.pages.of(*id).to_vec()));
             }
         }
         Ok(())
@@ -88,9 +88,9 @@ impl World {
 
     fn check(&self) -> Result<(), TestCaseError> {
         let mut held = BTreeSet::<u32>::new();
-        for (slot, tokens) in &self.slots {
-            let pages = self.pages.of(*slot);
-            prop_assert_eq!((self.pages.len(*slot), pages.len()), (tokens.len(), tokens.len().div_ceil(PAGE)));
+        for (id, tokens) in &self.ids {
+            let pages = self.pages.of(*id);
+            prop_assert_eq!((self.pages.len(*id), pages.len()), (tokens.len(), tokens.len().div_ceil(PAGE)));
             let stored = pages.iter().flat_map(|page| self.memory[*page as usize]).take(tokens.len());
             prop_assert_eq!(&stored.collect::<Vec<_>>(), tokens);
             held.extend(pages);
@@ -105,12 +105,12 @@ proptest! {
     fn every_sequence_keeps_its_own(ops in prop::collection::vec(op(), 1..60)) {
         for pages in [Pages::new(COUNT), Pages::growing()] {
             let (memory, grows) = (vec![[0; PAGE]; pages.count()], pages.count() == 0);
-            let mut world = World { pages, memory, slots: Vec::new(), written: 0 };
+            let mut world = World { pages, memory, ids: Vec::new(), written: 0 };
             for op in &ops {
                 world.apply(op)?;
             }
-            let most = world.slots.iter().map(|(slot, _)| world.pages.of(*slot).len()).sum::<usize>();
-            while !world.slots.is_empty() {
+            let most = world.ids.iter().map(|(id, _)| world.pages.of(*id).len()).sum::<usize>();
+            while !world.ids.is_empty() {
                 world.apply(&Op::Free(0))?;
             }
             prop_assert_eq!(world.pages.left(), world.pages.count());
@@ -143,9 +143,9 @@ fn pages_for_many_are_counted_before_any_is_taken() {
     let (two, three, four) = (pages.fork(one), pages.fork_at(one, PAGE + 1), pages.fork_at(one, PAGE));
     // Of the three that hold the second page, two copy it; the fourth begins a page of its own.
     let all = [one, two, three, four];
-    pages.check(all.into_iter().map(|slot| (slot, 1))).unwrap();
-    let refused = pages.check(all.into_iter().map(|slot| (slot, PAGE))).unwrap_err();
+    pages.check(all.into_iter().map(|id| (id, 1))).unwrap();
+    let refused = pages.check(all.into_iter().map(|id| (id, PAGE))).unwrap_err();
     assert!(matches!(refused, Error::OutOfPages { asked: 6, free: 4, total: 6, .. }), "{refused:?}");
-    all.into_iter().for_each(|slot| assert!(pages.append(slot, 1).is_ok()));
+    all.into_iter().for_each(|id| assert!(pages.append(id, 1).is_ok()));
     assert_eq!(pages.left(), 1);
 }

@@ -7,7 +7,7 @@ use crate::common::numeric::relative;
 use common::{dense, random_model, tiny_config, tokens};
 use std::sync::Arc;
 use uncouple::forest::{Forest, ROOT};
-use uncouple::model::{Activations, Architecture, Keep, KvCache, Model, Params};
+use uncouple::model::{Activations, Architecture, KvCache, Model, Params, SavedActivations};
 use uncouple::ops::grouped_logprob::TokenGrad;
 
 /// Three sequences that share prefixes, one alone, one of a single token.
@@ -18,7 +18,7 @@ fn sequences(vocab: usize) -> Vec<Vec<u32>> {
 }
 
 /// Σ weight · logp + weight · entropy over every scored node, and the gradient of every parameter.
-fn loss_and_gradient(model: &Model, forest: &Forest, keep: Keep, entropy: f32) -> (f64, Params) {
+fn loss_and_gradient(model: &Model, forest: &Forest, keep: SavedActivations, entropy: f32) -> (f64, Params) {
     let mut acts = Activations::default();
     model.forward(forest, keep, &mut acts);
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
@@ -41,7 +41,7 @@ fn forward_agrees_with_f64() {
         let all = sequences(model.config.vocab_size);
         let forest = Forest::new(&all);
         let mut acts = Activations::default();
-        model.forward(&forest, Keep::Nothing, &mut acts);
+        model.forward(&forest, SavedActivations::Nothing, &mut acts);
         let h = model.config.hidden_size;
         for (sequence, path) in all.iter().zip(&forest.paths) {
             let want = dense::hidden(&model, sequence);
@@ -61,7 +61,7 @@ fn gradients_agree_with_finite_differences() {
         let model = random_model(tiny_config(tied, kv_heads), 7);
         let all = [tokens(1, 9, 50), tokens(2, 6, 50)];
         let forest = Forest::new(&all);
-        let (_, grads) = loss_and_gradient(&model, &forest, Keep::All, 0.3);
+        let (_, grads) = loss_and_gradient(&model, &forest, SavedActivations::All, 0.3);
         let value = |m: &Model| -> f64 { all.iter().map(|s| dense::loss(m, s, 0.8, 0.3)).sum() };
         for entry in &model.params.layout.entries {
             let direction = tokens(entry.range.start as u64 + 11, entry.range.len(), 2);
@@ -99,7 +99,7 @@ fn forest_gives_the_loss_and_gradient_of_its_sequences() {
     let mut count = vec![0.0f32; forest.len()];
     forest.paths.iter().flatten().for_each(|&n| count[n as usize] += 1.0);
     let mut acts = Activations::default();
-    model.forward(&forest, Keep::All, &mut acts);
+    model.forward(&forest, SavedActivations::All, &mut acts);
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
     let (mut shared, mut d_hidden, mut total) = (Params::zeros(model.params.layout.clone()), Vec::new(), 0.0);
     let mut loss = |i: usize, logp: f32, _: f32| {
@@ -113,7 +113,7 @@ fn forest_gives_the_loss_and_gradient_of_its_sequences() {
 
     let (mut apart, mut sum) = (Params::zeros(model.params.layout.clone()), 0.0);
     for sequence in &all {
-        let (loss, grads) = loss_and_gradient(&model, &Forest::new(&[sequence]), Keep::All, 0.0);
+        let (loss, grads) = loss_and_gradient(&model, &Forest::new(&[sequence]), SavedActivations::All, 0.0);
         sum += loss;
         apart.flat.iter_mut().zip(&grads.flat).for_each(|(a, g)| *a += g);
     }
@@ -125,10 +125,12 @@ fn forest_gives_the_loss_and_gradient_of_its_sequences() {
 fn recomputation_changes_nothing() {
     let model = random_model(tiny_config(true, 2), 5);
     let forest = Forest::new(&sequences(model.config.vocab_size));
-    let (a, kept) = loss_and_gradient(&model, &forest, Keep::All, 0.1);
-    let (b, recomputed) = loss_and_gradient(&model, &forest, Keep::LayerInputs, 0.1);
-    assert_eq!(a, b);
-    assert_eq!(kept.flat, recomputed.flat);
+    let (a, kept) = loss_and_gradient(&model, &forest, SavedActivations::All, 0.1);
+    for keep in [SavedActivations::LayerInputs, SavedActivations::FirstLayers(1), SavedActivations::FirstLayers(9)] {
+        let (b, recomputed) = loss_and_gradient(&model, &forest, keep, 0.1);
+        assert_eq!(a, b, "{keep:?}");
+        assert_eq!(kept.flat, recomputed.flat, "{keep:?}");
+    }
 }
 
 #[test]
@@ -137,7 +139,7 @@ fn gradient_does_not_depend_on_the_number_of_threads() {
     let forest = Forest::new(&sequences(model.config.vocab_size));
     let run = |threads| {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        pool.install(|| loss_and_gradient(&model, &forest, Keep::All, 0.1))
+        pool.install(|| loss_and_gradient(&model, &forest, SavedActivations::All, 0.1))
     };
     let (a, b) = (run(1), run(3));
     assert_eq!(a.0, b.0);
@@ -150,7 +152,7 @@ fn decoding_agrees_with_the_forward_pass() {
     let all = sequences(model.config.vocab_size);
     let forest = Forest::new(&all);
     let mut acts = Activations::default();
-    model.forward(&forest, Keep::Nothing, &mut acts);
+    model.forward(&forest, SavedActivations::Nothing, &mut acts);
     let h = model.config.hidden_size;
     let mut cache = KvCache::new(&model);
     let check = |hidden: &[f32], sequence: usize, t: usize| {
@@ -161,19 +163,19 @@ fn decoding_agrees_with_the_forward_pass() {
     let root = cache.new_sequence();
     model.append(&mut cache, &[(root, &all[0][..41])]);
     model.append(&mut cache, &[(root, &all[0][41..70])]);
-    let slots = [root, cache.fork(root), cache.fork(root)];
-    assert_eq!(cache.len(slots[2]), 70);
+    let ids = [root, cache.fork(root), cache.fork(root)];
+    assert_eq!(cache.len(ids[2]), 70);
     for (start, steps) in [(70, [1, 5, 1]), (75, [5, 1, 3])] {
-        let at: Vec<usize> = slots.iter().map(|&s| cache.len(s)).collect();
-        let inputs: Vec<_> = (0..3).map(|i| (slots[i], &all[i][at[i]..at[i] + steps[i]])).collect();
+        let at: Vec<usize> = ids.iter().map(|&s| cache.len(s)).collect();
+        let inputs: Vec<_> = (0..3).map(|i| (ids[i], &all[i][at[i]..at[i] + steps[i]])).collect();
         let out = model.append(&mut cache, &inputs);
         (0..3).for_each(|i| check(&out[i * h..(i + 1) * h], i, at[i] + steps[i] - 1));
-        assert!(cache.len(slots[0]) >= start);
+        assert!(cache.len(ids[0]) >= start);
     }
-    cache.free(slots[1]);
+    cache.free(ids[1]);
     let alone = cache.new_sequence();
-    let (rest, at) = (&all[3], cache.len(slots[0]));
-    let out = model.append(&mut cache, &[(slots[0], &all[0][at..]), (alone, &rest[..])]);
+    let (rest, at) = (&all[3], cache.len(ids[0]));
+    let out = model.append(&mut cache, &[(ids[0], &all[0][at..]), (alone, &rest[..])]);
     check(&out[..h], 0, all[0].len() - 1);
     check(&out[h..], 3, rest.len() - 1);
 }
@@ -191,13 +193,12 @@ fn threads_that_decode_together_change_no_bit() {
         let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
         pool.install(|| {
             let mut cache = KvCache::new(&model);
-            let slots: Vec<_> = which.iter().map(|_| cache.new_sequence()).collect();
-            let prompts: Vec<_> =
-                which.iter().zip(&slots).map(|(&i, slot)| (*slot, &all[i][..all[i].len() - 2])).collect();
+            let ids: Vec<_> = which.iter().map(|_| cache.new_sequence()).collect();
+            let prompts: Vec<_> = which.iter().zip(&ids).map(|(&i, id)| (*id, &all[i][..all[i].len() - 2])).collect();
             let mut states = model.append(&mut cache, &prompts);
             for back in [2, 1] {
                 let next: Vec<_> =
-                    which.iter().zip(&slots).map(|(&i, slot)| (*slot, &all[i][all[i].len() - back..][..1])).collect();
+                    which.iter().zip(&ids).map(|(&i, id)| (*id, &all[i][all[i].len() - back..][..1])).collect();
                 states.extend(model.append(&mut cache, &next));
             }
             states.chunks(model.config.hidden_size).map(<[f32]>::to_vec).collect()
@@ -207,7 +208,7 @@ fn threads_that_decode_together_change_no_bit() {
     assert!(together == run(1, &[0, 1, 2, 3]) && together == run(5, &[0, 1, 2, 3]));
     let forest = Forest::unshared(&all);
     let mut acts = Activations::default();
-    model.forward(&forest, Keep::Nothing, &mut acts);
+    model.forward(&forest, SavedActivations::Nothing, &mut acts);
     let h = model.config.hidden_size;
     for i in 0..4 {
         let alone = run(3, &[i]);

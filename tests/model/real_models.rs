@@ -4,7 +4,7 @@
 use serde::Deserialize;
 use std::path::PathBuf;
 use uncouple::forest::{Forest, ROOT};
-use uncouple::model::{Activations, Keep, Tokenizer, checkpoint};
+use uncouple::model::{Activations, SavedActivations, Tokenizer, checkpoint};
 
 /// What transformers 5.23 computes in f32, from `model` loaded as it is.
 #[derive(Deserialize)]
@@ -31,7 +31,7 @@ fn log_probs_of_smollm2_are_those_of_transformers() {
     assert_eq!(tokens, figures.tokens);
     let (model, mut acts) = (checkpoint::load(&dir).unwrap(), Activations::default());
     let forest = Forest::new(&[&tokens[..]]);
-    model.forward(&forest, Keep::Nothing, &mut acts);
+    model.forward(&forest, SavedActivations::Nothing, &mut acts);
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
     let (logprobs, _) = model.logprobs(&forest, &acts, &nodes, 1.0);
     assert_eq!(logprobs.len(), figures.logprobs.len());

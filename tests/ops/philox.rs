@@ -51,7 +51,7 @@ fn no_two_uses_draw_the_same_numbers() {
         Stream::Evaluation,
         Stream::EvaluationJudgments,
         Stream::Consistency,
-        Stream::Slips,
+        Stream::NoiseActions,
         Stream::OffPlan,
         Stream::MadeUpSuggestions,
         Stream::Permutations,
@@ -64,5 +64,5 @@ fn no_two_uses_draw_the_same_numbers() {
     assert_eq!(numbers.len(), distinct.len());
     // Parts of one are not parts of another.
     assert_ne!(Stream::Evaluation.part(1), Stream::Evaluation.part(2));
-    assert_eq!(Stream::Slips.part(u64::MAX) >> 32, u64::from(Stream::Slips.number()));
+    assert_eq!(Stream::NoiseActions.part(u64::MAX) >> 32, u64::from(Stream::NoiseActions.number()));
 }

@@ -146,7 +146,7 @@ fn memory_that_does_not_suffice_is_told_with_numbers() {
     let Some(device) = Device::new() else { return };
     let run = device.again().with("MEMORY_MB", "500").run(&["selftest", "--small"]);
     expect_plain_failure("little memory", &run);
-    assert!(run.stderr.contains("out of GPU memory: 268435456 bytes were asked for"), "{}", run.stderr);
+    assert!(run.stderr.contains("out of GPU memory: 268435456 bytes were requested"), "{}", run.stderr);
     // Another failure of the same call is none of memory.
     let run = device.with("FAIL", "cuMemAlloc:1:719").run(&["selftest", "--small"]);
     assert!(run.stderr.contains("give memory: unspecified launch failure"), "{}", run.stderr);

@@ -12,7 +12,7 @@ fn passes_on(compute_capability: &str) {
     assert!(checks.len() > 20 && checks.iter().all(|line| line.contains(" – µs ")), "{}", run.stdout);
     let modules: Vec<String> = run.trace.of("module").map(|line| line.join(" ")).collect();
     assert!(!modules.is_empty() && modules.iter().all(|m| m.ends_with(" kernels")), "no machine code: {modules:?}");
-    // What a kernel declares counts, with what its launch asks for, against the 48 KiB that it gets unasked: less alone would do.
+    // What a kernel declares counts, with what its launch requests, against the 48 KiB that it gets unasked: less alone would do.
     let asked = |kernel: &str| run.trace.of("optin").any(|line| line == [kernel, "32768"]);
     assert!(asked("sampling_sample_f32"), "of the largest vocabulary's sampling");
     // Graphs and events apart, all of the driver is in this.

@@ -3,8 +3,8 @@
 use std::path::Path;
 use std::process::Command;
 use uncouple::config::GcdMode;
-use uncouple::study::plan::{Given, Study};
-use uncouple::train::memory::Place;
+use uncouple::study::plan::{Study, StudyOverrides};
+use uncouple::train::memory::Placement;
 
 /// A model folder as far as a dry run needs it.
 fn model(dir: &Path, large: bool) -> String {
@@ -21,10 +21,10 @@ fn model(dir: &Path, large: bool) -> String {
     dir.display().to_string()
 }
 
-fn load(name: &str, model: Option<&str>, place: Place) -> Study {
+fn load(name: &str, model: Option<&str>, place: Placement) -> Study {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("studies").join(name);
     let set = model.map(|dir| format!("model.path={dir}")).into_iter().collect();
-    Study::load(&file, Given { dir: None, set, place }).unwrap_or_else(|e| panic!("{name}: {e}"))
+    Study::load(&file, StudyOverrides { dir: None, set, place }).unwrap_or_else(|e| panic!("{name}: {e}"))
 }
 
 #[test]
@@ -60,7 +60,7 @@ fn every_study_parses_and_tells_what_it_will_take() {
 
 #[test]
 fn first_light_is_two_variants_of_the_default_on_three_seeds() {
-    let study = load("first-light.toml", None, Place::Cpu);
+    let study = load("first-light.toml", None, Placement::Cpu);
     assert_eq!((study.seeds.len(), study.variants.len(), study.tasks().len()), (3, 2, 9));
     let cell = |name: &str| study.config(&study.task_named(name).unwrap()).unwrap();
     assert_eq!(cell("grpo-seed-11").gcd.mode, GcdMode::Off);
@@ -72,7 +72,7 @@ fn first_light_is_two_variants_of_the_default_on_three_seeds() {
 #[test]
 fn the_real_study_begins_where_coupling_is() {
     let dir = tempfile::tempdir().unwrap();
-    let study = load("real.toml", Some(&model(dir.path(), false)), Place::Cpu);
+    let study = load("real.toml", Some(&model(dir.path(), false)), Placement::Cpu);
     let names: Vec<&str> = study.variants.iter().map(|v| &v.name[..]).collect();
     assert_eq!(names, ["grpo", "gcd", "gcd-no-suggestions"]);
     for task in study.tasks() {

@@ -85,7 +85,11 @@ fn starts_are_cold_starts_of_their_own() {
     let starts =
         "[[start]]\nname = 'none'\nset.sft.steps = 0\n[[start]]\nname = 'some'\nseeds = [6]\nset.sft.steps = 4\n";
     let file = study(dir.path(), &(STUDY.to_string() + starts));
-    let given = uncouple::study::plan::Given { dir: None, set: Vec::new(), place: uncouple::train::memory::Place::Cpu };
+    let given = uncouple::study::plan::StudyOverrides {
+        dir: None,
+        set: Vec::new(),
+        place: uncouple::train::memory::Placement::Cpu,
+    };
     let study = uncouple::study::plan::Study::load(&file, given).unwrap();
     let tasks = study.tasks();
     let names: Vec<String> = tasks.iter().map(|task| study.name_of(task)).collect();

@@ -1,21 +1,21 @@
-//! Tables of cells whose games are made up, against numbers by hand.
+//! StudyTables of cells whose games are made up, against numbers by hand.
 
 use super::{STUDY, study};
 use uncouple::report::metrics::Record;
 use uncouple::report::results::{EvalEpisode, Summary};
-use uncouple::report::trajectories::Evaluated;
+use uncouple::report::trajectories::EvaluatedEpisode;
 use uncouple::study::collect::{Cell, Collected};
-use uncouple::study::plan::{Given, Study, Task};
-use uncouple::study::tables::{self, Tables};
+use uncouple::study::plan::{Study, StudyOverrides, StudyTask};
+use uncouple::study::tables::{self, StudyTables};
 use uncouple::study::text;
-use uncouple::train::memory::Place;
+use uncouple::train::memory::Placement;
 
 /// Games of L0 after `iteration` iterations: a letter each, upper case where it was won. All have 4 turns, a lost one 2 in loops and 1
 /// repeated.
-fn games(iteration: u64, outcomes: &str) -> Vec<Evaluated> {
+fn games(iteration: u64, outcomes: &str) -> Vec<EvaluatedEpisode> {
     let game = |letter: char| {
         let lost = u32::from(letter.is_lowercase());
-        Evaluated {
+        EvaluatedEpisode {
             phase: "eval".into(),
             iteration,
             split: "L0".into(),
@@ -33,7 +33,7 @@ fn cell(variant: usize, seed: u64, first: &str, last: &str) -> Cell {
     };
     let grpo = |step: u64| Record::new("grpo", step, 20.0 + step as f64).with("success", 0.25 * step as f64);
     Cell {
-        task: Task { start: 0, seed, variant: Some(variant) },
+        task: StudyTask { start: 0, seed, variant: Some(variant) },
         summary: Summary { seconds: 100.0 + seed as f64, env_steps: 7, ..Summary::default() },
         records: vec![eval(0, 20.0, 0.5), grpo(1), grpo(2), eval(2, 30.0, 0.5 + 0.1 * variant as f64)],
         episodes: [games(0, first), games(2, last)].concat(),
@@ -41,10 +41,10 @@ fn cell(variant: usize, seed: u64, first: &str, last: &str) -> Cell {
     }
 }
 
-fn made_up() -> (Study, Tables) {
+fn made_up() -> (Study, StudyTables) {
     let dir = tempfile::tempdir().unwrap();
     let file = study(dir.path(), STUDY);
-    let study = Study::load(&file, Given { dir: None, set: Vec::new(), place: Place::Cpu }).unwrap();
+    let study = Study::load(&file, StudyOverrides { dir: None, set: Vec::new(), place: Placement::Cpu }).unwrap();
     let cells = vec![
         cell(0, 5, "abcd", "Abcd"),
         cell(1, 5, "abcd", "ABCd"),

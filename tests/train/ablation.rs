@@ -12,7 +12,7 @@ use uncouple::forest::Forest;
 use uncouple::gcd::Label::{self, Bad, Good};
 use uncouple::gcd::contrast::contrast;
 use uncouple::gcd::critic::{Classified, classify};
-use uncouple::grpo::{LossNormalizer, Part, PolicyLoss, Sample};
+use uncouple::grpo::{LossNormalizer, LossPart, PolicyLoss, Sample};
 use uncouple::model::{Model, checkpoint};
 use uncouple::ops::pcgrad;
 use uncouple::report::metrics::{self, Record};
@@ -276,7 +276,7 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
         // Nothing is clipped, so that a difference quotient meets no kink.
         let clip = Grpo { epsilon_low: 0.999, epsilon_high: 1e3, ..Grpo::default() };
         let config = Grpo { ratio, beta: 0.1, entropy_coef: 0.02, ..clip };
-        let moved = |part: Part, samples: &[Sample], node: usize, step: f32| {
+        let moved = |part: LossPart, samples: &[Sample], node: usize, step: f32| {
             let norm = LossNormalizer::new(samples, 1).with_lambda(0.5).with_part(part);
             let mut loss = PolicyLoss::new(&config, &forest, samples, norm);
             let mut logprobs = values(7, loss.nodes().len(), 0.4).iter().map(|x| x - 1.0).collect::<Vec<f32>>();
@@ -293,8 +293,8 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
             (loss.finish().loss, grads)
         };
         let of = |part, samples: &[Sample]| moved(part, samples, 0, 0.0);
-        let whole = of(Part::All, &samples);
-        let parts = [Part::Positive, Part::Negative, Part::Judgments].map(|part| of(part, &samples));
+        let whole = of(LossPart::All, &samples);
+        let parts = [LossPart::Positive, LossPart::Negative, LossPart::Judgments].map(|part| of(part, &samples));
         let sum: f64 = parts.iter().map(|(loss, _)| loss).sum();
         assert!((sum - whole.0).abs() < 1e-9, "{ratio:?}");
         for (i, whole) in whole.1.iter().enumerate() {
@@ -304,12 +304,12 @@ fn the_parts_of_the_loss_add_up_to_the_whole() {
         assert!(parts.iter().all(|(_, grads)| grads.iter().any(|g| *g != 0.0)), "every part has something");
         for node in 0..whole.1.len() / 2 {
             let step = 1.0 / 128.0;
-            let loss = |step| moved(Part::Negative, &samples, node, step).0;
+            let loss = |step| moved(LossPart::Negative, &samples, node, step).0;
             let (quotient, exact) = ((loss(step) - loss(-step)) * 64.0, parts[1].1[2 * node]);
             assert!((quotient - exact).abs() < 1e-4, "{ratio:?} {node}: {quotient} and {exact}");
         }
         let bad = samples.clone().map(|s| Sample { advantage: vec![-1.0; s.tokens.len()], judgment: false, ..s });
-        let empty = of(Part::Positive, &bad);
+        let empty = of(LossPart::Positive, &bad);
         assert!(empty.0 == 0.0 && empty.1.iter().all(|g| *g == 0.0), "{ratio:?}: no advantage is positive");
     }
 }

@@ -1,7 +1,7 @@
 //! Prompts and action parsing.
 
 use std::path::Path;
-use uncouple::agent::{COMPACT_TEMPLATE, Exchange, PromptError, Prompter, Reader, Refusal, Tag};
+use uncouple::agent::{COMPACT_TEMPLATE, CommandReader, Exchange, PromptError, Prompter, Refusal, Tag};
 use uncouple::config::{Config, Format, History, Normalize, Override, Prompt};
 use uncouple::env::Observation;
 use uncouple::model::{Message, Tokenizer};
@@ -28,7 +28,7 @@ fn compact_turns_cost_two_special_tokens() {
     let p = prompter(Format::Compact, false);
     let text = |tokens: &[u32]| p.tokenizer().decode(tokens, false).unwrap();
     let mut episode = p.first(&saw("A room. Find the key.")).unwrap().now;
-    episode.extend(p.teach(Tag::Planning, "go north").unwrap());
+    episode.extend(p.encode_action(Tag::Planning, "go north").unwrap());
     episode.extend(p.next(&past(), &saw("A hall.")).unwrap().now);
     assert_eq!(text(&episode), "A room. Find the key.<|im_start|>go north<|im_end|>A hall.<|im_start|>");
     assert!(p.ends_turn(p.end()) && p.ends_turn(p.tokenizer().id("<|endoftext|>").unwrap()));
@@ -47,7 +47,7 @@ fn the_compact_format_has_a_chat_template() {
     let said = opening.strip_suffix("<|im_start|>").unwrap();
     let mut talk = vec![Message::new("user", said)];
     for (command, answer) in [("go north", "A hall.  "), ("look", " A key is here.\n"), ("take key", "Taken.")] {
-        episode.extend(p.teach(Tag::Planning, command).unwrap());
+        episode.extend(p.encode_action(Tag::Planning, command).unwrap());
         episode.extend(p.next(&past(), &saw(answer)).unwrap().now);
         talk.extend([Message::new("assistant", command), Message::new("user", answer)]);
         assert_eq!(episode, tokenizer.encode(&tokenizer.render(&talk, true).unwrap()).unwrap(), "{command}");
@@ -75,7 +75,7 @@ fn chat_turns_add_up_to_the_template() {
             let opening = tokenizer.decode(&episode, false).unwrap();
             let said = opening.rsplit_once("user\n").unwrap().1.split_once("<|im_end|>").unwrap().0;
             assert!(said.ends_with("A room.\nFind the key.") && said.starts_with("You act in a text world."));
-            episode.extend(p.teach(Tag::Planning, "go north").unwrap());
+            episode.extend(p.encode_action(Tag::Planning, "go north").unwrap());
             episode.extend(p.next(&past(), &saw("A hall.")).unwrap().now);
             let talk = [Message::new("user", said), Message::new("assistant", answer), Message::new("user", "A hall.")];
             let whole = tokenizer.render(&talk, true).unwrap();
@@ -136,7 +136,7 @@ fn a_template_that_rewrites_history_is_refused() {
 
 /// The command as it was written.
 fn read(format: Format, tags: bool, text: &str) -> Result<String, Refusal> {
-    Reader { format, tags, normalize: false }.command(text).map(|(_, command)| command)
+    CommandReader { format, tags, normalize: false }.command(text).map(|(_, command)| command)
 }
 
 #[test]
@@ -174,8 +174,8 @@ fn a_thought_comes_first_and_the_action_is_closed() {
 
 #[test]
 fn commands_are_normalized_where_models_write_as_people_do() {
-    let reader = |format, normalize| Reader::new(&Prompt { format, normalize, ..Prompt::default() });
-    let said = |reader: Reader, text: &str| reader.command(text).map(|(_, command)| command);
+    let reader = |format, normalize| CommandReader::new(&Prompt { format, normalize, ..Prompt::default() });
+    let said = |reader: CommandReader, text: &str| reader.command(text).map(|(_, command)| command);
     let auto = |format| reader(format, Normalize::Auto);
     assert_eq!(said(auto(Format::Compact), "Go north."), Ok("Go north.".into()));
     assert_eq!(said(reader(Format::Compact, Normalize::On), "Go north."), Ok("go north".into()));
@@ -248,7 +248,7 @@ fn tagged_turns_are_taught_as_they_are_read() {
     for format in [Format::Compact, Format::Chat, Format::Think] {
         let p = Prompter::new(golden("tiny-tied"), &Prompt { format, tags: true, ..Prompt::default() }).unwrap();
         for tag in Tag::ALL {
-            let taught = p.teach(tag, "go north").unwrap();
+            let taught = p.encode_action(tag, "go north").unwrap();
             let action = p.read(&taught[..taught.len() - 1]).unwrap();
             assert_eq!((action.command.unwrap(), Tag::split(&action.text).unwrap().0), ("go north".to_string(), tag));
         }

@@ -10,9 +10,11 @@ use std::time::{Duration, Instant};
 use tokio_tungstenite::tungstenite::{self, Message, WebSocket};
 use uncouple::gcd::theory::Measured;
 use uncouple::report::metrics::Record;
-use uncouple::report::page::{self, Heat, Run};
+use uncouple::report::page::{self, Heat, PageRun};
 use uncouple::report::results::Summary;
-use uncouple::report::trajectories::{Episode, Evidence, Judgment, Reader, Suggestion, Trajectories, Turn};
+use uncouple::report::trajectories::{
+    EpisodeRecord, EvidenceRecord, JudgmentRecord, SuggestionRecord, Trajectories, TrajectoryReader, TurnRecord,
+};
 
 struct Chromium {
     process: Child,
@@ -115,8 +117,8 @@ impl Chromium {
 
 const EVIL: &str = "<img src=x onerror=alert(1)></script><script>alert(2)</script>\u{202e}";
 
-fn turn(at: usize, likely: bool) -> Turn {
-    Turn {
+fn turn(at: usize, likely: bool) -> TurnRecord {
+    TurnRecord {
         observation: format!("You are at shelf {at}. {EVIL} You see a mug, a lamp and a plate; the drawer is closed."),
         action: format!("go shelf {at} {EVIL}"),
         command: Some("go shelf".into()),
@@ -127,15 +129,15 @@ fn turn(at: usize, likely: bool) -> Turn {
         label: Some(if at.is_multiple_of(2) { "bad" } else { "good" }.into()),
         flaw: at.is_multiple_of(2).then(|| "repeated".into()),
         advantage: Some(-0.5),
-        judgments: vec![Judgment { label: "bad".into(), verdict: Some("good".into()), text: EVIL.into() }],
-        ..Turn::default()
+        judgments: vec![JudgmentRecord { label: "bad".into(), verdict: Some("good".into()), text: EVIL.into() }],
+        ..TurnRecord::default()
     }
 }
 
 /// A run folder's database with `iterations` × 2 groups of 8 episodes of 10 turns, and three evaluations.
-fn fill(run: &Path, iterations: u64) -> Reader {
+fn fill(run: &Path, iterations: u64) -> TrajectoryReader {
     let mut kept = Trajectories::open(run, &[]).unwrap();
-    let episode = |iteration, phase: &str, group, sample| Episode {
+    let episode = |iteration, phase: &str, group, sample| EpisodeRecord {
         iteration,
         phase: phase.into(),
         split: if phase == "grpo" { "train".into() } else { format!("L{}", group % 3) },
@@ -147,19 +149,20 @@ fn fill(run: &Path, iterations: u64) -> Reader {
         finish: "won".into(),
         tokens: (0..64).collect(),
         turns: (0..10).map(|at| turn(at, group == 0)).collect(),
-        ..Episode::default()
+        ..EpisodeRecord::default()
     };
     for iteration in 1..=iterations {
-        let all: Vec<Episode> = (0..16).map(|i| episode(iteration, "grpo", i / 8, i % 8)).collect();
+        let all: Vec<EpisodeRecord> = (0..16).map(|i| episode(iteration, "grpo", i / 8, i % 8)).collect();
         kept.append(&all).unwrap();
     }
     for iteration in [0, iterations / 2, iterations] {
         kept.append(&(0..30).map(|i| episode(iteration, "eval", i, 0)).collect::<Vec<_>>()).unwrap();
     }
     let observation: String = turn(2, true).observation.chars().take(200).collect();
-    let evidence = Evidence { observation, action: "go shelf".into(), flaw: "repeated".into(), ..Evidence::default() };
-    kept.suggest(2, &[Suggestion { text: format!("go less. {EVIL}"), evidence: vec![evidence] }]).unwrap();
-    Reader::open(run).unwrap().unwrap()
+    let evidence =
+        EvidenceRecord { observation, action: "go shelf".into(), flaw: "repeated".into(), ..EvidenceRecord::default() };
+    kept.suggest(2, &[SuggestionRecord { text: format!("go less. {EVIL}"), evidence: vec![evidence] }]).unwrap();
+    TrajectoryReader::open(run).unwrap().unwrap()
 }
 
 fn write(run: &Path, iterations: u64) -> std::path::PathBuf {
@@ -177,7 +180,7 @@ fn write(run: &Path, iterations: u64) -> std::path::PathBuf {
             [coupling.with("gcd/accuracy", 0.5), Record::new("eval", i, x).with("consistency/high", 0.5)]
         })
         .collect();
-    let page = page::render(&Run {
+    let page = page::render(&PageRun {
         name: EVIL,
         config: EVIL,
         summary: &summary,

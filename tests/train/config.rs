@@ -74,10 +74,10 @@ fn keys_that_moved_lead_to_their_place() {
         ("gcd.judge.max_tokens=9", "`judge.max_tokens`"),
         ("gcd.judge.timeout=9", "`judge.timeout`"),
     ] {
-        assert!(refused("", &[old]).ends_with(&format!("did you mean {new}?")), "{}", refused("", &[old]));
+        assert!(refused("", &[old]).ends_with(&format!("it is now {new}")), "{}", refused("", &[old]));
     }
     let error = refused("[gcd]\nlambda = 1.0\n[gcd.judge]\nurl = \"http://host\"\n", &[]);
-    assert_eq!(error, "FILE:3: unknown key `gcd.judge`: did you mean `judge`?");
+    assert_eq!(error, "FILE:3: unknown key `gcd.judge`: it is now `judge`");
 }
 
 #[test]
@@ -87,6 +87,8 @@ fn unknown_keys_name_the_place_and_the_likely_key() {
     assert_eq!(refused("[rolout]\n", &[]), "FILE:1: unknown key `rolout`: did you mean `rollout`?");
     let error = refused("", &["lr=1e-4"]);
     assert_eq!(error, "--set lr=1e-4: unknown key `lr`: did you mean `optim.lr` or `sft.lr`?");
+    let error = refused("[sft]\nslip = 0.1\n", &[]);
+    assert_eq!(error, "FILE:2: unknown key `sft.slip`: it is now `sft.noise_action`");
     let error = refused("", &["prompt.zzzzzzzz=1"]);
     assert!(error.contains("[prompt] has admissible"), "{error}");
     assert!(refused("", &["run.seed.x=1"]).contains("unknown key `run.seed.x`"));

@@ -11,11 +11,12 @@ use uncouple::agent::{command_tokens, guessed_command};
 use uncouple::config::{ActionTokens, Format, Prompt};
 use uncouple::coupling::gram::{TensorGram, cosines};
 use uncouple::coupling::{
-    Command as Said, CouplingError, Grams, Probe, ProbeSample, SampleError, Side, StateAction, Traits, Weights, measure,
+    CouplingError, Grams, Probe, ProbeCommand as Said, ProbeSample, SampleError, SampleWeights, Side, StateAction,
+    Traits, measure,
 };
 use uncouple::forest::Forest;
 use uncouple::model::tokenizer::Tokenizer;
-use uncouple::model::{Activations, Keep, Model, Params};
+use uncouple::model::{Activations, Model, Params, SavedActivations};
 use uncouple::ops::gradient_cosine::{self as op, GramMethod};
 use uncouple::ops::grouped_logprob::TokenGrad;
 use uncouple::ops::linear::WeightGrad;
@@ -40,7 +41,7 @@ fn single(model: &Model, sample: &StateAction) -> Params {
     let nodes: Vec<u32> = forest.paths[0].iter().copied().skip(sample.action.max(1)).collect();
     let (mut acts, mut d_hidden) = (Activations::default(), Vec::new());
     let mut grads = Params::zeros(model.params.layout.clone());
-    model.forward(&forest, Keep::All, &mut acts);
+    model.forward(&forest, SavedActivations::All, &mut acts);
     let weight = 1.0 / nodes.len().max(1) as f32;
     let mut loss = |_: usize, _: f32, _: f32| TokenGrad { logprob: -weight, entropy: 0.0 };
     model.head_backward(&forest, &acts, &nodes, 1.0, &mut loss, &mut d_hidden, &mut grads);
@@ -70,7 +71,7 @@ fn every_tensor_agrees_with_the_loop_of_single_backward_passes() {
         let samples = samples(20, SETS[case]);
         let n = samples.len();
         let singles: Vec<Params> = samples.iter().map(|s| single(&model, s)).collect();
-        for keep in [Keep::All, Keep::LayerInputs] {
+        for keep in [SavedActivations::All, SavedActivations::LayerInputs] {
             let got = Grams::new(&model, &samples, keep).unwrap();
             assert_eq!(got.tensors.len(), model.params.layout.entries.len());
             for (tensor, entry) in got.tensors.iter().zip(&model.params.layout.entries) {
@@ -83,7 +84,7 @@ fn every_tensor_agrees_with_the_loop_of_single_backward_passes() {
                 let off = distance(&tensor.gram, &want, n);
                 assert!(off < 1e-5, "set {case}, tied {tied}, {}: off by {off:e}", tensor.name);
             }
-            let [slab, ghost] = got.ways;
+            let [slab, ghost] = got.methods;
             assert_eq!(slab + ghost, 4 * 2 + 1);
             assert!(if case == 0 { ghost == 9 } else { slab >= 8 }, "set {case}: {slab} slabs, {ghost} ghosts");
         }
@@ -129,7 +130,7 @@ fn the_way_of_fewer_flops_is_taken() {
 fn weights_multiply_rows_and_columns() {
     let model = random_model(tiny_config(true, 2), 4);
     let samples = samples(5, SETS[0]);
-    let plain = Grams::new(&model, &samples, Keep::All).unwrap();
+    let plain = Grams::new(&model, &samples, SavedActivations::All).unwrap();
     let (a, b) = (plain.sum(|_| true), plain.weighted(&[1.0, -2.0, 0.0, 0.5]).sum(|_| true));
     assert_eq!(b[1], -2.0 * a[1]);
     assert_eq!(b[5], 4.0 * a[5]);
@@ -142,10 +143,10 @@ fn weights_multiply_rows_and_columns() {
 fn actions_of_no_tokens_have_gradient_zero() {
     for tied in [true, false] {
         let model = random_model(tiny_config(tied, 2), 4);
-        let grams = Grams::new(&model, &samples(5, &[(4, 4), (1, 0), (30, 40)]), Keep::All).unwrap();
+        let grams = Grams::new(&model, &samples(5, &[(4, 4), (1, 0), (30, 40)]), SavedActivations::All).unwrap();
         assert!(grams.sum(|_| true).iter().all(|x| *x == 0.0));
         assert_eq!(cosines(&grams.sum(|_| true), 3), [0.0; 9]);
-        assert!(Grams::new(&model, &[], Keep::All).unwrap().tensors.iter().all(|t| t.gram.is_empty()));
+        assert!(Grams::new(&model, &[], SavedActivations::All).unwrap().tensors.iter().all(|t| t.gram.is_empty()));
     }
 }
 
@@ -154,10 +155,10 @@ fn samples_that_do_not_fit_are_named() {
     let model = random_model(tiny_config(true, 2), 4);
     let mut all = samples(5, SETS[0]);
     all[2].tokens[1] = 50;
-    let error = Grams::new(&model, &all, Keep::All).unwrap_err();
+    let error = Grams::new(&model, &all, SavedActivations::All).unwrap_err();
     assert_eq!(error, SampleError::Token { sample: 2, token: 50, vocab: 50 });
     all[2].tokens = vec![1; 257];
-    let error = Grams::new(&model, &all, Keep::All).unwrap_err();
+    let error = Grams::new(&model, &all, SavedActivations::All).unwrap_err();
     assert!(error.to_string().contains("sample 2 has 257 tokens") && error.to_string().contains("256"), "{error}");
 }
 
@@ -170,7 +171,7 @@ fn made_up(gradients: &[[f64; 2]]) -> Grams {
         TensorGram { name: "model.layers.0.mlp.down_proj.weight".into(), gram: gram.clone() },
         TensorGram { name: "model.norm.weight".into(), gram: vec![0.0; n * n] },
     ];
-    Grams { samples: n, tensors, state: cosines(&gram, n), logprob: vec![-1.0; n], ways: [1, 0] }
+    Grams { samples: n, tensors, state: cosines(&gram, n), logprob: vec![-1.0; n], methods: [1, 0] }
 }
 
 /// Traits of samples that share neither state nor verb.
@@ -183,7 +184,7 @@ fn means_are_those_of_the_pairs() {
     // Two along x, two along y (one of them twice as long), a zero gradient among the positive, one sample in neither class.
     let grams = made_up(&[[1.0, 0.0], [3.0, 0.0], [0.0, 1.0], [0.0, 2.0], [0.0, 0.0], [5.0, 5.0]]);
     let traits = apart(&[1.0, 1.0, -1.0, -2.0, 1.0, 0.0]);
-    let m = measure(&grams, &traits, Weights::One, 0).unwrap();
+    let m = measure(&grams, &traits, SampleWeights::One, 0).unwrap();
     assert_eq!((m.positive.clone(), m.negative.clone(), m.zero), (vec![0, 1, 4], vec![2, 3], 1));
     // pp: of three pairs, two with the zero gradient.
     assert!((m.cosine.pp.mean - 1.0 / 3.0).abs() < 1e-12 && m.cosine.pp.pairs == 3);
@@ -192,7 +193,7 @@ fn means_are_those_of_the_pairs() {
     assert_eq!(m.kinds.iter().map(|k| (&k.name[..], k.zero)).collect::<Vec<_>>(), [("mlp", 1), ("norm", 6)]);
     assert_eq!(m.layers.iter().map(|k| &k.name[..]).collect::<Vec<_>>(), ["layer 0", "final norm"]);
     assert_eq!((m.projection.pp.pairs, m.projection.pn.pairs, m.projection.np.pairs), (6, 6, 6), "(i, j) and (j, i)");
-    let w = measure(&grams, &traits, Weights::Advantage, 0).unwrap();
+    let w = measure(&grams, &traits, SampleWeights::Advantage, 0).unwrap();
     assert_eq!(w.inner_matrix[3 * 6 + 3], 16.0);
     assert_eq!(w.zero, 2, "A = 0 makes a gradient zero");
     assert_eq!(w.sums, m.sums, "the sums do not look at the weights");
@@ -204,7 +205,7 @@ fn pairs_are_counted_in_the_stratum_of_what_they_share() {
     let grams = made_up(&[[1.0, 0.0], [1.0, 0.0], [0.0, 1.0], [0.0, 2.0]]);
     let of = |side, state, verb| Traits { side, state, verb };
     let traits = [of(1.0, 0, 0), of(-1.0, 0, 0), of(1.0, 1, 0), of(-1.0, 1, 1)];
-    let m = measure(&grams, &traits, Weights::One, 0).unwrap();
+    let m = measure(&grams, &traits, SampleWeights::One, 0).unwrap();
     let pn = m.strata.named().map(|(name, _, stratum)| (name, stratum.cosine.pn.pairs, stratum.cosine.pn.mean));
     assert_eq!(pn, [("same_state", 2, 1.0), ("same_verb", 1, 0.0), ("other_verb", 1, 0.0)]);
     assert_eq!((m.strata.same_verb.cosine.pp.pairs, m.strata.other_verb.cosine.nn.pairs), (1, 1));
@@ -223,9 +224,9 @@ fn pairs_are_counted_in_the_stratum_of_what_they_share() {
 #[test]
 fn sums_set_what_is_taught_against_what_is_untaught() {
     let grams = made_up(&[[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 2.0], [9.0, 9.0]]);
-    let m = measure(&grams, &apart(&[0.5, 2.0, -1.0, -1.0, 0.0]), Weights::One, 0).unwrap();
+    let m = measure(&grams, &apart(&[0.5, 2.0, -1.0, -1.0, 0.0]), SampleWeights::One, 0).unwrap();
     assert_eq!((m.sums.signed, m.sums.unsigned), (5.0 / 7.0, 13.0 / 7.0));
-    let nothing = measure(&made_up(&[[0.0, 0.0]; 4]), &apart(&[1.0, 1.0, -1.0, -1.0]), Weights::One, 0).unwrap();
+    let nothing = measure(&made_up(&[[0.0, 0.0]; 4]), &apart(&[1.0, 1.0, -1.0, -1.0]), SampleWeights::One, 0).unwrap();
     assert!(serde_json::to_value(nothing).unwrap()["sums"]["signed"].is_null(), "0 / 0 is no number");
 }
 
@@ -238,7 +239,7 @@ fn the_permutation_test_draws_labels_within_states() {
     let test = |sides: &[f64], state: fn(usize) -> usize| {
         let of = |(i, side): (usize, &f64)| Traits { side: *side, state: state(i), verb: 0 };
         let traits: Vec<Traits> = sides.iter().enumerate().map(of).collect();
-        let m = measure(&grams, &traits, Weights::One, 7).unwrap();
+        let m = measure(&grams, &traits, SampleWeights::One, 7).unwrap();
         (m.p_value, m.permuted)
     };
     // One state: 2 of the 70 ways to choose 4 of 8 are as far apart.
@@ -260,7 +261,7 @@ fn the_permutation_test_draws_labels_within_states() {
 #[test]
 fn what_cannot_be_compared_is_refused() {
     let grams = made_up(&[[1.0, 0.0]; 4]);
-    let error = |a: &[f64]| measure(&grams, &apart(a), Weights::One, 0).unwrap_err();
+    let error = |a: &[f64]| measure(&grams, &apart(a), SampleWeights::One, 0).unwrap_err();
     assert_eq!(error(&[0.5; 4]), CouplingError::AllEqual(4));
     assert_eq!(error(&[1.0, 1.0, 2.0, 0.0]), CouplingError::FewOf { class: "negative", found: 0 });
     assert_eq!(error(&[-1.0, -1.0, 2.0, 0.0]), CouplingError::FewOf { class: "positive", found: 1 });
@@ -389,12 +390,12 @@ fn counted_tokens_are_those_of_the_command() {
     let [StateAction { tokens, action }] = &probe.samples(ActionTokens::Action)[..] else { panic!() };
     assert_eq!((tokens.len(), *action), (9, 7));
     assert_eq!(probe.samples(ActionTokens::All), [StateAction { tokens: all.clone(), action: 5 }]);
-    let square = |sample: StateAction| Grams::new(&model, &[sample], Keep::All).unwrap().sum(|_| true)[0];
+    let square = |sample: StateAction| Grams::new(&model, &[sample], SavedActivations::All).unwrap().sum(|_| true)[0];
     // −mean log p of tokens 7 and 8 among all twelve, by an ordinary backward pass.
     let forest = Forest::new(&[&all]);
     let (mut acts, mut d_hidden) = (Activations::default(), Vec::new());
     let mut grads = Params::zeros(model.params.layout.clone());
-    model.forward(&forest, Keep::All, &mut acts);
+    model.forward(&forest, SavedActivations::All, &mut acts);
     let mut loss = |_: usize, _: f32, _: f32| TokenGrad { logprob: -0.5, entropy: 0.0 };
     model.head_backward(&forest, &acts, &forest.paths[0][7..9], 1.0, &mut loss, &mut d_hidden, &mut grads);
     model.backward(&forest, &mut acts, &mut d_hidden, &mut grads);

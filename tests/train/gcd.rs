@@ -20,7 +20,7 @@ use uncouple::model::{Architecture, Model, Params, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::report::metrics;
-use uncouple::rollout::{Actor, Answer, Settings};
+use uncouple::rollout::{Actor, Answer, RolloutSettings};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{TrainError, suite, train};
 
@@ -370,7 +370,7 @@ fn answers_do_not_depend_on_how_many_are_written_at_once() {
     };
     let model = Model::new(config.clone(), Params::random(&config, 3));
     let prompts: Vec<Vec<u32>> = (1..6).map(|i| (0..7 * i).map(|t| t * i % 256).collect()).collect();
-    let settings = |max_live, stream| Settings {
+    let settings = |max_live, stream| RolloutSettings {
         sampling: SamplingParams::default(),
         max_steps: 1,
         max_turn_tokens: 9,

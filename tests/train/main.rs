@@ -22,3 +22,4 @@ mod rollout;
 mod run_folder;
 mod runs;
 mod suggestions;
+mod words;

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::Command;
 use uncouple::config::recipes::{RECIPES, Recipe};
 use uncouple::config::{Config, Override, keys};
-use uncouple::train::memory::{self, Place};
+use uncouple::train::memory::{self, Placement};
 
 /// What is in the config.json of a Qwen2.5 model that decides its size: layers, hidden, heads, KV heads, intermediate.
 const QWEN: [(&str, [usize; 5]); 3] =
@@ -56,7 +56,7 @@ fn every_recipe_is_valid_and_fits_where_it_says() {
         let config = Config::load(Some(Path::new(&given)), &overrides).unwrap();
         let defaults = memory::defaults_of_its_model(&config).unwrap();
         let config = Config::load_over(&defaults, Some(Path::new(&given)), &overrides).unwrap();
-        let plan = memory::plan(&config, &memory::model_shape(&config).unwrap(), Place::Gpu);
+        let plan = memory::plan(&config, &memory::model_shape(&config).unwrap(), Placement::Gpu);
         let fit = memory::fit(&plan, Some(80_000_000_000));
         assert!(fit.advice.is_none(), "{name}: {} bytes; {:?}", fit.needed, fit.advice);
         let head: String = toml.lines().take_while(|line| line.starts_with('#')).collect();

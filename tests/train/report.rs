@@ -6,11 +6,12 @@ use std::fs;
 use std::path::Path;
 use uncouple::gcd::theory::Measured;
 use uncouple::report::metrics::{self, Metrics, Record};
-use uncouple::report::page::{self, Run};
+use uncouple::report::page::{self, PageRun};
 use uncouple::report::results::{self, EvalEpisode, EvalSummary, Evaluation, SplitTable, Summary, TypeRow, Unreadable};
 use uncouple::report::stats;
 use uncouple::report::trajectories::{
-    Episode, EpisodeIndex, Evidence, Judgment, Reader, Suggestion, Trajectories, Turn,
+    EpisodeIndex, EpisodeRecord, EvidenceRecord, JudgmentRecord, SuggestionRecord, Trajectories, TrajectoryReader,
+    TurnRecord,
 };
 
 fn record(phase: &str, step: u64, loss: f64) -> Record {
@@ -147,8 +148,8 @@ fn tensorboard_events_read_back() {
     );
 }
 
-fn episode(iteration: u64, success: bool, actions: &[&str]) -> Episode {
-    let turn = |(i, action): (usize, &&str)| Turn {
+fn episode(iteration: u64, success: bool, actions: &[&str]) -> EpisodeRecord {
+    let turn = |(i, action): (usize, &&str)| TurnRecord {
         observation: "You see a <b>mug</b>.".into(),
         action: action.to_string(),
         command: Some(action.to_string()),
@@ -162,11 +163,11 @@ fn episode(iteration: u64, success: bool, actions: &[&str]) -> Episode {
         reward: 0.0,
         advantage: Some(0.5),
         judgments: vec![
-            Judgment { label: "bad".into(), verdict: Some("good".into()), text: "I would look.".into() },
-            Judgment { label: "bad".into(), verdict: None, text: "mug mug".into() },
+            JudgmentRecord { label: "bad".into(), verdict: Some("good".into()), text: "I would look.".into() },
+            JudgmentRecord { label: "bad".into(), verdict: None, text: "mug mug".into() },
         ],
     };
-    Episode {
+    EpisodeRecord {
         iteration,
         phase: "grpo".into(),
         split: "train".into(),
@@ -187,8 +188,8 @@ fn episode(iteration: u64, success: bool, actions: &[&str]) -> Episode {
 }
 
 /// All episodes of training, from the database.
-fn played(run: &Path) -> Vec<Episode> {
-    let kept = Reader::open(run).unwrap().expect("there is a database");
+fn played(run: &Path) -> Vec<EpisodeRecord> {
+    let kept = TrajectoryReader::open(run).unwrap().expect("there is a database");
     let mut groups: Vec<(u64, u32)> =
         kept.index("grpo", 0.5).unwrap().iter().map(|episode| (episode.iteration, episode.group)).collect();
     groups.dedup();
@@ -198,17 +199,22 @@ fn played(run: &Path) -> Vec<Episode> {
 #[test]
 fn trajectories_read_back_and_resume_deletes_what_comes_again() {
     let dir = tempfile::tempdir().unwrap();
-    assert!(Reader::open(dir.path()).unwrap().is_none());
+    assert!(TrajectoryReader::open(dir.path()).unwrap().is_none());
     let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
     let all = [episode(1, true, &["look", "take mug"]), episode(2, false, &["look"; 5]), episode(3, false, &[])];
     kept.append(&all).unwrap();
-    let item = Evidence { task: "a/1".into(), observation: "x".into(), action: "look".into(), ..Evidence::default() };
-    let made = Suggestion { text: "look less.".into(), evidence: vec![item.clone(), item] };
+    let item = EvidenceRecord {
+        task: "a/1".into(),
+        observation: "x".into(),
+        action: "look".into(),
+        ..EvidenceRecord::default()
+    };
+    let made = SuggestionRecord { text: "look less.".into(), evidence: vec![item.clone(), item] };
     for iteration in [2, 3] {
         kept.suggest(iteration, std::slice::from_ref(&made)).unwrap();
     }
     assert_eq!(played(dir.path()), all);
-    let reader = Reader::open(dir.path()).unwrap().unwrap();
+    let reader = TrajectoryReader::open(dir.path()).unwrap().unwrap();
     assert_eq!(reader.suggestions().unwrap(), [(2, made.clone()), (3, made.clone())]);
     let index = reader.index("grpo", 0.7).unwrap();
     let counts = |e: &EpisodeIndex| (e.turns, e.flawed, e.likely, e.judged);
@@ -238,10 +244,14 @@ fn documented_queries() -> Vec<String> {
 fn the_documented_queries_answer() {
     let dir = tempfile::tempdir().unwrap();
     let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
-    let won = Episode { sample: 3, ..episode(2, true, &["look", "take mug"]) };
+    let won = EpisodeRecord { sample: 3, ..episode(2, true, &["look", "take mug"]) };
     kept.append(&[episode(2, false, &["look"; 5]), won]).unwrap();
-    let item = Evidence { observation: "You see a <b>mug</b>.".into(), action: "look".into(), ..Evidence::default() };
-    kept.suggest(2, &[Suggestion { text: "look less.".into(), evidence: vec![item] }]).unwrap();
+    let item = EvidenceRecord {
+        observation: "You see a <b>mug</b>.".into(),
+        action: "look".into(),
+        ..EvidenceRecord::default()
+    };
+    kept.suggest(2, &[SuggestionRecord { text: "look less.".into(), evidence: vec![item] }]).unwrap();
     let db = rusqlite::Connection::open(dir.path().join("trajectories.sqlite")).unwrap();
     let queries = documented_queries();
     assert_eq!(queries.len(), 10);
@@ -294,7 +304,7 @@ fn a_database_says_which_schema_it_has_and_another_is_refused_by_name() {
         let before = fs::read(&file).unwrap();
         let error = Trajectories::open(dir.path(), &[("grpo", 0)]).err().unwrap().to_string();
         assert!(error.contains("trajectories.sqlite") && error.contains(who), "{error}");
-        let read = Reader::open(dir.path()).err().unwrap().to_string();
+        let read = TrajectoryReader::open(dir.path()).err().unwrap().to_string();
         assert!(read.contains(who), "{read}");
         assert_eq!(fs::read(&file).unwrap(), before, "it is left as it is");
     }
@@ -412,8 +422,8 @@ fn the_summary_has_exactly_the_documented_form() {
 }
 
 /// A page of this, with nothing else.
-fn page_with(summary: &Summary, records: &[Record], trajectories: Option<&Reader>) -> String {
-    page::render(&Run {
+fn page_with(summary: &Summary, records: &[Record], trajectories: Option<&TrajectoryReader>) -> String {
+    page::render(&PageRun {
         name: "a",
         config: "",
         summary,
@@ -448,11 +458,11 @@ fn the_report_page_is_self_contained_and_escapes_everything() {
     let mut bad = episode(1, false, &[evil]);
     (bad.task, bad.finish, bad.split, bad.kind) = (evil.into(), evil.into(), evil.into(), evil.into());
     bad.turns[0].observation = evil.into();
-    let evaluated = |iteration, success| Episode { iteration, success, phase: "eval".into(), ..bad.clone() };
+    let evaluated = |iteration, success| EpisodeRecord { iteration, success, phase: "eval".into(), ..bad.clone() };
     kept.append(&[bad.clone(), evaluated(0, false), evaluated(1, true)]).unwrap();
-    let item = Evidence { observation: evil.into(), action: evil.into(), ..Evidence::default() };
-    kept.suggest(1, &[Suggestion { text: evil.into(), evidence: vec![item] }]).unwrap();
-    let reader = Reader::open(dir.path()).unwrap().unwrap();
+    let item = EvidenceRecord { observation: evil.into(), action: evil.into(), ..EvidenceRecord::default() };
+    kept.suggest(1, &[SuggestionRecord { text: evil.into(), evidence: vec![item] }]).unwrap();
+    let reader = TrajectoryReader::open(dir.path()).unwrap().unwrap();
     let records: Vec<Record> = (1..50)
         .flat_map(|i| {
             [
@@ -462,7 +472,7 @@ fn the_report_page_is_self_contained_and_escapes_everything() {
         })
         .collect();
     let summary = Summary { train_steps: 7, ..Summary::default() };
-    let page = page::render(&Run {
+    let page = page::render(&PageRun {
         name: evil,
         config: evil,
         summary: &summary,
@@ -517,13 +527,13 @@ fn a_large_run_is_told_by_groups_of_every_iteration() {
     let actions: Vec<String> = (0..20).map(|i| format!("go shelf {i}")).collect();
     let actions: Vec<&str> = actions.iter().map(String::as_str).collect();
     for iteration in 1..=60 {
-        let all: Vec<Episode> = (0..32)
-            .map(|i| Episode { group: i / 8, sample: i % 8, ..episode(iteration, i % 3 == 0, &actions) })
+        let all: Vec<EpisodeRecord> = (0..32)
+            .map(|i| EpisodeRecord { group: i / 8, sample: i % 8, ..episode(iteration, i % 3 == 0, &actions) })
             .collect();
         kept.append(&all).unwrap();
     }
-    kept.suggest(7, &[Suggestion::default()]).unwrap();
-    let page = page_with(&Summary::default(), &[], Reader::open(dir.path()).unwrap().as_ref());
+    kept.suggest(7, &[SuggestionRecord::default()]).unwrap();
+    let page = page_with(&Summary::default(), &[], TrajectoryReader::open(dir.path()).unwrap().as_ref());
     let index = unpacked(&page, "data")["browser"].clone();
     let groups = index["groups"].as_array().unwrap();
     let iterations: std::collections::BTreeSet<u64> =

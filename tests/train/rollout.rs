@@ -14,11 +14,11 @@ use uncouple::forest::Forest;
 use uncouple::grpo::{self, Sample};
 use uncouple::model::backend::cuda::CudaModel;
 use uncouple::model::families::QWEN2;
-use uncouple::model::{Activations, Architecture, Keep, Model, Params, Policy, Tokenizer};
+use uncouple::model::{Activations, Architecture, Model, Params, Policy, SavedActivations, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::ops::sampling::SamplingParams;
 use uncouple::rollout::{
-    Actor, Answer, Counts, Open, Played, PrefixCache, RolloutError, RolloutTasks, Settings, Statistics,
+    Actor, Answer, Counts, Open, Played, PrefixCache, RolloutError, RolloutSettings, RolloutTasks, Statistics,
 };
 
 /// A world whose course is its task's kind.
@@ -78,7 +78,7 @@ fn rollout(
     open: Open<'_>,
     tasks: &[Task],
     group_size: usize,
-    settings: &Settings,
+    settings: &RolloutSettings,
     interrupted: &dyn Fn() -> bool,
 ) -> Result<Vec<Episode>, RolloutError> {
     let played = Actor::new(policy, prompter, settings.clone(), interrupted).rollout(&RolloutTasks {
@@ -92,7 +92,7 @@ fn rollout(
     Ok(all)
 }
 
-fn actor<'a>(policy: &'a dyn Policy, prompter: &'a Prompter, settings: &Settings) -> Actor<'a> {
+fn actor<'a>(policy: &'a dyn Policy, prompter: &'a Prompter, settings: &RolloutSettings) -> Actor<'a> {
     Actor::new(policy, prompter, settings.clone(), NEVER)
 }
 
@@ -161,8 +161,8 @@ fn remembering(history: History) -> Prompter {
     Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &Prompt { history, ..Prompt::default() }).unwrap()
 }
 
-fn settings() -> Settings {
-    Settings {
+fn settings() -> RolloutSettings {
+    RolloutSettings {
         sampling: SamplingParams { temperature: 0.8, ..SamplingParams::default() },
         max_steps: 4,
         max_turn_tokens: 6,
@@ -183,7 +183,7 @@ fn without_clocks(mut episodes: Vec<Episode>) -> Vec<Episode> {
 }
 
 /// A handful of tasks that end in different ways, in groups of three.
-fn play(settings: &Settings) -> (Prompter, Model, Vec<Episode>) {
+fn play(settings: &RolloutSettings) -> (Prompter, Model, Vec<Episode>) {
     let prompter = prompter();
     let model = model(&prompter, 2.5);
     let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break", "absent"].iter().map(|k| task(k, 0)).collect();
@@ -197,7 +197,7 @@ fn recorded_logprobs_are_those_of_training() {
     let (_, model, episodes) = play(&settings);
     let forest = Forest::new(&episodes.iter().map(|e| &e.tokens[..]).filter(|t| !t.is_empty()).collect::<Vec<_>>());
     let mut acts = Activations::default();
-    model.forward(&forest, Keep::Nothing, &mut acts);
+    model.forward(&forest, SavedActivations::Nothing, &mut acts);
     let mut compared = 0;
     for (episode, path) in episodes.iter().filter(|e| !e.tokens.is_empty()).zip(&forest.paths) {
         let sampled: Vec<usize> = episode.turns.iter().flat_map(|t| t.tokens.clone()).collect();
@@ -221,7 +221,7 @@ fn a_gpu_plays_the_same_game() {
         let prompter = remembering(history);
         let mut model = sized(&prompter, 2.5, [2, 1, 64]);
         model.params.flat.iter_mut().for_each(|w| *w = bf16::from_f32(*w).to_f32());
-        let settings = Settings { max_live: 3, max_steps: 2, ..settings() };
+        let settings = RolloutSettings { max_live: 3, max_steps: 2, ..settings() };
         let on_device = CudaModel::new(&emulated::gpu(), &model, settings.max_live).unwrap();
         let tasks = [task("win", 0), task("go", 0)];
         let episodes = rollout(&on_device, &prompter, &open, &tasks, 2, &settings, NEVER).unwrap();
@@ -230,7 +230,7 @@ fn a_gpu_plays_the_same_game() {
         assert!(turns.len() > 4);
         let forest = Forest::new(&turns.iter().map(|(e, t)| e.acted(t)).collect::<Vec<_>>());
         let mut acts = Activations::default();
-        model.forward(&forest, Keep::Nothing, &mut acts);
+        model.forward(&forest, SavedActivations::Nothing, &mut acts);
         for ((episode, turn), path) in turns.iter().zip(&forest.paths) {
             let nodes = &path[episode.state(turn).len()..];
             let (logprobs, _) = model.logprobs(&forest, &acts, nodes, settings.sampling.temperature);
@@ -248,7 +248,7 @@ fn a_windowed_episode_is_trained_on_the_prompts_it_was_played_under() {
     let model = model(&prompter, 2.5);
     let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break"].iter().map(|k| task(k, 0)).collect();
     let play = |max_live| {
-        let settings = Settings { max_live, ..settings() };
+        let settings = RolloutSettings { max_live, ..settings() };
         rollout(&model, &prompter, &open, &tasks, 3, &settings, NEVER).unwrap()
     };
     let episodes = play(15);
@@ -279,7 +279,7 @@ fn a_windowed_episode_is_trained_on_the_prompts_it_was_played_under() {
     );
     let forest = Forest::new(&rows.iter().map(|row| &row.tokens[..]).collect::<Vec<_>>());
     let mut acts = Activations::default();
-    model.forward(&forest, Keep::Nothing, &mut acts);
+    model.forward(&forest, SavedActivations::Nothing, &mut acts);
     let mut compared = 0;
     for (row, path) in rows.iter().zip(&forest.paths) {
         let sampled: Vec<usize> = row.loss_positions().collect();
@@ -302,8 +302,9 @@ fn admissible_commands_are_read_at_their_turn_only() {
     let prompter = Prompter::new(Tokenizer::train(&texts, 300).unwrap(), &prompt).unwrap();
     let model = model(&prompter, 2.5);
     let tasks: Vec<Task> = ["win", "lose", "go"].iter().map(|k| task(k, 0)).collect();
-    let play =
-        |max_live| rollout(&model, &prompter, &open, &tasks, 3, &Settings { max_live, ..settings() }, NEVER).unwrap();
+    let play = |max_live| {
+        rollout(&model, &prompter, &open, &tasks, 3, &RolloutSettings { max_live, ..settings() }, NEVER).unwrap()
+    };
     let mut told = 0;
     for (a, b) in play(9).iter().zip(play(2)) {
         assert_eq!((&a.tokens, &a.turns, &a.finish), (&b.tokens, &b.turns, &b.finish), "independent of the batch");
@@ -325,16 +326,16 @@ fn admissible_commands_are_read_at_their_turn_only() {
 
 #[test]
 fn an_episode_does_not_depend_on_its_batch() {
-    let (_, _, wide) = play(&Settings { max_live: 18, ..settings() });
+    let (_, _, wide) = play(&RolloutSettings { max_live: 18, ..settings() });
     for max_live in [1, 2, 5] {
-        let (_, _, narrow) = play(&Settings { max_live, ..settings() });
+        let (_, _, narrow) = play(&RolloutSettings { max_live, ..settings() });
         for (a, b) in wide.iter().zip(&narrow) {
             assert_eq!((&a.task, a.group, a.sample), (&b.task, b.group, b.sample));
             assert_eq!((&a.tokens, &a.finish), (&b.tokens, &b.finish), "{} with {max_live} live", a.task.id);
             assert_eq!(a.turns, b.turns);
         }
     }
-    let (_, _, again) = play(&Settings { stream: Stream::Rollout(1), ..settings() });
+    let (_, _, again) = play(&RolloutSettings { stream: Stream::Rollout(1), ..settings() });
     assert!(wide.iter().zip(&again).any(|(a, b)| a.tokens != b.tokens), "another stream, other random numbers");
 }
 
@@ -366,7 +367,7 @@ fn open_distant(task: &Task) -> Result<Box<dyn Environment>, EnvError> {
 
 #[test]
 fn distant_environments_are_waited_for_together_and_change_nothing() {
-    let settings = Settings { max_live: 18, ..settings() };
+    let settings = RolloutSettings { max_live: 18, ..settings() };
     let (prompter, model, near) = play(&settings);
     let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break", "absent"].iter().map(|k| task(k, 0)).collect();
     let began = Instant::now();
@@ -400,7 +401,8 @@ fn members_of_a_group_share_the_prompt_and_nothing_else() {
         assert!(group[0].tokens != group[1].tokens && group[1].tokens != group[2].tokens);
     }
     // Greedy: no random number is left to tell them apart.
-    let greedy = Settings { sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() }, ..settings() };
+    let greedy =
+        RolloutSettings { sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() }, ..settings() };
     let (_, _, episodes) = play(&greedy);
     for group in episodes.chunks(3) {
         assert!(group.iter().all(|e| e.tokens == group[0].tokens));
@@ -442,13 +444,13 @@ fn turns_are_kept_as_sampled() {
 fn every_way_to_end() {
     let prompter = prompter();
     let model = model(&prompter, 6.0);
-    let play = |kind: &str, settings: &Settings| {
+    let play = |kind: &str, settings: &RolloutSettings| {
         rollout(&model, &prompter, &open, &[task(kind, 0)], 12, settings, NEVER).unwrap()
     };
     let some = |episodes: &[Episode], finish: Finish| {
         assert!(episodes.iter().any(|e| e.finish == finish), "{finish:?}: {:?}", episodes[0].finish);
     };
-    let long = Settings { max_steps: 30, max_turn_tokens: 12, ..settings() };
+    let long = RolloutSettings { max_steps: 30, max_turn_tokens: 12, ..settings() };
     let won = play("win", &long);
     some(&won, Finish::Won);
     assert!(won.iter().all(|e| e.success == (e.finish == Finish::Won)));
@@ -460,7 +462,7 @@ fn every_way_to_end() {
     for (max_episode_tokens, limit, finish) in
         [(0, CONTEXT, Finish::ContextLimit), (40, 40, Finish::TokenLimit), (5000, CONTEXT, Finish::ContextLimit)]
     {
-        let settings = Settings { max_episode_tokens, max_steps: 200, ..long.clone() };
+        let settings = RolloutSettings { max_episode_tokens, max_steps: 200, ..long.clone() };
         for kind in ["talk", "go"] {
             let episodes = play(kind, &settings);
             some(&episodes, finish.clone());
@@ -493,7 +495,7 @@ fn a_prompt_longer_than_the_limit_fails_its_episodes_by_name() {
     let plain = rollout(&model, &prompter, &open, &tasks, 2, &settings(), NEVER).unwrap();
     assert_eq!(without_clocks(episodes.clone())[2..], without_clocks(plain)[2..], "the others play as ever");
     assert_eq!(grpo::samples(&Played::new(episodes).episodes, &Config::default()).len(), 2);
-    let tight = Settings { max_episode_tokens: 3, ..settings() };
+    let tight = RolloutSettings { max_episode_tokens: 3, ..settings() };
     let episodes = rollout(&model, &prompter, &open, &[task("go", 7)], 2, &tight, NEVER).unwrap();
     let Finish::EnvFailed(why) = &episodes[1].finish else { panic!("{:?}", episodes[1].finish) };
     assert!(why.contains("within 3, the limit rollout.max_episode_tokens"), "{why}");
@@ -521,7 +523,7 @@ fn rewards_are_kept_and_absurd_ones_fail_the_episode_by_name() {
     let model = model(&prompter, 6.0);
     let paying =
         |t: &Task| -> Result<Box<dyn Environment>, EnvError> { Ok(Box::new(Paying(t.kind.parse().unwrap(), 0))) };
-    let long = Settings { max_steps: 30, max_turn_tokens: 12, ..settings() };
+    let long = RolloutSettings { max_steps: 30, max_turn_tokens: 12, ..settings() };
     for (pays, right) in
         [("0.5", true), ("-2", true), ("1e6", true), ("-1e6", true), ("2e6", false), ("-inf", false), ("NaN", false)]
     {
@@ -559,7 +561,7 @@ fn members_that_begin_elsewhere_leave_their_group() {
         Ok(Box::new(Scripted { kind: t.kind.clone(), name: name.into(), steps: 0 }))
     };
     // One at a time, so that the second one opened is the second member.
-    let one = Settings { max_live: 1, ..settings() };
+    let one = RolloutSettings { max_live: 1, ..settings() };
     let episodes = rollout(&model(&prompter, 2.5), &prompter, &fickle, &[task("go", 0)], 3, &one, NEVER).unwrap();
     let failed: Vec<bool> = episodes.iter().map(|e| e.finish.is_failure()).collect();
     assert_eq!(failed, [false, true, false]);
@@ -584,8 +586,10 @@ fn settings_follow_the_configuration() {
     config.rollout.temperature = 0.9;
     config.rollout.top_k = 7;
     config.eval.temperature = 0.3;
-    let (train, eval) =
-        (Settings::training(&config, Stream::Rollout(5)), Settings::evaluation(&config, Stream::Evaluation));
+    let (train, eval) = (
+        RolloutSettings::training(&config, Stream::Rollout(5)),
+        RolloutSettings::evaluation(&config, Stream::Evaluation),
+    );
     assert_eq!((train.sampling.temperature, train.sampling.top_k, train.stream), (0.9, 7, Stream::Rollout(5)));
     assert_eq!((eval.sampling.temperature, eval.sampling.top_k, eval.stream), (0.3, 0, Stream::Evaluation));
     assert_eq!(train.max_turn_tokens, eval.max_turn_tokens);
@@ -604,7 +608,7 @@ fn left(episodes: &[Episode]) -> Vec<Vec<u32>> {
 
 /// A question behind each turn that leaves room for it, but no prompt twice.
 fn asked(prompter: &Prompter, episodes: &[Episode]) -> Vec<Vec<u32>> {
-    let question = prompter.ask("Was it right?").unwrap();
+    let question = prompter.encode_question("Was it right?").unwrap();
     let turns = episodes.iter().flat_map(|e| e.turns.iter().map(move |turn| e.acted(turn)));
     let mut prompts: Vec<Vec<u32>> = turns.map(|acted| [acted, &question].concat()).collect();
     prompts.retain(|prompt| prompt.len() + 6 <= CONTEXT);
@@ -637,7 +641,7 @@ fn answers_go_on_from_the_episodes() {
         let prompter = remembering(history);
         let model = model(&prompter, 2.5);
         let tasks: Vec<Task> = ["win", "lose", "go", "talk", "break"].iter().map(|k| task(k, 0)).collect();
-        let playing = Settings { max_live: 4, ..settings() };
+        let playing = RolloutSettings { max_live: 4, ..settings() };
         let mut cache = PrefixCache::new(&model, PLENTY).unwrap();
         let episodes = every(&actor(&model, &prompter, &playing).rollout_on(&mut cache, &games(&tasks, 3)).unwrap());
         let alone = rollout(&model, &prompter, &open, &tasks, 3, &playing, NEVER).unwrap();
@@ -646,7 +650,7 @@ fn answers_go_on_from_the_episodes() {
         assert!(prompts.len() > 20);
         let nodes = |sequences: &[Vec<u32>]| Forest::new(sequences).len();
         let answer = |cache: &mut PrefixCache<'_>, max_live: usize| {
-            let settings = Settings { max_live, stream: Stream::Rollout(9), ..settings() };
+            let settings = RolloutSettings { max_live, stream: Stream::Rollout(9), ..settings() };
             let before = cache.computed_tokens();
             let answers = actor(&model, &prompter, &settings).answers_on(cache, &prompts, 2).unwrap();
             let computed = cache.computed_tokens() - before - written(&answers);
@@ -684,13 +688,13 @@ fn a_gpu_keeps_what_it_has_pages_for() {
     // Pages for so many whole contexts.
     let play = |contexts: usize| {
         let on_device = CudaModel::new(&emulated::gpu(), &model, contexts).unwrap();
-        let playing = Settings { max_live: 1, max_steps: 3, ..settings() };
+        let playing = RolloutSettings { max_live: 1, max_steps: 3, ..settings() };
         let mut cache = PrefixCache::new(&on_device as &dyn Policy, 1 << 20).unwrap();
         let episodes =
             every(&actor(&on_device, &prompter, &playing).rollout_on(&mut cache, &games(&tasks, 2)).unwrap());
         let prompts = asked(&prompter, &episodes)[..4].to_vec();
         let before = cache.computed_tokens();
-        let answering = Settings { max_live: 2, stream: Stream::Rollout(9), ..settings() };
+        let answering = RolloutSettings { max_live: 2, stream: Stream::Rollout(9), ..settings() };
         let answers = actor(&on_device, &prompter, &answering).answers_on(&mut cache, &prompts, 2).unwrap();
         let computed = cache.computed_tokens() - before - written(&answers);
         (episodes.iter().map(|e| e.tokens.clone()).collect::<Vec<_>>(), prompts, computed, left(&episodes))
@@ -712,7 +716,7 @@ fn preempted_episodes_go_on_token_for_token() {
     let play = |contexts: usize, max_live: usize| {
         let on_device = CudaModel::new(&emulated::quick_gpu(), &model, contexts).unwrap();
         let mut cache = PrefixCache::new(&on_device as &dyn Policy, 0).unwrap();
-        let playing = Settings { max_live, max_steps: 4, ..settings() };
+        let playing = RolloutSettings { max_live, max_steps: 4, ..settings() };
         let episodes =
             every(&actor(&on_device, &prompter, &playing).rollout_on(&mut cache, &games(&tasks, 3)).unwrap());
         (episodes, cache.computed_tokens())

@@ -14,9 +14,9 @@ use uncouple::model::checkpoint::{self, SaveDtype};
 use uncouple::model::tokenizer::Tokenizer;
 use uncouple::report::metrics;
 use uncouple::train::run_folder::{Existing, RunFolder};
-use uncouple::train::{Outcome, TrainError, suite, train};
+use uncouple::train::{RunOutcome, TrainError, suite, train};
 
-fn try_run(config: &Config, existing: Existing) -> Result<Outcome, TrainError> {
+fn try_run(config: &Config, existing: Existing) -> Result<RunOutcome, TrainError> {
     train(config.clone(), &*suite(config).unwrap(), existing)
 }
 
@@ -273,7 +273,7 @@ fn a_step_that_stands_is_not_written_again() {
     assert_eq!((inode(), checkpoints(&path)), (stood, vec![41, 42]));
     assert!(left(&path) == before);
     resume(&tiny(dir.path(), "a", &["run.checkpoint_every=1", "run.keep_checkpoints=1"]));
-    assert_eq!((inode(), checkpoints(&path)), (stood, vec![42]), "but no more stay than asked for");
+    assert_eq!((inode(), checkpoints(&path)), (stood, vec![42]), "but no more stay than configured");
 }
 
 #[test]
@@ -498,7 +498,7 @@ fn a_model_that_computes_no_numbers_ends_the_run() {
     // Finite, but the logits overflow.
     let model = model_dir(dir.path(), |weights| weights.iter_mut().rev().take(32).for_each(|w| *w = f32::MAX));
     let path_is = format!("model.path={}", model.display());
-    let config = tiny(dir.path(), "sft", &[&path_is, "run.max_bad_steps=3"]);
+    let config = tiny(dir.path(), "sft", &[&path_is, "run.max_nonfinite_steps=3"]);
     let error = refused(&config, Existing::Refuse);
     let path = dir.path().join("sft");
     assert!(error.contains("not finite 3 times in a row") && error.contains("bad_batches"), "{error}");
@@ -527,7 +527,7 @@ fn a_run_that_breaks_keeps_its_good_checkpoints() {
     // The first step breaks the weights: so much that they are no numbers, or that no log-prob comes out. A configuration file
     // may not ask for so much.
     for (i, (every, lr)) in [(1, 1e38), (0, 1e38), (1, 1e30)].into_iter().enumerate() {
-        let set = ["run.max_bad_steps=3", "run.iterations=9", "optim.warmup=1"];
+        let set = ["run.max_nonfinite_steps=3", "run.iterations=9", "optim.warmup=1"];
         let mut config = tiny(dir.path(), &format!("bad-{i}"), &set);
         (config.run.checkpoint_every, config.optim.lr) = (every, lr);
         let error = refused(&config, Existing::Refuse);
@@ -537,7 +537,7 @@ fn a_run_that_breaks_keeps_its_good_checkpoints() {
     }
     // Sound weights, but an entropy bonus beyond f32: every step is skipped.
     let set = [
-        "run.max_bad_steps=3",
+        "run.max_nonfinite_steps=3",
         "run.keep_checkpoints=1",
         "grpo.aggregation=constant",
         "grpo.constant_length=1",

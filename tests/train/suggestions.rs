@@ -16,7 +16,7 @@ use uncouple::gcd::{Flaw, JudgeLabels, Label, Labelled};
 use uncouple::model::{Architecture, Tokenizer};
 use uncouple::ops::philox::Stream;
 use uncouple::report::stats;
-use uncouple::rollout::{Actor, Counts, RolloutTasks, Settings};
+use uncouple::rollout::{Actor, Counts, RolloutSettings, RolloutTasks};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::suggest::{SuggestionUpdate, due};
 use uncouple::train::{TrainError, suite, train};
@@ -79,7 +79,7 @@ fn a_planted_flaw_is_found_with_its_evidence() {
     assert_eq!((found.len(), &found[0].evidence.action[..]), (1, "go desk 1"), "1.8 against 1.6 in all");
 }
 
-/// Says the same again and again, whatever it hears, and writes down what it hears.
+/// Writes the same again and again, whatever it reads, and keeps what it reads.
 struct Wall(Arc<Mutex<Vec<String>>>);
 
 impl Environment for Wall {
@@ -105,13 +105,16 @@ fn thoughtful() -> (Vec<Episode>, Vec<String>) {
     let config = common::tiny_config(true, 2);
     let config =
         Architecture { vocab_size: prompter.tokenizer().vocab_size(), max_position_embeddings: 1024, ..config };
-    let tokens = texts.iter().flat_map(|text| prompter.say(text).unwrap()).collect();
+    let tokens = texts.iter().flat_map(|text| prompter.encode_turn(text).unwrap()).collect();
     let policy = Scripted { model: common::random_model(config, 1), tokens };
     let received = Arc::new(Mutex::new(Vec::new()));
     let open = |_: &Task| -> Result<Box<dyn Environment>, EnvError> { Ok(Box::new(Wall(received.clone()))) };
     let task = Task { id: "wall".into(), kind: "wall".into(), split: Split::Train };
-    let settings =
-        Settings { max_steps: 3, max_turn_tokens: 100, ..Settings::training(&Config::default(), Stream::Rollout(0)) };
+    let settings = RolloutSettings {
+        max_steps: 3,
+        max_turn_tokens: 100,
+        ..RolloutSettings::training(&Config::default(), Stream::Rollout(0))
+    };
     let episodes = Actor::new(&policy, &prompter, settings, &|| false)
         .rollout(&RolloutTasks { open: &open, tasks: &[task], group_size: 1 })
         .unwrap()

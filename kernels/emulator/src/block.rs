@@ -483,7 +483,7 @@ fn launched_registers(threads: usize) -> u32 {
 
 impl Copy16 {
     fn happen(self) {
-        // Checked when it was asked for.
+        // Checked when it was issued.
         unsafe { if self.zero { self.to.write_bytes(0, 16) } else { self.to.copy_from_nonoverlapping(self.from, 16) } }
     }
 }

@@ -198,7 +198,7 @@ impl Runner<'_> {
                 self.races.copy_arrives(*to as usize, Barrier::Address(bulk.barrier as usize));
                 self.copied(*to as usize);
             }
-            // SAFETY: checked when it was asked for.
+            // SAFETY: checked when it was issued.
             unsafe {
                 to.copy_from_nonoverlapping(*from, *valid);
                 to.add(*valid).write_bytes(0, 16 - valid);

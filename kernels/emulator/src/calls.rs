@@ -97,7 +97,7 @@ extern "C" fn emulator_broken_promise(condition: *const c_char, file: *const c_c
     }
 }
 
-/// Does what a thread asks for, and does not return to it if that was wrong.
+/// Does what a thread requests, and does not return to it if that was wrong.
 unsafe fn ask<T>(f: impl FnOnce(&mut Runner) -> T) -> T {
     unsafe {
         let result = f(&mut *current());

@@ -52,7 +52,7 @@ pub enum Fault {
     Guard { kernel: &'static str, argument: usize, bytes: usize, side: &'static str },
     #[error("{place}: wrote outside of its shared memory: past the array of {site}")]
     SharedGuard { place: Place, site: Site },
-    #[error("{place}: asks for {bytes} bytes of shared memory, more than a block can have")]
+    #[error("{place}: requests {bytes} bytes of shared memory, more than a block can have")]
     SharedSize { place: Place, bytes: usize },
     #[error("{place}: at {site} the host's promise is broken: {condition}")]
     BrokenPromise { place: Place, site: Site, condition: String },

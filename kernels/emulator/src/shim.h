@@ -206,6 +206,7 @@ ATOMIC T atomicOr(T* p, T x) {
 }
 
 inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
 struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
@@ -221,5 +222,7 @@ inline unsigned __float_as_uint(float x) {
     return u;
 }
 inline unsigned __umulhi(unsigned a, unsigned b) { return static_cast<uint64_t>(a) * b >> 32; }
+// Of a large divisor it is zero, as the GPU has it.
+inline float __fdividef(float x, float y) { return fabsf(y) > 0x1p126f ? x * 0.0f : x / y; }
 inline float __expf(float x) { return std::exp(x); }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 #[derive(Debug, Clone, Copy)]
 #[repr(C)]
 pub struct Use {
-    /// Products that have been asked for and not been waited for.
+    /// Products that have been issued and not been waited for.
     under_way: u32,
     /// Looked at since the last fence.
     touched: u32,
@@ -49,7 +49,7 @@ type Contents = (Vec<u16>, Vec<u16>);
 struct Operands {
     a: Option<(u64, bool)>,
     b: (u64, bool, usize),
-    /// Their contents when they were asked for.
+    /// Their contents when they were issued.
     held: Contents,
     line: Line,
 }

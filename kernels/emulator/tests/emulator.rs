@@ -191,7 +191,7 @@ fn asynchronous_copies_arrive_when_waited_for_and_no_sooner() {
         let fault = launch(mistake, 1, 64, 0, args![&x, &y, stages]).unwrap_err();
         assert!(matches!(fault, Fault::Race { .. }), "{mistake}: {fault}");
     }
-    // A copy from past the end is found when it is asked for.
+    // A copy from past the end is found when it is issued.
     let y = Buffer::poisoned::<u32>(5 * 256);
     let fault = launch("planted_async", 1, 64, 0, args![&x, &y, stages + 1]).unwrap_err();
     assert!(matches!(fault, Fault::Access { .. }), "{fault}");

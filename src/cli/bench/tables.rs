@@ -2,7 +2,7 @@
 
 use crate::bench::decode::DecodeRow;
 use crate::bench::step::StepRow;
-use crate::bench::{Growth, Report, gcd, kernels, real};
+use crate::bench::{BenchReport, Growth, gcd, kernels, real};
 use crate::cli::output::decimals;
 use crate::report::results::fitted;
 
@@ -10,7 +10,7 @@ fn ms(seconds: f64) -> String {
     decimals(1e3 * seconds, 1)
 }
 
-pub fn report(of: &Report) -> String {
+pub fn report(of: &BenchReport) -> String {
     let ours = ["uncouple".into(), ms(of.seconds), "1.00".into()];
     let peers = of.peers.iter().map(|peer| [peer.name.clone(), ms(peer.seconds), decimals(peer.ratio, 2)]);
     fitted(&[of.name, "median ms", "its time / ours"], [ours].into_iter().chain(peers), &[1, 2])
@@ -23,7 +23,7 @@ pub fn growth(of: &[Growth]) -> String {
     fitted(&["samples", "tokens of each", "ms", "slabs", "ghosts"], of.iter().map(row), &[0, 1, 2, 3, 4])
 }
 
-pub fn real(rows: &[real::Row]) -> String {
+pub fn real(rows: &[real::WorkRow]) -> String {
     let rows = rows.iter().flat_map(|row| {
         let rate = decimals(row.tokens_per_second, 0);
         let ours = [row.work.clone(), "uncouple".into(), ms(row.seconds), rate, "1.00".into()];
@@ -36,7 +36,7 @@ pub fn real(rows: &[real::Row]) -> String {
     fitted(&["work", "by", "ms", "tokens/s", "its time / ours"], rows, &[2, 3, 4])
 }
 
-pub fn gcd(of: &gcd::Report) -> String {
+pub fn gcd(of: &gcd::GcdReport) -> String {
     let headings = ["step", "actions x judgments", "rollout s", "judge s", "gradient s", "packed tokens", "added %"];
     let rollout = decimals(of.rollout_seconds, 2);
     let none = String::new;
@@ -57,8 +57,8 @@ pub fn gcd(of: &gcd::Report) -> String {
     fitted(&headings, [alone].into_iter().chain(sizes), &[2, 3, 4, 5, 6])
 }
 
-pub fn kernels(rows: &[kernels::Row]) -> String {
-    let rate = |row: &kernels::Row| match (row.gbps, row.tflops) {
+pub fn kernels(rows: &[kernels::KernelRow]) -> String {
+    let rate = |row: &kernels::KernelRow| match (row.gbps, row.tflops) {
         (Some(gbps), _) => format!("{} GB/s", decimals(gbps, 0)),
         (_, Some(tflops)) => format!("{} TFLOP/s", decimals(tflops, 0)),
         _ => String::new(),
@@ -78,9 +78,9 @@ pub fn step(rows: &[StepRow]) -> String {
     });
     let parts = rows
         .iter()
-        .map(|row| [name(row)].into_iter().chain([row.forward, row.head, row.backward, row.optimiser].map(ms)));
+        .map(|row| [name(row)].into_iter().chain([row.forward, row.head, row.backward, row.optimizer].map(ms)));
     let whole = fitted(&["step", "tokens/s", "MFU %", "ms"], whole, &[1, 2, 3]);
-    let parts = fitted(&["step", "forward ms", "head ms", "backward ms", "optimiser ms"], parts, &[1, 2, 3, 4]);
+    let parts = fitted(&["step", "forward ms", "head ms", "backward ms", "optimizer ms"], parts, &[1, 2, 3, 4]);
     format!("{whole}\n{parts}")
 }
 
@@ -114,7 +114,7 @@ mod tests {
     #[test]
     fn tables_of_the_cpu_fit_eighty_columns() {
         let sizes = vec![Growth { samples: 4096, length: 16384, seconds: 12345.6, slab: 12345, ghost: 12345 }];
-        let of = Report {
+        let of = BenchReport {
             name: "gradient-cosine",
             seconds: 12345.6,
             fastest: 0.0,
@@ -128,18 +128,18 @@ mod tests {
         assert_fits(&report(&of), &["uncouple", "1234.57"]);
         assert_fits(&growth(&of.growth), &["16384", "12345"]);
         let work = "a prompt of 16384 tokens, 256 continuations of 1024 tokens each".to_string();
-        let row = real::Row { work, seconds: 12345.6, tokens_per_second: 1234567.0, peers: peers() };
+        let row = real::WorkRow { work, seconds: 12345.6, tokens_per_second: 1234567.0, peers: peers() };
         assert_fits(&real(&[row]), &["1234567", "12345600.0"]);
         let cost = Cost { judge_seconds: 12345.6, train_seconds: 12345.6, unique_tokens: 123_456_789, added: 12.3456 };
         let sizes = vec![Size { pairs: 1000, judgments: 1000, shared: cost, unshared: cost }];
-        let of = gcd::Report { iterations: 100, rollout_seconds: 12345.6, train_seconds: 12345.6, sizes };
+        let of = gcd::GcdReport { iterations: 100, rollout_seconds: 12345.6, train_seconds: 12345.6, sizes };
         assert_fits(&gcd(&of), &["12345.60", "1234.6"]);
     }
 
     #[test]
     fn tables_of_a_gpu_fit_eighty_columns() {
         let name = "grouped_logprob backward 16384 tokens x 151936 x 2048, targets of 8 groups".to_string();
-        let row = kernels::Row { name, seconds: 12.345678, gbps: Some(12345.0), tflops: None, share: 1.0 };
+        let row = kernels::KernelRow { name, seconds: 12.345678, gbps: Some(12345.0), tflops: None, share: 1.0 };
         assert_fits(&kernels(&[row]), &["12345.678", "12345 GB/s"]);
         let row = StepRow {
             name: "step Qwen2.5-1.5B 16x1024".into(),
@@ -148,11 +148,11 @@ mod tests {
             forward: 12.3456,
             head: 12.3456,
             backward: 12.3456,
-            optimiser: 12.3456,
+            optimizer: 12.3456,
             tokens_per_second: 1234567.0,
             mfu: 0.5,
         };
-        assert_fits(&step(&[row]), &["1234567", "50.0", "optimiser"]);
+        assert_fits(&step(&[row]), &["1234567", "50.0", "optimizer"]);
         let row = DecodeRow {
             name: "decode Qwen2.5-0.5B 256x1024+64".into(),
             seconds: 1234.5678,

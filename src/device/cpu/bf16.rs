@@ -35,11 +35,11 @@ const STEPS: usize = 24;
 /// A cache line: 16 pairs of bf16, the pair's first in the low half.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
-pub struct Line([u32; TILE]);
+pub struct CacheLine([u32; TILE]);
 
-const ZERO: Line = Line([0; TILE]);
+const ZERO: CacheLine = CacheLine([0; TILE]);
 
-type Tile = [Line; TILE];
+type Tile = [CacheLine; TILE];
 
 /// What multiplies tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,6 +71,7 @@ impl Unit {
         ALL.get_or_init(Unit::all)[CHOSEN.load(Ordering::Relaxed).saturating_sub(1)]
     }
 
+    /// The unit's name, as `doctor` prints it.
     pub fn name(self) -> &'static str {
         match self {
             Unit::Amx => "AMX",
@@ -92,7 +93,7 @@ impl Unit {
 /// A factor B `[k, n]` in tiles.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub struct Packed {
-    lines: Vec<Line>,
+    lines: Vec<CacheLine>,
     k: usize,
     n: usize,
 }
@@ -121,16 +122,18 @@ impl Packed {
 /// Some columns of a packed factor.
 #[derive(Debug, Clone, Copy)]
 pub struct Columns<'a> {
-    lines: &'a [Line],
+    lines: &'a [CacheLine],
     k: usize,
     n: usize,
 }
 
 impl<'a> Columns<'a> {
+    /// Rows of the factor, over which products sum.
     pub fn k(&self) -> usize {
         self.k
     }
 
+    /// Columns of the factor.
     pub fn n(&self) -> usize {
         self.n
     }
@@ -145,7 +148,9 @@ impl<'a> Columns<'a> {
 /// The right factor of a product.
 #[derive(Clone, Copy)]
 pub enum Right<'a> {
+    /// A view, packed in the course of the product.
     Mat(Mat<'a>),
+    /// Packed before.
     Packed(Columns<'a>),
 }
 
@@ -174,7 +179,7 @@ pub fn product(unit: Unit, product: Product, (c, c_stride): (&mut [f32], usize),
     };
     assert!(whole && a.holds(m, k) && (m - 1) * c_stride + n <= c.len(), "product: a matrix is not of its shape");
     thread_local! {
-        static SCRATCH: RefCell<[Vec<Line>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+        static SCRATCH: RefCell<[Vec<CacheLine>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
     }
     if k == 0 && !accumulate {
         c.chunks_mut(c_stride).take(m).for_each(|row| row[..n].fill(0.0));
@@ -232,8 +237,8 @@ impl Session {
     /// `C = A B` or `C += A B` of two panels; C is `size` (rows, columns) of `c`.
     fn block(
         &self,
-        a: &[Line],
-        b: &[Line],
+        a: &[CacheLine],
+        b: &[CacheLine],
         (rows, columns): (usize, usize),
         c: &mut [f32],
         stride: usize,
@@ -256,7 +261,7 @@ impl Session {
     }
 
     /// The same with all 32 columns there, and all 32 rows where AMX multiplies; `rows` of them matter.
-    fn whole(&self, a: &[Line], b: &[Line], rows: usize, c: &mut [f32], stride: usize, accumulate: bool) {
+    fn whole(&self, a: &[CacheLine], b: &[CacheLine], rows: usize, c: &mut [f32], stride: usize, accumulate: bool) {
         let (a, b) = (a.as_chunks::<STEP>().0, b.as_chunks::<STEP>().0);
         match self.0 {
             // SAFETY: the unit is there, its tiles were set up, and C has room for 32 rows and columns: checked by `block`.
@@ -305,7 +310,7 @@ fn pack_panel(
     across: std::ops::Range<usize>,
     depth: std::ops::Range<usize>,
     scale: f32,
-    panel: &mut [Line],
+    panel: &mut [CacheLine],
 ) {
     let (across_stride, along) = match side {
         Side::A => (mat.row_stride, mat.col_stride),

@@ -34,6 +34,9 @@ struct Plan {
 }
 
 /// The library's release, as a number: 130002 is 13.0.2. An older one, which is found where there is no newer one, is refused.
+///
+/// # Errors
+/// If the library is not there, or too old.
 pub fn find_cublaslt() -> Result<usize> {
     // SAFETY: opens the library, and asks what every release answers.
     let found = unsafe {

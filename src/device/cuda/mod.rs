@@ -58,10 +58,15 @@ struct State {
     cublas: Option<CublasLt>,
     modules: Modules,
     launched: Launched,
+    /// Whether what is launched goes to a graph, and does not run.
+    captures: bool,
 }
 
 impl Cuda {
     /// The first GPU that CUDA_VISIBLE_DEVICES leaves, with an arena of `bytes`, or of all that is free but half a GiB.
+    ///
+    /// # Errors
+    /// If there is no driver, GPU, kernel or cuBLASLt that fits, or too little memory is free.
     pub fn open(bytes: Option<usize>) -> Result<Cuda> {
         if MODULES.is_empty() {
             return Err(Error::NoKernels);
@@ -85,6 +90,7 @@ impl Cuda {
             cublas: None,
             modules: Modules::default(),
             launched: Launched::default(),
+            captures: false,
         };
         Ok(Cuda { name, chip, state: Mutex::new(state), memory, stream, context })
     }
@@ -237,7 +243,7 @@ impl Driver for Cuda {
     }
 
     fn matmul(&self, product: &Matmul) -> Result<()> {
-        let State { arena, cublas, launched, .. } = &mut *self.enter()?;
+        let State { arena, cublas, launched, captures, .. } = &mut *self.enter()?;
         let cublas = match cublas {
             Some(cublas) => cublas,
             None => {
@@ -247,8 +253,10 @@ impl Driver for Cuda {
         };
         let this = Error::Matmul { sizes: product.sizes(), problem: String::new() };
         launched.note(this.clone());
-        // What cuBLASLt calls a failure of its own may be that of a launch before.
-        let mend = |e: CublasError| match unsafe { stream::synchronize(self.stream.0) } {
+        // What cuBLASLt calls a failure of its own may be that of a launch before. While a graph is captured nothing runs, nor may be
+        // waited for.
+        let wait = || if *captures { Ok(()) } else { unsafe { stream::synchronize(self.stream.0) } };
+        let mend = |e: CublasError| match wait() {
             Err(fault) if fault::is_of_a_kernel(fault) => launched.blame("multiply matrices", fault),
             _ => this.with_problem(e.to_string()),
         };
@@ -274,16 +282,19 @@ impl Driver for Cuda {
         // Strict: whatever would load a module or allocate was to be done once before.
         let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
         let begin = || {
-            let state = self.enter()?;
-            state.launched.check("begin a graph", unsafe { stream::begin_capture(self.stream.0, mode) })
+            let mut state = self.enter()?;
+            let begun = unsafe { stream::begin_capture(self.stream.0, mode) };
+            state.captures = begun.is_ok();
+            state.launched.check("begin a graph", begun)
         };
         begin()?;
         let done = work();
-        let mut state = self.enter()?;
-        // Ended in any case, or the stream stays unusable.
-        let ended = state.launched.check("end a graph", unsafe { stream::end_capture(self.stream.0) });
-        // Prepared in any case, for that frees what was captured.
-        let ready = ended.and_then(Executable::new);
+        self.state().captures = false;
+        let entered = self.enter();
+        // Ended in any case, or the stream stays unusable; and prepared in any case, for that frees what was captured.
+        let captured = unsafe { stream::end_capture(self.stream.0) };
+        let mut state = entered.inspect_err(|_| drop(captured.map(Executable::new)))?;
+        let ready = state.launched.check("end a graph", captured).and_then(Executable::new);
         done?;
         let number = state.next_graph;
         state.graphs.insert(number, ready?);

@@ -10,6 +10,9 @@ use cudarc::driver::sys;
 const NEEDED: i32 = 13000;
 
 /// What `doctor` says: the GPU's name and memory, and the driver's release.
+///
+/// # Errors
+/// If there is no driver, or no GPU.
 pub fn describe() -> Result<String> {
     let device = first_device()?;
     // SAFETY: the device is one that the driver named.
@@ -61,6 +64,7 @@ pub fn chip(of: sys::CUdevice, name: &str) -> Result<Chip> {
             ask(Attribute::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?,
         ),
         multiprocessors: ask(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
+        shared_memory: ask(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         simulated: name.starts_with(SIMULATED),
     })
 }

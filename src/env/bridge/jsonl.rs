@@ -8,7 +8,7 @@
 //! → {"id":5,"method":"close"}                      the worker ends; so it does at the end of its stdin
 //! ```
 //! Splits are `train`, `L0`, `L1`, `L2`. Of an observation only `text` must be there; without a `reward`, a step that wins pays 1
-//! and any other 0. `{"id":…,"error":"words"}` declines. A line has at most 8 MiB, and nothing is said that was not asked for.
+//! and any other 0. `{"id":…,"error":"words"}` declines. A line has at most 8 MiB, and the worker writes nothing without a request.
 //!
 //! An observation may also tell what the agent is not shown: `"expert":"go east"`, the command of one who knows the way, which the
 //! cold start teaches, and `"distance":3`, the fewest steps from here to the goal, by which the oracle labels actions for GCD.
@@ -44,9 +44,12 @@ pub struct JsonLines {
 /// A task that a worker offers.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Deserialize)]
 pub struct Listed {
+    /// The task's id.
     pub id: String,
+    /// Its task type.
     #[serde(default)]
     pub kind: String,
+    /// Its split.
     pub split: Split,
 }
 
@@ -86,6 +89,9 @@ impl Shown {
 
 impl JsonLines {
     /// Starts a program (`command[0]`) with its arguments and greets it.
+    ///
+    /// # Errors
+    /// If the program cannot be started, does not answer in time, or speaks another protocol.
     pub fn start(command: &[String], deadline: Instant) -> Result<JsonLines, Fault> {
         let [program, arguments @ ..] = command else {
             return Err(Fault::Refused(
@@ -121,6 +127,10 @@ impl JsonLines {
         self.process.id()
     }
 
+    /// All tasks that the worker offers.
+    ///
+    /// # Errors
+    /// If the worker does not answer in time, or answers with something else.
     pub fn list_tasks(&mut self, deadline: Instant) -> Result<Vec<Listed>, Fault> {
         #[derive(Deserialize)]
         struct Tasks {

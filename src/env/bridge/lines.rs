@@ -29,7 +29,7 @@ impl End {
     pub fn excess(self) -> Option<String> {
         match self {
             End::TooLong => Some(format!("it wrote a line of more than {} MiB", LONGEST >> 20)),
-            End::TooMuch => Some(format!("it wrote more than {} MiB that it was not asked for", BUDGET >> 20)),
+            End::TooMuch => Some(format!("it wrote more than {} MiB without a request", BUDGET >> 20)),
             End::Closed | End::TimedOut => None,
         }
     }

@@ -41,8 +41,14 @@ pub enum Fault {
 /// One environment at the other end of a pipe or connection. Dropping it ends it.
 pub trait Worker: Send {
     /// Begins the episode of a task, whatever was played before.
+    ///
+    /// # Errors
+    /// If the worker refuses the task, breaks its protocol, ends, or does not answer by `deadline`.
     fn reset(&mut self, task: &str, deadline: Instant) -> Result<Observation, Fault>;
     /// One command of the agent.
+    ///
+    /// # Errors
+    /// If the worker breaks its protocol, ends, or does not answer by `deadline`.
     fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault>;
     /// What it told with its last observation.
     fn hints(&self) -> Hints {
@@ -72,6 +78,7 @@ pub struct Bridged {
 }
 
 impl Bridged {
+    /// The environment of `task`, played by a worker of `pool`.
     pub fn new(pool: Arc<Pool>, task: &str) -> Bridged {
         let (commands, shown) = (Vec::new(), Vec::new());
         Bridged { pool, task: task.into(), lease: None, commands, shown, hints: Hints::default() }

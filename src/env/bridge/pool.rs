@@ -24,6 +24,7 @@ type Start = Box<dyn Fn() -> Result<Box<dyn Worker>, Fault> + Send + Sync>;
 
 /// Workers of one kind.
 pub struct Pool {
+    /// How many workers there may be, and how long they may take.
     pub limits: Limits,
     start: Start,
     shelf: Mutex<Shelf>,
@@ -56,6 +57,9 @@ impl Pool {
     }
 
     /// Waits until fewer than `limits.workers` are leased.
+    ///
+    /// # Errors
+    /// If no worker became free within `limits.wait`.
     pub fn lease(self: &Arc<Pool>) -> Result<Lease, Fault> {
         let workers = self.limits.workers.max(1);
         let full = |shelf: &mut Shelf| shelf.leases >= workers;
@@ -78,12 +82,18 @@ impl Pool {
     }
 
     /// An idle worker, or a new one.
+    ///
+    /// # Errors
+    /// If a new worker cannot be started.
     pub fn worker(&self) -> Result<Box<dyn Worker>, Fault> {
         let idle = self.shelf().idle.pop();
         idle.map_or_else(&self.start, Ok)
     }
 
     /// A new worker.
+    ///
+    /// # Errors
+    /// If it cannot be started.
     pub fn fresh(&self) -> Result<Box<dyn Worker>, Fault> {
         (self.start)()
     }

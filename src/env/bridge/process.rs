@@ -30,6 +30,9 @@ pub struct Process {
 
 impl Process {
     /// Starts `command` with piped stdin, stdout and stderr.
+    ///
+    /// # Errors
+    /// If the program cannot be started.
     pub fn start(mut command: Command) -> Result<Process, Fault> {
         let name = command.get_program().to_string_lossy().into_owned();
         let broken = |e: &dyn std::fmt::Display| Fault::Broken(format!("{name} cannot be started: {e}"));
@@ -51,11 +54,15 @@ impl Process {
         Ok(process)
     }
 
+    /// The operating system's number of the process.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
 
     /// Sends one line, though the child may not read.
+    ///
+    /// # Errors
+    /// If the process has ended, has written a line without being asked, or does not read by `deadline`.
     pub fn send(&mut self, line: &str, deadline: Instant) -> Result<(), Fault> {
         if self.lines.has_unread() {
             return Err(Fault::Broken("it spoke before it was asked".into()));
@@ -79,6 +86,9 @@ impl Process {
     }
 
     /// The next line of its stdout, without the line break.
+    ///
+    /// # Errors
+    /// If the process has ended, writes too long a line, or writes none by `deadline`.
     pub fn receive(&mut self, deadline: Instant) -> Result<String, Fault> {
         let patience = deadline.saturating_duration_since(Instant::now());
         self.lines.next(deadline).map_err(|end| match end {

@@ -12,19 +12,27 @@ const SHOWN: usize = 200;
 
 /// An argument of a call.
 #[derive(Debug, Clone, Copy)]
-pub enum Arg<'a> {
+pub enum JavaArg<'a> {
+    /// A text.
     Text(&'a str),
+    /// A whole number.
     Int(i64),
+    /// True or false.
     Bool(bool),
+    /// An object of the other side, by its name.
     Ref(&'a str),
 }
 
 /// What a call returned.
 #[derive(Debug, Clone, PartialEq)]
-pub enum Value {
+pub enum JavaValue {
+    /// Nothing, or null.
     Nothing,
+    /// A text.
     Text(String),
+    /// A number.
     Number(f64),
+    /// True or false.
     Bool(bool),
     /// Name of an object on the other side, of any class. It lives until [`Gateway::free`].
     Ref(String),
@@ -37,7 +45,7 @@ pub struct Gateway {
 }
 
 /// As much of a value as an error shows.
-fn start(value: &Value) -> String {
+fn start(value: &JavaValue) -> String {
     format!("{value:?}").chars().take(SHOWN).collect()
 }
 
@@ -47,6 +55,9 @@ fn broken(what: &str, e: &dyn std::fmt::Display) -> Fault {
 
 impl Gateway {
     /// Connects to a gateway on this machine.
+    ///
+    /// # Errors
+    /// If there is no connection by `deadline`.
     pub fn connect(port: u16, deadline: Instant) -> Result<Gateway, Fault> {
         let lost = |e| broken(&format!("no connection to its port {port}"), &e);
         let stream =
@@ -56,59 +67,96 @@ impl Gateway {
     }
 
     /// A new object of a class, by its constructor without arguments.
+    ///
+    /// # Errors
+    /// If the class or its constructor does not exist, or the connection fails.
     pub fn construct(&mut self, class: &str, deadline: Instant) -> Result<String, Fault> {
         match self.exchange(&format!("i\n{class}\ne\n"), deadline)? {
-            Value::Ref(object) => Ok(object),
+            JavaValue::Ref(object) => Ok(object),
             other => Err(broken("a constructor returned no object", &start(&other))),
         }
     }
 
     /// Calls a method of an object, or of a class as `z:NAME`. A Java exception is [`Fault::Refused`].
-    pub fn call(&mut self, object: &str, method: &str, args: &[Arg<'_>], deadline: Instant) -> Result<Value, Fault> {
+    ///
+    /// # Errors
+    /// If Java throws, the connection fails, or no answer comes by `deadline`.
+    pub fn call(
+        &mut self,
+        object: &str,
+        method: &str,
+        args: &[JavaArg<'_>],
+        deadline: Instant,
+    ) -> Result<JavaValue, Fault> {
         let mut request = format!("c\n{object}\n{method}\n");
         for arg in args {
             match arg {
-                Arg::Text(text) => request += &format!("s{}\n", escape(text)),
-                Arg::Int(number) => request += &format!("i{number}\n"),
-                Arg::Bool(value) => request += &format!("b{value}\n"),
-                Arg::Ref(object) => request += &format!("r{object}\n"),
+                JavaArg::Text(text) => request += &format!("s{}\n", escape(text)),
+                JavaArg::Int(number) => request += &format!("i{number}\n"),
+                JavaArg::Bool(value) => request += &format!("b{value}\n"),
+                JavaArg::Ref(object) => request += &format!("r{object}\n"),
             }
         }
         self.exchange(&(request + "e\n"), deadline)
     }
 
     /// Calls a method that returns a text.
-    pub fn text(&mut self, object: &str, method: &str, args: &[Arg<'_>], deadline: Instant) -> Result<String, Fault> {
+    ///
+    /// # Errors
+    /// As [`Gateway::call`], and if something else is returned.
+    pub fn text(
+        &mut self,
+        object: &str,
+        method: &str,
+        args: &[JavaArg<'_>],
+        deadline: Instant,
+    ) -> Result<String, Fault> {
         match self.call(object, method, args, deadline)? {
-            Value::Text(text) => Ok(text),
+            JavaValue::Text(text) => Ok(text),
             other => Err(broken(method, &format!("returned {}, not a text", start(&other)))),
         }
     }
 
     /// Calls a method that returns a number.
-    pub fn number(&mut self, object: &str, method: &str, args: &[Arg<'_>], deadline: Instant) -> Result<f64, Fault> {
+    ///
+    /// # Errors
+    /// As [`Gateway::call`], and if something else is returned.
+    pub fn number(
+        &mut self,
+        object: &str,
+        method: &str,
+        args: &[JavaArg<'_>],
+        deadline: Instant,
+    ) -> Result<f64, Fault> {
         match self.call(object, method, args, deadline)? {
-            Value::Number(number) => Ok(number),
+            JavaValue::Number(number) => Ok(number),
             other => Err(broken(method, &format!("returned {}, not a number", start(&other)))),
         }
     }
 
     /// Calls a method that returns a list of texts: it crosses in one piece, and is freed.
+    ///
+    /// # Errors
+    /// As [`Gateway::call`], and if something else is returned.
     pub fn texts(&mut self, object: &str, method: &str, deadline: Instant) -> Result<Vec<String>, Fault> {
-        let Value::Ref(list) = self.call(object, method, &[], deadline)? else {
+        let JavaValue::Ref(list) = self.call(object, method, &[], deadline)? else {
             return Err(broken(method, &"returned no list"));
         };
-        let joined = self.text("z:java.lang.String", "join", &[Arg::Text("\u{1f}"), Arg::Ref(&list)], deadline)?;
+        let joined =
+            self.text("z:java.lang.String", "join", &[JavaArg::Text("\u{1f}"), JavaArg::Ref(&list)], deadline)?;
         self.free(&list, deadline)?;
         Ok(if joined.is_empty() { Vec::new() } else { joined.split('\u{1f}').map(String::from).collect() })
     }
 
     /// Lets go of an object on the other side.
+    ///
+    /// # Errors
+    /// If the connection fails.
     pub fn free(&mut self, object: &str, deadline: Instant) -> Result<(), Fault> {
         self.exchange(&format!("m\nd\n{object}\ne\n"), deadline).map(drop)
     }
 
-    fn exchange(&mut self, request: &str, deadline: Instant) -> Result<Value, Fault> {
+    fn exchange(&mut self, request: &str, deadline: Instant) -> Result<JavaValue, Fault> {
         self.send(request.as_bytes(), deadline)?;
         let line = self.line(deadline)?;
         let value = line.strip_prefix('!').and_then(|reply| {
@@ -186,15 +234,15 @@ fn left(deadline: Instant) -> Duration {
     deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1))
 }
 
-fn value(reply: &str) -> Option<Value> {
+fn value(reply: &str) -> Option<JavaValue> {
     let (kind, rest) = reply.split_at_checked(1)?;
     match kind {
-        "v" | "n" => Some(Value::Nothing),
-        "s" => Some(Value::Text(unescape(rest))),
-        "i" | "L" | "d" | "D" => rest.parse().ok().map(Value::Number),
-        "b" => rest.parse().ok().map(Value::Bool),
+        "v" | "n" => Some(JavaValue::Nothing),
+        "s" => Some(JavaValue::Text(unescape(rest))),
+        "i" | "L" | "d" | "D" => rest.parse().ok().map(JavaValue::Number),
+        "b" => rest.parse().ok().map(JavaValue::Bool),
         // Objects, lists, maps, sets, arrays and iterators differ in a letter only.
-        "r" | "l" | "a" | "h" | "t" | "g" => Some(Value::Ref(rest.into())),
+        "r" | "l" | "a" | "h" | "t" | "g" => Some(JavaValue::Ref(rest.into())),
         _ => None,
     }
 }

@@ -19,6 +19,9 @@ pub struct WorkerSuite {
 
 impl WorkerSuite {
     /// Starts a first worker of `command` and asks it for its tasks.
+    ///
+    /// # Errors
+    /// If the worker cannot be started, lists no tasks, or lists one twice.
     pub fn open(command: &[String], limits: Limits, seed: u64) -> Result<WorkerSuite, EnvError> {
         let program = command.to_vec();
         let start = move || JsonLines::start(&program, Instant::now() + limits.start);

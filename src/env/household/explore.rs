@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::generate::Generated;
-use super::world::Kind;
+use super::world::ObjectKind;
 use crate::env::textgame::{Game, Planner, TextGame};
 use crate::env::{EnvError, Environment, Observation};
 
@@ -17,6 +17,7 @@ pub struct HouseholdGame {
 }
 
 impl HouseholdGame {
+    /// The game of this name with a player who knows how it was generated.
     pub fn new(name: &str, game: Arc<Game>, about: Arc<Generated>) -> Self {
         let seen = vec![false; about.places.len()];
         Self { inner: TextGame::new(name, game), about, seen, planner: Planner::default() }
@@ -44,7 +45,7 @@ impl HouseholdGame {
     }
 
     /// The next step of a player who searches: where the shortest plan is known from what was seen, a step of it;
-    /// else it takes what the task asks for, carries the first of two to its place, and looks where it has not looked.
+    /// else it takes what the task needs, carries the first of two to its place, and looks where it has not looked.
     fn search(&mut self) -> Option<String> {
         let game = self.inner.game();
         let unseen: Vec<&String> =
@@ -67,7 +68,7 @@ impl HouseholdGame {
         };
         let wanted = &self.about.wanted;
         let before = |i: usize| wanted[..i].iter().filter(|k| k.name == wanted[i].name).count();
-        let missing: Vec<&Kind> =
+        let missing: Vec<&ObjectKind> =
             (0..wanted.len()).filter(|i| placed(wanted[*i].name) <= before(*i)).map(|i| wanted[i]).collect();
         let of_kind: Vec<String> = missing.iter().flat_map(|kind| things(kind.name)).collect();
         let held = of_kind.iter().find(|t| self.holds("holding", &[t]));

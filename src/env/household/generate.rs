@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::TaskId;
-use super::world::{KINDS, Kind, ROOMS, Random, Room, kind_named, openable, stores};
+use super::world::{KINDS, ObjectKind, ROOMS, Random, Room, kind_named, openable, stores};
 use crate::env::textgame::GameFile;
 
 /// The rules of every household game.
@@ -13,18 +13,26 @@ const GRAMMAR: &str = include_str!("household.grammar");
 /// The six task types, in the order of ALFWorld's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum TaskType {
+    /// Put an object somewhere.
     Place,
+    /// Look at an object under a lamp.
     Inspect,
+    /// Clean an object and put it somewhere.
     CleanAndPlace,
+    /// Heat an object and put it somewhere.
     HeatAndPlace,
+    /// Cool an object and put it somewhere.
     CoolAndPlace,
+    /// Put two objects of a kind somewhere.
     PlaceTwo,
 }
 
 impl TaskType {
+    /// All task types.
     pub const ALL: [Self; 6] =
         [Self::Place, Self::Inspect, Self::CleanAndPlace, Self::HeatAndPlace, Self::CoolAndPlace, Self::PlaceTwo];
 
+    /// The type as task ids spell it.
     pub fn name(self) -> &'static str {
         match self {
             Self::Place => "place",
@@ -50,16 +58,16 @@ impl TaskType {
 
 /// What a task may ask of a thing besides where it is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum ObjectState {
     Plain,
     Clean,
     Hot,
     Cool,
 }
 
-impl State {
-    /// `inspect` in a kitchen asks for every state, cool most often: nothing else in training does.
-    fn of(kind: TaskType, room: &Room, random: &mut Random) -> Option<State> {
+impl ObjectState {
+    /// `inspect` in a kitchen needs every state, cool most often: nothing else in training does.
+    fn of(kind: TaskType, room: &Room, random: &mut Random) -> Option<ObjectState> {
         match kind {
             TaskType::Place | TaskType::PlaceTwo => Some(Self::Plain),
             TaskType::CleanAndPlace => Some(Self::Clean),
@@ -72,7 +80,7 @@ impl State {
         }
     }
 
-    fn fits(self, kind: &Kind) -> bool {
+    fn fits(self, kind: &ObjectKind) -> bool {
         match self {
             Self::Plain => true,
             Self::Clean => kind.washable,
@@ -109,16 +117,17 @@ type Named = (&'static str, usize);
 /// A generated game and what its scripted explorer is told by the task sentence.
 #[derive(Debug, Clone)]
 pub struct Generated {
+    /// The three texts of the game.
     pub file: GameFile,
     /// Kinds of the things that the task is about, in the order of its sentence.
-    pub wanted: Vec<&'static Kind>,
+    pub wanted: Vec<&'static ObjectKind>,
     /// Sort of place they go to (`None`: the thing is to be held).
     pub target: Option<&'static str>,
     /// Display names of the places, as the first observation lists them.
     pub places: Vec<String>,
 }
 
-impl std::fmt::Debug for Kind {
+impl std::fmt::Debug for ObjectKind {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(self.name)
     }
@@ -152,8 +161,12 @@ fn layout(scene: u64) -> (Vec<Named>, Option<usize>) {
     (places, lamp)
 }
 
-/// What lies about: what is asked for, and other things of `here`.
-fn with_others(wanted: &[&'static Kind], here: &[&'static Kind], random: &mut Random) -> Option<Vec<&'static Kind>> {
+/// What lies about: what the task needs, and other things of `here`.
+fn with_others(
+    wanted: &[&'static ObjectKind],
+    here: &[&'static ObjectKind],
+    random: &mut Random,
+) -> Option<Vec<&'static ObjectKind>> {
     let (mut kinds, kind) = (wanted.to_vec(), *wanted.first()?);
     // Up to three of a kind, so that numbers must be read and not guessed.
     for _ in 0..random.below(4 - wanted.iter().filter(|k| k.name == kind.name).count()) {
@@ -174,21 +187,23 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let room = room_of(id.scene);
     let (places, lamp) = layout(id.scene);
     let mut random = Random::new(&[2, id.kind as u64, id.scene, id.seed, attempt]);
-    let state = State::of(id.kind, room, &mut random)?;
-    let here: Vec<&'static Kind> = KINDS.iter().filter(|k| k.rooms.contains(&room.name)).collect();
-    let able: Vec<&'static Kind> = here.iter().copied().filter(|k| state.fits(k)).collect();
+    let state = ObjectState::of(id.kind, room, &mut random)?;
+    let here: Vec<&'static ObjectKind> = KINDS.iter().filter(|k| k.rooms.contains(&room.name)).collect();
+    let able: Vec<&'static ObjectKind> = here.iter().copied().filter(|k| state.fits(k)).collect();
     let kind = *random.pick(&able)?;
     let wanted = match id.kind {
         TaskType::PlaceTwo => vec![kind, kind],
         TaskType::Place if random.below(2) == 0 => {
-            let others: Vec<&'static Kind> = here.iter().copied().filter(|k| k.name != kind.name).collect();
+            let others: Vec<&'static ObjectKind> = here.iter().copied().filter(|k| k.name != kind.name).collect();
             vec![kind, *random.pick(&others)?]
         }
         _ => vec![kind],
     };
     let sorts = |of: fn(&str) -> bool| places.iter().map(|(s, _)| *s).filter(|s| of(s)).collect::<Vec<_>>();
     let goal = match id.kind {
-        TaskType::Inspect if lamp.is_some() && (state == State::Plain || random.below(2) == 0) => Goal::HoldByLamp,
+        TaskType::Inspect if lamp.is_some() && (state == ObjectState::Plain || random.below(2) == 0) => {
+            Goal::HoldByLamp
+        }
         TaskType::Inspect => Goal::HoldAt(random.pick(&sorts(|_| true))?),
         _ => Goal::PutIn(random.pick(&sorts(stores))?),
     };
@@ -197,7 +212,7 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let mut things: Vec<(Named, usize)> = Vec::new();
     for (i, thing) in kinds.iter().enumerate() {
         let number = kinds[..=i].iter().filter(|k| k.name == thing.name).count();
-        // What is asked for does not lie at its goal already; all else lies mostly where it belongs.
+        // What the task needs does not lie at its goal already; all else lies mostly where it belongs.
         let asked = wanted.iter().any(|k| k.name == thing.name);
         let free = |i: &usize| places[*i].0 != "stove" && !(asked && goal == Goal::PutIn(places[*i].0));
         let all: Vec<usize> = (0..places.len()).filter(free).collect();
@@ -226,9 +241,9 @@ fn ids(all: &[Named]) -> Vec<String> {
 /// What is to be done, with which things.
 #[derive(Clone, Copy)]
 struct Wish<'a> {
-    wanted: &'a [&'a Kind],
+    wanted: &'a [&'a ObjectKind],
     goal: Goal,
-    state: State,
+    state: ObjectState,
 }
 
 impl Wish<'_> {

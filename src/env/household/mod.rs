@@ -39,8 +39,11 @@ pub const SEARCH_LIMIT: usize = 20;
 /// `clean-and-place/scene-17/seed-123`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct TaskId {
+    /// The task type.
     pub kind: TaskType,
+    /// The scene: which rooms and furniture there are.
     pub scene: u64,
+    /// What the objects and their places are drawn by.
     pub seed: u64,
 }
 
@@ -74,6 +77,21 @@ impl FromStr for TaskId {
 }
 
 /// The suite of household games.
+///
+/// ```
+/// use uncouple::env::{Split, Suite, household::Household};
+///
+/// let suite = Household::new(0);
+/// let mut game = suite.open_for_training(&suite.task(Split::Train, 0)?)?;
+/// let mut seen = game.reset()?;
+/// while let (false, Some(command)) = (seen.done, game.expert()) {
+///     seen = game.step(&command)?;
+/// }
+/// assert!(seen.won);
+/// // What is held out is never trained on.
+/// assert!(suite.open_for_training(&suite.task(Split::L2, 0)?).is_err());
+/// # Ok::<(), uncouple::env::EnvError>(())
+/// ```
 #[derive(Debug, Clone)]
 pub struct Household {
     /// Chooses the training games; the evaluation panels are the same for every seed.
@@ -81,11 +99,15 @@ pub struct Household {
 }
 
 impl Household {
+    /// The suite; `seed` orders the training tasks.
     pub fn new(seed: u64) -> Self {
         Self { seed }
     }
 
     /// SHA-256, in hex, of the rules and of samples of every split: two builds with equal hashes play the same games.
+    ///
+    /// # Errors
+    /// If a game cannot be generated.
     pub fn content_hash(&self) -> Result<String, EnvError> {
         let mut hash = Sha256::new();
         hash.update(generate::DOMAIN);

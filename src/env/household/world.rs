@@ -1,7 +1,7 @@
 //! What rooms, places and things there are.
 
 /// A kind of thing and what can be done with it.
-pub struct Kind {
+pub struct ObjectKind {
     pub name: &'static str,
     pub washable: bool,
     pub heatable: bool,
@@ -27,11 +27,11 @@ const fn kind(
     [washable, heatable, coolable]: [bool; 3],
     homes: &'static [&'static str],
     rooms: &'static [&'static str],
-) -> Kind {
-    Kind { name, washable, heatable, coolable, homes, rooms }
+) -> ObjectKind {
+    ObjectKind { name, washable, heatable, coolable, homes, rooms }
 }
 
-pub const KINDS: &[Kind] = &[
+pub const KINDS: &[ObjectKind] = &[
     kind("apple", [true, true, true], FOOD, KITCHEN),
     kind("tomato", [true, true, true], FOOD, KITCHEN),
     kind("potato", [true, true, true], FOOD, KITCHEN),
@@ -57,7 +57,7 @@ pub const KINDS: &[Kind] = &[
 ];
 
 /// The kind with this name.
-pub fn kind_named(name: &str) -> Option<&'static Kind> {
+pub fn kind_named(name: &str) -> Option<&'static ObjectKind> {
     KINDS.iter().find(|k| k.name == name)
 }
 

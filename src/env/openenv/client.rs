@@ -41,6 +41,9 @@ pub struct Address {
 
 impl Address {
     /// From `http(s)://…`, `ws(s)://…` or `HOST:PORT`.
+    ///
+    /// # Errors
+    /// If the scheme is another, the host is missing, or the address holds a password.
     pub fn parse(url: &str) -> Result<Address, EnvError> {
         let bad =
             |reason: &str| EnvError::BadGame { file: format!("env.openenv.url = {url:?}"), reason: reason.into() };
@@ -63,7 +66,7 @@ impl Address {
 
 /// Which fields of a server's actions and observations are the agent's text.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Layout {
+pub struct MessageLayout {
     /// The field of an action that takes the command.
     pub action: String,
     /// The field of an observation that is shown; `None`: the whole observation, as JSON.
@@ -72,9 +75,12 @@ pub struct Layout {
     pub hints: bool,
 }
 
-impl Layout {
+impl MessageLayout {
     /// From the answer of `/schema`; `action` is the field to use, empty: the only one that takes text.
-    pub fn read(schema: &Value, action: &str) -> Result<Layout, String> {
+    ///
+    /// # Errors
+    /// If the schema has no such field, or no single field that takes text.
+    pub fn read(schema: &Value, action: &str) -> Result<MessageLayout, String> {
         let own = |name: &str| !["metadata", "reward", "done", "expert"].contains(&name);
         let part = |name: &str| Schema { whole: schema, part: &schema[name], at: &schema[name] }.resolved();
         let texts = |part: Schema<'_>| -> Vec<String> {
@@ -98,7 +104,7 @@ impl Layout {
         })?;
         let text = shows.iter().find(|name| *name == "text").cloned().or_else(|| only(&shows));
         let hints = part("observation").at["properties"].get("expert").is_some();
-        Ok(Layout { action, text, hints })
+        Ok(MessageLayout { action, text, hints })
     }
 
     fn observation(&self, data: Value) -> Result<(Observation, Hints), String> {
@@ -193,7 +199,7 @@ impl<'a> Schema<'a> {
 
 /// One session.
 pub struct Connection {
-    layout: Arc<Layout>,
+    layout: Arc<MessageLayout>,
     /// To the task that carries messages; closing it ends the session.
     requests: UnboundedSender<String>,
     answers: Receiver<Received>,
@@ -215,7 +221,10 @@ fn runtime() -> Result<&'static Runtime, Fault> {
 
 impl Connection {
     /// Opens a session.
-    pub fn open(address: &Address, layout: Arc<Layout>, deadline: Instant) -> Result<Connection, Fault> {
+    ///
+    /// # Errors
+    /// If no session is open by `deadline`.
+    pub fn open(address: &Address, layout: Arc<MessageLayout>, deadline: Instant) -> Result<Connection, Fault> {
         let runtime = runtime()?;
         let lost = |e: &dyn std::fmt::Display| Fault::Broken(format!("no session at {}: {e}", address.socket));
         let config = WebSocketConfig::default().max_message_size(Some(LONGEST)).max_frame_size(Some(LONGEST));
@@ -314,7 +323,7 @@ impl Worker for Connection {
 
 impl Drop for Connection {
     fn drop(&mut self) {
-        // A server that is as it should be hears a goodbye, when `requests` closes.
+        // A server that is as it should be gets a goodbye, when `requests` closes.
         if self.broken {
             self.carrier.abort();
         }

@@ -16,7 +16,7 @@ mod server;
 mod session;
 mod suite;
 
-pub use client::{Address, Connection, Layout};
+pub use client::{Address, Connection, MessageLayout};
 pub use listen::Bounds;
 pub use server::{ServeError, Server, Stop};
 pub use session::{Games, Session};

@@ -28,6 +28,7 @@ const ENDLESS: u64 = i32::MAX as u64;
 
 /// Why a server could not be set up.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum ServeError {
     #[error("cannot listen on {address}: {source}; choose another --host or --port")]
     Bind { address: SocketAddr, source: std::io::Error },
@@ -64,6 +65,9 @@ impl Stop {
 
 impl Server {
     /// Listens on an address; port 0 is any free one.
+    ///
+    /// # Errors
+    /// If the address cannot be bound.
     pub fn bind(suite: Box<dyn Suite>, address: SocketAddr, bounds: Bounds) -> Result<Server, ServeError> {
         let listener = TcpListener::bind(address).map_err(|source| ServeError::Bind { address, source })?;
         listener.set_nonblocking(true)?;
@@ -91,6 +95,9 @@ impl Server {
     }
 
     /// Serves until it is stopped.
+    ///
+    /// # Errors
+    /// If the runtime cannot be started.
     pub fn run(self) -> Result<(), ServeError> {
         let Server { listener, shared, names, stop: _stop, .. } = self;
         let sessions = shared.bounds.sessions;
@@ -190,7 +197,7 @@ impl Shared {
     }
 
     /// Plays for an HTTP route, which keeps no session.
-    fn play(&self, play: impl FnOnce(&mut Session) -> Result<Value, Refusal>) -> Answer {
+    fn play(&self, play: impl FnOnce(&mut Session) -> Result<Value, Refusal>) -> JsonAnswer {
         let _seat = self.seat().ok_or_else(|| refused(StatusCode::SERVICE_UNAVAILABLE, self.full()))?;
         let played = block_in_place(|| play(&mut Session::new(self.games.clone())));
         played.map(Json).map_err(|e| {
@@ -201,7 +208,7 @@ impl Shared {
 }
 
 /// An answer of an HTTP route, or its refusal.
-type Answer = Result<Json<Value>, (StatusCode, Json<Value>)>;
+type JsonAnswer = Result<Json<Value>, (StatusCode, Json<Value>)>;
 
 fn refused(status: StatusCode, detail: impl ToString) -> (StatusCode, Json<Value>) {
     (status, Json(json!({ "detail": detail.to_string() })))
@@ -217,7 +224,7 @@ async fn metadata(State(shared): State<Arc<Shared>>) -> Json<Value> {
 }
 
 /// The beginning of a task.
-async fn reset(State(shared): State<Arc<Shared>>, body: Bytes) -> Answer {
+async fn reset(State(shared): State<Arc<Shared>>, body: Bytes) -> JsonAnswer {
     let bad = |e| refused(StatusCode::UNPROCESSABLE_ENTITY, e);
     let data = if body.is_empty() { json!({}) } else { serde_json::from_slice(&body).map_err(bad)? };
     shared.play(|session| session.reset(data))
@@ -229,7 +236,7 @@ struct StepRequest {
 }
 
 /// One step in the first training task.
-async fn step(State(shared): State<Arc<Shared>>, Json(StepRequest { action }): Json<StepRequest>) -> Answer {
+async fn step(State(shared): State<Arc<Shared>>, Json(StepRequest { action }): Json<StepRequest>) -> JsonAnswer {
     shared.play(|session| {
         session.reset(json!({ "seed": 0 }))?;
         session.step(action)
@@ -251,7 +258,7 @@ fn known<'a>(shared: &'a Shared, name: &str) -> Result<&'a dyn Suite, (StatusCod
     known.then_some(suite).ok_or_else(|| refused(StatusCode::NOT_FOUND, format!("unknown environment {name:?}")))
 }
 
-async fn splits(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> Answer {
+async fn splits(State(shared): State<Arc<Shared>>, Path(name): Path<String>) -> JsonAnswer {
     let suite = known(&shared, &name)?;
     let splits = [(Split::Train, "train"), (Split::L0, "validation"), (Split::L1, "test"), (Split::L2, "test")];
     let there = splits.iter().filter(|(split, _)| suite.len(*split) != Some(0));
@@ -278,20 +285,24 @@ fn listed(suite: &dyn Suite, asked: &Asked) -> Result<Value, (StatusCode, Json<V
     range.map(|index| described(suite, asked.split, index)).collect()
 }
 
-async fn tasks(State(shared): State<Arc<Shared>>, Path(name): Path<String>, Json(asked): Json<Asked>) -> Answer {
+async fn tasks(State(shared): State<Arc<Shared>>, Path(name): Path<String>, Json(asked): Json<Asked>) -> JsonAnswer {
     let suite = known(&shared, &name)?;
     Ok(Json(json!({ "tasks": listed(suite, &asked)?, "env_name": suite.name() })))
 }
 
-async fn task_range(State(shared): State<Arc<Shared>>, Path(name): Path<String>, Json(asked): Json<Asked>) -> Answer {
+async fn task_range(
+    State(shared): State<Arc<Shared>>,
+    Path(name): Path<String>,
+    Json(asked): Json<Asked>,
+) -> JsonAnswer {
     Ok(Json(json!({ "tasks": listed(known(&shared, &name)?, &asked)? })))
 }
 
-async fn count(State(shared): State<Arc<Shared>>, Path(name): Path<String>, Json(asked): Json<Asked>) -> Answer {
+async fn count(State(shared): State<Arc<Shared>>, Path(name): Path<String>, Json(asked): Json<Asked>) -> JsonAnswer {
     Ok(Json(json!({ "num_tasks": known(&shared, &name)?.len(asked.split).unwrap_or(ENDLESS) })))
 }
 
-async fn task(State(shared): State<Arc<Shared>>, Path(name): Path<String>, Json(asked): Json<Asked>) -> Answer {
+async fn task(State(shared): State<Arc<Shared>>, Path(name): Path<String>, Json(asked): Json<Asked>) -> JsonAnswer {
     Ok(Json(json!({ "task": described(known(&shared, &name)?, asked.split, asked.index)? })))
 }
 

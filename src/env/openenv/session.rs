@@ -15,10 +15,12 @@ pub struct Games {
 }
 
 impl Games {
+    /// Hands out the tasks of `suite`.
     pub fn new(suite: Box<dyn Suite>) -> Games {
         Games { suite, next: AtomicU64::new(0) }
     }
 
+    /// The suite that is served.
     pub fn suite(&self) -> &dyn Suite {
         &*self.suite
     }
@@ -109,6 +111,7 @@ struct Episode {
 }
 
 impl Session {
+    /// A session that has begun no episode.
     pub fn new(games: Arc<Games>) -> Session {
         Session { games, episode: None }
     }

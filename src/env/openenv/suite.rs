@@ -1,10 +1,10 @@
 //! The suite of the tasks that an OpenEnv server offers.
 //!
-//! A server that lists its tasks (the Task API of `openenv` 0.10) is asked for them by split and index: its splits `train`, `L0`,
+//! A server that lists its tasks (the Task API of `openenv` 0.10) gives them by split and index: its splits `train`, `L0`,
 //! `L1` and `L2` are ours, of others those of type `validation` make L0 and those of type `test` L1. Elsewhere a task is a seed:
 //! seeds below 10⁹ are for training, and the 128 from there on are L0.
 
-use super::client::{Address, Connection, Layout};
+use super::client::{Address, Connection, MessageLayout};
 use crate::env::bridge::{Bridged, Fault, Limits, Pool};
 use crate::env::household::Random;
 use crate::env::{EnvError, Environment, Split, Suite, Task};
@@ -18,7 +18,7 @@ use std::time::Instant;
 const FIRST_EVALUATION_SEED: u64 = 1_000_000_000;
 /// Seeds in L0.
 const PANEL: u64 = 128;
-/// Most tasks of an evaluation split that are asked for their types.
+/// Most tasks of an evaluation split whose types are requested.
 const MOST_TYPED: u64 = 100_000;
 /// Most splits.
 const MOST_SPLITS: usize = 100;
@@ -29,7 +29,7 @@ const SHOWN: usize = 200;
 
 /// Tasks of one of the server's splits.
 #[derive(Debug)]
-struct Part {
+struct TaskRange {
     split: Split,
     /// What the server calls the split; `None`: tasks are seeds.
     name: Option<String>,
@@ -44,7 +44,7 @@ struct Part {
 pub struct OpenEnv {
     pool: Arc<Pool>,
     seed: u64,
-    parts: Vec<Part>,
+    parts: Vec<TaskRange>,
     hash: String,
 }
 
@@ -62,12 +62,15 @@ pub(super) fn reset_of(task: &str) -> Value {
 impl OpenEnv {
     /// Asks the server at `url` what there is to play. `action` is the field of its actions that takes the command (empty: the
     /// only text field); `seed` chooses the training tasks.
+    ///
+    /// # Errors
+    /// If the address is refused, the server does not answer, or its schema offers no text to act by.
     pub fn open(url: &str, action: &str, limits: Limits, seed: u64) -> Result<OpenEnv, EnvError> {
         let address = Address::parse(url)?;
         let http = Http::new(&address, limits);
         let failed = |reason: String| EnvError::Failed { name: format!("OpenEnv server {}", address.http), reason };
         let schema = http.get("/schema").map_err(failed)?.ok_or_else(|| failed("there is no /schema".into()))?;
-        let layout = Arc::new(Layout::read(&schema, action).map_err(failed)?);
+        let layout = Arc::new(MessageLayout::read(&schema, action).map_err(failed)?);
         let environments = http.get("/list_environments").map_err(failed)?;
         let name = environments.as_ref().and_then(|names| names[0].as_str()).unwrap_or_default().to_string();
         if !name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.~".contains(c)) || name.starts_with('.') {
@@ -75,7 +78,7 @@ impl OpenEnv {
             return Err(failed(format!("/list_environments: {start:?} cannot be a part of an address")));
         }
         let listed = if name.is_empty() { None } else { http.parts(&name).map_err(failed)? };
-        let seeds = |split, first, count| Part { split, name: None, first, count, kinds: Vec::new() };
+        let seeds = |split, first, count| TaskRange { split, name: None, first, count, kinds: Vec::new() };
         let parts = listed.unwrap_or_else(|| {
             let train = seeds(Split::Train, 0, FIRST_EVALUATION_SEED);
             vec![train, seeds(Split::L0, FIRST_EVALUATION_SEED, PANEL)]
@@ -95,7 +98,7 @@ impl OpenEnv {
     }
 }
 
-impl Part {
+impl TaskRange {
     fn task(&self, at: u64) -> Task {
         let place = self.first + at;
         let id = self.name.as_ref().map_or_else(|| format!("seed-{place}"), |name| format!("{name}/{place}"));
@@ -186,7 +189,7 @@ impl<'a> Http<'a> {
     }
 
     /// What the Task API lists; `None` where the server has none, or the environment lists no tasks.
-    fn parts(&self, environment: &str) -> Result<Option<Vec<Part>>, String> {
+    fn parts(&self, environment: &str) -> Result<Option<Vec<TaskRange>>, String> {
         let Some(splits) = self.get(&format!("/{environment}/splits"))? else { return Ok(None) };
         let mut parts = Vec::new();
         let splits = splits.as_array().map_or(&[][..], Vec::as_slice);
@@ -210,7 +213,7 @@ impl<'a> Http<'a> {
             let Some(count) = count else { return Err(format!("/num_tasks: it does not say how many {name} has")) };
             let typed = split != Split::Train && count <= MOST_TYPED;
             let kinds = if typed { self.kinds(environment, &asked, count)? } else { Vec::new() };
-            parts.push(Part { split, name: Some(name.into()), first: 0, count, kinds });
+            parts.push(TaskRange { split, name: Some(name.into()), first: 0, count, kinds });
         }
         Ok(Some(parts))
     }

@@ -4,8 +4,8 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::facts::{EntityId, FactId, Key};
-use super::grammar::{Expression, Grammar, Piece, Query, Symbol, VariableId};
-use super::ground::Task;
+use super::grammar::{Expression, Grammar, Query, Symbol, TextPiece, VariableId};
+use super::ground::GroundTask;
 use super::limits::{Budget, MOST_GROUNDING};
 use super::pddl::{Domain, Problem};
 use super::syntax::GameError;
@@ -16,32 +16,37 @@ pub type Context = Vec<(VariableId, EntityId)>;
 /// Everything about a game that does not change while it is played: shared by all its episodes.
 #[derive(Debug)]
 pub struct Game {
+    /// Types, predicates and actions.
     pub domain: Arc<Domain>,
+    /// How things are told.
     pub grammar: Arc<Grammar>,
-    pub task: Task,
+    /// The problem, grounded.
+    pub task: GroundTask,
     /// Display name of every entity.
     pub names: Vec<String>,
     /// Spelled commands in order; a ground action whose spelling depends on the state has none here.
     pub commands: Vec<String>,
     pub(super) command_of: Vec<Option<u32>>,
-    /// The ways to look at when a changing fact holds, by fact, and those to look at always.
+    /// The operators to look at when a changing fact holds, by fact, and those to look at always.
     watching: Vec<Vec<u32>>,
     always: Vec<u32>,
 }
 
 /// The changing facts of a game: which hold, and which an action has deleted.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct State {
+pub struct GameState {
     fixed: FactId,
     holds: Box<[u64]>,
     deleted: Box<[u64]>,
 }
 
-impl State {
+impl GameState {
+    /// Whether the fact is true.
     pub fn holds(&self, fact: FactId) -> bool {
         fact < self.fixed || bit(&self.holds, fact - self.fixed)
     }
 
+    /// Whether the fact was true once and is no longer.
     pub fn deleted(&self, fact: FactId) -> bool {
         fact >= self.fixed && bit(&self.deleted, fact - self.fixed)
     }
@@ -65,10 +70,13 @@ fn bit(words: &[u64], index: FactId) -> bool {
 
 impl Game {
     /// Compiles a problem of `domain`, to be told with `grammar`.
+    ///
+    /// # Errors
+    /// If the problem is not valid PDDL for `domain`, or grounds to more than is allowed.
     pub fn new(domain: Arc<Domain>, grammar: Arc<Grammar>, problem: &str) -> Result<Self, GameError> {
         let problem = Problem::parse(problem, &domain)?;
         let budget = Budget::new(MOST_GROUNDING);
-        let task = Task::new(&domain, &problem, &budget)?;
+        let task = GroundTask::new(&domain, &problem, &budget)?;
         let names = display_names(&task);
         let changing = task.facts.count() - task.fixed as usize;
         let mut game = Self {
@@ -86,24 +94,27 @@ impl Game {
         Ok(game)
     }
 
-    pub fn initial(&self) -> State {
+    /// The state in which the game begins.
+    pub fn initial(&self) -> GameState {
         let words = self.watching.len().div_ceil(64);
-        let mut state = State { fixed: self.task.fixed, holds: vec![0; words].into(), deleted: vec![0; words].into() };
+        let mut state =
+            GameState { fixed: self.task.fixed, holds: vec![0; words].into(), deleted: vec![0; words].into() };
         self.task.init.iter().for_each(|fact| state.set(*fact, true));
         state
     }
 
-    pub fn won(&self, state: &State) -> bool {
+    /// Whether the goal holds.
+    pub fn won(&self, state: &GameState) -> bool {
         self.task.goal.iter().any(|g| g.holds(&|f| state.holds(f)))
     }
 
     /// Calls `visit` with every ground action possible in `state` (more than once where there are several ways).
-    pub fn possible(&self, state: &State, mut visit: impl FnMut(u32)) {
-        let mut check = |ways: &[u32]| {
-            for way in ways {
-                let way = &self.task.ways[*way as usize];
-                if way.when.holds(&|f| state.holds(f)) {
-                    visit(way.action);
+    pub fn possible(&self, state: &GameState, mut visit: impl FnMut(u32)) {
+        let mut check = |operators: &[u32]| {
+            for operator in operators {
+                let operator = &self.task.operators[*operator as usize];
+                if operator.when.holds(&|f| state.holds(f)) {
+                    visit(operator.action);
                 }
             }
         };
@@ -118,7 +129,7 @@ impl Game {
     }
 
     /// Does a ground action. Conditional effects look at the state before it; what is both added and deleted is added.
-    pub fn apply(&self, state: &mut State, action: u32) {
+    pub fn apply(&self, state: &mut GameState, action: u32) {
         let action = &self.task.actions[action as usize];
         let fires = |(test, _, _): &&(super::ground::Test, FactId, bool)| test.holds(&|f| state.holds(f));
         let fired: Vec<(FactId, bool)> = action.conditional.iter().filter(fires).map(|(_, f, v)| (*f, *v)).collect();
@@ -129,7 +140,7 @@ impl Game {
     }
 
     /// Whether a fact holds, given the display names of what it speaks of.
-    pub fn holds(&self, state: &State, predicate: &str, names: &[&str]) -> bool {
+    pub fn holds(&self, state: &GameState, predicate: &str, names: &[&str]) -> bool {
         let entity = |name: &&str| self.names.iter().position(|n| n == name).map(|i| i as u16);
         let predicate = self.domain.predicate_named(predicate);
         let key = predicate.and_then(|p| Key::new(p, names.iter().map(entity)));
@@ -138,7 +149,7 @@ impl Game {
     }
 
     /// A copy of `state` without the facts that `hidden` names (predicate, display names): what a player may believe.
-    pub fn without(&self, state: &State, hidden: impl Fn(&str, &[&str]) -> bool) -> State {
+    pub fn without(&self, state: &GameState, hidden: impl Fn(&str, &[&str]) -> bool) -> GameState {
         let mut believed = state.clone();
         let facts = &self.task.facts;
         for fact in self.task.fixed..facts.count() as FactId {
@@ -162,13 +173,13 @@ impl Game {
         spelling.parameters.iter().copied().zip(action.arguments.iter().copied()).collect()
     }
 
-    /// Each way is looked at only while one of its facts holds: the one whose predicate is true of least at the start.
+    /// Each operator is looked at only while one of its facts holds: the one whose predicate is true of least at the start.
     fn watch(&mut self) {
         let facts = &self.task.facts;
         let mut common: HashMap<u16, usize> = HashMap::new();
         self.task.init.iter().for_each(|f| *common.entry(facts.predicate(*f)).or_default() += 1);
-        for (i, way) in self.task.ways.iter().enumerate() {
-            let rarest = way.when.positive.iter().min_by_key(|f| common.get(&facts.predicate(**f)));
+        for (i, operator) in self.task.operators.iter().enumerate() {
+            let rarest = operator.when.positive.iter().min_by_key(|f| common.get(&facts.predicate(**f)));
             match rarest {
                 Some(fact) => self.watching[(fact - self.task.fixed) as usize].push(i as u32),
                 None => self.always.push(i as u32),
@@ -208,7 +219,7 @@ fn is_steady(symbol: &Symbol, fluent: &impl Fn(u16) -> bool) -> bool {
     match symbol {
         Symbol::Text(_) => true,
         Symbol::Value(Expression(sums)) => {
-            sums.iter().flatten().all(|p| matches!(p, Piece::Literal(_) | Piece::Property(..)))
+            sums.iter().flatten().all(|p| matches!(p, TextPiece::Literal(_) | TextPiece::Property(..)))
         }
         Symbol::Rule(_) => false,
         Symbol::Each(inner, query) | Symbol::List(inner, query) => fixed(query) && is_steady(inner, fluent),
@@ -216,7 +227,7 @@ fn is_steady(symbol: &Symbol, fluent: &impl Fn(u16) -> bool) -> bool {
 }
 
 /// `shelf_bar_x` is called `shelf 2`: the entities of a class that some fact mentions are numbered from the last id down.
-fn display_names(task: &Task) -> Vec<String> {
+fn display_names(task: &GroundTask) -> Vec<String> {
     let mut mentioned = vec![false; task.entities.len()];
     let init = (0..task.fixed).chain(task.init.iter().copied());
     init.for_each(|fact| task.facts.args(fact).iter().for_each(|e| mentioned[usize::from(*e)] = true));

@@ -30,10 +30,10 @@ pub enum Symbol {
 
 /// `a.name or b.id`: the first alternative that is not empty; each is a sum of terms.
 #[derive(Debug, Clone)]
-pub struct Expression(pub Vec<Vec<Piece>>);
+pub struct Expression(pub Vec<Vec<TextPiece>>);
 
 #[derive(Debug, Clone)]
-pub enum Piece {
+pub enum TextPiece {
     Literal(String),
     /// A property of what the variable of this name stands for.
     Property(String, Property),
@@ -77,16 +77,21 @@ pub struct Spelling {
     pub at: Position,
 }
 
+/// The rules by which a game is told.
 #[derive(Debug, Clone)]
 pub struct Grammar {
+    /// The alternatives of each rule, by `RuleId`.
     pub rules: Vec<Vec<Alternative>>,
     names: HashMap<String, RuleId>,
     /// Name and type of every variable.
     pub variables: Vec<(String, TypeId)>,
     /// By the domain's action index.
     pub spellings: Vec<Spelling>,
+    /// The rule of an empty list.
     pub list_empty: Option<RuleId>,
+    /// The rule between two elements of a list.
     pub list_separator: Option<RuleId>,
+    /// The rule before the last element of a list.
     pub list_last_separator: Option<RuleId>,
     /// The text shown at the start.
     pub intro: RuleId,
@@ -96,6 +101,9 @@ pub struct Grammar {
 
 impl Grammar {
     /// Reads a grammar for `domain`.
+    ///
+    /// # Errors
+    /// If the text is not a grammar, or names what `domain` does not have.
     pub fn parse(text: &str, domain: &Domain) -> Result<Self, GameError> {
         let mut file = File { text, at: 0, passed: (0, Position { line: 1, column: 1 }) };
         let (rules, actions) = file.blocks()?;
@@ -121,7 +129,7 @@ impl Grammar {
             let block = blocks.get(action.name.as_str()).ok_or_else(|| {
                 file.fail(text.len(), &format!("an 'action' block for '{}'", action.name), "none".into())
             })?;
-            let place = Place { at: block.at, rule: None };
+            let place = TextPlace { at: block.at, rule: None };
             let typed = action.parameters.iter().zip(&action.precondition.slot_types);
             let parameters =
                 typed.map(|(name, kind)| builder.variable(name, *kind, place)).collect::<Result<_, _>>()?;
@@ -162,20 +170,20 @@ struct RawRule<'a> {
 }
 
 impl RawRule<'_> {
-    fn place(&self) -> Place<'_> {
-        Place { at: self.start, rule: Some((self.block, &self.name)) }
+    fn place(&self) -> TextPlace<'_> {
+        TextPlace { at: self.start, rule: Some((self.block, &self.name)) }
     }
 }
 
 /// Where something is, as far as it is known without searching the text: only an error needs the position.
 #[derive(Clone, Copy)]
-struct Place<'a> {
+struct TextPlace<'a> {
     at: Position,
     /// A block of rules that begins there, and the name of one.
     rule: Option<(&'a str, &'a str)>,
 }
 
-impl Place<'_> {
+impl TextPlace<'_> {
     fn position(self) -> Position {
         let Some((block, name)) = self.rule else { return self.at };
         let json = without_comments(block);
@@ -207,7 +215,7 @@ struct RawAction {
 struct File<'a> {
     text: &'a str,
     at: usize,
-    /// The offset last asked for, and its position.
+    /// The last offset whose position was computed, and that position.
     passed: (usize, Position),
 }
 
@@ -216,7 +224,7 @@ impl<'a> File<'a> {
         GameError { part: "grammar", at: Position::of(self.text, at), expected: expected.into(), found }
     }
 
-    /// The position of an offset, which is behind the one last asked for.
+    /// The position of an offset, which is behind the last one.
     fn position(&mut self, offset: usize) -> Position {
         let (from, start) = self.passed;
         let position = within(start, Position::of(&self.text[from..], offset - from));
@@ -346,7 +354,7 @@ impl<'a> File<'a> {
         for (name, alternatives) in value {
             let wrong = |found: &serde_json::Value| GameError {
                 part: "grammar",
-                at: Place { at: start, rule: Some((block, &name)) }.position(),
+                at: TextPlace { at: start, rule: Some((block, &name)) }.position(),
                 expected: format!("a list of {{\"condition\": text, \"rhs\": text}} for rule '{name}'"),
                 found: found.to_string().chars().take(40).collect(),
             };
@@ -373,11 +381,11 @@ struct Builder<'a> {
 }
 
 impl Builder<'_> {
-    fn fail(&self, at: Place, expected: &str, found: &str) -> GameError {
+    fn fail(&self, at: TextPlace, expected: &str, found: &str) -> GameError {
         GameError { part: "grammar", at: at.position(), expected: expected.into(), found: format!("'{found}'") }
     }
 
-    fn variable(&mut self, name: &str, kind: TypeId, at: Place) -> Result<VariableId, GameError> {
+    fn variable(&mut self, name: &str, kind: TypeId, at: TextPlace) -> Result<VariableId, GameError> {
         let of_name = self.known.get(name).map_or(&[][..], Vec::as_slice);
         if let Some(known) = of_name.iter().find(|id| self.variables[usize::from(**id)].1 == kind) {
             return Ok(*known);
@@ -391,7 +399,7 @@ impl Builder<'_> {
         Ok(id)
     }
 
-    fn query(&mut self, text: &str, at: Place) -> Result<Query, GameError> {
+    fn query(&mut self, text: &str, at: TextPlace) -> Result<Query, GameError> {
         let text = text.trim();
         if text.is_empty() {
             return Ok(Query::default());
@@ -428,7 +436,7 @@ impl Builder<'_> {
         Ok(Query(atoms.collect::<Result<_, _>>()?))
     }
 
-    fn symbols(&mut self, text: &str, at: Place) -> Result<Vec<Symbol>, GameError> {
+    fn symbols(&mut self, text: &str, at: TextPlace) -> Result<Vec<Symbol>, GameError> {
         let text = text.replace("\\n", "\n");
         // The original reader skips white space where a text begins.
         let mut rest = text.trim_start();
@@ -472,11 +480,11 @@ impl Builder<'_> {
         Ok(out)
     }
 
-    fn rule(&self, name: &str, at: Place) -> Result<RuleId, GameError> {
+    fn rule(&self, name: &str, at: TextPlace) -> Result<RuleId, GameError> {
         self.names.get(name).copied().ok_or_else(|| self.fail(at, "the name of a rule between '#'", name))
     }
 
-    fn braced(&mut self, text: &str, at: Place) -> Result<(Symbol, Option<Query>), GameError> {
+    fn braced(&mut self, text: &str, at: TextPlace) -> Result<(Symbol, Option<Query>), GameError> {
         let (symbol, query) = match text.split_once('|') {
             Some((symbol, query)) => (symbol.trim(), Some(self.query(query, at)?)),
             None => (text.trim(), None),
@@ -488,11 +496,11 @@ impl Builder<'_> {
         Ok((symbol, query))
     }
 
-    fn expression(&self, text: &str, at: Place) -> Result<Expression, GameError> {
+    fn expression(&self, text: &str, at: TextPlace) -> Result<Expression, GameError> {
         let piece = |term: &str| {
             let term = term.trim();
             if let Some(literal) = term.strip_prefix('\'').and_then(|t| t.strip_suffix('\'')) {
-                return Ok(Piece::Literal(literal.into()));
+                return Ok(TextPiece::Literal(literal.into()));
             }
             let (variable, property) = term.split_once('.').unwrap_or((term, "name"));
             let property = match property {
@@ -507,7 +515,7 @@ impl Builder<'_> {
             if variable.is_empty() || !variable.chars().all(plain) {
                 return Err(self.fail(at, "a variable or a quoted text between braces", term));
             }
-            Ok(Piece::Property(variable.into(), property))
+            Ok(TextPiece::Property(variable.into(), property))
         };
         let sum = |part: &str| part.split('+').map(piece).collect::<Result<Vec<_>, GameError>>();
         Ok(Expression(text.split(" or ").map(sum).collect::<Result<_, _>>()?))

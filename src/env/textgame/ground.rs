@@ -63,16 +63,16 @@ pub struct GroundAction {
     pub conditional: Box<[(Test, FactId, bool)]>,
 }
 
-/// One way in which a ground action is possible.
+/// A ground action with one of the conjunctions under which it is possible.
 #[derive(Debug)]
-pub struct Way {
+pub struct Operator {
     pub action: u32,
     pub when: Conjunction,
 }
 
 /// A grounded game.
 #[derive(Debug)]
-pub struct Task {
+pub struct GroundTask {
     /// Object names in order, with their types.
     pub entities: Vec<(String, TypeId)>,
     pub facts: Facts,
@@ -81,7 +81,7 @@ pub struct Task {
     /// The changing facts that hold at the start.
     pub init: Vec<FactId>,
     pub actions: Vec<GroundAction>,
-    pub ways: Vec<Way>,
+    pub operators: Vec<Operator>,
     /// The goal is reached when one of these holds.
     pub goal: Vec<Conjunction>,
 }
@@ -189,7 +189,7 @@ struct Grounder<'a> {
 /// What a kept fact or filled-in action counts beside its values.
 const KEPT: usize = 16;
 
-impl Task {
+impl GroundTask {
     /// Fills in the actions of `domain`; an error where there are more ways to do so than `budget` allows.
     pub fn new(domain: &Domain, problem: &Problem, budget: &Budget) -> Result<Self, GameError> {
         let mut entities = problem.objects.clone();
@@ -212,11 +212,11 @@ impl Task {
                 g.fixed = g.facts.count() as FactId;
             }
         }
-        let (actions, ways) = g.actions()?;
+        let (actions, operators) = g.actions()?;
         let goal =
             g.conjunctions(&problem.goal).map_err(|TooMuch| too_much("pddl_problem", &problem.goal, "the goal"))?;
         g.facts.sort();
-        Ok(Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, ways, goal })
+        Ok(Self { entities: g.entities, facts: g.facts, fixed: g.fixed, init, actions, operators, goal })
     }
 }
 
@@ -314,7 +314,7 @@ impl Grounder<'_> {
         Ok(())
     }
 
-    fn actions(&mut self) -> Result<(Vec<GroundAction>, Vec<Way>), GameError> {
+    fn actions(&mut self) -> Result<(Vec<GroundAction>, Vec<Operator>), GameError> {
         let domain = self.domain;
         let mut all: Vec<(usize, Pattern)> = Vec::new();
         for (schema, action) in domain.actions.iter().enumerate() {
@@ -416,9 +416,9 @@ impl Grounder<'_> {
         &self,
         all: &[(usize, Pattern)],
         order: Vec<(usize, Binding)>,
-    ) -> Result<(Vec<GroundAction>, Vec<Way>), GameError> {
+    ) -> Result<(Vec<GroundAction>, Vec<Operator>), GameError> {
         let mut actions: Vec<GroundAction> = Vec::new();
-        let mut ways = Vec::new();
+        let mut operators = Vec::new();
         let mut known: HashMap<(usize, Box<[EntityId]>), u32> = HashMap::default();
         for (index, binding) in order {
             let (schema, pattern) = &all[index];
@@ -443,10 +443,10 @@ impl Grounder<'_> {
                 && ground.adds.iter().all(|f| when.positive.contains(f))
                 && ground.deletes.iter().all(|f| when.negative.contains(f));
             if !idle {
-                ways.push(Way { action: id, when });
+                operators.push(Operator { action: id, when });
             }
         }
-        Ok((actions, ways))
+        Ok((actions, operators))
     }
 
     /// The error of a game that is too large, which was found with this action.

@@ -17,7 +17,7 @@ mod syntax;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use game::{Game, State};
+pub use game::{Game, GameState};
 pub use grammar::Grammar;
 pub use limits::MOST_FILE;
 pub use pddl::Domain;
@@ -32,13 +32,19 @@ use speaker::Speaker;
 /// The three texts of a game, as a `game.tw-pddl` file holds them.
 #[derive(Debug, Clone, serde::Deserialize, serde::Serialize)]
 pub struct GameFile {
+    /// The domain, in PDDL.
     pub pddl_domain: String,
+    /// The grammar, in TextWorld's form.
     pub grammar: String,
+    /// The problem, in PDDL.
     pub pddl_problem: String,
 }
 
 impl GameFile {
     /// Reads a `game.tw-pddl` file.
+    ///
+    /// # Errors
+    /// If the file cannot be read, or is not a game file.
     pub fn read(path: &Path) -> Result<Self, EnvError> {
         let bad = |reason: String| EnvError::BadGame { file: path.display().to_string(), reason };
         let text = files::read(path, MOST_FILE).map_err(|e| bad(format!("cannot be read: {e}")))?;
@@ -47,11 +53,17 @@ impl GameFile {
     }
 
     /// The texts in a file's content.
+    ///
+    /// # Errors
+    /// If the content is not JSON with these three texts.
     pub fn parse(content: &[u8]) -> serde_json::Result<Self> {
         serde_json::from_slice(content)
     }
 
     /// Compiles the game. Games in a row that share a domain or a grammar share it in memory through `shared`.
+    ///
+    /// # Errors
+    /// If one of the texts is invalid.
     pub fn compile(&self, shared: &mut Shared) -> Result<Game, GameError> {
         let (domain, grammar) = shared.rules(&self.pddl_domain, &self.grammar)?;
         Game::new(domain, grammar, &self.pddl_problem)
@@ -67,6 +79,9 @@ pub struct Shared {
 
 impl Shared {
     /// The parsed domain and grammar of these texts.
+    ///
+    /// # Errors
+    /// If one of the texts is invalid.
     pub fn rules(&mut self, domain: &str, grammar: &str) -> Result<(Arc<Domain>, Arc<Grammar>), GameError> {
         let domain = match &self.domain {
             Some((text, parsed)) if text == domain => parsed.clone(),
@@ -92,7 +107,7 @@ impl Shared {
 pub struct TextGame {
     name: String,
     game: Arc<Game>,
-    state: State,
+    state: GameState,
     won: bool,
     /// What is possible now, in the order of the admissible commands.
     legal: Vec<(u32, String)>,
@@ -106,11 +121,13 @@ impl TextGame {
         Self { name: name.into(), planner: Planner::default(), state, won: false, legal: Vec::new(), game }
     }
 
+    /// The game that is played.
     pub fn game(&self) -> &Game {
         &self.game
     }
 
-    pub fn state(&self) -> &State {
+    /// Its state now.
+    pub fn state(&self) -> &GameState {
         &self.state
     }
 

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::limits::{MOST_DECLARED, MOST_OBJECTS, MOST_TYPES, MOST_VARIABLES};
-use super::syntax::{GameError, Node, Position, read};
+use super::syntax::{GameError, Position, SyntaxNode, read};
 
 /// Index into [`Domain::types`].
 pub type TypeId = u16;
@@ -45,7 +45,7 @@ const MOST_CONJUNCTIONS: usize = 4096;
 const MOST_ATOMS: usize = 60;
 
 impl Condition {
-    /// The parts that [`Task`](super::ground::Task) will expand it to.
+    /// The parts that [`Task`](super::ground::GroundTask) will expand it to.
     pub fn expanded(&self) -> usize {
         let (conjunctions, atoms) = self.size(true);
         conjunctions.saturating_mul(atoms)
@@ -120,9 +120,13 @@ pub struct Predicate {
 /// The rules of a family of games.
 #[derive(Debug, Clone, Default)]
 pub struct Domain {
+    /// Types, by `TypeId`.
     pub types: Vec<Type>,
+    /// Predicates, by `PredicateId`.
     pub predicates: Vec<Predicate>,
+    /// Constants, with their types.
     pub constants: Vec<(String, TypeId)>,
+    /// Actions.
     pub actions: Vec<Action>,
     /// By type, the types that all of its kind are also of, as bits.
     lineages: Vec<u128>,
@@ -140,6 +144,9 @@ pub struct Problem {
 
 impl Domain {
     /// Reads a `(define (domain …) …)` text.
+    ///
+    /// # Errors
+    /// If the text is not PDDL, or uses what is not supported; the error says where.
     pub fn parse(text: &str) -> Result<Self, GameError> {
         let reader = Reader { part: "pddl_domain" };
         let root = read(reader.part, text)?;
@@ -198,10 +205,12 @@ impl Domain {
         types
     }
 
+    /// The type of this name.
     pub fn type_named(&self, name: &str) -> Option<TypeId> {
         self.types.iter().position(|t| t.name == name).map(|i| i as TypeId)
     }
 
+    /// The predicate of this name.
     pub fn predicate_named(&self, name: &str) -> Option<PredicateId> {
         self.predicates.iter().position(|p| p.name == name).map(|i| i as PredicateId)
     }
@@ -301,29 +310,29 @@ impl Reader {
         GameError { part: self.part, at, expected: expected.into(), found }
     }
 
-    fn word<'a>(&self, node: &'a Node, expected: &str) -> Result<&'a str, GameError> {
+    fn word<'a>(&self, node: &'a SyntaxNode, expected: &str) -> Result<&'a str, GameError> {
         match node {
-            Node::Word { text, .. } => Ok(text),
-            Node::List { at, .. } => Err(self.fail(*at, expected, node.to_string())),
+            SyntaxNode::Word { text, .. } => Ok(text),
+            SyntaxNode::List { at, .. } => Err(self.fail(*at, expected, node.to_string())),
         }
     }
 
-    fn list<'a>(&self, node: &'a Node, expected: &str) -> Result<&'a [Node], GameError> {
+    fn list<'a>(&self, node: &'a SyntaxNode, expected: &str) -> Result<&'a [SyntaxNode], GameError> {
         match node {
-            Node::List { items, .. } => Ok(items),
-            Node::Word { at, .. } => Err(self.fail(*at, expected, node.to_string())),
+            SyntaxNode::List { items, .. } => Ok(items),
+            SyntaxNode::Word { at, .. } => Err(self.fail(*at, expected, node.to_string())),
         }
     }
 
     /// A list that starts with a word: the word and the rest.
-    fn headed<'a>(&self, node: &'a Node) -> Result<(&'a str, &'a [Node]), GameError> {
+    fn headed<'a>(&self, node: &'a SyntaxNode) -> Result<(&'a str, &'a [SyntaxNode]), GameError> {
         let items = self.list(node, "'('")?;
         let (head, rest) = items.split_first().ok_or_else(|| self.fail(node.at(), "a word after '('", "')'".into()))?;
         Ok((self.word(head, "a word after '('")?, rest))
     }
 
     /// The sections of `(define (KIND name) section…)`.
-    fn define<'a>(&self, root: &'a Node, kind: &str) -> Result<&'a [Node], GameError> {
+    fn define<'a>(&self, root: &'a SyntaxNode, kind: &str) -> Result<&'a [SyntaxNode], GameError> {
         let (head, items) = self.headed(root)?;
         if head != "define" {
             return Err(self.fail(root.at(), "'(define …)'", format!("'({head} …)'")));
@@ -337,7 +346,7 @@ impl Reader {
     }
 
     /// `a b - t c`: a and b are of type t, c of type object.
-    fn typed(&self, items: &[Node]) -> Result<Vec<TypedName>, GameError> {
+    fn typed(&self, items: &[SyntaxNode]) -> Result<Vec<TypedName>, GameError> {
         let mut out: Vec<TypedName> = Vec::new();
         let mut untyped = 0;
         let mut items = items.iter();
@@ -368,7 +377,7 @@ impl Reader {
         Ok((domain.types.len() - 1) as TypeId)
     }
 
-    fn declare_predicate(&self, item: &Node, domain: &mut Domain) -> Result<(), GameError> {
+    fn declare_predicate(&self, item: &SyntaxNode, domain: &mut Domain) -> Result<(), GameError> {
         let (name, args) = self.headed(item)?;
         let arity = self.typed(args)?.len();
         if arity > MOST_ARGUMENTS {
@@ -410,10 +419,10 @@ impl Reader {
     }
 
     /// One entry of `:init`: a fact, the denial of one, or a cost, which is ignored.
-    fn fact(&self, item: &Node, domain: &Domain, init: &mut Init) -> Result<(), GameError> {
+    fn fact(&self, item: &SyntaxNode, domain: &Domain, init: &mut Init) -> Result<(), GameError> {
         let (name, args) = self.headed(item)?;
         if name == "=" {
-            let costs = args.iter().filter(|arg| matches!(arg, Node::List { .. }));
+            let costs = args.iter().filter(|arg| matches!(arg, SyntaxNode::List { .. }));
             return costs.map(|cost| self.headed(cost)).try_for_each(|cost| self.named(cost?.1, init).map(|_| ()));
         }
         let (holds, name, args) = match (name, args) {
@@ -430,7 +439,7 @@ impl Reader {
     }
 
     /// The objects that `items` name.
-    fn named(&self, items: &[Node], init: &mut Init) -> Result<Vec<String>, GameError> {
+    fn named(&self, items: &[SyntaxNode], init: &mut Init) -> Result<Vec<String>, GameError> {
         let words = items.iter().map(|item| {
             let name = self.word(item, "an object")?.to_string();
             init.named.push((name.clone(), item.at()));
@@ -439,7 +448,7 @@ impl Reader {
         words.collect()
     }
 
-    fn objects(&self, items: &[Node], domain: &Domain) -> Result<Vec<(String, TypeId)>, GameError> {
+    fn objects(&self, items: &[SyntaxNode], domain: &Domain) -> Result<Vec<(String, TypeId)>, GameError> {
         let objects = self.typed(items)?.into_iter().map(|(name, kind, at)| match domain.type_named(&kind) {
             Some(kind) => Ok((name, kind)),
             None => Err(self.fail(at, "a type that :types declares", format!("'{name} - {kind}'"))),
@@ -458,7 +467,7 @@ impl Reader {
         Ok(id)
     }
 
-    fn action(&self, items: &[Node], at: Position, domain: &mut Domain) -> Result<(), GameError> {
+    fn action(&self, items: &[SyntaxNode], at: Position, domain: &mut Domain) -> Result<(), GameError> {
         let (name, fields) = items.split_first().ok_or_else(|| self.fail(at, "the action's name", "')'".into()))?;
         let name = self.word(name, "the action's name")?.to_string();
         let mut scope = Scope::default();
@@ -496,7 +505,7 @@ impl Reader {
         Ok(())
     }
 
-    fn term(&self, node: &Node, scope: &mut Scope) -> Result<Term, GameError> {
+    fn term(&self, node: &SyntaxNode, scope: &mut Scope) -> Result<Term, GameError> {
         let text = self.word(node, "a variable or an object")?;
         if !text.starts_with('?') {
             scope.objects.push((text.into(), node.at()));
@@ -507,14 +516,14 @@ impl Reader {
         Ok(Term::SequenceId(*slot))
     }
 
-    fn atom(&self, node: &Node, domain: &Domain, scope: &mut Scope) -> Result<Atom, GameError> {
+    fn atom(&self, node: &SyntaxNode, domain: &Domain, scope: &mut Scope) -> Result<Atom, GameError> {
         let (name, args) = self.headed(node)?;
         let predicate = self.predicate(domain, name, args.len(), node.at())?;
         let terms = args.iter().map(|a| self.term(a, scope)).collect::<Result<_, _>>()?;
         Ok(Atom { predicate, terms })
     }
 
-    fn declare(&self, node: &Node, domain: &mut Domain, scope: &mut Scope) -> Result<Vec<u16>, GameError> {
+    fn declare(&self, node: &SyntaxNode, domain: &mut Domain, scope: &mut Scope) -> Result<Vec<u16>, GameError> {
         let names = self.typed(self.list(node, "a list of variables")?)?.into_iter();
         let slots = names.map(|(name, kind, at)| {
             let slot = scope.types.len() as u16;
@@ -529,7 +538,12 @@ impl Reader {
     }
 
     /// A precondition or goal: small enough to be expanded.
-    fn whole_condition(&self, node: &Node, domain: &mut Domain, scope: &mut Scope) -> Result<Condition, GameError> {
+    fn whole_condition(
+        &self,
+        node: &SyntaxNode,
+        domain: &mut Domain,
+        scope: &mut Scope,
+    ) -> Result<Condition, GameError> {
         let condition = self.condition(node, domain, scope)?;
         let (conjunctions, atoms) = condition.size(true);
         if conjunctions > MOST_CONJUNCTIONS || atoms > MOST_ATOMS {
@@ -539,7 +553,7 @@ impl Reader {
         Ok(condition)
     }
 
-    fn condition(&self, node: &Node, domain: &mut Domain, scope: &mut Scope) -> Result<Condition, GameError> {
+    fn condition(&self, node: &SyntaxNode, domain: &mut Domain, scope: &mut Scope) -> Result<Condition, GameError> {
         if self.list(node, "a condition")?.is_empty() {
             return Ok(Condition::And(Vec::new()));
         }
@@ -584,7 +598,7 @@ impl Reader {
 
     fn effect(
         &self,
-        node: &Node,
+        node: &SyntaxNode,
         domain: &mut Domain,
         scope: &mut Scope,
         within: &Sharing,
@@ -601,7 +615,7 @@ impl Reader {
                 }
             }
             ("increase", costs) => {
-                for cost in costs.iter().filter(|cost| matches!(cost, Node::List { .. })) {
+                for cost in costs.iter().filter(|cost| matches!(cost, SyntaxNode::List { .. })) {
                     self.headed(cost)?.1.iter().try_for_each(|of| self.term(of, scope).map(|_| ()))?;
                 }
             }

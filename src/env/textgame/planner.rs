@@ -11,8 +11,8 @@ use std::collections::BinaryHeap;
 use foldhash::HashMap;
 
 use super::facts::FactId;
-use super::game::{Game, State};
-use super::ground::{Task, Test};
+use super::game::{Game, GameState};
+use super::ground::{GroundTask, Test};
 use super::limits::MOST_PLANNING;
 
 /// States looked at before the search gives up, and the bytes that they may take.
@@ -31,16 +31,16 @@ pub struct Planner {
 
 impl Planner {
     /// Fewest steps to the goal (`None`: it cannot be reached, or the search gave up).
-    pub fn distance(&mut self, game: &Game, state: &State) -> Option<u32> {
+    pub fn distance(&mut self, game: &Game, state: &GameState) -> Option<u32> {
         self.look_up(game, state).map(|(distance, _)| distance)
     }
 
     /// The next ground action of a shortest plan.
-    pub fn next(&mut self, game: &Game, state: &State) -> Option<u32> {
+    pub fn next(&mut self, game: &Game, state: &GameState) -> Option<u32> {
         self.look_up(game, state).and_then(|(_, action)| action)
     }
 
-    fn look_up(&mut self, game: &Game, state: &State) -> Known {
+    fn look_up(&mut self, game: &Game, state: &GameState) -> Known {
         if let Some(known) = self.known.get(state.bits()) {
             return *known;
         }
@@ -62,8 +62,8 @@ impl Planner {
 }
 
 /// A state that the search has reached, and how.
-struct Node {
-    state: State,
+struct SearchNode {
+    state: GameState,
     cost: u32,
     parent: usize,
     action: u32,
@@ -75,15 +75,15 @@ type Open = BinaryHeap<(Reverse<u32>, u32, usize)>;
 
 /// What A* has reached so far.
 struct Reached {
-    nodes: Vec<Node>,
+    nodes: Vec<SearchNode>,
     /// Nodes by their state.
     seen: HashMap<Box<[u64]>, usize>,
     open: Open,
 }
 
 impl Reached {
-    fn new(start: &State) -> Reached {
-        let root = Node { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false };
+    fn new(start: &GameState) -> Reached {
+        let root = SearchNode { state: start.clone(), cost: 0, parent: 0, action: 0, closed: false };
         let seen = HashMap::from_iter([(start.bits().into(), 0)]);
         Reached { nodes: vec![root], seen, open: Open::from([(Reverse(0u32), 0u32, 0usize)]) }
     }
@@ -106,7 +106,7 @@ impl Reached {
         let reached = self.nodes.len();
         let target = *self.seen.entry(state.bits().into()).or_insert(reached);
         if target == reached {
-            self.nodes.push(Node { state, cost, parent: id, action, closed: false });
+            self.nodes.push(SearchNode { state, cost, parent: id, action, closed: false });
         } else if self.nodes[target].cost > cost {
             let node = &mut self.nodes[target];
             (node.cost, node.parent, node.action, node.closed) = (cost, id, action, false);
@@ -118,11 +118,11 @@ impl Reached {
 }
 
 /// A shortest plan from `start`, as ground actions: A* with the landmark-cut bound.
-pub fn shortest_plan(game: &Game, start: &State) -> Option<Vec<u32>> {
-    let relevant = relevant_ways(game, start);
+pub fn shortest_plan(game: &Game, start: &GameState) -> Option<Vec<u32>> {
+    let relevant = relevant_operators(game, start);
     let mut bound = Bound::new(game, &relevant);
     let mut useful = vec![false; game.task.actions.len()];
-    relevant.iter().for_each(|w| useful[game.task.ways[*w as usize].action as usize] = true);
+    relevant.iter().for_each(|w| useful[game.task.operators[*w as usize].action as usize] = true);
     // A state is two bit sets, and the first of them once more as the key by which it is found.
     let most_states = MOST_STATES.min(MOST_STATE_BYTES / (3 * size_of_val(start.bits())).max(1));
     let mut reached = Reached::new(start);
@@ -172,12 +172,12 @@ fn wanted_by(test: &Test, truth: bool, visit: &mut impl FnMut(FactId, bool)) {
 }
 
 /// Ways by the facts that they make false, and true; of the facts, those that can change.
-fn makers(task: &Task) -> [Vec<Vec<u32>>; 2] {
+fn makers(task: &GroundTask) -> [Vec<Vec<u32>>; 2] {
     let changing = task.facts.count() - task.fixed as usize;
     let index = |fact: FactId| (fact - task.fixed) as usize;
     let mut makers = [vec![Vec::new(); changing], vec![Vec::new(); changing]];
-    for (w, way) in task.ways.iter().enumerate() {
-        let action = &task.actions[way.action as usize];
+    for (w, operator) in task.operators.iter().enumerate() {
+        let action = &task.actions[operator.action as usize];
         action.adds.iter().for_each(|f| makers[1][index(*f)].push(w as u32));
         action.deletes.iter().for_each(|f| makers[0][index(*f)].push(w as u32));
         action.conditional.iter().for_each(|(_, f, value)| makers[usize::from(*value)][index(*f)].push(w as u32));
@@ -185,15 +185,15 @@ fn makers(task: &Task) -> [Vec<Vec<u32>>; 2] {
     makers
 }
 
-/// The ways (see [`super::ground::Way`]) that bear on the goal from `start`.
-fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
+/// The operators (see [`super::ground::Operator`]) that bear on the goal from `start`.
+fn relevant_operators(game: &Game, start: &GameState) -> Vec<u32> {
     let task = &game.task;
     let changing = task.facts.count() - task.fixed as usize;
     let index = |fact: FactId| (fact - task.fixed) as usize;
     let makers = makers(task);
     let mut want = [vec![false; changing], vec![false; changing]];
     let mut queue: Vec<(FactId, bool)> = Vec::new();
-    let mut taken = vec![false; task.ways.len()];
+    let mut taken = vec![false; task.operators.len()];
     let mut out = Vec::new();
     let mut need = |when: &super::ground::Conjunction, queue: &mut Vec<(FactId, bool)>| {
         let mut ask = |fact: FactId, truth: bool| {
@@ -215,12 +215,12 @@ fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
             undo.push(fact);
             continue;
         }
-        for way in &makers[1][index(fact)] {
-            if !std::mem::replace(&mut taken[*way as usize], true) {
-                out.push(*way);
-                let way = &task.ways[*way as usize];
-                need(&way.when, &mut queue);
-                for (test, f, value) in &task.actions[way.action as usize].conditional {
+        for operator in &makers[1][index(fact)] {
+            if !std::mem::replace(&mut taken[*operator as usize], true) {
+                out.push(*operator);
+                let operator = &task.operators[*operator as usize];
+                need(&operator.when, &mut queue);
+                for (test, f, value) in &task.actions[operator.action as usize].conditional {
                     if *value && *f == fact {
                         let rest = Some(Box::new(test.clone()));
                         need(&super::ground::Conjunction { rest, ..Default::default() }, &mut queue);
@@ -231,9 +231,11 @@ fn relevant_ways(game: &Game, start: &State) -> Vec<u32> {
     }
     let positive: Vec<bool> = want[1].clone();
     let at_hand = |f: &FactId| positive[index(*f)] || start.holds(*f);
-    let possible = |way: u32| task.ways[way as usize].when.positive.iter().all(at_hand);
+    let possible = |operator: u32| task.operators[operator as usize].when.positive.iter().all(at_hand);
     let undoing = undo.iter().flat_map(|fact| &makers[0][index(*fact)]).copied();
-    out.extend(undoing.filter(|way| possible(*way) && !std::mem::replace(&mut taken[*way as usize], true)));
+    out.extend(
+        undoing.filter(|operator| possible(*operator) && !std::mem::replace(&mut taken[*operator as usize], true)),
+    );
     out
 }
 
@@ -266,7 +268,7 @@ struct Scratch {
 const FAR: u32 = u32::MAX;
 
 impl Bound {
-    fn new(game: &Game, ways: &[u32]) -> Self {
+    fn new(game: &Game, operators: &[u32]) -> Self {
         let task = &game.task;
         let changing = task.facts.count() - task.fixed as usize;
         let (always, goal, facts) = (2 * changing as u32, 2 * changing as u32 + 1, 2 * changing + 2);
@@ -280,12 +282,12 @@ impl Bound {
             needs
         };
         let (mut needs, mut makes, mut price) = (Vec::new(), Vec::new(), Vec::new());
-        for way in ways {
-            let way = &task.ways[*way as usize];
-            let action = &task.actions[way.action as usize];
+        for operator in operators {
+            let operator = &task.operators[*operator as usize];
+            let action = &task.actions[operator.action as usize];
             let mut made: Vec<u32> = action.adds.iter().map(yes).chain(action.deletes.iter().map(no)).collect();
             made.extend(action.conditional.iter().map(|(_, f, value)| if *value { yes(f) } else { no(f) }));
-            needs.push(needs_of(&way.when));
+            needs.push(needs_of(&operator.when));
             makes.push(made);
             price.push(1);
         }
@@ -309,7 +311,7 @@ impl Bound {
     }
 
     /// A lower bound on the steps from `state` to the goal; `None`: the goal cannot be reached.
-    fn of(&mut self, state: &State) -> Option<u32> {
+    fn of(&mut self, state: &GameState) -> Option<u32> {
         let goal = self.facts - 1;
         self.scratch.cost.clone_from(&self.price);
         let mut holding: Vec<u32> = vec![2 * self.changing as u32];

@@ -1,7 +1,7 @@
 //! Texts of a grammar in a state.
 
-use super::game::{Context, Game, State};
-use super::grammar::{Expression, Piece, Property, Query, RuleId, Symbol, VariableId};
+use super::game::{Context, Game, GameState};
+use super::grammar::{Expression, Property, Query, RuleId, Symbol, TextPiece, VariableId};
 use super::limits::{Budget, MOST_SPEECH, TooMuch};
 use super::pddl::MOST_ARGUMENTS;
 
@@ -11,7 +11,7 @@ const DEEPEST: usize = 64;
 /// Speaks of one state.
 pub struct Speaker<'a> {
     pub game: &'a Game,
-    pub state: &'a State,
+    pub state: &'a GameState,
     /// What its texts, and finding what they are about, may take.
     pub budget: &'a Budget,
 }
@@ -96,8 +96,8 @@ impl Speaker<'_> {
         for alternative in &expression.0 {
             for piece in alternative {
                 match piece {
-                    Piece::Literal(text) => self.push(text, out)?,
-                    Piece::Property(name, property) => self.push(self.property(name, *property, context)?, out)?,
+                    TextPiece::Literal(text) => self.push(text, out)?,
+                    TextPiece::Property(name, property) => self.push(self.property(name, *property, context)?, out)?,
                 }
             }
             if out.len() > start {
@@ -182,12 +182,15 @@ impl Speaker<'_> {
 
 impl Game {
     /// How a ground action is spelled in `state`.
-    pub fn command(&self, action: u32, state: &State) -> Result<String, String> {
+    ///
+    /// # Errors
+    /// If the grammar spells it with more symbols than is allowed.
+    pub fn command(&self, action: u32, state: &GameState) -> Result<String, String> {
         self.spelled(action, state, &Budget::new(MOST_SPEECH))
     }
 
     /// [`Game::command`], as one of several that share a budget.
-    pub(super) fn spelled(&self, action: u32, state: &State, budget: &Budget) -> Result<String, String> {
+    pub(super) fn spelled(&self, action: u32, state: &GameState, budget: &Budget) -> Result<String, String> {
         if let Some(command) = self.command_of[action as usize] {
             return Ok(self.commands[command as usize].clone());
         }

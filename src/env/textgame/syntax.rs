@@ -5,7 +5,9 @@ use std::fmt;
 /// A place in a text, both counted from 1.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Position {
+    /// The line.
     pub line: usize,
+    /// The column, in characters.
     pub column: usize,
 }
 
@@ -25,32 +27,35 @@ impl Position {
 pub struct GameError {
     /// `pddl_domain`, `pddl_problem` or `grammar`.
     pub part: &'static str,
+    /// Where it is.
     pub at: Position,
+    /// What was expected.
     pub expected: String,
+    /// What was found.
     pub found: String,
 }
 
 /// One word or one bracketed list. Words are lower case: PDDL does not tell cases apart.
 #[derive(Debug, Clone)]
-pub enum Node {
+pub enum SyntaxNode {
     Word { text: String, at: Position },
-    List { items: Vec<Node>, at: Position },
+    List { items: Vec<SyntaxNode>, at: Position },
 }
 
-impl Node {
+impl SyntaxNode {
     pub fn at(&self) -> Position {
         match self {
-            Node::Word { at, .. } | Node::List { at, .. } => *at,
+            SyntaxNode::Word { at, .. } | SyntaxNode::List { at, .. } => *at,
         }
     }
 }
 
-impl fmt::Display for Node {
+impl fmt::Display for SyntaxNode {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Node::Word { text, .. } => write!(f, "'{text}'"),
-            Node::List { items, .. } => match items.first() {
-                Some(Node::Word { text, .. }) => write!(f, "'({text} …)'"),
+            SyntaxNode::Word { text, .. } => write!(f, "'{text}'"),
+            SyntaxNode::List { items, .. } => match items.first() {
+                Some(SyntaxNode::Word { text, .. }) => write!(f, "'({text} …)'"),
                 _ => f.write_str("'(…)'"),
             },
         }
@@ -61,9 +66,9 @@ impl fmt::Display for Node {
 const DEEPEST: usize = 200;
 
 /// Reads the single bracketed list that a PDDL text is; `;` starts a comment.
-pub fn read(part: &'static str, text: &str) -> Result<Node, GameError> {
+pub fn read(part: &'static str, text: &str) -> Result<SyntaxNode, GameError> {
     let fail = |at, expected: &str, found: &str| GameError { part, at, expected: expected.into(), found: found.into() };
-    let mut open: Vec<(Vec<Node>, Position)> = Vec::new();
+    let mut open: Vec<(Vec<SyntaxNode>, Position)> = Vec::new();
     let mut whole = None;
     let (mut line, mut column) = (1, 0);
     let mut word = String::new();
@@ -74,7 +79,7 @@ pub fn read(part: &'static str, text: &str) -> Result<Node, GameError> {
         let at = Position { line, column };
         let ends_word = c.is_whitespace() || matches!(c, '(' | ')' | ';');
         if ends_word && !word.is_empty() {
-            let node = Node::Word { text: std::mem::take(&mut word), at: word_at };
+            let node = SyntaxNode::Word { text: std::mem::take(&mut word), at: word_at };
             match open.last_mut() {
                 Some((items, _)) => items.push(node),
                 None => return Err(fail(node.at(), "'('", &node.to_string())),
@@ -91,7 +96,7 @@ pub fn read(part: &'static str, text: &str) -> Result<Node, GameError> {
             '(' => open.push((Vec::new(), at)),
             ')' => {
                 let (items, start) = open.pop().ok_or_else(|| fail(at, "'(' or the end of the text", "')'"))?;
-                let list = Node::List { items, at: start };
+                let list = SyntaxNode::List { items, at: start };
                 match open.last_mut() {
                     Some((outer, _)) => outer.push(list),
                     None => whole = Some(list),

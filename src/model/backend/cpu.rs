@@ -1,7 +1,7 @@
 //! The blocks in f32 on the CPU. Everything but attention and the weight gradients works on blocks of [`BLOCK`] rows that stay in
 //! cache from the norm to the residual; blocks run in parallel.
 
-use super::Keep;
+use super::SavedActivations;
 use super::Sink;
 use super::cpu_sink::{Cpu, by_span};
 use super::packed_weights::PackedWeights;
@@ -23,18 +23,18 @@ use std::ops::Range;
 pub struct Activations {
     /// Final-normed hidden states, `[nodes, hidden]`: what the head reads.
     pub hidden: Vec<f32>,
-    pub(super) keep: Keep,
+    pub(super) keep: SavedActivations,
     visibility: Visibility,
     /// The residual stream entering each layer, and leaving the last, `[nodes, hidden]` each.
     inputs: Vec<Vec<f32>>,
-    /// One per layer with [`Keep::All`], else a single one that every layer overwrites.
+    /// One for each layer that is kept whole, and one that all others overwrite.
     layers: Vec<LayerActs>,
     rstd: Vec<f32>,
     grads: LayerGrads,
 }
 
 impl Activations {
-    /// The residual stream entering each layer, and leaving the last (with [`Keep::All`] or [`Keep::LayerInputs`]).
+    /// The residual stream entering each layer, and leaving the last (with [`SavedActivations::Nothing`] two that take turns).
     pub fn residual_stream(&self) -> &[Vec<f32>] {
         &self.inputs
     }
@@ -69,13 +69,13 @@ struct LayerGrads {
 /// Where the forward pass reads its matrices.
 #[derive(Clone, Copy)]
 pub(in crate::model) struct Weights<'a> {
-    pub source: Source<'a>,
+    pub source: WeightSource<'a>,
     /// Each product on all cores.
     pub spread: bool,
 }
 
 #[derive(Clone, Copy)]
-pub(in crate::model) enum Source<'a> {
+pub(in crate::model) enum WeightSource<'a> {
     /// The parameters, in f32.
     Stored(&'a [f32]),
     Packed(&'a PackedWeights),
@@ -84,8 +84,8 @@ pub(in crate::model) enum Source<'a> {
 impl<'a> Weights<'a> {
     pub fn matrix(&self, range: &Range<usize>, in_features: usize) -> linear::Weight<'a> {
         match self.source {
-            Source::Stored(flat) => linear::Weight::new(Dtype::F32, &flat[range.clone()], in_features),
-            Source::Packed(packed) => packed.matrix(range, in_features).spread(self.spread),
+            WeightSource::Stored(flat) => linear::Weight::new(Dtype::F32, &flat[range.clone()], in_features),
+            WeightSource::Packed(packed) => packed.matrix(range, in_features).spread(self.spread),
         }
     }
 }
@@ -115,12 +115,17 @@ pub(in crate::model) struct ForwardPass<'a> {
 }
 
 impl<'a> ForwardPass<'a> {
-    pub fn new(model: &'a Model, forest: &'a Forest, keep: Keep, acts: &'a mut Activations) -> ForwardPass<'a> {
+    pub fn new(
+        model: &'a Model,
+        forest: &'a Forest,
+        keep: SavedActivations,
+        acts: &'a mut Activations,
+    ) -> ForwardPass<'a> {
         let (d, layers) = (model.dims(), model.config.num_hidden_layers);
         acts.keep = keep;
         acts.visibility = Visibility::new(&forest.reach);
-        acts.inputs.resize_with(if keep == Keep::Nothing { 2 } else { layers + 1 }, Vec::new);
-        acts.layers.resize_with(if keep == Keep::All { layers } else { 1 }, LayerActs::default);
+        acts.inputs.resize_with(if keep == SavedActivations::Nothing { 2 } else { layers + 1 }, Vec::new);
+        acts.layers.resize_with(keep.places(layers), LayerActs::default);
         acts.inputs.iter_mut().for_each(|x| x.resize(forest.len() * d.hidden, 0.0));
         acts.hidden.resize(forest.len() * d.hidden, 0.0);
         acts.rstd.resize(forest.len(), 0.0);
@@ -131,12 +136,12 @@ impl<'a> ForwardPass<'a> {
 impl Activations {
     /// Where the residual stream that enters layer `l` is.
     fn input(&self, l: usize) -> usize {
-        if self.keep == Keep::Nothing { l % 2 } else { l }
+        if self.keep == SavedActivations::Nothing { l % 2 } else { l }
     }
 
     /// Where the activations of layer `l` are.
     fn layer(&self, l: usize) -> usize {
-        if self.keep == Keep::All { l } else { 0 }
+        l.min(self.layers.len() - 1)
     }
 }
 
@@ -285,7 +290,7 @@ impl<'a> BackwardPass<'a> {
         d_hidden: &'a mut [f32],
         sink: &'a mut dyn Sink<Cpu>,
     ) -> BackwardPass<'a> {
-        assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
+        assert!(acts.keep != SavedActivations::Nothing, "backward after a forward pass that kept nothing");
         acts.grads.resize(forest.len(), &model.dims());
         BackwardPass { forward: ForwardPass { model, forest, acts }, d_hidden, sink }
     }
@@ -300,8 +305,8 @@ impl<'a> Backward for BackwardPass<'a> {
         self.forward.layers()
     }
 
-    fn recompute(&mut self) -> Option<&mut ForwardPass<'a>> {
-        (self.forward.acts.keep == Keep::LayerInputs).then_some(&mut self.forward)
+    fn recompute(&mut self, l: usize) -> Option<&mut ForwardPass<'a>> {
+        (l >= self.forward.acts.keep.whole(self.layers())).then_some(&mut self.forward)
     }
 
     fn norm_backward(&mut self) -> Result<(), Infallible> {

@@ -35,8 +35,8 @@ struct Share<'a, 'c> {
 }
 
 impl Model {
-    /// Appends tokens to slots of the cache and returns the final-normed hidden state of each input's last token,
-    /// `[inputs, hidden]`. A slot may occur only once in a call, and an input is never empty.
+    /// Appends tokens to sequences of the cache and returns the final-normed hidden state of each input's last token,
+    /// `[inputs, hidden]`. A sequence may occur only once in a call, and an input is never empty.
     pub fn append(&self, cache: &mut KvCache, inputs: &[(SequenceId, &[u32])]) -> Vec<f32> {
         let hidden = self.config.hidden_size;
         let mut out = vec![0.0; inputs.len() * hidden];
@@ -44,8 +44,8 @@ impl Model {
         let layer = self.params.layout.layers.first().map_or(0, |l| l.down.end - l.input_norm.start);
         let together = layer >= LARGE_LAYER || layer * rows >= LARGE_WORK;
         let share = if together { rows } else { rows.div_ceil(rayon::current_num_threads()).clamp(MIN_ROWS, BLOCK) };
-        let slots: Vec<(SequenceId, usize)> = inputs.iter().map(|(slot, tokens)| (*slot, tokens.len())).collect();
-        cache.grow(&slots, |weights, mut sequences| {
+        let ids: Vec<(SequenceId, usize)> = inputs.iter().map(|(id, tokens)| (*id, tokens.len())).collect();
+        cache.grow(&ids, |weights, mut sequences| {
             let mut tasks = Vec::new();
             let (mut inputs_left, mut out_left) = (inputs, &mut out[..]);
             while !inputs_left.is_empty() {

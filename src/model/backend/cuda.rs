@@ -3,11 +3,11 @@
 //! A residual connection is added by the norm that follows it, and the
 //! gradient of the residual stream lives in one buffer that every layer adds to.
 
-use super::Keep;
+use super::SavedActivations;
 use super::Sink;
 use super::cuda_graphs::Graphs;
 use super::cuda_sink::{Accumulate, Cuda, part, spans};
-use crate::device::{Error, Gpu, Packed, Part, Result, Slice, Tensor};
+use crate::device::{Error, Gpu, Packed, Result, Slice, SubSlice, Tensor};
 use crate::forest::Forest;
 use crate::model::params::Layout;
 use crate::model::transformer::{Backward, Forward};
@@ -15,6 +15,7 @@ use crate::model::{Architecture, Model, transformer};
 use crate::ops::attention;
 use crate::ops::attention::cuda::{Backward as Backwards, Visibility};
 use crate::ops::embedding::{self, cuda::Tokens};
+use crate::ops::grouped_logprob::cuda as head;
 use crate::ops::linear::{self, cuda::WeightGrad};
 use crate::ops::{qk_norm, rmsnorm, rope, swiglu};
 use half::bf16;
@@ -23,9 +24,11 @@ use std::sync::Arc;
 
 /// A model in device memory.
 pub struct CudaModel {
+    /// The model's shape.
     pub config: Architecture,
+    /// Where each tensor lies in the flat buffer.
     pub layout: Arc<Layout>,
-    /// Flat, as [`crate::model::Params`]: the copy that the optimiser rounds from its master weights.
+    /// Flat, as [`crate::model::Params`]: the copy that the optimizer rounds from its master weights.
     pub weights: Tensor<bf16>,
     /// Sequences that a decoder of this model has room for, each as long as the context allows (`rollout.max_live`).
     pub(super) max_live: usize,
@@ -40,6 +43,7 @@ pub(super) type Attend<'a> = &'a dyn Fn(usize, &LayerActs) -> Result<()>;
 
 /// A forest on the device.
 pub struct CudaForest {
+    /// Number of packed tokens.
     pub len: usize,
     tokens: Tokens,
     position: Tensor<u32>,
@@ -52,11 +56,11 @@ pub struct CudaForest {
 pub struct CudaActivations {
     /// Final-normed hidden states, `[tokens, hidden]`: what the head reads.
     pub hidden: Tensor<bf16>,
-    keep: Keep,
-    /// The residual stream entering each layer, and leaving the last, `[tokens, hidden]` each; with [`Keep::Nothing`] just one,
+    keep: SavedActivations,
+    /// The residual stream entering each layer, and leaving the last, `[tokens, hidden]` each; with [`SavedActivations::Nothing`] just one,
     /// which every layer overwrites.
     inputs: Vec<Tensor<bf16>>,
-    /// One for each layer with [`Keep::All`], else a single one.
+    /// One for each layer that is kept whole, and one that all others overwrite.
     layers: Vec<LayerActs>,
     rstd: Tensor<f32>,
     /// What a layer adds to the residual stream, `[tokens, hidden]`.
@@ -89,6 +93,9 @@ struct LayerGrads {
 
 impl CudaModel {
     /// A copy of `model` on the device, rounded to bf16; its decoders hold at most `max_live` sequences.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, max_live: usize) -> Result<CudaModel> {
         let weights: Vec<bf16> = model.params.flat.iter().map(|w| bf16::from_f32(*w)).collect();
         Ok(CudaModel {
@@ -103,6 +110,9 @@ impl CudaModel {
     }
 
     /// Copies a forest to the device; refuses a token beyond the vocabulary.
+    ///
+    /// # Errors
+    /// If a token is beyond the vocabulary, or there is too little device memory.
     pub fn forest(&self, forest: &Forest) -> Result<CudaForest> {
         let mut packed = Packed::default();
         let tokens = Tokens::pack(&mut packed, &forest.tokens, self.config.vocab_size)?;
@@ -129,12 +139,15 @@ impl CudaModel {
         attention::Shape { heads: c.num_attention_heads, kv_heads: c.num_key_value_heads, head_dim: c.head_dim }
     }
 
-    pub(super) fn weight(&self, range: &Range<usize>) -> Part<'_, bf16> {
+    pub(super) fn weight(&self, range: &Range<usize>) -> SubSlice<'_, bf16> {
         part(&self.weights, range)
     }
 
     /// Runs the decoder over the packed forest.
-    pub fn forward(&self, forest: &CudaForest, keep: Keep) -> Result<CudaActivations> {
+    ///
+    /// # Errors
+    /// If there is too little device memory, or a launch fails.
+    pub fn forward(&self, forest: &CudaForest, keep: SavedActivations) -> Result<CudaActivations> {
         let acts = self.activations(forest.len, keep)?;
         self.run(&forest.tokens.ids, &acts, &self.attend(forest))?;
         Ok(acts)
@@ -155,16 +168,16 @@ impl CudaModel {
     }
 
     /// Room for a forward pass of `n` tokens.
-    pub(super) fn activations(&self, n: usize, keep: Keep) -> Result<CudaActivations> {
+    pub(super) fn activations(&self, n: usize, keep: SavedActivations) -> Result<CudaActivations> {
         let (gpu, layers) = (&self.gpu, self.config.num_hidden_layers);
         let wide = || gpu.uninit::<bf16>(n * self.config.hidden_size);
         Ok(CudaActivations {
             hidden: wide()?,
             keep,
-            inputs: (0..if keep == Keep::Nothing { 1 } else { layers + 1 }).map(|_| wide()).collect::<Result<_>>()?,
-            layers: (0..if keep == Keep::All { layers } else { 1 })
-                .map(|_| self.layer_acts(n, keep))
+            inputs: (0..if keep == SavedActivations::Nothing { 1 } else { layers + 1 })
+                .map(|_| wide())
                 .collect::<Result<_>>()?,
+            layers: (0..keep.places(layers)).map(|_| self.layer_acts(n, keep)).collect::<Result<_>>()?,
             rstd: gpu.uninit(n)?,
             delta: wide()?,
         })
@@ -177,6 +190,9 @@ impl CudaModel {
 
     /// Back-propagates `d_hidden` `[tokens, hidden]` through the decoder and adds every parameter's gradient to `grads`, flat as
     /// the weights.
+    ///
+    /// # Errors
+    /// If there is too little device memory, or a launch fails.
     ///
     /// # Panics
     /// If the forward pass kept nothing.
@@ -192,6 +208,9 @@ impl CudaModel {
 
     /// As [`CudaModel::backward`], handing the parameters' gradients to `sink`. The head's is none of them.
     ///
+    /// # Errors
+    /// If there is too little device memory, a launch fails, or the sink does.
+    ///
     /// # Panics
     /// If the forward pass kept nothing.
     pub fn backward_into(
@@ -201,7 +220,7 @@ impl CudaModel {
         d_hidden: &Slice<bf16>,
         sink: &mut dyn Sink<Cuda>,
     ) -> Result<()> {
-        assert!(acts.keep != Keep::Nothing, "backward after a forward pass that kept nothing");
+        assert!(acts.keep != SavedActivations::Nothing, "backward after a forward pass that kept nothing");
         let (gpu, c, shape, n) = (&self.gpu, &self.config, self.shape(), forest.len);
         let grads = LayerGrads {
             act: gpu.uninit(n * c.intermediate_size)?,
@@ -234,13 +253,27 @@ impl CudaModel {
         Ok(())
     }
 
-    fn layer_acts(&self, n: usize, keep: Keep) -> Result<LayerActs> {
+    /// Layers that a forward and backward pass over `n` tokens can keep whole in the memory that is free: recomputing the others is all
+    /// that it need recompute.
+    pub fn layers_that_fit(&self, n: usize) -> usize {
+        let (c, shape) = (&self.config, self.shape());
+        let (h, f, q, qkv) = (c.hidden_size, c.intermediate_size, shape.q_dim(), shape.qkv_dim());
+        let raw = if c.family.qk_norm { (shape.heads + shape.kv_heads) * shape.head_dim } else { 0 };
+        // As `LayerActs`, with the statistics of both norms and of attention in f32.
+        let layer = n * (2 * (3 * h + raw + qkv + q + 3 * f) + 4 * (2 + 2 * shape.heads));
+        // Inputs, what enters the head and comes back, gradients of one layer and of the stream; one layer; a chunk of logits.
+        let rows = n * 2 * (h * (c.num_hidden_layers + 8) + f + h + q + qkv);
+        let free = self.gpu.free_bytes() / 10 * 9;
+        free.saturating_sub(rows + layer + head::CHUNK) / layer.max(1)
+    }
+
+    fn layer_acts(&self, n: usize, keep: SavedActivations) -> Result<LayerActs> {
         let (gpu, c, shape) = (&self.gpu, &self.config, self.shape());
         let wide = |width: usize| gpu.uninit::<bf16>(n * width);
         Ok(LayerActs {
             norm1: wide(c.hidden_size)?,
             rstd1: gpu.uninit(n)?,
-            raw: match c.family.qk_norm && keep != Keep::Nothing {
+            raw: match c.family.qk_norm && keep != SavedActivations::Nothing {
                 true => Some(wide((shape.heads + shape.kv_heads) * shape.head_dim)?),
                 false => None,
             },
@@ -345,8 +378,8 @@ impl<'a> Backward for BackwardPass<'a> {
         self.forward.layers()
     }
 
-    fn recompute(&mut self) -> Option<&mut ForwardPass<'a>> {
-        (self.forward.acts.keep == Keep::LayerInputs).then_some(&mut self.forward)
+    fn recompute(&mut self, l: usize) -> Option<&mut ForwardPass<'a>> {
+        (l >= self.forward.acts.keep.whole(self.layers())).then_some(&mut self.forward)
     }
 
     fn norm_backward(&mut self) -> Result<()> {

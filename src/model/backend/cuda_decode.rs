@@ -1,7 +1,7 @@
 //! Decoding on a GPU: the forward pass of [`super::cuda`] against a paged cache, and tokens sampled from its logits. What comes back
 //! to the host is tokens and their log-probs.
 
-use super::Keep;
+use super::SavedActivations;
 use super::cuda::{CudaActivations, CudaModel};
 use super::cuda_sink::part;
 use super::cuda_step::{DRAWS, Drawing, Step, Steps, split_sampled};
@@ -14,6 +14,7 @@ use crate::ops::embedding::cuda::{self as embedding, Moves};
 use crate::ops::sampling::cuda::{self as sampling, Seen};
 use crate::ops::sampling::{Sampled, SamplingParams};
 use half::bf16;
+use std::collections::{HashMap, HashSet};
 
 /// Most tokens of one pass through the model: long prompts take several.
 const ROWS: usize = 2048;
@@ -23,7 +24,7 @@ pub struct CudaDecoder<'a> {
     model: &'a CudaModel,
     cache: Cache,
     pages: Pages,
-    /// The final hidden state of each slot's last token, `[slots + 1, hidden]`, and room for more; what fills up a step is in the last.
+    /// The final hidden state of each sequence's last token, `[sequences + 1, hidden]`, and room for more; what fills up a step is in the last.
     states: Tensor<bf16>,
     steps: Steps,
     /// What was fed last and not computed yet: if the next tokens are sampled from just these, both are one step.
@@ -59,8 +60,7 @@ impl CudaModel {
     /// The most that passes, steps and requests take beside the cache; several times what lives of a layer.
     fn scratch_bytes(&self) -> usize {
         let c = &self.config;
-        // Graphs of all powers of two, up to twice the sequences.
-        let rows = ROWS + 4 * self.max_live;
+        let rows = ROWS + Steps::sizes(self.max_live).sum::<usize>();
         let widths = 6 * c.hidden_size + 3 * c.intermediate_size + 2 * self.shape().qkv_dim();
         // Parts of a long context's sums, in f32.
         let splits = c.max_position_embeddings.div_ceil(attention::SPLIT).next_power_of_two() * self.shape().q_dim();
@@ -70,30 +70,36 @@ impl CudaModel {
 
 impl<'a> CudaDecoder<'a> {
     /// With so many pages of [`PAGE`] tokens.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(model: &'a CudaModel, pages: usize) -> Result<CudaDecoder<'a>> {
         let (gpu, sequences) = (&model.gpu, model.max_live);
         // One more, for what fills up a step.
         let cache = Cache::new(gpu, model.shape(), model.config.num_hidden_layers, pages + 1)?;
-        let slots = sequences.next_power_of_two();
-        let states = gpu.zeros((slots + 1) * model.config.hidden_size)?;
-        let steps = Steps::new(model, &cache, pages as u32, sequences, slots)?;
+        let room = sequences.next_power_of_two();
+        let states = gpu.zeros((room + 1) * model.config.hidden_size)?;
+        let steps = Steps::new(model, &cache, pages as u32, sequences, room)?;
         Ok(CudaDecoder { model, cache, pages: Pages::new(pages), states, steps, pending: None })
     }
 
-    /// The final hidden states of the slots' last tokens, `[slots, hidden]`.
-    pub fn hidden(&mut self, slots: &[SequenceId]) -> Result<Tensor<bf16>> {
+    /// The final hidden states of the sequences' last tokens, `[sequences, hidden]`.
+    ///
+    /// # Errors
+    /// If a sequence does not exist, or a launch fails.
+    pub fn hidden(&mut self, ids: &[SequenceId]) -> Result<Tensor<bf16>> {
         self.compute_pending()?;
-        self.check_slots(slots)?;
+        self.check_ids(ids)?;
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
-        let rows: Vec<u32> = slots.iter().map(|slot| slot.0).collect();
-        let (rows, out) = (gpu.tensor(&rows)?, gpu.uninit(slots.len() * width)?);
+        let rows: Vec<u32> = ids.iter().map(|id| id.0).collect();
+        let (rows, out) = (gpu.tensor(&rows)?, gpu.uninit(ids.len() * width)?);
         embedding::gather(gpu, &rows, &self.states, width, &out)?;
         Ok(out)
     }
 
-    fn check_slots(&self, slots: &[SequenceId]) -> Result<()> {
+    fn check_ids(&self, ids: &[SequenceId]) -> Result<()> {
         let room = self.room();
-        expect("decoding", slots.iter().all(|slot| (slot.0 as usize) < room), || format!("slots {slots:?} of {room}"))
+        expect("decoding", ids.iter().all(|id| (id.0 as usize) < room), || format!("sequences {ids:?} of {room}"))
     }
 
     /// Slots that there are states for.
@@ -107,61 +113,69 @@ impl<'a> CudaDecoder<'a> {
         self.steps.run(self.model, &self.cache, &self.states, &step, None).map(drop)
     }
 
-    /// What was fed last, if it is just these slots in this order that are sampled from, so that one graph can do both.
-    fn pending_of(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Option<Step> {
-        let fits = Steps::rows(requests.len()) <= self.steps.logits.room() && params.repetition_penalty == 1.0;
-        let same = |step: &mut Step| step.slots.iter().eq(requests.iter().map(|request| &request.slot));
-        self.pending.take_if(|step| fits && same(step))
+    /// What was fed last, if all requests sample from it, so that one graph can do both; and the place of each request in it.
+    fn pending_of(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Option<(Step, Vec<usize>)> {
+        let step = self.pending.as_ref().filter(|step| params.repetition_penalty == 1.0 && self.steps.fits(step))?;
+        let places: HashMap<SequenceId, usize> = step.ids.iter().copied().zip(0..).collect();
+        let of_requests: Vec<usize> =
+            requests.iter().map(|request| places.get(&request.sequence).copied()).collect::<Option<_>>()?;
+        let distinct: HashSet<usize> = of_requests.iter().copied().collect();
+        // Twice from one sequence is two numbers.
+        if distinct.len() < requests.len() {
+            return None;
+        }
+        Some((self.pending.take()?, of_requests))
     }
 
     /// Refuses what cannot be appended, before anything is changed.
     fn check(&self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         let (context, vocab) = (self.model.config.max_position_embeddings, self.model.config.vocab_size);
-        for (slot, fed) in inputs {
-            let end = self.pages.len(*slot) + fed.len();
+        for (id, fed) in inputs {
+            let end = self.pages.len(*id) + fed.len();
             expect("decoding", end <= context, || format!("{end} tokens for a context of {context}"))?;
             let unknown = fed.iter().find(|token| **token as usize >= vocab);
             expect("decoding", unknown.is_none(), || format!("token {unknown:?} of a vocabulary of {vocab}"))?;
         }
-        self.pages.check(inputs.iter().map(|(slot, fed)| (*slot, fed.len())))
+        self.pages.check(inputs.iter().map(|(id, fed)| (*id, fed.len())))
     }
 
-    /// Makes room for the states of so many slots.
-    fn reserve(&mut self, slots: usize) -> Result<()> {
+    /// Makes room for the states of so many sequences.
+    fn reserve(&mut self, count: usize) -> Result<()> {
         let (gpu, width) = (&self.model.gpu, self.model.config.hidden_size);
-        if slots > self.room() {
-            let wider = gpu.zeros((slots.next_power_of_two() + 1) * width)?;
+        if count > self.room() {
+            let wider = gpu.zeros((count.next_power_of_two() + 1) * width)?;
             gpu.copy(&self.states, &*part(&wider, &(0..self.states.len())))?;
             self.states = wider;
         }
         Ok(())
     }
 
-    /// Reads all tokens fed, which are at `rows` (sequence, position) of the inputs; the last of each is in `last` (row, slot).
-    fn prefill(&self, tokens: &[u32], rows: &[(u32, u32)], last: &[(usize, u32)], tables: &[&[u32]]) -> Result<()> {
+    /// Computes a step that is too long for a graph, in passes.
+    fn prefill(&self, step: &Step) -> Result<()> {
         let (model, gpu, width) = (self.model, &self.model.gpu, self.model.config.hidden_size);
-        for start in (0..rows.len()).step_by(ROWS) {
-            let pass = start..rows.len().min(start + ROWS);
-            let places = last.iter().filter(|(row, _)| pass.contains(row));
-            let places: Vec<(u32, u32)> = places.map(|(row, slot)| ((row - start) as u32, *slot)).collect();
+        let tables: Vec<&[u32]> = step.tables.iter().map(Vec::as_slice).collect();
+        for start in (0..step.rows.len()).step_by(ROWS) {
+            let pass = start..step.rows.len().min(start + ROWS);
+            let last = step.last.iter().zip(&step.ids).filter(|(row, _)| pass.contains(&(**row as usize)));
+            let places: Vec<(u32, u32)> = last.map(|(row, id)| (row - start as u32, id.0)).collect();
             let mut packed = Packed::default();
             let moves = Moves::pack(&mut packed, &places, [pass.len(), self.room() + 1])?;
-            let (tokens, rows) = (packed.add(&tokens[pass.clone()]), &rows[pass.clone()]);
-            let rows = Rows::pack(&mut packed, gpu, &self.cache, rows, tables, Rows::splits(rows))?;
+            let (tokens, rows) = (packed.add(&step.tokens[pass.clone()]), &step.rows[pass.clone()]);
+            let rows = Rows::pack(&mut packed, gpu, &self.cache, rows, &tables, Rows::splits(rows))?;
             let mut on = packed.upload(gpu)?;
-            let acts = model.activations(pass.len(), Keep::Nothing)?;
+            let acts = model.activations(pass.len(), SavedActivations::Nothing)?;
             model.decode(&on.take(tokens), &rows(&mut on), &self.cache, &acts)?;
             embedding::place(gpu, &acts.hidden, &moves(&mut on), width, &self.states)?;
         }
         Ok(())
     }
 
-    /// Draws from the states of so many slots as there is room for logits.
+    /// Draws from the states of so many sequences as there is room for logits.
     fn draw_some(&self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
         let (gpu, c, logits) = (&self.model.gpu, &self.model.config, &self.steps.logits);
         let n = requests.len();
         let mut packed = Packed::default();
-        let slots = packed.add(&requests.iter().map(|request| request.slot.0).collect::<Vec<_>>());
+        let ids = packed.add(&requests.iter().map(|request| request.sequence.0).collect::<Vec<_>>());
         let uniform = packed.add(&requests.iter().map(|request| request.uniform).collect::<Vec<_>>());
         let seen = match params.repetition_penalty {
             1.0 => None,
@@ -172,9 +186,9 @@ impl<'a> CudaDecoder<'a> {
             )?),
         };
         let mut on = packed.upload(gpu)?;
-        let (slots, uniform, seen) = (on.take(slots), on.take(uniform), seen.map(|seen| seen(&mut on)));
+        let (ids, uniform, seen) = (on.take(ids), on.take(uniform), seen.map(|seen| seen(&mut on)));
         let (hidden, sampled) = (gpu.uninit(n * c.hidden_size)?, gpu.uninit::<u32>(2 * n)?);
-        embedding::gather(gpu, &slots, &self.states, c.hidden_size, &hidden)?;
+        embedding::gather(gpu, &ids, &self.states, c.hidden_size, &hidden)?;
         logits.compute(gpu, &hidden, &self.model.weight(&self.model.layout.head), c.hidden_size)?;
         let (token, logprob) = (part(&sampled, &(0..n)), part(&sampled, &(n..2 * n)));
         sampling::sample(gpu, logits, seen.as_ref(), params, &uniform, &token, &logprob.cast())?;
@@ -189,52 +203,49 @@ impl Decoder for CudaDecoder<'_> {
 
     fn fork(&mut self, of: SequenceId) -> Result<SequenceId> {
         self.compute_pending()?;
-        let (slot, width) = (self.pages.fork(of), self.model.config.hidden_size);
-        self.reserve(of.0.max(slot.0) as usize + 1)?;
-        let state = |slot: SequenceId| part(&self.states, &(slot.0 as usize * width..(slot.0 as usize + 1) * width));
-        self.model.gpu.copy(&*state(of), &*state(slot))?;
-        Ok(slot)
+        let (id, width) = (self.pages.fork(of), self.model.config.hidden_size);
+        self.reserve(of.0.max(id.0) as usize + 1)?;
+        let state = |id: SequenceId| part(&self.states, &(id.0 as usize * width..(id.0 as usize + 1) * width));
+        self.model.gpu.copy(&*state(of), &*state(id))?;
+        Ok(id)
     }
 
     fn fork_at(&mut self, of: SequenceId, len: usize) -> Result<SequenceId> {
         Ok(self.pages.fork_at(of, len))
     }
 
-    fn free(&mut self, slot: SequenceId) {
-        self.pages.free(slot);
+    fn free(&mut self, id: SequenceId) {
+        self.pages.free(id);
     }
 
     fn append(&mut self, inputs: &[(SequenceId, &[u32])]) -> Result<()> {
         self.compute_pending()?;
         self.check(inputs)?;
-        self.reserve(inputs.iter().map(|(slot, _)| slot.0 as usize + 1).max().unwrap_or(0))?;
-        let (mut tokens, mut rows, mut last) = (Vec::new(), Vec::new(), Vec::with_capacity(inputs.len()));
-        for ((slot, fed), sequence) in inputs.iter().zip(0u32..) {
-            let first = self.pages.len(*slot);
-            let end = first + fed.len();
-            if let Some((from, to)) = self.pages.append(*slot, fed.len())? {
+        self.reserve(inputs.iter().map(|(id, _)| id.0 as usize + 1).max().unwrap_or(0))?;
+        for (id, fed) in inputs {
+            if let Some((from, to)) = self.pages.append(*id, fed.len())? {
                 self.cache.copy_page(&self.model.gpu, from, to)?;
             }
-            tokens.extend_from_slice(fed);
-            rows.extend((first..end).map(|position| (sequence, position as u32)));
-            last.push((rows.len() - 1, slot.0));
         }
-        // A token for each: a step, whose next tokens are perhaps sampled with it.
-        if !inputs.is_empty() && inputs.iter().all(|(_, fed)| fed.len() == 1) && rows.len() <= ROWS {
-            self.pending = Some(Step::new(inputs, &self.pages));
+        let step = Step::new(inputs, &self.pages);
+        // Whose next tokens are perhaps sampled with it.
+        if self.steps.fits(&step) {
+            self.pending = Some(step).filter(|step| !step.ids.is_empty());
             return Ok(());
         }
-        let tables: Vec<&[u32]> = inputs.iter().map(|(slot, _)| self.pages.of(*slot)).collect();
-        self.prefill(&tokens, &rows, &last, &tables)
+        self.prefill(&step)
     }
 
     fn sample(&mut self, requests: &[SampleRequest<'_>], params: &SamplingParams) -> Result<Vec<Sampled>> {
-        if let Some(step) = self.pending_of(requests, params) {
-            let drawing = Drawing { uniform: requests.iter().map(|request| request.uniform).collect(), params };
-            return self.steps.run(self.model, &self.cache, &self.states, &step, Some(&drawing));
+        if let Some((step, places)) = self.pending_of(requests, params) {
+            let mut uniform = vec![0.5; step.ids.len()];
+            places.iter().zip(requests).for_each(|(at, request)| uniform[*at] = request.uniform);
+            let drawing = Drawing { uniform, params };
+            let sampled = self.steps.run(self.model, &self.cache, &self.states, &step, Some(&drawing))?;
+            return Ok(places.into_iter().map(|at| sampled[at]).collect());
         }
         self.compute_pending()?;
-        self.check_slots(&requests.iter().map(|request| request.slot).collect::<Vec<_>>())?;
+        self.check_ids(&requests.iter().map(|request| request.sequence).collect::<Vec<_>>())?;
         let mut sampled = Vec::with_capacity(requests.len());
         for some in requests.chunks(self.steps.logits.room()) {
             sampled.extend(self.draw_some(some, params)?);

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 pub(super) struct Graphs(Mutex<Vec<Captured>>);
 
 struct Captured {
-    kind: Kind,
+    kind: GraphKind,
     /// Of all that it reads and writes, but for the model's weights.
     addresses: Vec<u64>,
     graph: Graph,
@@ -17,10 +17,12 @@ struct Captured {
 
 /// What a graph does.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Kind {
+pub(super) struct GraphKind {
     pub rows: usize,
     /// Most parts of a context.
     pub splits: usize,
+    /// Whether tiles of rows read the cache.
+    pub tiled: bool,
     /// How the next tokens are drawn, if they are.
     pub sampling: Option<SamplingParams>,
 }
@@ -31,7 +33,7 @@ impl Graphs {
     }
 
     /// Does `work`: by the graph of this kind and these addresses, if there is one, or by itself, to be captured then.
-    pub fn run(&self, gpu: &Gpu, kind: Kind, addresses: Vec<u64>, work: impl Fn() -> Result<()>) -> Result<()> {
+    pub fn run(&self, gpu: &Gpu, kind: GraphKind, addresses: Vec<u64>, work: impl Fn() -> Result<()>) -> Result<()> {
         let mut captured = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(found) = captured.iter().find(|c| c.kind == kind && c.addresses == addresses) {
             return found.graph.replay();

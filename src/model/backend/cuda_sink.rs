@@ -1,7 +1,7 @@
 //! Where the backward pass on a GPU puts the gradients of weights.
 
 use super::{Gradients, Sink};
-use crate::device::{Error, Gpu, Part, Result, Slice};
+use crate::device::{Error, Gpu, Result, Slice, SubSlice};
 use crate::ops::embedding::{self, cuda::Tokens};
 use crate::ops::linear::{self, cuda::WeightGrad};
 use half::bf16;
@@ -62,6 +62,6 @@ pub(super) fn spans(sink: &dyn Sink<Cuda>) -> Vec<(usize, Range<usize>)> {
 ///
 /// # Panics
 /// If the buffer is shorter than the layout.
-pub fn part<'a, T: bytemuck::Pod>(flat: &'a Slice<T>, range: &Range<usize>) -> Part<'a, T> {
+pub fn part<'a, T: bytemuck::Pod>(flat: &'a Slice<T>, range: &Range<usize>) -> SubSlice<'a, T> {
     flat.part(range.clone()).expect("a flat buffer holds the whole layout")
 }

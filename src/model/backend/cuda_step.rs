@@ -1,12 +1,12 @@
-//! Decoding one token of each sequence, and drawing the next, as a CUDA graph: one launch instead of hundreds, between one upload and
-//! one download. There is a graph for each power of two of sequences; a step fills up the next larger one.
+//! A decoding step as a CUDA graph: what was fed to each sequence, one token or many, and the next token of each, as one launch instead of
+//! hundreds, between one upload and one download. There are graphs for a few numbers of tokens; a step fills up the next larger one.
 //!
 //! The first step of a graph runs eagerly, which loads, plans and opts in for whatever it needs; then it is captured. Graphs outlive
 //! a decoder: they serve the next one again, as long as what they read and write lies where it lay.
 
-use super::Keep;
+use super::SavedActivations;
 use super::cuda::{CudaActivations, CudaModel};
-use super::cuda_graphs::Kind;
+use super::cuda_graphs::GraphKind;
 use super::cuda_sink::part;
 use crate::device::{Packed, Result, Slice, Tensor};
 use crate::model::SequenceId;
@@ -21,12 +21,19 @@ use std::collections::BTreeMap;
 /// Most rows that are sampled from at once.
 pub(crate) const DRAWS: usize = 256;
 
-/// A token for each of some sequences, of the vocabulary, for which the cache has room.
+/// Most tokens of a step: a longer one computes so long that its launches hide.
+const ROWS: usize = 1024;
+
+/// Tokens fed to some sequences, of the vocabulary, for which the cache has room.
 pub(super) struct Step {
-    pub slots: Vec<SequenceId>,
-    tokens: Vec<u32>,
-    positions: Vec<u32>,
-    tables: Vec<Vec<u32>>,
+    pub ids: Vec<SequenceId>,
+    pub tokens: Vec<u32>,
+    /// (place in `ids`, position) of each token.
+    pub rows: Vec<(u32, u32)>,
+    /// The row of each sequence's last token.
+    pub last: Vec<u32>,
+    /// The pages of each sequence.
+    pub tables: Vec<Vec<u32>>,
 }
 
 /// How the next token of each sequence of a step is sampled.
@@ -40,55 +47,75 @@ pub(super) struct Drawing<'a> {
 pub(super) struct Steps {
     /// The page of the cache where what fills a step up lies.
     spare_page: u32,
+    /// By rows.
     buffers: BTreeMap<usize, Buffers>,
     pub logits: Logits,
 }
 
-/// What the steps of a number of sequences read and write.
+/// What the steps of so many rows read and write, in `[sequences]` for each sequence.
 struct Buffers {
     tokens: Tensor<u32>,
     rows: Rows,
-    /// From the step's rows to the states of their slots.
+    /// The row of each sequence's last token.
+    last: Tensor<u32>,
+    /// From there to the states of the sequences.
     moves: Moves,
     uniform: Tensor<f32>,
     acts: CudaActivations,
+    /// Of the last rows, `[sequences, hidden]`.
+    hidden: Tensor<bf16>,
     /// Tokens, then the bits of their log-probs: read in one copy.
     sampled: Tensor<u32>,
 }
 
 impl Step {
-    /// The next token of each slot, whose pages hold it already.
+    /// What was fed to each sequence, and is appended to its pages already.
     pub fn new(fed: &[(SequenceId, &[u32])], pages: &Pages) -> Step {
-        let slots: Vec<SequenceId> = fed.iter().map(|(slot, _)| *slot).collect();
-        Step {
-            tokens: fed.iter().map(|(_, token)| token[0]).collect(),
-            positions: slots.iter().map(|slot| pages.len(*slot) as u32 - 1).collect(),
-            tables: slots.iter().map(|slot| pages.of(*slot).to_vec()).collect(),
-            slots,
+        let mut step = Step {
+            ids: fed.iter().map(|(id, _)| *id).collect(),
+            tokens: Vec::new(),
+            rows: Vec::new(),
+            last: Vec::with_capacity(fed.len()),
+            tables: fed.iter().map(|(id, _)| pages.of(*id).to_vec()).collect(),
+        };
+        for ((id, fed), sequence) in fed.iter().zip(0u32..) {
+            let end = pages.len(*id);
+            step.tokens.extend_from_slice(fed);
+            step.rows.extend((end - fed.len()..end).map(|position| (sequence, position as u32)));
+            step.last.push(step.rows.len() as u32 - 1);
         }
+        step
     }
 }
 
 impl Steps {
-    /// For steps of at most so many sequences, and whatever is sampled beside them.
+    /// For at most so many sequences, and whatever is sampled beside them.
     pub fn new(model: &CudaModel, cache: &Cache, spare_page: u32, sequences: usize, states: usize) -> Result<Steps> {
-        let most = Steps::rows(sequences).min(DRAWS);
-        let logits = Logits::new(&model.gpu, most, model.config.vocab_size)?;
+        let logits = Logits::new(&model.gpu, sequences.next_power_of_two().min(DRAWS), model.config.vocab_size)?;
         let mut steps = Steps { spare_page, buffers: BTreeMap::new(), logits };
         // All at once and in this order, so that they lie where those of the decoder before lay.
-        for rows in (0..=most.ilog2()).map(|power| 1 << power) {
-            steps.buffers.insert(rows, Buffers::new(model, cache, rows, 1, (spare_page, states))?);
+        for rows in Steps::sizes(sequences) {
+            let ids = rows.min(steps.logits.room());
+            steps.buffers.insert(rows, Buffers::new(model, cache, [rows, ids], 1, (spare_page, states))?);
         }
         Ok(steps)
     }
 
-    /// Rows of a step of so many sequences.
-    pub fn rows(sequences: usize) -> usize {
-        sequences.next_power_of_two()
+    /// The numbers of rows that there are graphs for: a power of two, or the middle to the next. A few of the sequences are fed what
+    /// the environment said, the others a token each.
+    pub fn sizes(sequences: usize) -> impl Iterator<Item = usize> {
+        let most = (8 * sequences.next_power_of_two()).min(ROWS);
+        let doubled = (0..).map(|power| 1usize << power);
+        doubled.flat_map(|n| [n, n / 2 * 3]).filter(|n| *n > 0).take_while(move |n| *n <= most)
     }
 
-    /// Computes the final hidden states of a step and puts them in their slots' `states`; what fills up is put in the last. Draws
-    /// the next tokens.
+    /// Whether a step has a graph's size.
+    pub fn fits(&self, step: &Step) -> bool {
+        step.ids.len() <= self.logits.room() && self.buffers.range(step.rows.len()..).next().is_some()
+    }
+
+    /// Computes the final hidden states of a step that fits and puts them in their sequences' `states`; what fills up is put in the last.
+    /// Samples the next tokens.
     pub fn run(
         &mut self,
         model: &CudaModel,
@@ -97,23 +124,22 @@ impl Steps {
         step: &Step,
         drawing: Option<&Drawing<'_>>,
     ) -> Result<Vec<Sampled>> {
-        let (gpu, rows) = (&model.gpu, Steps::rows(step.slots.len()));
         let last_state = states.len() / model.config.hidden_size - 1;
         let spare = (self.spare_page, last_state);
-        let places: Vec<(u32, u32)> =
-            (0..rows).map(|i| (i as u32, step.positions.get(i).copied().unwrap_or(0))).collect();
+        let rows = self.buffers.range(step.rows.len()..).next().map_or(step.rows.len(), |(rows, _)| *rows);
         // Contexts that outgrow the memory get twice as much.
-        let splits = Rows::splits(&places).next_power_of_two();
+        let splits = Rows::splits(&step.rows).next_power_of_two();
         let buffers = match self.buffers.remove(&rows) {
             Some(held) if held.rows.room() >= splits && held.moves.rows()[1] == last_state + 1 => held,
             outgrown => {
                 drop(outgrown);
-                Buffers::new(model, cache, rows, splits, spare)?
+                Buffers::new(model, cache, [rows, rows.min(self.logits.room())], splits, spare)?
             }
         };
         let buffers = self.buffers.entry(rows).or_insert(buffers);
-        buffers.write(model, cache, step, &places, spare, drawing)?;
-        let kind = Kind { rows, splits: buffers.rows.room(), sampling: drawing.map(|drawing| *drawing.params) };
+        buffers.write(model, cache, step, spare, drawing)?;
+        let sampling = drawing.map(|drawing| *drawing.params);
+        let kind = GraphKind { rows, splits: buffers.rows.room(), tiled: buffers.rows.tiled(), sampling };
         let addresses = buffers.addresses(cache, states, &self.logits);
         let logits = &self.logits;
         model.graphs.run(&model.gpu, kind, addresses, || {
@@ -122,7 +148,7 @@ impl Steps {
         if drawing.is_none() {
             return Ok(Vec::new());
         }
-        Ok(split_sampled(&gpu.read(&*buffers.sampled)?, step.slots.len()))
+        Ok(split_sampled(&model.gpu.read(&*buffers.sampled)?, step.ids.len()))
     }
 }
 
@@ -138,51 +164,56 @@ impl Buffers {
     fn new(
         model: &CudaModel,
         cache: &Cache,
-        rows: usize,
+        [rows, ids]: [usize; 2],
         splits: usize,
         (spare_page, spare_state): (u32, usize),
     ) -> Result<Buffers> {
-        let (gpu, pages) = (&model.gpu, [spare_page]);
-        let fill: Vec<(u32, u32)> = (0..rows as u32).map(|i| (i, 0)).collect();
-        let moves: Vec<(u32, u32)> = (0..rows as u32).map(|i| (i, spare_state as u32)).collect();
+        let (gpu, width, pages) = (&model.gpu, model.config.hidden_size, [spare_page]);
+        let fill = vec![(ids as u32, 0); rows];
+        let moves: Vec<(u32, u32)> = (0..ids as u32).map(|i| (i, spare_state as u32)).collect();
         let mut packed = Packed::default();
         let tokens = packed.add(&vec![0; rows]);
-        let held = Rows::pack(&mut packed, gpu, cache, &fill, &vec![&pages[..]; rows], splits)?;
-        let moves = Moves::pack(&mut packed, &moves, [rows, spare_state + 1])?;
-        let uniform = packed.add(&vec![0.5; rows]);
+        let held = Rows::pack(&mut packed, gpu, cache, &fill, &vec![&pages[..]; ids + 1], splits)?;
+        let last = packed.add(&vec![0; ids]);
+        let moves = Moves::pack(&mut packed, &moves, [ids, spare_state + 1])?;
+        let uniform = packed.add(&vec![0.5; ids]);
         let mut on = packed.upload(gpu)?;
         Ok(Buffers {
             tokens: on.take(tokens),
             rows: held(&mut on),
+            last: on.take(last),
             moves: moves(&mut on),
             uniform: on.take(uniform),
-            acts: model.activations(rows, Keep::Nothing)?,
-            sampled: gpu.uninit(2 * rows)?,
+            acts: model.activations(rows, SavedActivations::Nothing)?,
+            hidden: gpu.uninit(ids * width)?,
+            sampled: gpu.uninit(2 * ids)?,
         })
     }
 
     /// Brings a step to the device.
     fn write(
-        &self,
+        &mut self,
         model: &CudaModel,
         cache: &Cache,
         step: &Step,
-        places: &[(u32, u32)],
         (spare_page, spare_state): (u32, usize),
         drawing: Option<&Drawing<'_>>,
     ) -> Result<()> {
-        let (rows, pages) = (self.tokens.len(), [spare_page]);
-        let mut tokens = step.tokens.clone();
+        let (rows, ids, pages) = (self.tokens.len(), self.last.len(), [spare_page]);
+        let (mut tokens, mut places, mut last) = (step.tokens.clone(), step.rows.clone(), step.last.clone());
         tokens.resize(rows, 0);
+        places.resize(rows, (ids as u32, 0));
+        last.resize(ids, 0);
         let tables = step.tables.iter().map(|table| &table[..]).chain(std::iter::repeat(&pages[..]));
-        let lists = self.rows.replaced(cache, places, &tables.take(rows).collect::<Vec<_>>())?;
-        let state = |i: usize| step.slots.get(i).map_or(spare_state as u32, |slot| slot.0);
-        let moves = self.moves.replaced(&(0..rows).map(|i| (i as u32, state(i))).collect::<Vec<_>>())?;
+        let lists = self.rows.replace(cache, &places, &tables.take(ids + 1).collect::<Vec<_>>())?;
+        let state = |i: usize| step.ids.get(i).map_or(spare_state as u32, |id| id.0);
+        let moves = self.moves.replaced(&(0..ids).map(|i| (i as u32, state(i))).collect::<Vec<_>>())?;
         let mut uniform = drawing.map(|drawing| drawing.uniform.clone()).unwrap_or_default();
-        uniform.resize(rows, 0.5);
+        uniform.resize(ids, 0.5);
         model.gpu.write_all(&[
             self.tokens.piece(&tokens)?,
             self.rows.lists().piece(&lists)?,
+            self.last.piece(&last)?,
             self.moves.lists().piece(&moves)?,
             self.uniform.piece(&uniform)?,
         ])
@@ -196,23 +227,20 @@ impl Buffers {
         logits: &Logits,
         request: Option<&SamplingParams>,
     ) -> Result<()> {
-        let (gpu, width, rows) = (&model.gpu, model.config.hidden_size, self.tokens.len());
+        let (gpu, width, ids) = (&model.gpu, model.config.hidden_size, self.last.len());
         model.decode(&self.tokens, &self.rows, cache, &self.acts)?;
-        embedding::place(gpu, &self.acts.hidden, &self.moves, width, states)?;
+        embedding::gather(gpu, &self.last, &self.acts.hidden, width, &self.hidden)?;
+        embedding::place(gpu, &self.hidden, &self.moves, width, states)?;
         let Some(params) = request else { return Ok(()) };
-        logits.compute(gpu, &self.acts.hidden, &model.weight(&model.layout.head), width)?;
-        let (token, logprob) = (part(&self.sampled, &(0..rows)), part(&self.sampled, &(rows..2 * rows)));
+        logits.compute(gpu, &self.hidden, &model.weight(&model.layout.head), width)?;
+        let (token, logprob) = (part(&self.sampled, &(0..ids)), part(&self.sampled, &(ids..2 * ids)));
         sampling::sample(gpu, logits, None, params, &self.uniform, &token, &logprob.cast())
     }
 
     fn addresses(&self, cache: &Cache, states: &Slice<bf16>, logits: &Logits) -> Vec<u64> {
         let mut all = vec![cache.address(), states.address(), logits.values.address()];
-        all.extend([
-            self.tokens.address(),
-            self.moves.lists().address(),
-            self.uniform.address(),
-            self.sampled.address(),
-        ]);
+        all.extend([&self.tokens, &self.last, &self.sampled].map(|list| list.address()));
+        all.extend([self.moves.lists().address(), self.uniform.address(), self.hidden.address()]);
         all.extend(self.rows.addresses());
         all.extend(self.acts.addresses());
         all

@@ -2,7 +2,7 @@
 //!
 //! A page holds [`PAGE`] tokens of every layer and kv head.
 
-use super::cpu::{Source, Weights};
+use super::cpu::{WeightSource, Weights};
 use super::packed_weights::PackedWeights;
 use crate::model::Model;
 use crate::model::pages::{PAGE, Pages, SequenceId};
@@ -92,70 +92,70 @@ impl KvCache {
         KvCache { shape, weights: model.packed(), pages: Pages::growing(), memory: Vec::new() }
     }
 
-    /// An empty slot.
+    /// An empty sequence.
     pub fn new_sequence(&mut self) -> SequenceId {
         self.pages.new_sequence()
     }
 
-    /// A new slot that shares everything `of` holds.
+    /// A new sequence that shares everything `of` holds.
     pub fn fork(&mut self, of: SequenceId) -> SequenceId {
         self.pages.fork(of)
     }
 
-    /// A new slot that shares the first `len` tokens of `of`.
+    /// A new sequence that shares the first `len` tokens of `of`.
     pub fn fork_at(&mut self, of: SequenceId, len: usize) -> SequenceId {
         self.pages.fork_at(of, len)
     }
 
-    /// Gives the slot's pages back; a freed slot must not be used again.
-    pub fn free(&mut self, slot: SequenceId) {
-        self.pages.free(slot);
+    /// Gives the sequence's pages back; a freed sequence must not be used again.
+    pub fn free(&mut self, id: SequenceId) {
+        self.pages.free(id);
     }
 
-    /// Tokens held by the slot.
-    pub fn len(&self, slot: SequenceId) -> usize {
-        self.pages.len(slot)
+    /// Tokens held by the sequence.
+    pub fn len(&self, id: SequenceId) -> usize {
+        self.pages.len(id)
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { source: Source::Packed(&self.weights), spread: false }
+        Weights { source: WeightSource::Packed(&self.weights), spread: false }
     }
 
-    /// Makes each slot (none twice) longer by so many tokens, which `write` writes; a page that is shared is copied before.
+    /// Makes each sequence (none twice) longer by so many tokens, which `write` writes; a page that is shared is copied before.
     pub(in crate::model) fn grow(
         &mut self,
-        slots: &[(SequenceId, usize)],
+        ids: &[(SequenceId, usize)],
         write: impl FnOnce(Weights<'_>, &mut [Growing<'_>]),
     ) {
-        let past: Vec<usize> = slots.iter().map(|(slot, _)| self.pages.len(*slot)).collect();
-        for (slot, more) in slots {
-            let copy = self.pages.append(*slot, *more).expect("the pool grows");
+        let past: Vec<usize> = ids.iter().map(|(id, _)| self.pages.len(*id)).collect();
+        for (id, more) in ids {
+            let copy = self.pages.append(*id, *more).expect("the pool grows");
             let new = || std::iter::repeat_n(0.0, self.shape.len()).collect();
             self.memory.resize_with(self.pages.count(), new);
             if let Some((from, to)) = copy {
                 self.memory[to as usize] = self.memory[from as usize].clone();
             }
-            let len = self.pages.len(*slot) - more;
+            let len = self.pages.len(*id) - more;
             // Of what a page held before, nothing may be read, be it not a number.
-            self.pages.of(*slot)[len.div_ceil(PAGE)..].iter().for_each(|page| self.memory[*page as usize].fill(0.0));
+            self.pages.of(*id)[len.div_ceil(PAGE)..].iter().for_each(|page| self.memory[*page as usize].fill(0.0));
         }
-        // What is written belongs to one slot, and leaves the memory while the rest is read.
-        let mut written: Vec<Vec<Box<[f32]>>> = Vec::with_capacity(slots.len());
-        for ((slot, _), past) in slots.iter().zip(&past) {
-            let own = &self.pages.of(*slot)[past / PAGE..];
+        // What is written belongs to one sequence, and leaves the memory while the rest is read.
+        let mut written: Vec<Vec<Box<[f32]>>> = Vec::with_capacity(ids.len());
+        for ((id, _), past) in ids.iter().zip(&past) {
+            let own = &self.pages.of(*id)[past / PAGE..];
             written.push(own.iter().map(|page| std::mem::take(&mut self.memory[*page as usize])).collect());
         }
-        let sequences = slots.iter().zip(&past).zip(written);
+        let sequences = ids.iter().zip(&past).zip(written);
         let mut growing: Vec<Growing<'_>> = sequences
-            .map(|(((slot, _), &past), written)| {
-                let read = self.pages.of(*slot)[..past / PAGE].iter().map(|page| &*self.memory[*page as usize]);
+            .map(|(((id, _), &past), written)| {
+                let read = self.pages.of(*id)[..past / PAGE].iter().map(|page| &*self.memory[*page as usize]);
                 Growing { shape: self.shape, past, read: read.collect(), written }
             })
             .collect();
-        write(Weights { source: Source::Packed(&self.weights), spread: false }, &mut growing);
+        write(Weights { source: WeightSource::Packed(&self.weights), spread: false }, &mut growing);
         let written: Vec<Vec<Box<[f32]>>> = growing.into_iter().map(|sequence| sequence.written).collect();
-        for (((slot, _), past), written) in slots.iter().zip(past).zip(written) {
-            for (page, content) in self.pages.of(*slot)[past / PAGE..].iter().zip(written) {
+        for (((id, _), past), written) in ids.iter().zip(past).zip(written) {
+            for (page, content) in self.pages.of(*id)[past / PAGE..].iter().zip(written) {
                 self.memory[*page as usize] = content;
             }
         }

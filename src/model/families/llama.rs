@@ -2,6 +2,7 @@
 
 use super::{ATTENTION_BIAS, Family};
 
+/// Llama 2 and 3, and SmolLM2.
 pub static LLAMA: Family = Family {
     model_type: "llama",
     class: "LlamaForCausalLM",

@@ -11,6 +11,7 @@ pub use qwen3::QWEN3;
 /// What tells a family from the others. Field names are Hugging Face's.
 #[derive(Debug, PartialEq)]
 pub struct Family {
+    /// What `config.json` calls the family.
     pub model_type: &'static str,
     /// transformers' class.
     pub class: &'static str,

@@ -2,6 +2,7 @@
 
 use super::{Family, SLIDING_WINDOW};
 
+/// Qwen2 and Qwen2.5.
 pub static QWEN2: Family = Family {
     model_type: "qwen2",
     class: "Qwen2ForCausalLM",

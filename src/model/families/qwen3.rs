@@ -2,6 +2,7 @@
 
 use super::{ATTENTION_BIAS, Family, SLIDING_WINDOW};
 
+/// Qwen3.
 pub static QWEN3: Family = Family {
     model_type: "qwen3",
     class: "Qwen3ForCausalLM",

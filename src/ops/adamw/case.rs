@@ -1,12 +1,13 @@
 //! AdamW's cases.
 
-use super::cuda::{self, Rounding, State};
+use super::cuda::{self, Decays, OptimizerState, Rounding};
 use super::{AdamW, clip_scale, grad_norm, step};
 use crate::device::{Gpu, Real, Result, Slice, Tensor};
 use crate::ops::case::{Bf16s, Case, F32, OpCase, Size, Trial, Work, randoms};
 use crate::ops::philox::block;
 use half::bf16;
 use std::fmt;
+use std::ops::Range;
 
 pub const CASES: &[&dyn Case] = &[&NORM, &STEP, &STOCHASTIC];
 
@@ -109,20 +110,27 @@ impl Start {
 
 impl OnGpu {
     fn step<T: Real>(&self, gpu: &Gpu, o: &AdamW, g: &Slice<T>, rounding: Rounding) -> Result<()> {
-        let state = State { p: &self.p, m: &self.m, v: &self.v, copy: &self.copy };
-        cuda::step(gpu, o, decays(g.len()), &state, g, &self.scale, rounding)
+        let state = OptimizerState { p: &self.p, m: &self.m, v: &self.v, copy: &self.copy };
+        let decays = Decays::new(gpu, stretches(g.len()).map(|(of, decays)| (of.len(), decays)))?;
+        cuda::step(gpu, o, &decays, &state, g, &self.scale, rounding)
     }
 }
 
-/// Weight decay, in all of the ragged lengths but one.
-fn decays(n: usize) -> bool {
-    n != 2048
+/// What decays: the middle, so that there is a stretch before it and one behind, if there is room for them.
+fn stretches(n: usize) -> [(Range<usize>, bool); 3] {
+    let third = n / 24 * 8;
+    [(0..third, false), (third..n - third, true), (n - third..n, false)]
 }
 
 fn update(shape: &Update, t: &mut Trial<'_>) -> Result<()> {
     let (n, o, start) = (shape.n, AdamW { step: shape.step, ..OPTIMIZER }, Start::new(shape));
     let (mut p, mut m, mut v) = (start.p.clone(), start.m.clone(), start.v.clone());
-    t.cpu(Work::Bytes(28 * n), || step(&o, decays(n), &mut p, start.g.wide(), &mut m, &mut v));
+    t.cpu(Work::Bytes(28 * n), || {
+        for (of, decays) in stretches(n) {
+            let g = &start.g.wide()[of.clone()];
+            step(&o, decays, &mut p[of.clone()], g, &mut m[of.clone()], &mut v[of]);
+        }
+    });
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (narrow, g) = (start.on(gpu)?, start.g.on(gpu)?);
     t.cuda(gpu, Work::Bytes(28 * n), || narrow.step(gpu, &o, &g, Rounding::Nearest))?;

@@ -108,7 +108,7 @@ pub fn forward(
     let [narrow, wide] = &visibility.orders;
     // As `Plan` in the kernel: queries; stages of keys, of values, of their reach and more.
     let (queries, stages) = (hopper_queries(head_dim), 256 / head_dim);
-    let stage = 2 * 2 * HOPPER_KEYS * head_dim + 4 * HOPPER_KEYS + 12 + 4 * 8;
+    let stage = 2 * 2 * HOPPER_KEYS * head_dim + 4 * HOPPER_KEYS + 16 + 4 * 8;
     let shared = 2 * queries * head_dim + stages * stage + 2 * 8;
     let order = if head_dim == 64 { narrow } else { wide };
     let map = gpu.tensor_map(qkv, shape.qkv_dim(), 64)?;

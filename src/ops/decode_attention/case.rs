@@ -48,6 +48,9 @@ fn shapes(size: Size) -> Vec<Contexts> {
             // More than one split, exactly one, and a key more.
             contexts(&[1030, 5, 512, 513], 0, [3, 1, 64]),
             contexts(&[600], 0, [16, 1, 128]),
+            // Groups that went on from one prompt: a tile of each, and rows that share it in part.
+            contexts(&[1025, 1030, 1056, 1057, 1024 + 64, 1100, 1029, 1040], 1024, [7, 1, 64]),
+            contexts(&[129, 130, 140, 200, 131], 128, [8, 2, 128]),
         ],
         Size::Model => vec![contexts(&(0..64).map(|i| 512 + 16 * i).collect::<Vec<_>>(), 256, [16, 2, 128])],
         Size::Peers => vec![contexts(&[1024; 256], 0, [16, 2, 64]), contexts(&[1024; 256], 0, [16, 2, 128])],
@@ -87,8 +90,11 @@ impl Contexts {
         (0u32..).zip(&self.lengths).flat_map(of).collect()
     }
 
-    /// Rows near the ends of their contexts, at the edges of pages, and some between.
+    /// Rows near the ends of their contexts, at the edges of pages, and some between; of a group the last, as a step has them.
     fn queried(&self) -> Vec<(u32, u32)> {
+        if self.shared > 0 {
+            return self.last();
+        }
         let of = |(s, n): (u32, &usize)| {
             let last = *n as u32 - 1;
             [last, last / 2, 31.min(last), 32.min(last)].map(|at| (s, at))

@@ -7,23 +7,23 @@ use crate::ops::linear::{self, WeightGrad};
 use std::fmt;
 use std::ops::Range;
 
-pub const CASES: &[&dyn Case] = &[&BOTH_WAYS, &SLAB];
+pub const CASES: &[&dyn Case] = &[&BOTH_METHODS, &SLAB];
 
-const BOTH_WAYS: OpCase<Batch> = OpCase { op: "gradient_cosine", pass: "", shapes, run: both_ways };
+const BOTH_METHODS: OpCase<SampleShape> = OpCase { op: "gradient_cosine", pass: "", shapes, run: both_methods };
 const SLAB: OpCase<Sizes<2>> = OpCase { op: "gradient_cosine", pass: "slab", shapes: slabs, run: slab_gram };
 
 /// What no product is off by where nothing was rounded.
 const EXACT: f64 = 1e-5;
 
 /// Tokens of the samples, inputs, and which columns of how many outputs.
-struct Batch {
+struct SampleShape {
     lengths: Vec<usize>,
     n_in: usize,
     columns: Range<usize>,
     out: usize,
 }
 
-impl fmt::Display for Batch {
+impl fmt::Display for SampleShape {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let (rows, samples) = (self.lengths.iter().sum::<usize>(), self.lengths.len());
         write!(f, "{samples} samples of {rows}x{}x{}", self.n_in, self.columns.len())
@@ -31,8 +31,8 @@ impl fmt::Display for Batch {
 }
 
 /// No tokens among them; one sample; more tiles of ghost products than blocks.
-fn shapes(size: Size) -> Vec<Batch> {
-    let batch = |lengths: &[usize], n_in, columns, out| Batch { lengths: lengths.to_vec(), n_in, columns, out };
+fn shapes(size: Size) -> Vec<SampleShape> {
+    let batch = |lengths: &[usize], n_in, columns, out| SampleShape { lengths: lengths.to_vec(), n_in, columns, out };
     match size {
         Size::Ragged => vec![
             batch(&[3, 0, 140], 24, 8..24, 40),
@@ -47,7 +47,7 @@ fn shapes(size: Size) -> Vec<Batch> {
     }
 }
 
-fn both_ways(b: &Batch, t: &mut Trial<'_>) -> Result<()> {
+fn both_methods(b: &SampleShape, t: &mut Trial<'_>) -> Result<()> {
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (n_in, columns, out) = (b.n_in, &b.columns, b.out);
     let (samples, rows) = (b.lengths.len(), b.lengths.iter().sum::<usize>());

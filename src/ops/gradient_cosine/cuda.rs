@@ -13,6 +13,8 @@ const SAMPLES: usize = 64;
 const DEPTH: usize = 64;
 /// Elements of a slab tile, of all samples together: 256 MiB.
 const SLAB: usize = 1 << 27;
+/// Columns from one slab tile to the next are a multiple of it.
+const ALIGNED: usize = 64;
 /// Tokens of a side of a ghost tile.
 const TILE: usize = 128;
 /// Blocks that fill an H100, of the slab's kernel and of the ghosts'. Fixed, so that sums have the same bits everywhere.
@@ -38,11 +40,11 @@ impl Samples {
         start.zip(&self.ends).map(|(start, &end)| start..end)
     }
 
-    /// The cheaper way, counting what fills up the tiles of ghosts; ghosts for more samples than a slab's kernel takes.
-    pub fn way(&self, in_features: usize, out: usize) -> GramMethod {
+    /// The cheaper method, counting what fills up the tiles of ghosts; ghosts for more samples than a slab's kernel takes.
+    pub fn method(&self, in_features: usize, out: usize) -> GramMethod {
         let rows = self.ends.last().copied().unwrap_or(0);
         let filled = self.rows().map(|r| r.len().next_multiple_of(TILE)).sum();
-        let cost = |way, rows| flops(way, rows, self.ends.len(), in_features, out);
+        let cost = |method, rows| flops(method, rows, self.ends.len(), in_features, out);
         let slab_fits = self.ends.len() <= SAMPLES;
         if slab_fits && cost(GramMethod::Materialized, rows) <= cost(GramMethod::Ghost, filled) {
             GramMethod::Materialized
@@ -55,7 +57,7 @@ impl Samples {
     pub fn add(
         &self,
         gpu: &Gpu,
-        way: GramMethod,
+        method: GramMethod,
         g: WeightGrad<'_>,
         columns: Range<usize>,
         gram: &Slice<f64>,
@@ -68,7 +70,7 @@ impl Samples {
         expect("gradient cosine", lengths == wanted && whole && inside, || {
             format!("{lengths:?} elements for {wanted:?}; columns {columns:?} of {}, multiples of 8", g.out)
         })?;
-        match way {
+        match method {
             GramMethod::Materialized => self.slab(gpu, g, columns, gram),
             GramMethod::Ghost => self.ghost(gpu, g, columns, gram),
         }
@@ -76,7 +78,8 @@ impl Samples {
 
     fn slab(&self, gpu: &Gpu, g: WeightGrad<'_>, columns: Range<usize>, gram: &Slice<f64>) -> Result<()> {
         let (samples, width) = (self.ends.len(), g.in_features);
-        let step = (SLAB / (samples * width).max(1)).clamp(1, columns.len());
+        // Each tile begins where the first does, as far as a product's loads need.
+        let step = (SLAB / (samples * width).max(1)).max(ALIGNED) / ALIGNED * ALIGNED;
         let at = |of: &Slice<bf16>, place: usize| of.address() + (place * size_of::<bf16>()) as u64;
         let matrix =
             |address, stride| Operand { address, dtype: bf16::DTYPE, stride, transposed: false, batch_stride: 0 };

@@ -8,17 +8,17 @@ use std::fmt;
 
 pub const CASES: &[&dyn Case] = &[&FORWARD, &BACKWARD];
 
-const FORWARD: OpCase<Rows> = OpCase { op: "qk_norm", pass: "forward", shapes, run: forward };
-const BACKWARD: OpCase<Rows> = OpCase { pass: "backward", run: backward, ..FORWARD };
+const FORWARD: OpCase<QkvRows> = OpCase { op: "qk_norm", pass: "forward", shapes, run: forward };
+const BACKWARD: OpCase<QkvRows> = OpCase { pass: "backward", run: backward, ..FORWARD };
 
 const EPS: f32 = 1e-6;
 
-struct Rows {
+struct QkvRows {
     rows: usize,
     shape: Shape,
 }
 
-impl fmt::Display for Rows {
+impl fmt::Display for QkvRows {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Shape { heads, kv_heads, head_dim } = self.shape;
         write!(f, "{}x{heads}+{kv_heads} hd{head_dim}", self.rows)
@@ -26,7 +26,7 @@ impl fmt::Display for Rows {
 }
 
 /// 300 rows of 8 heads of 256 are more than the backward pass has blocks.
-fn shapes(size: Size) -> Vec<Rows> {
+fn shapes(size: Size) -> Vec<QkvRows> {
     let shapes = match size {
         Size::Ragged => {
             vec![(1, 1, 1, 16), (257, 2, 1, 64), (5, 12, 2, 128), (3, 3, 3, 256), (33, 7, 1, 32), (300, 5, 3, 256)]
@@ -35,11 +35,11 @@ fn shapes(size: Size) -> Vec<Rows> {
         Size::Peers => vec![(PEERS_ROWS, 16, 8, 128)],
         Size::Task => vec![(TASK_ROWS, 16, 8, 128)],
     };
-    let rows = |(rows, heads, kv_heads, head_dim)| Rows { rows, shape: Shape { heads, kv_heads, head_dim } };
+    let rows = |(rows, heads, kv_heads, head_dim)| QkvRows { rows, shape: Shape { heads, kv_heads, head_dim } };
     shapes.into_iter().map(rows).collect()
 }
 
-fn forward(&Rows { rows, shape }: &Rows, t: &mut Trial<'_>) -> Result<()> {
+fn forward(&QkvRows { rows, shape }: &QkvRows, t: &mut Trial<'_>) -> Result<()> {
     let normed = rows * (shape.heads + shape.kv_heads) * shape.head_dim;
     let (x, w) = (Bf16s::randoms(1, rows * shape.qkv_dim()), Bf16s::randoms(2, 2 * shape.head_dim));
     let mut want_raw = vec![0.0; normed];
@@ -55,7 +55,7 @@ fn forward(&Rows { rows, shape }: &Rows, t: &mut Trial<'_>) -> Result<()> {
     t.close("rows, nothing kept", &in_place, &want, BF16)
 }
 
-fn backward(&Rows { rows, shape }: &Rows, t: &mut Trial<'_>) -> Result<()> {
+fn backward(&QkvRows { rows, shape }: &QkvRows, t: &mut Trial<'_>) -> Result<()> {
     let (heads, d) = (rows * (shape.heads + shape.kv_heads), shape.head_dim);
     let (dy, raw) = (Bf16s::randoms(1, rows * shape.qkv_dim()), Bf16s::randoms(2, heads * d));
     let (w, mut want_dw) = (Bf16s::randoms(3, 2 * d), vec![0.0; 2 * d]);

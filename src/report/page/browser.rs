@@ -2,7 +2,7 @@
 
 use super::embed::packed;
 use crate::files::FileError;
-use crate::report::trajectories::{Episode, EpisodeIndex, Reader, Suggestion, Turn};
+use crate::report::trajectories::{EpisodeIndex, EpisodeRecord, SuggestionRecord, TrajectoryReader, TurnRecord};
 use serde::Serialize;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -13,8 +13,8 @@ const MOST_BYTES: usize = 1_300_000;
 
 /// What the browser searches.
 #[derive(Debug, Default, Serialize)]
-pub struct Index {
-    pub groups: Vec<Group>,
+pub struct BrowserIndex {
+    pub groups: Vec<BrowserGroup>,
     /// Of how many groups and turns of the run these are.
     pub of_groups: usize,
     pub of_turns: u64,
@@ -24,7 +24,7 @@ pub struct Index {
 
 /// A group of the page; its turns are packed apart.
 #[derive(Debug, Serialize)]
-pub struct Group {
+pub struct BrowserGroup {
     pub iteration: u64,
     pub group: u32,
     pub task: String,
@@ -53,10 +53,10 @@ pub struct Made {
 
 /// The index, and a packed text for each of its groups.
 pub fn select(
-    reader: &Reader,
+    reader: &TrajectoryReader,
     threshold: f64,
     decode: &dyn Fn(&[u32]) -> String,
-) -> Result<(Index, Vec<String>), FileError> {
+) -> Result<(BrowserIndex, Vec<String>), FileError> {
     let episodes = reader.index("grpo", threshold)?;
     let suggestions = reader.suggestions()?;
     let all: Vec<&[EpisodeIndex]> =
@@ -79,7 +79,7 @@ pub fn select(
     }
     chosen.sort_by_key(|(group, _)| (group[0].iteration, group[0].group));
     let (groups, texts): (Vec<_>, Vec<_>) = chosen.into_iter().map(|(group, text)| (shown(group), text)).unzip();
-    let index = Index {
+    let index = BrowserIndex {
         groups,
         of_groups: all.len(),
         of_turns: episodes.iter().map(|e| u64::from(e.turns)).sum(),
@@ -91,7 +91,7 @@ pub fn select(
 
 /// Groups, most wanted first: one of every iteration before a second of any; of iterations, the first, the last, those whose flawed
 /// actions suggestions rest on, and then the middle of the widest gap; within an iteration those with likely flaws, and those in which some won.
-fn in_order<'a>(all: &[&'a [EpisodeIndex]], suggestions: &[(u64, Suggestion)]) -> Vec<&'a [EpisodeIndex]> {
+fn in_order<'a>(all: &[&'a [EpisodeIndex]], suggestions: &[(u64, SuggestionRecord)]) -> Vec<&'a [EpisodeIndex]> {
     let mut iterations: BTreeMap<u64, Vec<&[EpisodeIndex]>> = BTreeMap::new();
     all.iter().for_each(|group| iterations.entry(group[0].iteration).or_default().push(group));
     for groups in iterations.values_mut() {
@@ -121,7 +121,7 @@ fn spread(numbers: &[u64]) -> Vec<u64> {
     order
 }
 
-fn shown(group: &[EpisodeIndex]) -> Group {
+fn shown(group: &[EpisodeIndex]) -> BrowserGroup {
     let episode = |e: &EpisodeIndex| Member {
         sample: e.sample,
         won: e.success,
@@ -132,7 +132,7 @@ fn shown(group: &[EpisodeIndex]) -> Group {
         judged: e.judged,
     };
     let first = &group[0];
-    Group {
+    BrowserGroup {
         iteration: first.iteration,
         group: first.group,
         task: first.task.clone(),
@@ -141,7 +141,7 @@ fn shown(group: &[EpisodeIndex]) -> Group {
     }
 }
 
-fn made((iteration, suggestion): (u64, Suggestion)) -> Made {
+fn made((iteration, suggestion): (u64, SuggestionRecord)) -> Made {
     let evidence = suggestion.evidence.iter().map(|e| {
         json!({
             "task": e.task, "observation": e.observation, "action": e.action, "flaw": e.flaw, "count": e.count,
@@ -152,9 +152,9 @@ fn made((iteration, suggestion): (u64, Suggestion)) -> Made {
 }
 
 /// An episode with the text of its prompts: of each turn, what came before the action since the turn before, or since the sequence began.
-fn member(episode: &Episode, decode: &dyn Fn(&[u32]) -> String) -> Value {
+fn member(episode: &EpisodeRecord, decode: &dyn Fn(&[u32]) -> String) -> Value {
     let text = |range: std::ops::Range<usize>| episode.tokens.get(range).map(decode).unwrap_or_default();
-    let mut before: Option<&Turn> = None;
+    let mut before: Option<&TurnRecord> = None;
     let turns: Vec<Value> = episode
         .turns
         .iter()

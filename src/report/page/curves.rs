@@ -1,6 +1,6 @@
 //! Which metrics stand together: figures by subject, with axes and units.
 
-use super::figure::{Figure, Line, Mark, Phase};
+use super::figure::{Figure, FigureLine, Mark, Phase};
 use crate::report::metrics::Record;
 use serde::Serialize;
 use std::collections::BTreeSet;
@@ -217,14 +217,14 @@ pub fn coupling(records: &[Record], marks: &[Mark]) -> Option<Figure> {
     let names = CLASSES.map(|class| format!("coupling/{class}"));
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let all = |(class, name): (&str, &&str)| phase.line_with_error(class, name, &format!("{name}_error"), &names);
-    let mut lines: Vec<Line> = CLASSES.into_iter().zip(&names).map(all).collect();
+    let mut lines: Vec<FigureLine> = CLASSES.into_iter().zip(&names).map(all).collect();
     for class in ["pn", "pp", "nn"] {
         for (key, stratum) in STRATA {
             let (value, name) = (format!("coupling/{key}/{class}"), format!("{class}, {stratum}"));
             lines.push(phase.line_with_error(&name, &value, "", &names).thin().hidden(class != "pn"));
         }
     }
-    lines.retain(Line::is_filled);
+    lines.retain(FigureLine::is_filled);
     (!lines.is_empty()).then(|| Figure {
         title: "Cosine of the gradients of two samples, by the signs of their advantages".into(),
         note: "pp: both positive, nn: both negative, pn: one of each. Bars: 95 % intervals, jackknife over samples. Thin: pairs that share \

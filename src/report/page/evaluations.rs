@@ -1,8 +1,8 @@
 //! Evaluations over time: success, loops and task types, with intervals.
 
-use super::figure::{Figure, Line, Mark};
+use super::figure::{Figure, FigureLine, Mark};
 use crate::report::results::{Estimate, EvalEpisode, Evaluation, SplitTable, TypeRow};
-use crate::report::trajectories::Evaluated;
+use crate::report::trajectories::EvaluatedEpisode;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -11,7 +11,7 @@ pub const EVAL: &str = "eval";
 pub const WITHOUT_SUGGESTIONS: &str = "eval-no-suggestions";
 
 /// The evaluations of a phase by the iterations done.
-pub fn by_iteration(episodes: &[Evaluated], phase: &str) -> BTreeMap<u64, Evaluation> {
+pub fn by_iteration(episodes: &[EvaluatedEpisode], phase: &str) -> BTreeMap<u64, Evaluation> {
     let mut all: BTreeMap<u64, Evaluation> = BTreeMap::new();
     for e in episodes.iter().filter(|e| e.phase == phase) {
         all.entry(e.iteration).or_default().entry(e.split.clone()).or_default().push(e.episode);
@@ -30,18 +30,18 @@ fn line(
     evaluations: &BTreeMap<u64, Evaluation>,
     split: &str,
     of: &dyn Fn(&[EvalEpisode]) -> Option<Estimate>,
-) -> Line {
+) -> FigureLine {
     let estimates: Vec<Option<Estimate>> = evaluations.values().map(|evaluation| of(evaluation.get(split)?)).collect();
-    Line {
+    FigureLine {
         name: name.into(),
         values: estimates.iter().map(|e| e.map(|e| e.value)).collect(),
         interval: Some(estimates.iter().map(|e| e.map(|e| e.ci)).collect()),
-        ..Line::default()
+        ..FigureLine::default()
     }
 }
 
-fn figure(title: &str, y: &str, evaluations: &BTreeMap<u64, Evaluation>, lines: Vec<Line>) -> Option<Figure> {
-    let lines: Vec<Line> = lines.into_iter().filter(Line::is_filled).collect();
+fn figure(title: &str, y: &str, evaluations: &BTreeMap<u64, Evaluation>, lines: Vec<FigureLine>) -> Option<Figure> {
+    let lines: Vec<FigureLine> = lines.into_iter().filter(FigureLine::is_filled).collect();
     (!lines.is_empty()).then(|| Figure {
         title: title.into(),
         x: "iterations done".into(),
@@ -71,8 +71,10 @@ pub fn loops(evaluations: &BTreeMap<u64, Evaluation>) -> Vec<Figure> {
                 (!some.is_empty()).then(|| of(SplitTable::new(&some)))
             }
         };
-        let line =
-            |style, name: &str, won, of| Line { style: Some(style), ..line(name, evaluations, split, &rate(won, of)) };
+        let line = |style, name: &str, won, of| FigureLine {
+            style: Some(style),
+            ..line(name, evaluations, split, &rate(won, of))
+        };
         let lines = vec![
             line(0, "loops, won", true, |t| t.loop_rate),
             line(1, "loops, lost", false, |t| t.loop_rate),
@@ -96,7 +98,7 @@ pub struct TypeChange {
 }
 
 /// Success by task type in the evaluations after `first` and `last` iterations.
-pub fn types(episodes: &[Evaluated], first: u64, last: u64) -> Vec<TypeChange> {
+pub fn types(episodes: &[EvaluatedEpisode], first: u64, last: u64) -> Vec<TypeChange> {
     let rows = |iteration: u64| {
         let mut counts: BTreeMap<(&str, &str), (u64, u64)> = BTreeMap::new();
         for e in episodes.iter().filter(|e| e.phase == EVAL && e.iteration == iteration) {

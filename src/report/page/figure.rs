@@ -20,7 +20,7 @@ pub struct Figure {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub range: Option<[f64; 2]>,
     pub at: Vec<f64>,
-    pub lines: Vec<Line>,
+    pub lines: Vec<FigureLine>,
     /// Dates on the x axis.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub marks: Vec<Mark>,
@@ -29,7 +29,7 @@ pub struct Figure {
 }
 
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
-pub struct Line {
+pub struct FigureLine {
     pub name: String,
     pub values: Vec<Option<f64>>,
     /// The 95 % interval of each value.
@@ -69,7 +69,7 @@ impl<'a> Phase<'a> {
     /// What its steps are.
     pub fn step(&self) -> &'static str {
         match self.name {
-            "sft" => "optimiser step",
+            "sft" => "optimizer step",
             "grpo" => "iteration",
             _ => "iterations done",
         }
@@ -82,15 +82,6 @@ impl<'a> Phase<'a> {
         all.into_iter().collect()
     }
 
-    pub fn has(&self, name: &str) -> bool {
-        self.records.iter().any(|record| record.values.contains_key(name))
-    }
-
-    /// The last value of a name.
-    pub fn last(&self, name: &str) -> Option<f64> {
-        self.records.iter().rev().find_map(|record| record.values.get(name).copied())
-    }
-
     /// The one value that a name always has.
     pub fn constant(&self, name: &str) -> Option<f64> {
         let mut values = self.records.iter().filter_map(|record| record.values.get(name));
@@ -101,8 +92,8 @@ impl<'a> Phase<'a> {
     /// A figure of the steps that have any of the lines, each with the name of its values; `None` without a value.
     pub fn figure(&self, title: &str, y: &str, lines: &[(&str, &str)]) -> Option<Figure> {
         let (_, names): (Vec<_>, Vec<&str>) = lines.iter().copied().unzip();
-        let lines: Vec<Line> =
-            lines.iter().map(|(name, value)| self.line(name, value, &names)).filter(Line::is_filled).collect();
+        let lines: Vec<FigureLine> =
+            lines.iter().map(|(name, value)| self.line(name, value, &names)).filter(FigureLine::is_filled).collect();
         let at = self.steps(&names).into_iter().map(|record| record.step as f64).collect();
         (!lines.is_empty()).then(|| Figure {
             title: title.into(),
@@ -120,21 +111,21 @@ impl<'a> Phase<'a> {
     }
 
     /// The values of `value` at the steps that have any of `names`.
-    fn line(&self, name: &str, value: &str, names: &[&str]) -> Line {
+    fn line(&self, name: &str, value: &str, names: &[&str]) -> FigureLine {
         let finite = |record: &Record| record.values.get(value).copied().filter(|value| value.is_finite());
         let values = self.steps(names).into_iter().map(finite).collect();
-        Line { name: name.into(), values, ..Line::default() }
+        FigureLine { name: name.into(), values, ..FigureLine::default() }
     }
 
     /// The same with the interval that a standard error `error` gives.
-    pub fn line_with_error(&self, name: &str, value: &str, error: &str, names: &[&str]) -> Line {
+    pub fn line_with_error(&self, name: &str, value: &str, error: &str, names: &[&str]) -> FigureLine {
         let interval = |record: &Record| {
             let (mean, half) = (record.values.get(value)?, Z * record.values.get(error)?);
             Some([mean - half, mean + half])
         };
         let intervals: Vec<_> = self.steps(names).into_iter().map(interval).collect();
         let known = intervals.iter().any(Option::is_some);
-        Line { interval: known.then_some(intervals), ..self.line(name, value, names) }
+        FigureLine { interval: known.then_some(intervals), ..self.line(name, value, names) }
     }
 
     /// The steps of the figures whose lines have these names.
@@ -143,16 +134,16 @@ impl<'a> Phase<'a> {
     }
 }
 
-impl Line {
+impl FigureLine {
     pub fn is_filled(&self) -> bool {
         self.values.iter().any(Option::is_some)
     }
 
-    pub fn hidden(self, hidden: bool) -> Line {
-        Line { hidden, ..self }
+    pub fn hidden(self, hidden: bool) -> FigureLine {
+        FigureLine { hidden, ..self }
     }
 
-    pub fn thin(self) -> Line {
-        Line { thin: true, ..self }
+    pub fn thin(self) -> FigureLine {
+        FigureLine { thin: true, ..self }
     }
 }

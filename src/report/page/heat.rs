@@ -6,19 +6,21 @@ use serde::{Deserialize, Serialize};
 /// Rows of mean cosines of pp, nn and pn; absent where there is no pair.
 #[derive(Debug, Clone, PartialEq, Default, Serialize)]
 pub struct Heat {
+    /// What was measured, e.g. the iteration.
     pub when: String,
+    /// (name, cosines of pp, nn and pn).
     pub rows: Vec<(String, [Option<f64>; 3])>,
 }
 
 /// As a measurement is kept.
 #[derive(Deserialize)]
 struct Measured {
-    layers: Vec<Group>,
-    kinds: Vec<Group>,
+    layers: Vec<ParameterGroup>,
+    kinds: Vec<ParameterGroup>,
 }
 
 #[derive(Deserialize)]
-struct Group {
+struct ParameterGroup {
     name: String,
     cosine: Means,
 }
@@ -39,7 +41,7 @@ impl Heat {
     /// Of the measurement at the end; `None` where it cannot be read as one.
     pub fn of_json(json: &[u8]) -> Option<Heat> {
         let measured: Measured = serde_json::from_slice(json).ok()?;
-        let row = |g: Group| (g.name, [g.cosine.pp.mean, g.cosine.nn.mean, g.cosine.pn.mean]);
+        let row = |g: ParameterGroup| (g.name, [g.cosine.pp.mean, g.cosine.nn.mean, g.cosine.pn.mean]);
         let all = measured
             .layers
             .into_iter()

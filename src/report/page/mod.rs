@@ -2,20 +2,20 @@
 //! groups are packed data that its own scripts unpack, and nothing else may run. No sentence says more than its data do.
 
 mod browser;
-pub mod curves;
-pub mod embed;
+pub(crate) mod curves;
+pub(crate) mod embed;
 mod evaluations;
-pub mod figure;
+pub(crate) mod figure;
 mod heat;
-pub mod html;
-pub mod verdict;
+pub(crate) mod html;
+pub(crate) mod verdict;
 
 pub use heat::Heat;
 
 use super::flawed;
 use super::metrics::Record;
-use super::results::{self, BASELINE_HEADINGS, HEADINGS, Row, Summary, baseline_cells};
-use super::trajectories::{Confusion, Evaluated, Reader};
+use super::results::{self, BASELINE_HEADINGS, HEADINGS, StageRow, Summary, baseline_cells};
+use super::trajectories::{Confusion, EvaluatedEpisode, TrajectoryReader};
 use crate::files::FileError;
 use evaluations::{EVAL, WITHOUT_SUGGESTIONS};
 use figure::{Figure, Mark};
@@ -24,6 +24,7 @@ use serde::Serialize;
 
 /// Why there is no page.
 #[derive(Debug, thiserror::Error)]
+#[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum PageError {
     #[error("cannot render the report: {0}")]
     Template(#[from] minijinja::Error),
@@ -34,21 +35,25 @@ pub enum PageError {
 }
 
 /// What the page shows.
-pub struct Run<'a> {
+pub struct PageRun<'a> {
     /// The run's name.
     pub name: &'a str,
     /// The resolved configuration, as TOML.
     pub config: &'a str,
+    /// What `summary.json` holds.
     pub summary: &'a Summary,
     /// Whether the run came to its end; if not, `summary` is that of its last checkpoint.
     pub finished: bool,
+    /// The run's seed.
     pub seed: u64,
     /// GRPO iterations planned.
     pub iterations: u32,
+    /// The records of `metrics.jsonl`, oldest first.
     pub records: &'a [Record],
     /// Gradient cosines by layer, at the end.
     pub heat: Option<Heat>,
-    pub trajectories: Option<&'a Reader>,
+    /// The run's episodes, where it has any.
+    pub trajectories: Option<&'a TrajectoryReader>,
     /// Why trajectories are missing.
     pub notice: Option<String>,
     /// Probability above which a flawed action is a likely one.
@@ -70,14 +75,17 @@ struct Data {
     confusion: Vec<Confusion>,
     types: Vec<evaluations::TypeChange>,
     subjects: Vec<curves::Subject>,
-    browser: browser::Index,
+    browser: browser::BrowserIndex,
 }
 
 /// The page as HTML.
-pub fn render(run: &Run<'_>) -> Result<String, PageError> {
-    let episodes = run.trajectories.map(Reader::evaluated).transpose()?.unwrap_or_default();
+///
+/// # Errors
+/// If the episodes cannot be read, or the page cannot be rendered.
+pub fn render(run: &PageRun<'_>) -> Result<String, PageError> {
+    let episodes = run.trajectories.map(TrajectoryReader::evaluated).transpose()?.unwrap_or_default();
     let (data, groups) = data(run, &episodes)?;
-    let volume = run.trajectories.map(Reader::volume).transpose()?.unwrap_or_default();
+    let volume = run.trajectories.map(TrajectoryReader::volume).transpose()?.unwrap_or_default();
     let rows = rows(&episodes);
     let part = context! {
         name => run.name,
@@ -89,7 +97,7 @@ pub fn render(run: &Run<'_>) -> Result<String, PageError> {
         without => verdicts(&episodes, WITHOUT_SUGGESTIONS),
         provenance => provenance(run),
         headings => HEADINGS,
-        rows => rows.iter().map(Row::cells).collect::<Vec<_>>(),
+        rows => rows.iter().map(StageRow::cells).collect::<Vec<_>>(),
         baseline_headings => BASELINE_HEADINGS,
         baselines => baseline_cells(&run.summary.baselines),
         flawed => flawed::section(run.summary),
@@ -101,7 +109,7 @@ pub fn render(run: &Run<'_>) -> Result<String, PageError> {
     html::page(include_str!("../assets/run.html"), part, &data, &groups)
 }
 
-fn data(run: &Run<'_>, episodes: &[Evaluated]) -> Result<(Data, Vec<String>), PageError> {
+fn data(run: &PageRun<'_>, episodes: &[EvaluatedEpisode]) -> Result<(Data, Vec<String>), PageError> {
     let (browser, groups) = match run.trajectories {
         Some(reader) => browser::select(reader, run.threshold, run.decode)?,
         None => Default::default(),
@@ -123,7 +131,7 @@ fn data(run: &Run<'_>, episodes: &[Evaluated]) -> Result<(Data, Vec<String>), Pa
         heat: run.heat.clone().or_else(|| Heat::of_records(run.records)),
         flawed: flawed::figure(run.summary).into_iter().collect(),
         judgments: curves::judgments(run.records),
-        confusion: run.trajectories.map(Reader::confusion).transpose()?.unwrap_or_default(),
+        confusion: run.trajectories.map(TrajectoryReader::confusion).transpose()?.unwrap_or_default(),
         types: evaluations::types(episodes, first, last),
         subjects: curves::subjects(run.records),
         browser,
@@ -147,7 +155,7 @@ fn has(data: &Data) -> Value {
 }
 
 /// The table of results: after the cold start, at the end, and without suggestions.
-fn rows(episodes: &[Evaluated]) -> Vec<Row> {
+fn rows(episodes: &[EvaluatedEpisode]) -> Vec<StageRow> {
     let (all, without) =
         (evaluations::by_iteration(episodes, EVAL), evaluations::by_iteration(episodes, WITHOUT_SUGGESTIONS));
     let label = |iteration: u64, last: bool| match (iteration, last) {
@@ -170,7 +178,7 @@ fn rows(episodes: &[Evaluated]) -> Vec<Row> {
 }
 
 /// The last evaluation of the phase `last` against the first of all.
-fn verdicts(episodes: &[Evaluated], last: &str) -> Vec<verdict::Verdict> {
+fn verdicts(episodes: &[EvaluatedEpisode], last: &str) -> Vec<verdict::Verdict> {
     let iterations = |phase: &str| episodes.iter().filter(move |e| e.phase == phase).map(|e| e.iteration).collect();
     let [first, last_of]: [Vec<u64>; 2] = [EVAL, last].map(iterations);
     match (first.iter().min(), last_of.iter().max()) {
@@ -179,7 +187,7 @@ fn verdicts(episodes: &[Evaluated], last: &str) -> Vec<verdict::Verdict> {
     }
 }
 
-fn status(run: &Run<'_>) -> String {
+fn status(run: &PageRun<'_>) -> String {
     let done = run.records.iter().filter(|r| r.phase == "grpo").map(|r| r.step).max().unwrap_or(0);
     match run.finished {
         true => "finished".into(),
@@ -188,7 +196,7 @@ fn status(run: &Run<'_>) -> String {
 }
 
 /// Where the run came from, as (what, value).
-fn provenance(run: &Run<'_>) -> Vec<(String, String)> {
+fn provenance(run: &PageRun<'_>) -> Vec<(String, String)> {
     let Some(of) = &run.summary.provenance else { return Vec::new() };
     let mut facts: Vec<(String, String)> = Vec::new();
     for (i, p) in of.sessions.iter().enumerate() {

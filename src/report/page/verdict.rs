@@ -2,7 +2,7 @@
 
 use crate::report::results::Estimate;
 use crate::report::stats;
-use crate::report::trajectories::Evaluated;
+use crate::report::trajectories::EvaluatedEpisode;
 use serde::Serialize;
 use std::collections::BTreeMap;
 
@@ -27,7 +27,7 @@ pub struct Verdict {
 }
 
 /// By split, the evaluation (phase, iteration) `after` against `before`.
-pub fn verdicts(episodes: &[Evaluated], before: (&str, u64), after: (&str, u64)) -> Vec<Verdict> {
+pub fn verdicts(episodes: &[EvaluatedEpisode], before: (&str, u64), after: (&str, u64)) -> Vec<Verdict> {
     let (first, last) = (games(episodes, before), games(episodes, after));
     let of = |(split, first): (&String, &BTreeMap<&str, bool>)| {
         let last = last.get(split)?;
@@ -38,7 +38,10 @@ pub fn verdicts(episodes: &[Evaluated], before: (&str, u64), after: (&str, u64))
 }
 
 /// Success by split and game.
-fn games<'a>(episodes: &'a [Evaluated], (phase, iteration): (&str, u64)) -> BTreeMap<String, BTreeMap<&'a str, bool>> {
+fn games<'a>(
+    episodes: &'a [EvaluatedEpisode],
+    (phase, iteration): (&str, u64),
+) -> BTreeMap<String, BTreeMap<&'a str, bool>> {
     let mut all: BTreeMap<String, BTreeMap<&str, bool>> = BTreeMap::new();
     for e in episodes.iter().filter(|e| e.phase == phase && e.iteration == iteration) {
         all.entry(e.split.clone()).or_default().insert(&e.task, e.episode.success);

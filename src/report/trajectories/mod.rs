@@ -9,7 +9,7 @@
 mod read;
 mod schema;
 
-pub use read::{Confusion, EpisodeIndex, Evaluated, Reader};
+pub use read::{Confusion, EpisodeIndex, EvaluatedEpisode, TrajectoryReader};
 
 use crate::files::{self, FileError};
 use rusqlite::{Connection, ErrorCode, Statement, params};
@@ -21,44 +21,55 @@ use std::time::Duration;
 
 /// One episode as it is kept.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Episode {
+pub struct EpisodeRecord {
     /// GRPO iteration; 0 before the first.
     pub iteration: u64,
     /// E.g. `grpo`, `eval`.
     pub phase: String,
+    /// The task's split.
     pub split: String,
-    /// The task's id, and its type.
+    /// The task's id.
     pub task: String,
+    /// The task's type.
     pub kind: String,
-    /// Which group of the iteration, and which of its episodes.
+    /// The group of the iteration.
     pub group: u32,
+    /// The episode's number within its group.
     pub sample: u32,
+    /// The return: the sum of its rewards.
     pub reward: f64,
+    /// Whether the game was won.
     pub success: bool,
     /// Why it ended, e.g. `won`, `max_steps`.
     pub finish: String,
+    /// Wall time.
     pub seconds: f64,
-    /// Turns that repeat a command already tried at the same observation, and turns that repeat or come back to an observation.
+    /// Turns that repeat a command already tried at the same observation.
     pub repeats: u32,
+    /// Turns that repeat a command, or come back to an observation.
     pub loops: u32,
     /// The suggestions in its prompt.
     pub suggestions: Vec<String>,
     /// All that the model read and wrote, in order.
     pub tokens: Vec<u32>,
-    pub turns: Vec<Turn>,
+    /// Its turns, in order.
+    pub turns: Vec<TurnRecord>,
 }
 
 /// One turn: what the agent saw, what it wrote, what came of it.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Turn {
+pub struct TurnRecord {
+    /// What the agent was shown.
     pub observation: String,
+    /// What the agent wrote.
     pub action: String,
     /// What the environment was told; `None` where nothing could be read.
     pub command: Option<String>,
     /// Whether the environment understood the action.
     pub valid: bool,
-    /// In the episode's tokens: what the agent had before it, and the action as sampled.
+    /// What the agent had before the action, as a range of the episode's tokens.
     pub prompt: Range<usize>,
+    /// The action as sampled, as a range of the episode's tokens.
     pub sampled: Range<usize>,
     /// Sum of the action's log-probs (nats) when sampled; not-a-number is kept as null.
     pub logprob_sum: f64,
@@ -68,41 +79,50 @@ pub struct Turn {
     pub label: Option<String>,
     /// How a bad action is flawed.
     pub flaw: Option<String>,
+    /// What the environment paid.
     pub reward: f64,
     /// Absent outside training.
     pub advantage: Option<f64>,
-    pub judgments: Vec<Judgment>,
+    /// What the policy said of the action.
+    pub judgments: Vec<JudgmentRecord>,
 }
 
 /// What the policy said of its own action.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Judgment {
+pub struct JudgmentRecord {
     /// The label it was held against.
     pub label: String,
     /// `good` or `bad`; absent where there is none in the text.
     pub verdict: Option<String>,
+    /// The judgment as it was written.
     pub text: String,
 }
 
 /// A suggestion and the flawed actions it rests on.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Suggestion {
+pub struct SuggestionRecord {
+    /// The sentence.
     pub text: String,
-    pub evidence: Vec<Evidence>,
+    /// The flawed actions.
+    pub evidence: Vec<EvidenceRecord>,
 }
 
 /// A flawed action in a state.
 #[derive(Debug, Clone, PartialEq, Default)]
-pub struct Evidence {
+pub struct EvidenceRecord {
+    /// The task's id.
     pub task: String,
     /// The beginning of what the agent was shown.
     pub observation: String,
+    /// The command.
     pub action: String,
+    /// How the command is flawed.
     pub flaw: String,
     /// Times it was taken.
     pub count: u64,
-    /// Its mean probability when sampled, and its share among samples drawn again.
+    /// Its mean probability when sampled.
     pub sampled: f64,
+    /// Its share among samples that are taken again in the same state.
     pub resampled: f64,
     /// Its mean advantage.
     pub advantage: f64,
@@ -121,6 +141,9 @@ const TRAINING: &str = "grpo";
 impl Trajectories {
     /// Opens the database of a run folder. `next` names for each phase the first iteration that the run will write: its
     /// episodes and later ones, left by an earlier process, are deleted, so that none is kept twice.
+    ///
+    /// # Errors
+    /// If the database cannot be opened or changed, or is of another version.
     pub fn open(run: &Path, next: &[(&str, u64)]) -> Result<Trajectories, FileError> {
         let path = run.join(FILE);
         let open = || -> Result<Connection, Unopened> {
@@ -146,16 +169,25 @@ impl Trajectories {
     }
 
     /// Adds episodes: all of them or, on an error, none.
-    pub fn append(&mut self, episodes: &[Episode]) -> Result<(), FileError> {
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn append(&mut self, episodes: &[EpisodeRecord]) -> Result<(), FileError> {
         insert(&mut self.db, episodes).map_err(|e| error("append to", &self.path, e))
     }
 
     /// Adds the suggestions made after iteration `made`: all of them or, on an error, none.
-    pub fn suggest(&mut self, made: u64, suggestions: &[Suggestion]) -> Result<(), FileError> {
+    ///
+    /// # Errors
+    /// If the database cannot be written.
+    pub fn suggest(&mut self, made: u64, suggestions: &[SuggestionRecord]) -> Result<(), FileError> {
         insert_suggestions(&mut self.db, made, suggestions).map_err(|e| error("append to", &self.path, e))
     }
 
     /// Makes what was appended survive a power cut.
+    ///
+    /// # Errors
+    /// If the database cannot be flushed.
     pub fn sync(&self) -> Result<(), FileError> {
         // The log is fsynced before any of it is moved into the database; a reader may keep some of it from being moved.
         let moved = self.db.query_row("pragma wal_checkpoint(passive)", [], |_| Ok(()));
@@ -163,7 +195,7 @@ impl Trajectories {
     }
 }
 
-fn insert(db: &mut Connection, episodes: &[Episode]) -> rusqlite::Result<()> {
+fn insert(db: &mut Connection, episodes: &[EpisodeRecord]) -> rusqlite::Result<()> {
     let transaction = db.transaction()?;
     {
         let mut episode = transaction.prepare_cached(
@@ -193,7 +225,7 @@ fn insert(db: &mut Connection, episodes: &[Episode]) -> rusqlite::Result<()> {
     transaction.commit()
 }
 
-fn insert_turn(turn: &mut Statement<'_>, (episode, place): (i64, i64), t: &Turn) -> rusqlite::Result<()> {
+fn insert_turn(turn: &mut Statement<'_>, (episode, place): (i64, i64), t: &TurnRecord) -> rusqlite::Result<()> {
     turn.execute(params![
         episode,
         place,
@@ -214,7 +246,7 @@ fn insert_turn(turn: &mut Statement<'_>, (episode, place): (i64, i64), t: &Turn)
     Ok(())
 }
 
-fn insert_suggestions(db: &mut Connection, made: u64, suggestions: &[Suggestion]) -> rusqlite::Result<()> {
+fn insert_suggestions(db: &mut Connection, made: u64, suggestions: &[SuggestionRecord]) -> rusqlite::Result<()> {
     let (transaction, made) = (db.transaction()?, made as i64);
     for (place, suggestion) in suggestions.iter().enumerate() {
         let place = place as i64;
@@ -276,13 +308,13 @@ mod tests {
     fn a_full_disk_is_told_and_loses_nothing_earned() {
         let dir = tempfile::tempdir().unwrap();
         let mut kept = Trajectories::open(dir.path(), &[]).unwrap();
-        let turn = Turn { observation: "x".repeat(10_000), ..Turn::default() };
-        let episode = Episode { phase: "grpo".into(), turns: vec![turn], ..Episode::default() };
+        let turn = TurnRecord { observation: "x".repeat(10_000), ..TurnRecord::default() };
+        let episode = EpisodeRecord { phase: "grpo".into(), turns: vec![turn], ..EpisodeRecord::default() };
         kept.append(std::slice::from_ref(&episode)).unwrap();
         kept.db.pragma_update(None, "max_page_count", 20).unwrap();
         let error = kept.append(&vec![episode.clone(); 50]).unwrap_err();
         assert!(error.is_disk_full(), "{error}");
         assert_eq!(error.to_string().matches("the disk is full").count(), 1, "{error}");
-        assert_eq!(Reader::open(dir.path()).unwrap().unwrap().group("grpo", 0, 0).unwrap(), [episode]);
+        assert_eq!(TrajectoryReader::open(dir.path()).unwrap().unwrap().group("grpo", 0, 0).unwrap(), [episode]);
     }
 }

@@ -5,7 +5,7 @@ use crate::config::Optim;
 use crate::coupling::{CouplingError, Grams, StateAction};
 use crate::device::Result;
 use crate::forest::Forest;
-use crate::model::{Activations, Architecture, Keep, Model, Params, Policy};
+use crate::model::{Activations, Architecture, Model, Params, Policy, SavedActivations};
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::pcgrad;
 use crate::train::TrainError;
@@ -19,13 +19,14 @@ pub struct CpuScorer {
 }
 
 impl CpuScorer {
+    /// A scorer with this model.
     pub fn new(model: Model) -> CpuScorer {
         CpuScorer { model, acts: Activations::default() }
     }
 }
 
 impl Scorer for CpuScorer {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         self.model.forward(forest, keep, &mut self.acts);
         Ok(())
     }
@@ -46,6 +47,7 @@ pub struct CpuEngine {
 }
 
 impl CpuEngine {
+    /// An engine with this model and AdamW's two moments.
     pub fn new(model: Model, moments: [Params; 2]) -> CpuEngine {
         let grads = Params::zeros(model.params.layout.clone());
         CpuEngine { scorer: CpuScorer::new(model), moments, grads, aside: None, d_hidden: Vec::new() }
@@ -53,7 +55,7 @@ impl CpuEngine {
 }
 
 impl Scorer for CpuEngine {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         self.scorer.forward(forest, keep)
     }
 
@@ -127,7 +129,7 @@ impl Engine for CpuEngine {
     }
 
     fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
-        Ok(Grams::new(&self.scorer.model, samples, Keep::LayerInputs).map_err(CouplingError::from)?)
+        Ok(Grams::new(&self.scorer.model, samples, SavedActivations::LayerInputs).map_err(CouplingError::from)?)
     }
 
     fn export(&self) -> Result<Export<'_>> {

@@ -7,13 +7,16 @@
 use super::{Engine, Export, NONE_ASIDE, Scorer, cuda_grams};
 use crate::config::{Grpo, Optim};
 use crate::coupling::{Grams, StateAction};
-use crate::device::{Gpu, Packed, Part, Result, Slice, Tensor, expect};
+use crate::device::{Gpu, Packed, Result, Slice, SubSlice, Tensor, expect};
 use crate::forest::Forest;
 use crate::grpo::{PolicyLoss, UseFound};
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel};
 use crate::model::backend::cuda_sink::part;
-use crate::model::{Architecture, Keep, Model, Params, Policy};
-use crate::ops::adamw::{self, cuda::Rounding, cuda::State};
+use crate::model::{Architecture, Model, Params, Policy, SavedActivations};
+use crate::ops::adamw::{
+    self,
+    cuda::{Decays, OptimizerState, Rounding},
+};
 use crate::ops::advantage::{self, Scale};
 use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets, Uses};
 use crate::ops::grouped_logprob::{Target, TokenGrad};
@@ -22,10 +25,10 @@ use crate::train::TrainError;
 use crate::train::optimizer::{StepReport, adamw_step};
 use half::bf16;
 use std::borrow::Cow;
-use std::ops::Range;
 
 /// A model on a GPU and its last forward pass.
 pub struct CudaScorer {
+    /// The model on the device.
     pub model: CudaModel,
     gpu: Gpu,
     pass: Option<(CudaForest, CudaActivations)>,
@@ -33,6 +36,9 @@ pub struct CudaScorer {
 
 impl CudaScorer {
     /// Brings `model` to the device, to sample at most `max_live` sequences at once.
+    ///
+    /// # Errors
+    /// If there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, max_live: usize) -> Result<CudaScorer> {
         Ok(CudaScorer { model: CudaModel::new(gpu, model, max_live)?, gpu: gpu.clone(), pass: None })
     }
@@ -41,7 +47,7 @@ impl CudaScorer {
         &self.pass.as_ref().expect(NO_PASS).1
     }
 
-    fn head<'a>(&self, weight: &'a Part<'_, bf16>, acts: &'a CudaActivations, temperature: f32) -> Head<'a> {
+    fn head<'a>(&self, weight: &'a SubSlice<'_, bf16>, acts: &'a CudaActivations, temperature: f32) -> Head<'a> {
         Head { weight, hidden: &acts.hidden, width: self.model.config.hidden_size, temperature }
     }
 
@@ -50,16 +56,20 @@ impl CudaScorer {
         Targets::new(&self.gpu, &nodes.iter().map(target).collect::<Vec<_>>(), forest.len())
     }
 
-    fn head_weight(&self) -> Part<'_, bf16> {
+    fn head_weight(&self) -> SubSlice<'_, bf16> {
         part(&self.model.weights, &self.model.layout.head)
     }
 }
 
 impl Scorer for CudaScorer {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         // What the last pass kept is given back first.
         self.pass = None;
         let packed = self.model.forest(forest)?;
+        let keep = match keep {
+            SavedActivations::LayerInputs => SavedActivations::FirstLayers(self.model.layers_that_fit(forest.len())),
+            other => other,
+        };
         let acts = self.model.forward(&packed, keep)?;
         self.pass = Some((packed, acts));
         Ok(())
@@ -82,26 +92,21 @@ pub struct CudaEngine {
     aside: Option<Tensor<f32>>,
     /// The gradient's norm, and the factor that clips it.
     norm: Tensor<f32>,
-    /// Neighbouring tensors that decay alike, as one.
-    spans: Vec<(Range<usize>, bool)>,
+    decays: Decays,
 }
 
 impl CudaEngine {
     /// Brings `model` and the optimizer's moments to the device, to sample at most `max_live` sequences at once.
+    ///
+    /// # Errors
+    /// If a tensor's length is no multiple of 8, or there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2], max_live: usize) -> Result<CudaEngine> {
         let layout = &model.params.layout;
-        let mut spans: Vec<(Range<usize>, bool)> = Vec::new();
         for entry in &layout.entries {
             let wide = entry.range.len();
             expect("adamw", wide.is_multiple_of(8), || {
                 format!("{} has {wide} elements, no multiple of 8", entry.name)
             })?;
-            match spans.last_mut() {
-                Some((last, decay)) if *decay == entry.decay && last.end == entry.range.start => {
-                    last.end = entry.range.end;
-                }
-                _ => spans.push((entry.range.clone(), entry.decay)),
-            }
         }
         let [m, v] = moments;
         Ok(CudaEngine {
@@ -111,12 +116,15 @@ impl CudaEngine {
             grads: gpu.zeros(layout.len)?,
             aside: None,
             norm: gpu.uninit(2)?,
-            spans,
+            decays: Decays::new(gpu, layout.entries.iter().map(|entry| (entry.range.len(), entry.decay)))?,
             gpu: gpu.clone(),
         })
     }
 
     /// The head's part of [`Engine::backward`]: the gradient of the final hidden states.
+    ///
+    /// # Errors
+    /// If the device fails.
     pub fn head_backward(
         &mut self,
         forest: &Forest,
@@ -141,6 +149,12 @@ impl CudaEngine {
     }
 
     /// The decoder's part of [`Engine::backward`].
+    ///
+    /// # Errors
+    /// If the device fails.
+    ///
+    /// # Panics
+    /// Without a forward pass before.
     pub fn decoder_backward(&mut self, d_hidden: &Slice<bf16>) -> Result<()> {
         let (packed, mut acts) = self.scorer.pass.take().expect(NO_PASS);
         self.scorer.model.backward(&packed, &mut acts, d_hidden, &self.grads)
@@ -156,7 +170,7 @@ impl CudaEngine {
 }
 
 impl Scorer for CudaEngine {
-    fn forward(&mut self, forest: &Forest, keep: Keep) -> Result<()> {
+    fn forward(&mut self, forest: &Forest, keep: SavedActivations) -> Result<()> {
         self.scorer.forward(forest, keep)
     }
 
@@ -263,13 +277,13 @@ impl Engine for CudaEngine {
             // The factor that clips is on the device.
             let update = adamw_step(optim, lr, 1.0, *steps);
             let scale = part(&self.norm, &(1..2));
-            for (at, decay) in &self.spans {
-                let [p, m, v, g] =
-                    [&self.master, &self.moments[0], &self.moments[1], &self.grads].map(|of| part(of, at));
-                let copy = part(&self.scorer.model.weights, at);
-                let state = State { p: &p, m: &m, v: &v, copy: &copy };
-                adamw::cuda::step(gpu, &update, *decay, &state, &g, &scale, Rounding::Nearest)?;
-            }
+            let state = OptimizerState {
+                p: &self.master,
+                m: &self.moments[0],
+                v: &self.moments[1],
+                copy: &self.scorer.model.weights,
+            };
+            adamw::cuda::step(gpu, &update, &self.decays, &state, &self.grads, &scale, Rounding::Nearest)?;
         }
         // The memory is free for what comes next, a rollout perhaps.
         self.scorer.pass = None;
@@ -303,7 +317,7 @@ impl Engine for CudaEngine {
     }
 
     fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
-        cuda_grams::grams(&self.gpu, &self.scorer.model, samples, Keep::LayerInputs)
+        cuda_grams::grams(&self.gpu, &self.scorer.model, samples, SavedActivations::LayerInputs)
     }
 
     fn export(&self) -> Result<Export<'_>> {

@@ -2,9 +2,9 @@
 //! of norm weights and biases, of the embedding's rows and of the head on the host, from what the passes leave.
 
 use crate::coupling::CouplingError;
-use crate::coupling::gram::{Batch, Grams, Pass, StateAction, columns};
+use crate::coupling::gram::{Grams, Pass, SampleBatch, StateAction, columns};
 use crate::device::{Dtype, Gpu, Result, Slice, Tensor};
-use crate::model::Keep;
+use crate::model::SavedActivations;
 use crate::model::backend::Sink;
 use crate::model::backend::cuda::CudaModel;
 use crate::model::backend::cuda_sink::{Add, Cuda, part};
@@ -21,9 +21,17 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 /// As [`Grams::new`]. Matrices are counted as the layout has them: query, key and value apart, gate and up too.
-pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) -> Result<Grams, TrainError> {
+///
+/// # Errors
+/// If a sample is too long or holds an unknown token, or the device fails.
+pub fn grams(
+    gpu: &Gpu,
+    model: &CudaModel,
+    samples: &[StateAction],
+    keep: SavedActivations,
+) -> Result<Grams, TrainError> {
     let (layout, width) = (&*model.layout, model.config.hidden_size);
-    let batch = Batch::new(&model.config, samples).map_err(CouplingError::from)?;
+    let batch = SampleBatch::new(&model.config, samples).map_err(CouplingError::from)?;
     let packed = model.forest(&batch.forest)?;
     let mut acts = model.forward(&packed, keep)?;
     let weight = part(&model.weights, &layout.head);
@@ -33,7 +41,7 @@ pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) 
         let scores = head::forward(gpu, head, &targets)?;
         let ordered: Vec<f32> = targets.order.iter().map(|&i| -batch.scale[i]).collect();
         let (d_logprob, d_entropy) = (gpu.tensor(&ordered)?, gpu.zeros(ordered.len())?);
-        // Of all samples together, which is not asked for.
+        // Of all samples together, which nobody reads.
         let d_weight = gpu.zeros(weight.len())?;
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
         let sums = Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
@@ -42,14 +50,14 @@ pub fn grams(gpu: &Gpu, model: &CudaModel, samples: &[StateAction], keep: Keep) 
     };
     let mut sink = GramSink::new(gpu, layout, batch.rows())?;
     model.backward_into(&packed, &mut acts, &d_hidden, &mut sink)?;
-    let GramSink { samples: Samples { ends, .. }, grams, vectors, inputs, ways, .. } = sink;
+    let GramSink { samples: Samples { ends, .. }, grams, vectors, inputs, methods, .. } = sink;
     let vectors = vectors.into_values().map(|(range, d)| Ok((range, gpu.read(&*d)?)));
     let (grams, square) = (gpu.read(&*grams)?, ends.len() * ends.len());
     let pass = Pass {
         vectors: vectors.collect::<Result<_>>()?,
         grams: (0..layout.entries.len()).map(|t| grams[t * square..(t + 1) * square].to_vec()).collect(),
         inputs: InputGrads::new(&batch.forest.tokens, &inputs, width, &ends),
-        ways,
+        methods,
         logprobs: &logprobs,
         // What is read was rounded on the device.
         head: grouped_logprob::Head {
@@ -78,14 +86,14 @@ struct GramSink<'a> {
     vectors: BTreeMap<usize, (Range<usize>, Tensor<f32>)>,
     /// The embedding's, `[tokens, hidden]`.
     inputs: Vec<f32>,
-    ways: [usize; 2],
+    methods: [usize; 2],
 }
 
 impl<'a> GramSink<'a> {
     fn new(gpu: &'a Gpu, layout: &'a Layout, ends: Vec<usize>) -> Result<GramSink<'a>> {
         let grams = gpu.zeros(layout.entries.len() * ends.len() * ends.len())?;
         let samples = Samples::new(gpu, ends)?;
-        Ok(GramSink { gpu, layout, samples, grams, vectors: BTreeMap::new(), inputs: Vec::new(), ways: [0; 2] })
+        Ok(GramSink { gpu, layout, samples, grams, vectors: BTreeMap::new(), inputs: Vec::new(), methods: [0; 2] })
     }
 }
 
@@ -108,10 +116,10 @@ impl Sink<Cuda> for GramSink<'_> {
         let tensors =
             grads.iter().flat_map(|(range, g)| columns(self.layout, range, g.in_features).map(move |t| (*g, t)));
         for (g, (tensor, columns)) in tensors {
-            let way = self.samples.way(g.in_features, columns.len());
-            self.ways[usize::from(way == GramMethod::Ghost)] += 1;
+            let method = self.samples.method(g.in_features, columns.len());
+            self.methods[usize::from(method == GramMethod::Ghost)] += 1;
             let gram = part(&self.grams, &(tensor * square..(tensor + 1) * square));
-            self.samples.add(self.gpu, way, g, columns, &gram)?;
+            self.samples.add(self.gpu, method, g, columns, &gram)?;
         }
         Ok(())
     }

@@ -33,6 +33,6 @@ fn call_blas(function: &'static str, needs: Needs, body: impl FnOnce(&mut Gpu) -
         answer = Some(body(gpu).err().unwrap_or(status::SUCCESS));
         Ok(())
     });
-    // A failure that was asked for comes as it is.
+    // A configured failure comes as it is.
     answer.unwrap_or(if needs == Needs::Context && entered > status::LAST { status::NOT_INITIALIZED } else { entered })
 }

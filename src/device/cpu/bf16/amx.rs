@@ -1,7 +1,7 @@
 //! AMX (Sapphire Rapids and later): eight registers of 16 rows of 64 bytes, and an instruction that multiplies two of them. Its
 //! intrinsics are not stable in Rust, so the instructions are written as they are.
 
-use super::{Line, STEP, TILE};
+use super::{CacheLine, STEP, TILE};
 use std::arch::asm;
 use std::arch::x86_64::__cpuid_count;
 
@@ -63,7 +63,13 @@ pub(super) fn end() {
 ///
 /// # Safety
 /// After [`begin`]; `c` has 32 rows of 32, `stride` apart.
-pub(super) unsafe fn block(a: &[[Line; STEP]], b: &[[Line; STEP]], c: *mut f32, stride: usize, accumulate: bool) {
+pub(super) unsafe fn block(
+    a: &[[CacheLine; STEP]],
+    b: &[[CacheLine; STEP]],
+    c: *mut f32,
+    stride: usize,
+    accumulate: bool,
+) {
     let steps = a.len().min(b.len());
     if steps == 0 {
         return;
@@ -109,7 +115,13 @@ pub(super) unsafe fn block(a: &[[Line; STEP]], b: &[[Line; STEP]], c: *mut f32, 
 ///
 /// # Safety
 /// As [`block`].
-pub(super) unsafe fn low_block(a: &[[Line; STEP]], b: &[[Line; STEP]], c: *mut f32, stride: usize, accumulate: bool) {
+pub(super) unsafe fn low_block(
+    a: &[[CacheLine; STEP]],
+    b: &[[CacheLine; STEP]],
+    c: *mut f32,
+    stride: usize,
+    accumulate: bool,
+) {
     let steps = a.len().min(b.len());
     if steps == 0 {
         return;
@@ -124,7 +136,7 @@ pub(super) unsafe fn low_block(a: &[[Line; STEP]], b: &[[Line; STEP]], c: *mut f
         } else {
             asm!("tilezero tmm0", "tilezero tmm1", options(nostack, nomem));
         }
-        // B comes from memory here as often as not: it is asked for some steps ahead.
+        // B comes from memory here as often as not: it is prefetched some steps ahead.
         asm!(
             "2:",
             "tileloadd tmm4, [{a} + {s}]",

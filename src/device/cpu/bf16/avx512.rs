@@ -1,6 +1,6 @@
 //! AVX512-BF16 (Zen 4 and later, Cooper Lake, Sapphire Rapids and later).
 
-use super::{Line, STEP, Side, Source, TILE, Tile};
+use super::{CacheLine, STEP, Side, Source, TILE, Tile};
 use std::arch::x86_64::*;
 
 pub(super) fn available() -> bool {
@@ -101,8 +101,8 @@ fn transposed(rows: [__m512i; TILE]) -> [__m512i; TILE] {
 /// The machine has AVX512-BF16; `c` has `rows` rows of 32, `stride` apart.
 #[target_feature(enable = "avx512f,avx512bf16")]
 pub(super) unsafe fn block(
-    a: &[[Line; STEP]],
-    b: &[[Line; STEP]],
+    a: &[[CacheLine; STEP]],
+    b: &[[CacheLine; STEP]],
     rows: usize,
     c: *mut f32,
     stride: usize,
@@ -130,8 +130,8 @@ pub(super) unsafe fn block(
 #[inline]
 #[target_feature(enable = "avx512f,avx512bf16")]
 unsafe fn held<const R: usize>(
-    a: &[[Line; STEP]],
-    b: &[[Line; STEP]],
+    a: &[[CacheLine; STEP]],
+    b: &[[CacheLine; STEP]],
     first: usize,
     c: *mut f32,
     stride: usize,
@@ -166,7 +166,7 @@ unsafe fn held<const R: usize>(
 
 #[inline]
 #[target_feature(enable = "avx512f")]
-fn pairs(line: &Line) -> __m512bh {
+fn pairs(line: &CacheLine) -> __m512bh {
     // SAFETY: a line is 64 bytes, aligned to 64, and every pattern is valid.
     unsafe { std::mem::transmute(_mm512_load_si512(line.0.as_ptr().cast())) }
 }

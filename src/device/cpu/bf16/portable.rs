@@ -1,7 +1,7 @@
 //! The same results, up to the order of a pair's two sums, on any machine: bf16 is the upper half of an f32.
 
 use super::super::simd;
-use super::{Line, PANEL, STEP, Side, Source, TILE, Tile, ZERO};
+use super::{CacheLine, PANEL, STEP, Side, Source, TILE, Tile, ZERO};
 use half::bf16;
 
 /// Rows whose sums are held at a time.
@@ -23,8 +23,8 @@ pub(super) fn pack_tile(side: Side, source: Source<'_>, (count, depth): (usize, 
 
 /// Of `rows` rows, by [`PANEL`] columns.
 pub(super) fn block(
-    a: &[[Line; STEP]],
-    b: &[[Line; STEP]],
+    a: &[[CacheLine; STEP]],
+    b: &[[CacheLine; STEP]],
     rows: usize,
     c: &mut [f32],
     stride: usize,
@@ -42,8 +42,8 @@ pub(super) fn block(
 
 #[inline(always)]
 fn held(
-    a: &[[Line; STEP]],
-    b: &[[Line; STEP]],
+    a: &[[CacheLine; STEP]],
+    b: &[[CacheLine; STEP]],
     first: usize,
     rows: usize,
     c: &mut [f32],

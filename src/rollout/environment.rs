@@ -11,25 +11,25 @@ pub(super) type Response = Result<(Observation, Option<u32>), EnvError>;
 pub(super) type Event = (usize, Response);
 
 /// An open environment.
-pub(super) enum Stepper {
+pub(super) enum OpenEnvironment {
     /// Played on the spot.
     Inline { env: Box<dyn Environment>, distances: bool },
     /// On a thread of its own, which ends when this is dropped.
     Threaded(Sender<String>),
 }
 
-impl Stepper {
+impl OpenEnvironment {
     /// Resets the environment of episode `index`: the first response, or `None` when it will come through `sender`.
     pub fn begin(
         mut env: Box<dyn Environment>,
         distances: bool,
         index: usize,
         sender: &Sender<Event>,
-    ) -> Result<(Stepper, Option<Response>), EnvError> {
+    ) -> Result<(OpenEnvironment, Option<Response>), EnvError> {
         if !env.is_remote() {
             let seen = env.reset();
             let response = measured(seen, &mut *env, distances);
-            return Ok((Stepper::Inline { env, distances }, Some(response)));
+            return Ok((OpenEnvironment::Inline { env, distances }, Some(response)));
         }
         let (commands, receiver) = channel::<String>();
         let responses = Responses { sender: sender.clone(), index };
@@ -48,17 +48,17 @@ impl Stepper {
             name: format!("episode {index}"),
             reason: format!("no thread can be started for it: {e}; lower rollout.max_live"),
         })?;
-        Ok((Stepper::Threaded(commands), None))
+        Ok((OpenEnvironment::Threaded(commands), None))
     }
 
     /// The response to a command, or `None` when it will come later.
     pub fn step(&mut self, command: String) -> Option<Response> {
         match self {
-            Stepper::Inline { env, distances } => {
+            OpenEnvironment::Inline { env, distances } => {
                 let seen = env.step(&command);
                 Some(measured(seen, &mut **env, *distances))
             }
-            Stepper::Threaded(commands) => commands
+            OpenEnvironment::Threaded(commands) => commands
                 .send(command)
                 .err()
                 .map(|_| Err(EnvError::Failed { name: "episode".into(), reason: "its thread has ended".into() })),
