@@ -1,9 +1,10 @@
 //! A game of your own in Rust, trained by the library: guess a number by hints, as examples/guess.py has it behind a pipe.
 //!
 //! [`Environment`] is one game, [`Suite`] lists the games of each split. `expert` demonstrates for the cold start, `distance` lets the
-//! oracle label actions for GCD. `cargo run --release --example guess` trains, and prints success by split.
+//! oracle label actions for GCD. `cargo run --release --example guess` trains in runs/ (another folder: `-- DIR`), and prints success
+//! by split.
 
-use uncouple::config::Config;
+use uncouple::config::{Config, GcdMode, SuggestionMode};
 use uncouple::env::{EnvError, Environment, Observation, Split, Suite, Task};
 use uncouple::train::run_folder::Existing;
 use uncouple::train::train;
@@ -105,17 +106,23 @@ impl Suite for Guess {
 fn config() -> Config {
     let mut config = Config::default();
     config.run.name = "guess-rust".into();
-    config.run.iterations = 10;
+    config.run.iterations = 40;
     (config.model.hidden_size, config.model.intermediate_size, config.model.vocab_size) = (64, 128, 320);
     config.model.num_key_value_heads = 4;
-    (config.sft.steps, config.sft.games, config.sft.lr) = (150, 64, 0.005);
-    (config.rollout.groups, config.rollout.max_turn_tokens) = (4, 12);
+    (config.sft.steps, config.sft.games, config.sft.lr) = (40, 64, 0.005);
+    (config.rollout.groups, config.rollout.max_turn_tokens) = (14, 12);
+    config.optim.lr = 1e-3;
+    (config.gcd.mode, config.suggestions.mode) = (GcdMode::Off, SuggestionMode::Off);
     config.env.max_steps = 4;
     config
 }
 
 fn main() -> anyhow::Result<()> {
-    let outcome = train(config(), &Guess, Existing::Overwrite)?;
+    let mut config = config();
+    if let Some(dir) = std::env::args().nth(1) {
+        config.run.dir = dir;
+    }
+    let outcome = train(config, &Guess, Existing::Overwrite)?;
     for row in outcome.rows {
         println!("{:?}", row.cells());
     }

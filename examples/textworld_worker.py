@@ -1,7 +1,7 @@
 """TextWorld games made by `tw-make`, behind the worker protocol. Needs `pip install textworld`.
 
     tw-make tw-simple --rewards dense --goal detailed --seed 1 --output games/train/1.z8   (and games/L0/…, L1, L2)
-    uncouple train --set env.suite=worker --set 'env.command=["python3", "examples/textworld_worker.py", "games"]' --set sft.steps=0
+    uncouple train --set env.suite=worker --set 'env.worker.command=["python3", "examples/textworld_worker.py", "games"]' --set sft.steps=0
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A complete worker in plain Python: the protocol, and a small game behind it.
 
-Try it:  uncouple train --set env.suite=worker --set 'env.command=["python3", "examples/worker.py"]'
+Try it:  uncouple train --set env.suite=worker --set 'env.worker.command=["python3", "examples/worker.py"]'
 
 To bring an environment of your own, give `serve` an object with `name`, `tasks()`, `reset(task)` and `step(action)`.
 With each observation it may tell `expert`, the command of one who knows the way, which the cold start teaches, and `distance`, the

@@ -68,7 +68,7 @@ def memory(uncouple, games, count):
             trial = pathlib.Path(folder, "train", source.parent.parent.name, f"trial_{i:04}")
             trial.mkdir(parents=True)
             shutil.copy(source, trial)
-        with serving(uncouple, "env.suite=alfworld", f"env.data={folder}", "env.train_types=all") as (url, pid):
+        with serving(uncouple, "env.suite=alfworld", f"env.alfworld.data={folder}", "env.alfworld.train_types=all") as (url, pid):
             before, sessions = resident(pid), []
             for i in range(count):
                 sessions.append(Session(url))

@@ -17,7 +17,7 @@ import scienceworld
 from envs import Session, children, resident, runs, serving, timed
 
 JAR = pathlib.Path(scienceworld.__file__).parent / "scienceworld.jar"
-SUITE = ["env.suite=scienceworld", f"env.data={JAR}"]
+SUITE = ["env.suite=scienceworld", f"env.scienceworld.data={JAR}"]
 
 
 def official(task, steps):

@@ -17,4 +17,4 @@ pub use layout::COMPACT_TEMPLATE;
 pub use memory::{Memory, Next, Shown};
 pub use prompter::{Action, Prompter, lead, turn_text};
 pub use tag::Tag;
-pub use template::Exchange;
+pub use template::{Exchange, is_built_in};

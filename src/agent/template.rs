@@ -14,6 +14,11 @@ const BUILT_IN: [(&str, &str); 3] = [
     ("scienceworld", include_str!("templates/scienceworld.jinja")),
 ];
 
+/// Whether the program brings a template of this name.
+pub fn is_built_in(name: &str) -> bool {
+    BUILT_IN.iter().any(|(known, _)| *known == name)
+}
+
 /// A command, and what the agent had been shown when it gave it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Exchange<'a> {

@@ -11,11 +11,11 @@ use crate::files;
 use crate::model::backend::cuda::CudaModel;
 use crate::model::tokenizer::Tokenizer;
 use crate::model::{SavedActivations, checkpoint};
+use crate::report::results::fitted;
 use crate::train::engine::cuda_grams;
-use crate::train::{self, checkpoints};
+use crate::train::{self, checkpoints, run_folder};
 use anyhow::{Context, Result, bail, ensure};
 use clap::{Args, Subcommand, ValueEnum};
-use comfy_table::{CellAlignment, Table, presets};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -23,8 +23,8 @@ use std::process::ExitCode;
 #[derive(Debug, Args)]
 #[command(args_conflicts_with_subcommands = true, arg_required_else_help = true)]
 pub struct CouplingArgs {
-    /// Run folder whose last checkpoint to measure on its own probe set
-    #[arg(long, value_name = "DIR")]
+    /// Run whose last checkpoint to measure on its own probe set: its folder, or its name in runs/
+    #[arg(long, value_name = "RUN")]
     pub run: Option<PathBuf>,
     /// Hugging Face model directory (Qwen2, Qwen3, Llama) to measure on the samples of --probe
     #[arg(long, value_name = "DIR", conflicts_with = "run", requires = "probe", requires = "out")]
@@ -169,10 +169,11 @@ impl Subject {
 
 pub fn run(args: CouplingArgs) -> Result<ExitCode> {
     if let Some(CouplingCommand::Compare { a, b, how }) = args.command {
-        return compare(&a, &b, &how);
+        return compare(&run_folder::named(&a), &run_folder::named(&b), &how);
     }
     match (args.run, args.model, args.probe, args.out) {
         (Some(run), ..) => {
+            let run = run_folder::named(&run);
             let (step, dir) = last_checkpoint(&run)?;
             let title = format!("{} at step {step}", run.display());
             let config = own_config(&run)?;
@@ -184,7 +185,7 @@ pub fn run(args: CouplingArgs) -> Result<ExitCode> {
             let subject = Subject::new(Probe::read(probe)?, &config::Coupling::default(), &args.how, &model)?;
             one(&subject, &model, 0, &args.how, &title, &out.join("coupling"))
         }
-        _ => bail!("say what to measure: --run DIR, --model DIR, or compare RUN_A RUN_B"),
+        _ => bail!("say what to measure: --run RUN, --model DIR, or compare RUN_A RUN_B"),
     }
 }
 
@@ -200,7 +201,7 @@ fn one(subject: &Subject, dir: &Path, seed: u64, how: &How, title: &str, files: 
         output::print_json(&Measured { tokens: subject.tokens, measurement: &measurement })?;
         return Ok(ExitCode::SUCCESS);
     }
-    output::print(&table(&[("", &measurement)]))?;
+    output::print(&table(&measurement))?;
     output::print(subject.counted())?;
     output::print(&subject.notes(&measurement))?;
     output::print(&format!("matrices and heat maps: {}", files.with_extension("html").display()))?;
@@ -230,7 +231,7 @@ fn compare(a: &Path, b: &Path, how: &How) -> Result<ExitCode> {
         let of = |measurement| Measured { tokens: subject.tokens, measurement };
         output::print_json(&serde_json::json!({"a": of(&of_a), "b": of(&of_b)}))?;
     } else {
-        output::print(&table(&[(" A", &of_a), (" B", &of_b)]))?;
+        output::print(&pair_table(&of_a, &of_b))?;
         output::print(subject.counted())?;
         for (name, run, m) in [("A", a, &of_a), ("B", b, &of_b)] {
             output::print(&format!("{name}: {}\n{}", run.display(), subject.notes(m)))?;
@@ -254,34 +255,46 @@ fn open(how: &How) -> Result<Option<Gpu>> {
     how.device.open().context("coupling --device cuda")
 }
 
-/// Mean cosines (and their spread) of everything, each stratum, each kind, each layer, and the states, and mean projections; a column
-/// group for each measurement.
-fn table(measurements: &[(&str, &Measurement)]) -> String {
-    let mut table = Table::new();
-    let headings = measurements.iter().flat_map(|(suffix, _)| ["pp", "nn", "pn"].map(|name| format!("{name}{suffix}")));
-    table.load_style(presets::UTF8_FULL_CONDENSED).set_header(["cosine of".to_string()].into_iter().chain(headings));
-    let mut row = |name: &str, of: &dyn Fn(&Measurement) -> [String; 3]| {
-        let cells = measurements.iter().flat_map(|(_, m)| of(m));
-        table.add_row([name.to_string()].into_iter().chain(cells));
+/// The rows of a measurement: cosines of everything, each stratum, each kind, each layer, and the states, and projections.
+fn rows(m: &Measurement) -> Vec<(String, [Spread; 3])> {
+    let of = |name: &str, m: Means| (name.to_string(), [m.pp, m.nn, m.pn]);
+    let group = |g: &ParameterGroup| of(&g.name, g.cosine);
+    let mut rows = vec![of("all gradients", m.cosine)];
+    rows.extend(m.strata.named().iter().map(|(_, title, stratum)| of(title, stratum.cosine)));
+    rows.extend(m.kinds.iter().map(group));
+    rows.extend(m.layers.iter().filter(|l| l.name.starts_with("layer ")).map(group));
+    rows.push(of("states", m.state));
+    rows.push(of("projection ⟨i,j⟩/⟨i,i⟩", m.projection));
+    let none = Spread { mean: f64::NAN, std: f64::NAN, pairs: 0 };
+    rows.push(("projection, i negative".into(), [none, none, m.projection.np]));
+    rows
+}
+
+/// Of one measurement.
+fn table(m: &Measurement) -> String {
+    let strata = 1 + m.strata.named().len();
+    let row = |(at, (name, spreads)): (usize, (String, [Spread; 3]))| {
+        let counts = spreads.map(|s| s.pairs.to_string()).join(", ");
+        let name = if at < strata { format!("{name} ({counts})") } else { name };
+        [name].into_iter().chain(spreads.map(cell))
     };
-    let plain = |m: Means| [m.pp, m.nn, m.pn].map(cell);
-    let counted = |m: Means| [m.pp, m.nn, m.pn].map(|s| format!("{} ({})", cell(s), s.pairs));
-    row("all gradients", &|m| counted(m.cosine));
-    for at in 0..3 {
-        let title = measurements.first().map_or("", |(_, m)| m.strata.named()[at].1);
-        row(title, &|m| counted(m.strata.named()[at].2.cosine));
-    }
-    let find = |groups: &[ParameterGroup], name: &str| groups.iter().find(|g| g.name == name).map(|g| plain(g.cosine));
-    if let Some((_, first)) = measurements.first() {
-        first.kinds.iter().for_each(|k| row(&k.name, &|m| find(&m.kinds, &k.name).unwrap_or_default()));
-        let layers = first.layers.iter().filter(|l| l.name.starts_with("layer "));
-        layers.for_each(|l| row(&l.name, &|m| find(&m.layers, &l.name).unwrap_or_default()));
-    }
-    row("states", &|m| plain(m.state));
-    row("projection ⟨i,j⟩/⟨i,i⟩", &|m| plain(m.projection));
-    row("projection, i negative", &|m| [String::new(), String::new(), cell(m.projection.np)]);
-    table.column_iter_mut().skip(1).for_each(|column| column.set_cell_alignment(CellAlignment::Right));
-    format!("{table}\n[mean ± standard deviation over pairs, in brackets their number]")
+    let table = fitted(&["cosine of", "pp", "nn", "pn"], rows(m).into_iter().enumerate().map(row), &[1, 2, 3]);
+    format!("{table}\n[mean ± standard deviation over pairs; in brackets the number of pairs of pp, nn and pn]")
+}
+
+/// Means of two measurements of one probe set. A layer that the second has not is left blank.
+fn pair_table(a: &Measurement, b: &Measurement) -> String {
+    let of_b = rows(b);
+    let row = |(name, spreads): (String, [Spread; 3])| {
+        let others = of_b.iter().find(|(other, _)| *other == name).map(|(_, others)| others.map(mean));
+        [name].into_iter().chain(spreads.map(mean)).chain(others.unwrap_or_default())
+    };
+    let headings = ["mean cosine of", "pp A", "nn A", "pn A", "pp B", "nn B", "pn B"];
+    fitted(&headings, rows(a).into_iter().map(row), &[1, 2, 3, 4, 5, 6])
+}
+
+fn mean(spread: Spread) -> String {
+    if spread.pairs == 0 { "–".into() } else { format!("{:.3}", spread.mean) }
 }
 
 fn cell(spread: Spread) -> String {

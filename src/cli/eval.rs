@@ -1,8 +1,9 @@
 //! `uncouple eval`.
 
-use super::{EvalArgs, INTERRUPTED, SplitArg, output};
+use super::agent::Subject;
+use super::{EvalArgs, INTERRUPTED, output};
 use crate::agent::Prompter;
-use crate::config::{Config, Override};
+use crate::config::Config;
 use crate::env::baseline::Baselines;
 use crate::env::{Split, Suite};
 use crate::files;
@@ -16,27 +17,23 @@ use crate::report::trajectories::Trajectories;
 use crate::rollout::{Actor, Played, RolloutError};
 use crate::train::record::evaluated;
 use crate::train::run_folder::automatic_name;
-use crate::train::{TrainError, checkpoints, evaluate, interrupt, memory, state, suite};
-use anyhow::{Context, Result, bail, ensure};
+use crate::train::{TrainError, evaluate, interrupt, state, suite};
+use anyhow::{Context, Result, ensure};
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::{Instant, SystemTime};
 
-/// The part of a run folder that holds its evaluations by hand.
-const EVALUATIONS: &str = "evaluations";
-
 pub fn run(args: EvalArgs) -> Result<ExitCode> {
-    let Subject { mut config, dir, home } =
-        Subject::of(args.run.as_deref(), args.model.as_deref(), args.config.as_deref(), &args.set)?;
+    let Subject { mut config, dir, home } = Subject::of(&args.agent)?;
     if let Some(games) = args.games.or(args.all.then_some(0)) {
         config.eval.games = games;
     }
     let (model, tokenizer) = checkpoint::load_with_tokenizer(&dir)?;
     let model = model.with_dtype(config.model.dtype);
     // After all that may be refused: it takes all memory of the GPU.
-    let gpu = args.device.open().context("eval --device cuda")?;
+    let gpu = args.agent.device.open().context("eval --device cuda")?;
     let on_gpu = gpu.as_ref().map(|gpu| CudaModel::new(gpu, &model, config.rollout.max_live as usize)).transpose()?;
     let policy: &dyn Policy = on_gpu.as_ref().map_or(&model, |model| model);
     let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
@@ -62,14 +59,9 @@ pub fn run(args: EvalArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// The splits to play; refuses one alone that has no games.
-fn splits(arg: SplitArg, suite: &dyn Suite) -> Result<Vec<Split>> {
-    let split = match arg {
-        SplitArg::All => return Ok(evaluate::SPLITS.to_vec()),
-        SplitArg::L0 => Split::L0,
-        SplitArg::L1 => Split::L1,
-        SplitArg::L2 => Split::L2,
-    };
+/// The splits to play, one alone or all; refuses one alone that has no games.
+fn splits(alone: Option<Split>, suite: &dyn Suite) -> Result<Vec<Split>> {
+    let Some(split) = alone else { return Ok(evaluate::SPLITS.to_vec()) };
     let name = suite.name();
     ensure!(suite.len(split) != Some(0), "{name} has no {split} games: nothing is held out, or its data lack them");
     Ok(vec![split])
@@ -168,58 +160,6 @@ impl Results {
         let seconds = self.seconds["games"];
         output::print(&format!("{seconds:.1} s; trajectories and results: {}", folder.display()))
     }
-}
-
-/// What to evaluate.
-pub(super) struct Subject {
-    /// What it is evaluated under.
-    pub config: Config,
-    /// The model directory.
-    pub dir: PathBuf,
-    /// Where its evaluations are kept, and what they are called but for the time.
-    home: (PathBuf, String),
-}
-
-impl Subject {
-    pub fn of(run: Option<&Path>, model: Option<&Path>, config: Option<&Path>, set: &[String]) -> Result<Subject> {
-        let overrides = set.iter().map(|s| Override::parse(s)).collect::<Result<Vec<_>, _>>()?;
-        match (run, model) {
-            (Some(run), _) => {
-                let file = run.join("config.toml");
-                let config = Config::load(Some(&file), &overrides)
-                    .with_context(|| format!("{} is not the folder of a run", run.display()))?;
-                let Some((step, dir)) = checkpoints::last_model(run)? else {
-                    bail!("{} has no checkpoint yet: let it train longer", run.display());
-                };
-                Ok(Subject { config, dir, home: (run.join(EVALUATIONS), format!("step-{step}")) })
-            }
-            (None, Some(model)) => {
-                // A checkpoint of a run is read in the run's own words.
-                let own = own_run(model);
-                let file =
-                    config.map(Path::to_path_buf).or_else(|| own.as_ref().map(|(run, _)| run.join("config.toml")));
-                let mut config = Config::load(file.as_deref(), &overrides)?;
-                if own.is_none() {
-                    config.model.path = model.display().to_string();
-                    let defaults = memory::defaults_of_its_model(&config)?;
-                    config = Config::load_over(&defaults, file.as_deref(), &overrides)?;
-                }
-                let alone = || (PathBuf::from(&config.run.dir), format!("eval-{}", config.env.suite));
-                let home = own.map_or_else(alone, |(run, step)| (run.join(EVALUATIONS), step));
-                Ok(Subject { config, dir: model.into(), home })
-            }
-            (None, None) => bail!("name the agent: --run DIR or --model DIR"),
-        }
-    }
-}
-
-/// The run and the checkpoint's name, when `model` is RUN/checkpoints/step-N.
-fn own_run(model: &Path) -> Option<(PathBuf, String)> {
-    let model = model.canonicalize().ok()?;
-    let checkpoints = model.parent().filter(|p| p.ends_with("checkpoints"))?;
-    let run = checkpoints.parent()?;
-    let step = model.file_name()?.to_string_lossy().into_owned();
-    run.join("config.toml").exists().then(|| (run.into(), step))
 }
 
 /// Makes the folder of this evaluation: `out`, or one named by the time at `home`.

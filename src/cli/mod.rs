@@ -1,5 +1,6 @@
 //! The command line: parse, call, print. What a command does is elsewhere.
 
+mod agent;
 mod bench;
 mod config;
 mod counters;
@@ -18,8 +19,10 @@ mod theory;
 mod train;
 
 use crate::device::{Dtype, Gpu, cuda::Cuda};
+use crate::env::Split;
 use crate::train::memory::Placement;
 use anyhow::Result;
+use clap::builder::{PossibleValuesParser, TypedValueParser};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -152,23 +155,12 @@ pub(crate) struct TrainArgs {
 }
 
 #[derive(Debug, Args)]
-#[command(group(clap::ArgGroup::new("what").required(true).args(["run", "model"])))]
 pub(crate) struct EvalArgs {
-    /// Run folder whose last checkpoint to evaluate
-    #[arg(long, value_name = "DIR")]
-    pub run: Option<PathBuf>,
-    /// Hugging Face model directory (Qwen2, Qwen3, Llama) to evaluate
-    #[arg(long, value_name = "DIR")]
-    pub model: Option<PathBuf>,
-    /// TOML file, or recipe:NAME, to evaluate a model under; a run has its own
-    #[arg(long, value_name = "FILE", conflicts_with = "run")]
-    pub config: Option<PathBuf>,
-    /// Set one value, e.g. --set env.suite=alfworld (repeatable)
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
-    /// Which split
-    #[arg(long, value_enum, default_value_t)]
-    pub split: SplitArg,
+    #[command(flatten)]
+    pub agent: agent::AgentArgs,
+    /// One split alone [default: L0, L1 and L2]
+    #[arg(long, value_parser = one_of(&["L0", "L1", "L2"]))]
+    pub split: Option<Split>,
     /// Games per split (0: the whole panel) [default: the configuration's eval.games]
     #[arg(long)]
     pub games: Option<u32>,
@@ -181,25 +173,21 @@ pub(crate) struct EvalArgs {
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
-    #[arg(long, value_enum, default_value_t)]
-    pub device: DeviceArg,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub(crate) enum SplitArg {
-    #[default]
-    All,
-    #[value(name = "L0")]
-    L0,
-    #[value(name = "L1")]
-    L1,
-    #[value(name = "L2")]
-    L2,
+/// Reads one of these splits.
+fn one_of(splits: &'static [&'static str]) -> impl TypedValueParser<Value = Split> {
+    PossibleValuesParser::new(splits).map(|name| match &name[..] {
+        "train" => Split::Train,
+        "L0" => Split::L0,
+        "L1" => Split::L1,
+        _ => Split::L2,
+    })
 }
 
 #[derive(Debug, Args)]
 pub(crate) struct ReportArgs {
-    /// Run folders
+    /// Runs: their folders, or their names in runs/
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
     /// The page's file [default: report.html in the run; of several, comparison.html here]
@@ -209,7 +197,7 @@ pub(crate) struct ReportArgs {
 
 #[derive(Debug, Args)]
 pub(crate) struct CompareArgs {
-    /// Run folders; differences are from the first
+    /// Runs, by their folders or their names in runs/; differences are from the first
     #[arg(value_name = "RUN", required = true)]
     pub runs: Vec<PathBuf>,
     /// Print results as JSON

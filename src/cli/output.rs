@@ -49,6 +49,14 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
     }
 }
 
+/// Holds a table to 80 columns; no word of `whole` is broken to get there.
+#[cfg(test)]
+pub fn assert_fits(table: &str, whole: &[&str]) {
+    let widest = table.lines().map(|line| line.chars().count()).max();
+    assert!(widest.is_some_and(|widest| widest <= 80), "{widest:?} columns:\n{table}");
+    whole.iter().for_each(|word| assert!(table.contains(word), "{word}:\n{table}"));
+}
+
 /// A number with so many decimals; nothing was measured where it is none.
 pub fn decimals(number: f64, decimals: usize) -> String {
     if number.is_nan() { "–".into() } else { format!("{number:.decimals$}") }

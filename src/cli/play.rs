@@ -1,7 +1,7 @@
 //! `uncouple play`: a game beside an agent.
 
-use super::eval::Subject;
-use super::{DeviceArg, output};
+use super::agent::{AgentArgs, Subject};
+use super::{one_of, output};
 use crate::agent::{Exchange, Memory, Next, Prompter, Tag};
 use crate::config::{Config, GcdMode};
 use crate::env::{Environment, Observation, Split};
@@ -14,62 +14,36 @@ use crate::report::progress::say;
 use crate::rollout::{Actor, Answer, RolloutSettings, too_long};
 use crate::train::{evaluate, state, suite};
 use anyhow::{Context, Result, bail, ensure};
-use clap::{Args, ValueEnum};
+use clap::Args;
 use std::io;
-use std::path::PathBuf;
 use std::process::ExitCode;
 
 #[derive(Debug, Args)]
 pub struct PlayArgs {
-    /// Run folder whose last checkpoint acts
-    #[arg(long, value_name = "DIR")]
-    pub run: Option<PathBuf>,
-    /// Model directory that acts: any, or a checkpoint of a run
-    #[arg(long, value_name = "DIR", conflicts_with = "run")]
-    pub model: Option<PathBuf>,
-    /// TOML file for --model [default: of a run's checkpoint, the run's]
-    #[arg(long, value_name = "FILE", conflicts_with = "run")]
-    pub config: Option<PathBuf>,
-    /// Set one value, e.g. --set eval.temperature=0 (repeatable)
-    #[arg(long, value_name = "KEY=VALUE")]
-    pub set: Vec<String>,
+    #[command(flatten)]
+    pub agent: AgentArgs,
     /// Whose games
-    #[arg(long, value_enum, default_value_t)]
-    pub split: GamesArg,
+    #[arg(long, default_value = "L0", value_parser = one_of(&["train", "L0", "L1", "L2"]))]
+    pub split: Split,
     /// Which game of the split, counted from 0
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub index: u64,
-    #[arg(long, value_enum, default_value_t)]
-    pub device: DeviceArg,
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
-pub enum GamesArg {
-    Train,
-    #[default]
-    #[value(name = "L0")]
-    L0,
-    #[value(name = "L1")]
-    L1,
-    #[value(name = "L2")]
-    L2,
 }
 
 pub fn run(args: PlayArgs) -> Result<ExitCode> {
-    let Subject { config, dir, .. } =
-        Subject::of(args.run.as_deref(), args.model.as_deref(), args.config.as_deref(), &args.set)?;
+    let Subject { config, dir, .. } = Subject::of(&args.agent)?;
     let (model, tokenizer) = checkpoint::load_with_tokenizer(&dir)?;
     let model = model.with_dtype(config.model.dtype);
     let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
     prompter.suggest(&state::suggestions(&dir)?);
-    let (suite, split) = (suite(&config)?, split(args.split));
+    let (suite, split) = (suite(&config)?, args.split);
     if let Some(games) = suite.len(split) {
         let (index, name) = (args.index, suite.name());
         ensure!(index < games, "--index {index}: {name} has {games} games in {split}, counted from 0");
     }
     let task = suite.task(split, args.index)?;
     let mut game = suite.open(&task)?;
-    let gpu = args.device.open().context("play --device cuda")?;
+    let gpu = args.agent.device.open().context("play --device cuda")?;
     let on_gpu = gpu.as_ref().map(|gpu| CudaModel::new(gpu, &model, 2)).transpose()?;
     let policy: &dyn Policy = on_gpu.as_ref().map_or(&model, |model| model);
     let actor = evaluate::actor(&config, policy, &prompter);
@@ -80,15 +54,6 @@ pub fn run(args: PlayArgs) -> Result<ExitCode> {
     say("Enter lets the agent act; a command that you type is given in its place; the end of input ends the game");
     play(&mut Player::new(&config, &actor), game.as_mut(), &task.id)?;
     Ok(ExitCode::SUCCESS)
-}
-
-fn split(arg: GamesArg) -> Split {
-    match arg {
-        GamesArg::Train => Split::Train,
-        GamesArg::L0 => Split::L0,
-        GamesArg::L1 => Split::L1,
-        GamesArg::L2 => Split::L2,
-    }
 }
 
 /// The game, to its end or to that of stdin.

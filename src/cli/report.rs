@@ -5,6 +5,7 @@ use crate::files;
 use crate::report::compare::{self, Compared};
 use crate::report::progress::say;
 use crate::train::report::{self, Loaded};
+use crate::train::run_folder;
 use anyhow::{Context, Result, ensure};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -14,7 +15,7 @@ const COMPARISON: &str = "comparison.html";
 
 /// Writes the page of one run, or one that compares several.
 pub fn report(args: ReportArgs) -> Result<ExitCode> {
-    let written = match &args.runs[..] {
+    let written = match &named(&args.runs)[..] {
         [run] => {
             let (page, file) = (Loaded::open(run)?.page()?, args.out.unwrap_or_else(|| run.join(report::PAGE)));
             write(&file, &page)?
@@ -26,8 +27,8 @@ pub fn report(args: ReportArgs) -> Result<ExitCode> {
 }
 
 pub fn compare(args: CompareArgs) -> Result<ExitCode> {
-    ensure!(args.runs.len() > 1, "compare needs two runs or more: name their folders, e.g. runs/a runs/b");
-    let runs = load(&args.runs)?;
+    ensure!(args.runs.len() > 1, "compare needs two runs or more: name them, e.g. runs/a runs/b");
+    let runs = load(&named(&args.runs))?;
     if args.json {
         let (lines, seeds, notes) = (compare::lines(&runs), compare::seeds(&runs), compare::notes(&runs));
         output::print_json(&serde_json::json!({ "runs": lines, "seeds": seeds, "notes": notes }))?;
@@ -35,6 +36,10 @@ pub fn compare(args: CompareArgs) -> Result<ExitCode> {
         output::print(&compare::table(&runs))?;
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn named(runs: &[PathBuf]) -> Vec<PathBuf> {
+    runs.iter().map(|run| run_folder::named(run)).collect()
 }
 
 fn write(file: &Path, page: &str) -> Result<PathBuf> {

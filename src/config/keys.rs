@@ -10,9 +10,11 @@ use std::fmt::Write;
 use std::sync::OnceLock;
 use toml::{Table, Value};
 
-const SOURCES: [&str; 7] = [
+const SOURCES: [&str; 9] = [
     include_str!("mod.rs"),
+    include_str!("env.rs"),
     include_str!("gcd.rs"),
+    include_str!("judge.rs"),
     include_str!("suggestions.rs"),
     include_str!("decouple.rs"),
     include_str!("coupling.rs"),
@@ -381,7 +383,7 @@ mod tests {
                 merged.set(&Override::parse(&value).unwrap()).unwrap_or_else(|e| panic!("{e}"));
             }
             // A word is told where there are only so many, but for those with a form of their own.
-            let free = ["run.", "model.", "env.", "gcd.judge.", "prompt.template", "prompt.history"];
+            let free = ["run.", "model.", "env.", "judge.", "prompt.template", "prompt.history"];
             let is_free = free.iter().any(|start| key.starts_with(start));
             assert!(!default.is_str() || is_free || !kind.words().is_empty(), "{key}: its words are not found");
         }

@@ -282,13 +282,36 @@ fn expected(value: &Value) -> &'static str {
     }
 }
 
-/// Keys that had another name, and their name now.
-const RENAMED: [(&str, &str); 2] = [("sft.slip", "sft.noise_action"), ("run.max_bad_steps", "run.max_nonfinite_steps")];
+/// Keys and sections that had another name, and their name now; some were parted.
+const RENAMED: [(&str, &str); 12] = [
+    ("sft.slip", "sft.noise_action"),
+    ("run.max_bad_steps", "run.max_nonfinite_steps"),
+    ("gcd.judge", "judge"),
+    ("env.command", "env.worker.command"),
+    ("env.url", "env.openenv.url"),
+    ("env.action", "env.openenv.action"),
+    ("env.data", "env.alfworld.data"),
+    ("env.data", "env.scienceworld.data"),
+    ("env.train_types", "env.alfworld.train_types"),
+    ("env.train_types", "env.scienceworld.train_types"),
+    ("env.simplifications", "env.scienceworld.simplifications"),
+    ("env.reward", "env.scienceworld.reward"),
+];
+
+/// What `key`, or the section that it is in, is called now.
+fn renamed(key: &str) -> Vec<String> {
+    let now = |(then, now): &(&str, &str)| {
+        let rest = key.strip_prefix(then).filter(|rest| rest.is_empty() || rest.starts_with('.'))?;
+        Some(format!("`{now}{rest}`"))
+    };
+    RENAMED.iter().filter_map(now).collect()
+}
 
 /// What the user may have meant: the key's name now, the keys closest in spelling, or what the section holds.
 fn hint(schema: &Table, key: &str) -> String {
-    if let Some((_, now)) = RENAMED.iter().find(|(then, _)| *then == key) {
-        return format!("it is now `{now}`");
+    let now = renamed(key);
+    if !now.is_empty() {
+        return format!("it is now {}", now.join(" or "));
     }
     let last = |key: &str| key.rsplit('.').next().unwrap_or_default().to_string();
     let leaves: Vec<String> = flatten(schema).into_iter().map(|(k, _)| k).collect();

@@ -8,8 +8,10 @@ mod address;
 pub(crate) mod bounds;
 mod coupling;
 mod decouple;
+mod env;
 mod gcd;
 mod given_model;
+mod judge;
 pub mod keys;
 mod load;
 pub mod recipes;
@@ -19,7 +21,9 @@ mod validate;
 pub use address::secret_in;
 pub use coupling::{ActionTokens, Coupling};
 pub use decouple::{Decouple, DecoupleMethod};
-pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, JudgeConfig, LabelSource};
+pub use env::{Alfworld, Env, OpenEnv, Reward, ScienceWorld, TrainTypes, Worker};
+pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, LabelSource};
+pub use judge::JudgeConfig;
 pub use load::{ConfigError, Override};
 pub use suggestions::{Author, SuggestionMode, Suggestions};
 
@@ -47,6 +51,8 @@ pub struct Config {
     pub grpo: Grpo,
     /// `[gcd]`: labels and judgments.
     pub gcd: Gcd,
+    /// `[judge]`: the model behind a chat endpoint.
+    pub judge: JudgeConfig,
     /// `[suggestions]`: sentences about flawed actions in the prompt.
     pub suggestions: Suggestions,
     /// `[decouple]`: what pulls gradients of good and bad actions apart besides GCD.
@@ -108,67 +114,11 @@ pub struct Model {
     pub intermediate_size: usize,
     /// Context of the embedded model, in tokens.
     pub max_position_embeddings: usize,
-    /// Recompute each layer's activations in the backward pass: less memory, more time.
+    /// Recompute layers' activations in the backward pass: less memory, more time. A GPU recomputes only those that do not fit its memory.
     pub recompute: bool,
     /// What weights, activations and keys are rounded to where they are multiplied; sums are in f32, and so are the weights that the
     /// optimizer updates. On a CPU with AVX512-BF16 or AMX, bf16 trains real models several times as fast. A GPU always takes bf16.
     pub dtype: Dtype,
-}
-
-/// Which tasks.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-pub struct Env {
-    /// `household` (embedded), `alfworld`, `scienceworld`, `worker` (a program that speaks the worker protocol), or `openenv` (a
-    /// server).
-    pub suite: String,
-    /// Folder of ALFWorld's games (empty: $ALFWORLD_DATA), or ScienceWorld's jar (empty: $SCIENCEWORLD_JAR, or the one of the
-    /// installed Python package).
-    pub data: String,
-    /// Which task types of ALFWorld or ScienceWorld are trained on.
-    pub train_types: TrainTypes,
-    /// ScienceWorld's simplifications, comma-separated: `easy`, or e.g. `teleportAction,openDoors`; empty: none.
-    pub simplifications: String,
-    /// What ScienceWorld pays.
-    pub reward: Reward,
-    /// SHA-256 of the suite's content, which a run writes down; other content is then refused (empty: not checked).
-    pub hash: String,
-    /// Program and arguments of a worker.
-    pub command: Vec<String>,
-    /// Address of an OpenEnv server, e.g. `http://127.0.0.1:8000`.
-    pub url: String,
-    /// Field of its actions that takes the command (empty: the only one that takes text).
-    pub action: String,
-    /// Most processes at once that environments outside this one may have, or sessions with a server.
-    pub workers: u32,
-    /// Longest time for one of them to start, seconds.
-    pub start_timeout: f32,
-    /// Longest time for one of its answers, seconds.
-    pub timeout: f32,
-    /// How often a call is tried again with a new process or session, after one that died, hung or talked nonsense.
-    pub retries: u32,
-    /// Most agent steps in an episode.
-    pub max_steps: u32,
-}
-
-/// What ScienceWorld pays; the other suites have rewards of their own.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Reward {
-    /// 1 for a completed task with a full score.
-    Success,
-    /// The score, as a share of the full score, paid as it changes: less than 0 where it falls.
-    Score,
-}
-
-/// Which task types of a suite with held-out types are trained on.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TrainTypes {
-    /// All but those held out for L2.
-    Seen,
-    /// All: there is no L2.
-    All,
 }
 
 /// How a turn of the agent is laid out in tokens.
@@ -434,26 +384,6 @@ impl Default for Model {
             max_position_embeddings: 1024,
             recompute: false,
             dtype: Dtype::F32,
-        }
-    }
-}
-impl Default for Env {
-    fn default() -> Self {
-        Env {
-            suite: "household".into(),
-            data: String::new(),
-            train_types: TrainTypes::Seen,
-            simplifications: "easy".into(),
-            reward: Reward::Success,
-            hash: String::new(),
-            command: Vec::new(),
-            url: String::new(),
-            action: String::new(),
-            workers: 8,
-            start_timeout: 60.0,
-            timeout: 30.0,
-            retries: 3,
-            max_steps: 20,
         }
     }
 }

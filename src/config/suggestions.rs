@@ -22,7 +22,7 @@ pub enum Author {
     Template,
     /// The policy itself.
     Policy,
-    /// The model behind `gcd.judge`.
+    /// The model behind `[judge]`.
     Judge,
 }
 

@@ -1,7 +1,7 @@
 //! What a configuration must satisfy before anything is built from it.
 
 use super::bounds::{MAX_ANGLES, MAX_PARAMETERS};
-use super::{Author, Config, ConfigError, GcdMode, LabelSource, Reward, StepAdvantage, SuggestionMode, secret_in};
+use super::{Author, Config, ConfigError, GcdMode, LabelSource, StepAdvantage, SuggestionMode, secret_in};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -42,13 +42,11 @@ impl Config {
         let pairs = "must be 4 or more: pairs of each sign are compared";
         need(self.coupling.samples >= 4, "coupling.samples", self.coupling.samples, pairs)?;
         self.validate_optimizers()?;
-        let scored = self.env.reward == Reward::Success || self.env.suite == "scienceworld";
-        let own = format!("is ScienceWorld's: env.suite = {:?} has rewards of its own, leave it out", self.env.suite);
-        need(scored, "env.reward", "\"score\"", &own)?;
+        self.validate_env()?;
         for (key, seconds) in [
             ("env.timeout", self.env.timeout),
             ("env.start_timeout", self.env.start_timeout),
-            ("gcd.judge.timeout", self.gcd.judge.timeout),
+            ("judge.timeout", self.judge.timeout),
         ] {
             positive(key, seconds)?;
             need(seconds <= 86400.0, key, seconds, "must be at most a day, 86400 s")?;
@@ -80,6 +78,13 @@ impl Config {
         let ok = r.name.chars().all(plain) && !r.name.starts_with('.') && r.name.len() <= 100;
         let reason = "a run name is at most 100 letters, digits, `-`, `_` and `.`, and does not start with `.`";
         need(ok, "run.name", format_args!("{:?}", r.name), reason)
+    }
+
+    fn validate_env(&self) -> Result<(), ConfigError> {
+        let Some(other) = self.env.table_of_another() else { return Ok(()) };
+        let unread =
+            format!("leaves the settings of [env.{other}] unread: set env.suite = \"{other}\", or take them out");
+        need(false, "env.suite", format_args!("{:?}", self.env.suite), &unread)
     }
 
     fn validate_embedded_model(&self) -> Result<(), ConfigError> {
@@ -195,8 +200,9 @@ impl Config {
     }
 
     fn validate_addresses(&self) -> Result<(), ConfigError> {
-        let judge = "; a key belongs into an environment variable that gcd.judge.key_env names";
-        for (key, url, mend) in [("gcd.judge.url", &self.gcd.judge.url, judge), ("env.url", &self.env.url, "")] {
+        let judge = "; a key belongs into an environment variable that judge.key_env names";
+        for (key, url, mend) in [("judge.url", &self.judge.url, judge), ("env.openenv.url", &self.env.openenv.url, "")]
+        {
             let reason = secret_in(url).map(|reason| format!("{reason}{mend}"));
             need(reason.is_none(), key, "(not shown)", &reason.unwrap_or_default())?;
         }
@@ -204,20 +210,20 @@ impl Config {
     }
 
     fn validate_judge(&self) -> Result<(), ConfigError> {
-        let j = &self.gcd.judge;
+        let j = &self.judge;
         let http = j.url.starts_with("http://") || j.url.starts_with("https://");
-        need(http, "gcd.judge.url", format_args!("{:?}", j.url), "must be the endpoint's http(s) address")?;
-        need(!j.model.is_empty(), "gcd.judge.model", "\"\"", "must name the endpoint's model")?;
-        not_negative("gcd.judge.temperature", j.temperature)?;
-        at_least_one("gcd.judge.votes", j.votes)?;
-        let agree = format!("must be more than half of gcd.judge.votes = {}, and at most all", j.votes);
-        need(j.agree <= j.votes && 2 * j.agree > j.votes, "gcd.judge.agree", j.agree, &agree)?;
-        at_least_one("gcd.judge.pairs", j.pairs)?;
-        at_least_one("gcd.judge.concurrency", j.concurrency)?;
+        need(http, "judge.url", format_args!("{:?}", j.url), "must be the endpoint's http(s) address")?;
+        need(!j.model.is_empty(), "judge.model", "\"\"", "must name the endpoint's model")?;
+        not_negative("judge.temperature", j.temperature)?;
+        at_least_one("judge.votes", j.votes)?;
+        let agree = format!("must be more than half of judge.votes = {}, and at most all", j.votes);
+        need(j.agree <= j.votes && 2 * j.agree > j.votes, "judge.agree", j.agree, &agree)?;
+        at_least_one("judge.pairs", j.pairs)?;
+        at_least_one("judge.concurrency", j.concurrency)?;
         let threads = "must be at most 256: each request at once has a thread and a connection";
-        need(j.concurrency <= 256, "gcd.judge.concurrency", j.concurrency, threads)?;
-        need(j.retries <= 100, "gcd.judge.retries", j.retries, "must be at most 100 (4 are usual)")?;
-        need(!j.cache.is_empty(), "gcd.judge.cache", "\"\"", "must name a file, e.g. \"judge.sqlite\"")
+        need(j.concurrency <= 256, "judge.concurrency", j.concurrency, threads)?;
+        need(j.retries <= 100, "judge.retries", j.retries, "must be at most 100 (4 are usual)")?;
+        need(!j.cache.is_empty(), "judge.cache", "\"\"", "must name a file, e.g. \"judge.sqlite\"")
     }
 
     fn validate_optimizers(&self) -> Result<(), ConfigError> {

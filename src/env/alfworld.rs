@@ -2,7 +2,7 @@
 //!
 //! As in ALFWorld's loader, games about sliced or movable things and unsolvable ones are left out. L0 is `valid_seen`, L1
 //! `valid_unseen`. Types 5 and 6 (cool, pick two) are held out of training for L2 (RLVMR, arXiv 2507.22844) unless
-//! `env.train_types = "all"`: then L0 and L1 hold all six types, and there is no L2.
+//! `env.alfworld.train_types = "all"`: then L0 and L1 hold all six types, and there is no L2.
 
 use super::panels::Panels;
 use super::textgame::{Game, GameFile, MOST_FILE, Shared, TextGame};
@@ -102,7 +102,7 @@ impl GameIndex {
         skipped.sort();
         if games.is_empty() && skipped.is_empty() {
             let reason = "holds no ALFWorld games (train/TYPE-…/TRIAL/game.tw-pddl): run alfworld-download and give its \
-                          folder by --data, env.data or $ALFWORLD_DATA";
+                          folder by --data, env.alfworld.data or $ALFWORLD_DATA";
             return Err(EnvError::BadGame { file: data.display().to_string(), reason: reason.into() });
         }
         let mut hash = Sha256::new();
@@ -140,7 +140,7 @@ pub fn data_folder(given: &str) -> Result<PathBuf, EnvError> {
     let named = if given.is_empty() { std::env::var_os("ALFWORLD_DATA") } else { Some(given.into()) };
     named.map(PathBuf::from).ok_or_else(|| EnvError::BadGame {
         file: "ALFWorld".into(),
-        reason: "no data folder is named: give --data DIR, set env.data, or set $ALFWORLD_DATA".into(),
+        reason: "no data folder is named: give --data DIR, set env.alfworld.data, or set $ALFWORLD_DATA".into(),
     })
 }
 
@@ -274,7 +274,7 @@ impl Suite for Alfworld {
             return self.open(task);
         }
         let reason = match game.part {
-            "train" => format!("task type {} is held out for L2 (env.train_types = \"seen\")", game.kind),
+            "train" => format!("task type {} is held out for L2 (env.alfworld.train_types = \"seen\")", game.kind),
             part => format!("{part} is for evaluation only"),
         };
         Err(EnvError::HeldOut { id: task.id.clone(), reason })

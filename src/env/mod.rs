@@ -3,6 +3,7 @@
 pub mod alfworld;
 pub mod baseline;
 pub mod bridge;
+pub mod demonstrations;
 pub mod household;
 pub mod openenv;
 mod panels;
@@ -139,6 +140,10 @@ pub trait Suite: Send + Sync {
     fn len(&self, split: Split) -> Option<u64>;
     /// SHA-256, in hex, of what the tasks are made of, where that is not part of this program.
     fn content_hash(&self) -> Option<String> {
+        None
+    }
+    /// The training tasks that are demonstrated, where only these are (`None`: any may be).
+    fn demonstrated(&self) -> Option<&[Task]> {
         None
     }
     /// Opens a task for training: refuses, by name, what is held out.

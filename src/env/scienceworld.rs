@@ -2,7 +2,7 @@
 //!
 //! A task's variations are split by its own rule: with q a quarter of them, rounded down, 2q are for training, q make L0 and
 //! the rest L1. Ten of the tasks are held out for L2 (RLVMR, arXiv 2507.22844), whose panel is their last part, unless
-//! `env.train_types = "all"`. As there, use-thermometer is left out. Success is a completed task with a full score; `env.reward` says
+//! `env.scienceworld.train_types = "all"`. As there, use-thermometer is left out. Success is a completed task with a full score; `env.scienceworld.reward` says
 //! whether that pays, or what each step adds to the score.
 
 use super::bridge::py4j::{Gateway, JavaArg, JavaValue};
@@ -66,7 +66,8 @@ pub fn jar(given: &str) -> Result<PathBuf, EnvError> {
         Some(PathBuf::from(String::from_utf8(output.stdout).ok()?.trim()).join("scienceworld.jar"))
     };
     let bad = |file: String, reason: &str| EnvError::BadGame { file, reason: reason.into() };
-    let mend = "set env.data or $SCIENCEWORLD_JAR to scienceworld.jar, or `pip install scienceworld` for python3";
+    let mend =
+        "set env.scienceworld.data or $SCIENCEWORLD_JAR to scienceworld.jar, or `pip install scienceworld` for python3";
     let path = named.map(PathBuf::from).or_else(installed).ok_or_else(|| bad("ScienceWorld".into(), mend))?;
     if path.is_file() { Ok(path) } else { Err(bad(path.display().to_string(), &format!("is not there; {mend}"))) }
 }
@@ -231,7 +232,7 @@ fn split_of(name: &str, variation: u64, count: u64, train_types: TrainTypes) -> 
         (0 | 1, true) => Ok(Split::Train),
         (2, true) => Ok(Split::L0),
         (_, true) => Ok(Split::L1),
-        (0..=2, false) => Err("the task is held out for L2 (env.train_types = \"seen\")"),
+        (0..=2, false) => Err("the task is held out for L2 (env.scienceworld.train_types = \"seen\")"),
         (_, false) => Ok(Split::L2),
     }
 }

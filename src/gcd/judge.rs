@@ -21,15 +21,13 @@ use ureq::http::HeaderValue;
 #[derive(Debug, thiserror::Error)]
 #[expect(missing_docs, reason = "the messages describe the variants")]
 pub enum JudgeError {
-    #[error(
-        "the environment variable {0} is not set: put the judge's key there, or set gcd.judge.key_env = \"\" for none"
-    )]
+    #[error("the environment variable {0} is not set: put the judge's key there, or set judge.key_env = \"\" for none")]
     NoKey(String),
     #[error("the environment variable {0} holds no key, but a line break or another character that no key has")]
     BadKey(String),
-    #[error("{}: cannot keep the judge's votes: {source}; choose another gcd.judge.cache", .file.display())]
+    #[error("{}: cannot keep the judge's votes: {source}; choose another judge.cache", .file.display())]
     Votes { file: PathBuf, source: rusqlite::Error },
-    #[error("{}: cannot keep the judge's votes: {source}; choose another gcd.judge.cache", .file.display())]
+    #[error("{}: cannot keep the judge's votes: {source}; choose another judge.cache", .file.display())]
     Cache { file: PathBuf, source: std::io::Error },
 }
 
@@ -294,14 +292,14 @@ impl Worker<'_> {
         let mut wait = Duration::from_millis(c.backoff_ms.into());
         for retry in 0.. {
             if c.max_tokens > 0 && tokens.load(Ordering::Relaxed) >= c.max_tokens {
-                return spent(format!("the budget of {} tokens is used up (gcd.judge.max_tokens)", c.max_tokens));
+                return spent(format!("the budget of {} tokens is used up (judge.max_tokens)", c.max_tokens));
             }
             // Taken before the request, so that no thread goes beyond the budget.
             let taken = calls.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |n| {
                 (c.max_calls == 0 || n < c.max_calls).then_some(n + 1)
             });
             if taken.is_err() {
-                return spent(format!("the budget of {} calls is used up (gcd.judge.max_calls)", c.max_calls));
+                return spent(format!("the budget of {} calls is used up (judge.max_calls)", c.max_calls));
             }
             match self.request(system, user, tokens) {
                 Ok(text) => return Ok(text),

@@ -34,8 +34,8 @@ pub(super) trait Backward {
 
     fn layers(&self) -> usize;
 
-    /// The forward pass that computes a layer's activations again, unless they were kept.
-    fn recompute(&mut self) -> Option<&mut Self::Forward>;
+    /// The forward pass that computes the activations of layer `l` again, unless they were kept.
+    fn recompute(&mut self, l: usize) -> Option<&mut Self::Forward>;
 
     fn norm_backward(&mut self) -> Result<(), Self::Error>;
 
@@ -67,7 +67,7 @@ fn layer<F: Forward>(pass: &mut F, l: usize) -> Result<(), F::Error> {
 pub(super) fn backward<B: Backward>(pass: &mut B) -> Result<(), B::Error> {
     pass.norm_backward()?;
     for l in (0..pass.layers()).rev() {
-        if let Some(forward) = pass.recompute() {
+        if let Some(forward) = pass.recompute(l) {
             layer(forward, l)?;
         }
         pass.mlp_backward(l)?;

@@ -42,11 +42,25 @@ pub struct ProcessRecord {
     /// Dates in UTC; `seen` is that of the last checkpoint or of the end.
     pub began: String,
     pub seen: String,
+    /// Files of the user that it read.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub files: Vec<UserFile>,
+}
+
+/// A file of the user as it was when training began.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserFile {
+    /// The key of the configuration that names it, or the folder it is in.
+    pub key: String,
+    /// As the configuration names it.
+    pub path: String,
+    /// In hex.
+    pub sha256: String,
 }
 
 impl ProcessRecord {
-    /// This process, which begins to train; on the CPU where no `device` is given.
-    pub fn this(device: Option<String>) -> ProcessRecord {
+    /// This process, which begins to train from `files`; on the CPU where no `device` is given.
+    pub fn this(device: Option<String>, files: Vec<UserFile>) -> ProcessRecord {
         let unknown = || "unknown".to_string();
         let system = sysinfo::System::long_os_version().unwrap_or_else(unknown);
         let began = now();
@@ -59,6 +73,7 @@ impl ProcessRecord {
             device: device.unwrap_or_else(processor),
             seen: began.clone(),
             began,
+            files,
         }
     }
 
@@ -91,16 +106,16 @@ mod tests {
 
     #[test]
     fn a_command_line_is_quoted_for_a_shell() {
-        let command = ["uncouple", "train", "--set", "env.command=[\"a b\", 'c']"].map(String::from).to_vec();
+        let command = ["uncouple", "train", "--set", "env.worker.command=[\"a b\", 'c']"].map(String::from).to_vec();
         let process = ProcessRecord { command, ..ProcessRecord::default() };
-        assert_eq!(process.command_line(), r#"uncouple train --set 'env.command=["a b", '\''c'\'']'"#);
+        assert_eq!(process.command_line(), r#"uncouple train --set 'env.worker.command=["a b", '\''c'\'']'"#);
     }
 
     #[test]
     fn this_process_says_when_it_began_and_where() {
-        let this = ProcessRecord::this(None);
+        let this = ProcessRecord::this(None, Vec::new());
         assert!(this.began.len() == 20 && this.began.ends_with('Z') && this.began.starts_with("20"), "{this:?}");
         assert!(!this.host.is_empty() && this.device.ends_with("cores"), "{this:?}");
-        assert_eq!(ProcessRecord::this(Some("a GPU".into())).device, "a GPU");
+        assert_eq!(ProcessRecord::this(Some("a GPU".into()), Vec::new()).device, "a GPU");
     }
 }

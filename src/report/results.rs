@@ -2,7 +2,7 @@
 
 use super::provenance::Provenance;
 use super::stats::{self, Clusters};
-use comfy_table::{CellAlignment, ContentArrangement, Table, presets};
+use comfy_table::{CellAlignment, ColumnConstraint, ContentArrangement, Table, Width, presets};
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
 
@@ -213,8 +213,10 @@ pub fn type_table(types: &[TypeRow]) -> String {
 
 /// Columns of the narrowest terminal that tables are made for.
 const WIDTH: u16 = 80;
+/// Blanks on both sides of a cell.
+const PADDING: u16 = 2;
 
-/// A table whose columns `right` hold numbers; longer texts are broken into lines.
+/// A table whose columns `right` hold numbers, no word of which is broken; longer texts are broken into lines.
 pub fn fitted<R: IntoIterator<Item = String>>(
     headings: &[&str],
     rows: impl Iterator<Item = R>,
@@ -223,11 +225,17 @@ pub fn fitted<R: IntoIterator<Item = String>>(
     let mut table = Table::new();
     table.load_style(presets::UTF8_FULL_CONDENSED).set_header(headings);
     table.set_content_arrangement(ContentArrangement::Dynamic).set_width(WIDTH);
+    let longest = |text: &str| text.split(' ').map(|word| word.chars().count()).max().unwrap_or(0);
+    let mut widths: Vec<usize> = headings.iter().map(|heading| longest(heading)).collect();
     for row in rows {
+        let row: Vec<String> = row.into_iter().collect();
+        widths.iter_mut().zip(&row).for_each(|(width, cell)| *width = longest(cell).max(*width));
         table.add_row(row);
     }
-    for (_, column) in table.column_iter_mut().enumerate().filter(|(i, _)| right.contains(i)) {
+    for (i, column) in table.column_iter_mut().enumerate().filter(|(i, _)| right.contains(i)) {
         column.set_cell_alignment(CellAlignment::Right);
+        let width = u16::try_from(widths[i]).unwrap_or(WIDTH) + PADDING;
+        column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(width)));
     }
     table.to_string()
 }

@@ -45,13 +45,16 @@ struct DemonstrationTurn {
     worse: Option<String>,
 }
 
-/// The demonstrations of `config.sft.games` training games, the first ones of the split.
+/// The demonstrations of `config.sft.games` training games, the first ones of the split, or of the file of demonstrations.
 pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory>, TrainError> {
-    let play = |index| -> Result<Trajectory, TrainError> {
+    let listed = suite.demonstrated();
+    let games = listed.map_or(config.sft.games as usize, |tasks| tasks.len().min(config.sft.games as usize));
+    let play = |index: usize| -> Result<Trajectory, TrainError> {
         if interrupt::interrupted() {
             return Err(RolloutError::Interrupted.into());
         }
-        let task = suite.task(Split::Train, index)?;
+        let task = listed.map_or_else(|| suite.task(Split::Train, index as u64), |tasks| Ok(tasks[index].clone()))?;
+        let index = index as u64;
         let mut env = suite.open_for_training(&task)?;
         let (mut observation, mut turns) = (env.reset()?, Vec::<DemonstrationTurn>::new());
         while turns.len() < config.env.max_steps as usize
@@ -69,12 +72,15 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
             turns.push(turn);
         }
         if turns.is_empty() && config.sft.steps > 0 {
-            let reason = "it demonstrates nothing: set sft.steps = 0, or leave this task out".into();
+            let reason =
+                "it demonstrates nothing: set sft.steps = 0, leave this task out, or record demonstrations of others \
+                          (env.demonstrations)"
+                    .into();
             return Err(EnvError::Failed { name: task.id, reason }.into());
         }
         Ok(Trajectory { task: task.id, turns })
     };
-    (0..u64::from(config.sft.games)).into_par_iter().map(play).collect()
+    (0..games).into_par_iter().map(play).collect()
 }
 
 /// Now and then another command than the demonstrator's: the last one once more, or any that would do something. What the
@@ -83,7 +89,8 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
 fn noise_action(config: &Config, index: u64, turns: &[DemonstrationTurn], observation: &Observation) -> Option<String> {
     let [chance, kind, choice, _] =
         philox::block(config.run.seed, Stream::NoiseActions.part(index), turns.len() as u64);
-    if philox::uniform(chance) >= config.sft.noise_action {
+    // A recorded demonstration does not know how to go on after another command.
+    if philox::uniform(chance) >= config.sft.noise_action || !config.env.demonstrations.is_empty() {
         None
     } else {
         another(turns, &observation.admissible, [kind, choice])

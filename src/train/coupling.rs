@@ -111,12 +111,16 @@ pub fn measured(
     Ok((grams, measurement))
 }
 
-/// Adds the means of cosines, `coupling/pp`, `nn` and `pn`, of all parameters, of each kind and of the states; those of each stratum
+/// Adds the means of cosines, `coupling/pp`, `nn` and `pn`, of all parameters, of each kind and layer, and of the states; those of each stratum
 /// with its pairs; the standard errors of the three means; of projections also `np`; and the sums.
 pub fn record(m: &Measurement, record: &mut Record) {
     let kinds = m.kinds.iter().map(|kind| (format!("coupling/{}/", kind.name), kind.cosine));
+    let layers = m.layers.iter().filter_map(|layer| {
+        let number = layer.name.strip_prefix("layer ")?;
+        Some((format!("coupling/layer_{number}/"), layer.cosine))
+    });
     let all = [("coupling/".to_string(), m.cosine), ("coupling/state/".into(), m.state)];
-    all.into_iter().chain(kinds).for_each(|(prefix, means)| record_means(&prefix, means, record));
+    all.into_iter().chain(kinds).chain(layers).for_each(|(prefix, means)| record_means(&prefix, means, record));
     record_means("coupling/projection/", m.projection, record);
     record.set("coupling/projection/np", m.projection.np.mean);
     for (name, _, stratum) in m.strata.named() {

@@ -228,7 +228,7 @@ impl<'a> IterationInputs<'a> {
             return Ok(JudgeLabels::new());
         };
         let key = (actor.settings.seed, actor.settings.stream.part(u32::MAX.into()));
-        let (turns, questions) = questions(episodes, gcd.judge.pairs as usize, key);
+        let (turns, questions) = questions(episodes, self.config.judge.pairs as usize, key);
         let verdicts = judge.ask(&questions)?;
         let labels: JudgeLabels =
             turns.into_iter().zip(&verdicts.labels).filter_map(|(at, label)| Some((at, (*label)?))).collect();

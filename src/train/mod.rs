@@ -29,6 +29,7 @@ pub mod state;
 pub mod suggest;
 mod summary;
 mod trainer;
+mod user_files;
 mod warnings;
 
 pub use trainer::{RunOutcome, train, train_on};
@@ -39,6 +40,7 @@ use crate::coupling::{CouplingError, ProbeError};
 use crate::device;
 use crate::env::alfworld::{self, Alfworld};
 use crate::env::bridge::{Limits, WorkerSuite};
+use crate::env::demonstrations::Demonstrated;
 use crate::env::household::Household;
 use crate::env::openenv::OpenEnv;
 use crate::env::scienceworld::{self, Rules, ScienceWorld};
@@ -164,16 +166,16 @@ pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suit
     let suite: Box<dyn Suite> = match env.suite.as_str() {
         "household" => Box::new(Household::new(seed)),
         "alfworld" => {
-            let index = alfworld::GameIndex::read(&alfworld::data_folder(&env.data)?)?.complete()?;
-            Box::new(Alfworld::new(index, env.train_types, seed))
+            let index = alfworld::GameIndex::read(&alfworld::data_folder(&env.alfworld.data)?)?.complete()?;
+            Box::new(Alfworld::new(index, env.alfworld.train_types, seed))
         }
-        "worker" => Box::new(WorkerSuite::open(&env.command, limits, seed)?),
-        "openenv" => Box::new(OpenEnv::open(&env.url, &env.action, limits, seed)?),
+        "worker" => Box::new(WorkerSuite::open(&env.worker.command, limits, seed)?),
+        "openenv" => Box::new(OpenEnv::open(&env.openenv.url, &env.openenv.action, limits, seed)?),
         "scienceworld" => {
-            let simplifications = env.simplifications.clone();
-            let (jar, admissible) = (scienceworld::jar(&env.data)?, config.prompt.admissible);
-            let rules = Rules { jar, simplifications, admissible, reward: env.reward };
-            Box::new(ScienceWorld::open(rules, limits, env.train_types, seed)?)
+            let of = &env.scienceworld;
+            let (jar, simplifications) = (scienceworld::jar(&of.data)?, of.simplifications.clone());
+            let rules = Rules { jar, simplifications, admissible: config.prompt.admissible, reward: of.reward };
+            Box::new(ScienceWorld::open(rules, limits, of.train_types, seed)?)
         }
         other => {
             let reason =
@@ -190,6 +192,7 @@ pub fn suite_for(config: &Config, wait: Option<Duration>) -> Result<Box<dyn Suit
             reason: format!("the games have changed since, their hash is now {found}: bring the old ones back"),
         }
         .into()),
+        _ if !env.demonstrations.is_empty() => Ok(Box::new(Demonstrated::open(suite, Path::new(&env.demonstrations))?)),
         _ => Ok(suite),
     }
 }

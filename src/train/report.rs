@@ -2,7 +2,7 @@
 
 use super::run_folder::RunFolder;
 use super::state::{self, TrainingState};
-use super::{TrainError, checkpoints, evaluate};
+use super::{TrainError, checkpoints, evaluate, user_files};
 use crate::config::Config;
 use crate::coupling;
 use crate::env::Suite;
@@ -42,7 +42,7 @@ pub fn begin(
         content: suite.content_hash(),
         panels: evaluate::SPLITS.into_iter().map(panel).collect::<Result<_, _>>()?,
     };
-    all.sessions.push(ProcessRecord::this(device));
+    all.sessions.push(ProcessRecord::this(device, user_files::of(config)?));
     note(folder, &mut all)?;
     Ok(all)
 }

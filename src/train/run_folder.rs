@@ -3,7 +3,7 @@
 use super::TrainError;
 use super::checkpoints::{self, FOLDER as CHECKPOINTS, Last};
 use super::manifest;
-use crate::config::Config;
+use crate::config::{Config, Run};
 use crate::files::{self, FileError};
 use crate::report::progress::say;
 use std::fs::{self, File, TryLockError};
@@ -281,6 +281,13 @@ fn is_new(path: &Path) -> bool {
         Err(_) => true,
     };
     fs::read_dir(path).is_ok_and(|mut entries| !entries.any(begun))
+}
+
+/// The run that a user means by `run`: that folder, or else the run of this name in `runs`.
+pub fn named(run: &Path) -> PathBuf {
+    let home = Path::new(&Run::default().dir).join(run);
+    let is_run = |folder: &Path| folder.join("config.toml").is_file();
+    if !is_run(run) && run.components().count() == 1 && is_run(&home) { home } else { run.into() }
 }
 
 /// `SUITE-YYYYMMDD-HHMM`, in UTC.

@@ -82,7 +82,7 @@ pub fn train_on(
     // Everything a user can get wrong about the model is found before a folder is made. A resumed run has its own.
     let advises = config.suggestions.mode != SuggestionMode::Off && config.suggestions.author == Author::Judge;
     let labels = config.needs_labels() && config.gcd.labels.contains(&LabelSource::Judge);
-    let judge = (advises || labels).then(|| Judge::open(&config.gcd.judge)).transpose()?;
+    let judge = (advises || labels).then(|| Judge::open(&config.judge)).transpose()?;
     let base = if existing == Existing::Resume { None } else { Start::base(&config)? };
     let folder = RunFolder::open(&mut config, existing)?;
     let path = folder.path().to_path_buf();

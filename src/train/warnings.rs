@@ -75,6 +75,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_model_that_is_taught_nothing_is_warned_of() {
+        let mut config = Config::default();
+        assert_eq!(untrained(&config), None, "the cold start teaches it");
+        config.sft.steps = 0;
+        let said = untrained(&config).unwrap();
+        assert!(said.contains("random weights and sft.steps = 0") && said.contains("--model DIR"), "{said}");
+    }
+
+    #[test]
+    fn turns_that_are_never_valid_are_warned_of_once() {
+        let (mut warnings, config) = (Warnings::default(), Config::default());
+        let mut after = |rate: f64| warnings.after(&config, &Record::new("grpo", 1, 0.0).with("invalid_rate", rate));
+        assert!(after(1.0).is_empty() && after(1.0).is_empty());
+        let said = after(1.0);
+        assert!(said.len() == 1 && said[0].contains("no turn was valid (invalid_rate = 1)"), "{said:?}");
+        assert!(said[0].contains("rollout.max_turn_tokens = 24") && said[0].contains("prompt.format = \"compact\""));
+        assert!(after(1.0).is_empty(), "once a stretch");
+        assert!([0.99, 1.0, 1.0].map(&mut after).iter().all(Vec::is_empty), "one valid turn begins another");
+        assert_eq!(after(1.0).len(), 1);
+    }
+
+    #[test]
     fn a_stretch_is_said_once_and_again_after_it_was_over() {
         let mut stretch = Stretch::default();
         let said: String =

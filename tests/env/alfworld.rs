@@ -164,7 +164,7 @@ fn bad_games_are_skipped_by_name_and_counted() {
 fn no_run_begins_on_a_folder_with_a_bad_game() {
     let (folder, runs) = (data(), tempfile::tempdir().unwrap());
     let spoilt = spoil(&folder.path().join("json_2.1.1"));
-    let set = format!("env.data={}", folder.path().display());
+    let set = format!("env.alfworld.data={}", folder.path().display());
     let config = common::runs::tiny(runs.path(), "a", &["env.suite=alfworld", &set]);
     let error = suite(&config).err().unwrap().to_string();
     assert!(error.contains(&spoilt[0].0) && error.contains("lists all 5 bad games"), "{error}");
@@ -175,7 +175,7 @@ fn no_run_begins_on_a_folder_with_a_bad_game() {
 #[test]
 fn a_tiny_model_trains_on_it_and_a_run_notices_other_content() {
     let (folder, runs) = (data(), tempfile::tempdir().unwrap());
-    let set = format!("env.data={}", folder.path().display());
+    let set = format!("env.alfworld.data={}", folder.path().display());
     let set = ["env.suite=alfworld", &set, "sft.steps=4", "run.iterations=1"];
     let mut config = common::runs::tiny(runs.path(), "a", &set);
     let games = suite(&config).unwrap();
@@ -197,7 +197,7 @@ fn a_tiny_model_trains_on_it_and_a_run_notices_other_content() {
         (&panel["split"], &panel["games"], panel["hash"].as_str().unwrap().len()),
         (&"L2".into(), &4.into(), 64)
     );
-    let output = eval(&["--split", "L2", "--set", "env.train_types=all"]);
+    let output = eval(&["--split", "L2", "--set", "env.alfworld.train_types=all"]);
     assert!(String::from_utf8_lossy(&output.stderr).contains("alfworld has no L2 games"));
 
     add(&folder.path().join("json_2.1.1"), "train/pick_two_obj_and_place-Cup-None-Shelf-9/trial_0", &game(77));

@@ -134,7 +134,7 @@ fn a_program_that_is_no_worker_is_named() {
         let limits = Limits { start: Duration::from_millis(1500), ..LIMITS };
         WorkerSuite::open(&command, limits, 0).err().expect("is refused").to_string()
     };
-    assert!(refusal(&[]).contains("set env.command"));
+    assert!(refusal(&[]).contains("set env.worker.command"));
     assert!(refusal(&["/no/such/worker"]).contains("/no/such/worker cannot be started"));
     let greets = refusal(&["sh", "-c", "read line; echo hello; sleep 9"]);
     assert!(greets.contains("worker sh, hello: the answer breaks the protocol"), "{greets}");
@@ -376,7 +376,8 @@ fn a_reward_is_what_the_worker_says_or_that_of_success() {
 #[test]
 fn graded_rewards_teach_and_a_long_first_observation_costs_its_episodes_only() {
     let runs = tempfile::tempdir().unwrap();
-    let command = format!("env.command={}", serde_json::json!(paying(&["graded 1", "graded 2", "long 1", "graded 3"])));
+    let command =
+        format!("env.worker.command={}", serde_json::json!(paying(&["graded 1", "graded 2", "long 1", "graded 3"])));
     let set = ["env.suite=worker", &command, "sft.steps=0", "sft.games=4", "run.iterations=3", "rollout.groups=4"];
     let set = [&set[..], &["model.max_position_embeddings=128", "rollout.max_turn_tokens=20"]].concat();
     // Each iteration plays all four games, one of which is too long.
@@ -402,7 +403,7 @@ fn graded_rewards_teach_and_a_long_first_observation_costs_its_episodes_only() {
 #[test]
 fn the_example_worker_is_trained_on() {
     let runs = tempfile::tempdir().unwrap();
-    let command = format!("env.command=[\"python3\", {:?}]", here("examples/worker.py"));
+    let command = format!("env.worker.command=[\"python3\", {:?}]", here("examples/worker.py"));
     let set = ["env.suite=worker", &command, "sft.steps=0", "sft.games=2", "run.iterations=2", "env.workers=3"];
     let config = common::runs::tiny(runs.path(), "a", &set);
     let games = suite(&config).unwrap();

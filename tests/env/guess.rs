@@ -12,7 +12,7 @@ fn config(dir: &Path, set: &[&str]) -> Config {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let mut overrides: Vec<Override> = set.iter().map(|s| Override::parse(s).unwrap()).collect();
     let game = root.join("examples/guess.py").display().to_string();
-    overrides.push(Override::parse(&format!("env.command=['python3', '{game}']")).unwrap());
+    overrides.push(Override::parse(&format!("env.worker.command=['python3', '{game}']")).unwrap());
     overrides.push(Override::flag("--dir", "run.dir", dir.display().to_string()));
     Config::load(Some(&root.join("examples/guess.toml")), &overrides).unwrap()
 }
@@ -34,7 +34,7 @@ fn the_demonstrator_wins_every_game() {
 #[test]
 fn a_game_of_ones_own_is_learnt_from_its_demonstrator() {
     let dir = tempfile::tempdir().unwrap();
-    let config = config(dir.path(), &["sft.steps=60", "run.iterations=1", "eval.judgments=0", "suggestions.mode=off"]);
+    let config = config(dir.path(), &["gcd.mode=generate", "sft.steps=60", "run.iterations=1", "eval.judgments=0"]);
     let suite = suite(&config).unwrap();
     let random = evaluate::baselines(&config, &*suite, &[Split::L0]).unwrap()["L0"].random.unwrap();
     let outcome = train(config, &*suite, Existing::Refuse).unwrap();

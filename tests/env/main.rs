@@ -9,6 +9,7 @@ mod recorded;
 
 mod alfworld;
 mod bridge;
+mod demonstrations;
 mod guess;
 mod household;
 mod openenv;

@@ -260,7 +260,7 @@ fn children(of: u32, name: &str) -> Vec<u32> {
 #[test]
 fn a_server_that_is_ended_says_goodbye_and_ends_its_workers() {
     let worker = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/worker.py");
-    let command = format!("env.command=[\"python3\", {:?}]", worker.display().to_string());
+    let command = format!("env.worker.command=[\"python3\", {:?}]", worker.display().to_string());
     let server = Command::new(env!("CARGO_BIN_EXE_uncouple"))
         .args(["env", "serve", "--port", "0", "--set", "env.suite=worker", "--set", &command])
         .stdout(Stdio::piped())
@@ -379,11 +379,11 @@ fn what_is_no_openenv_server_is_named() {
     assert!(says("200 OK", "<html>").contains("/schema: its answer is not JSON"));
     assert!(says("200 OK", "{}").contains("no field that takes text"));
     let two = r#"{"action":{"properties":{"a":{"type":"string"},"b":{"type":"string"}}}}"#;
-    assert!(says("200 OK", two).contains("set env.action to one of a, b"));
+    assert!(says("200 OK", two).contains("set env.openenv.action to one of a, b"));
     // The certificate of https is requested, and there is none.
     let url = serving(BOUNDS).replace("http://", "https://");
     assert!(refused(&url).contains("/schema: "));
-    let layout = MessageLayout { action: "command".into(), text: None };
+    let layout = MessageLayout { action: "command".into(), text: None, hints: false };
     let soon = Instant::now() + Duration::from_secs(5);
     let error = Connection::open(&Address::parse(&url).unwrap(), Arc::new(layout), soon).err().unwrap().to_string();
     assert!(error.starts_with("no session at wss://127.0.0.1:"), "{error}");
@@ -398,7 +398,7 @@ fn an_address_may_be_written_in_several_ways() {
     }
     assert_eq!(of("https://me-game.hf.space/").socket, "wss://me-game.hf.space/ws");
     for keyed in ["http://me:s3cret@host", "me:s3cret@host:1", "http://host/?key=s3cret", "http://host/#s3cret"] {
-        for error in [Address::parse(keyed).unwrap_err().to_string(), refused_by_config("env.url", keyed)] {
+        for error in [Address::parse(keyed).unwrap_err().to_string(), refused_by_config("env.openenv.url", keyed)] {
             assert!(error.contains("it is written down") && !error.contains("s3cret"), "{error}");
         }
     }
@@ -491,7 +491,7 @@ fn splits_without_end_cost_nothing_and_are_not_evaluated_whole() {
         assert_eq!(played.task(Split::L0, 7).unwrap().id, "val/7");
         assert!(played.task(Split::Train, 7).is_ok());
         let config = |games: u32| {
-            let set = ["env.suite=openenv".to_string(), format!("env.url={url}")];
+            let set = ["env.suite=openenv".to_string(), format!("env.openenv.url={url}")];
             let set: Vec<_> = set.iter().map(|text| uncouple::config::Override::parse(text).unwrap()).collect();
             let mut config = uncouple::config::Config::load(None, &set).unwrap();
             config.eval.games = games;
@@ -514,7 +514,7 @@ fn answers_that_are_too_much_and_ways_elsewhere_are_refused() {
     let error = OpenEnv::open(&listing(move |_| long.clone()), "", LIMITS, 0).err().expect("is refused").to_string();
     assert!(error.contains("/e/splits: ") && !error.contains("timeout"), "{error}");
     let error = refused(&faulty("302 Found\r\nLocation: http://elsewhere.invalid/x", "", |_| {}));
-    assert!(error.contains("it sends elsewhere, to \"http://elsewhere.invalid/x\": set env.url"), "{error}");
+    assert!(error.contains("it sends elsewhere, to \"http://elsewhere.invalid/x\": set env.openenv.url"), "{error}");
     let flood = |mut socket: WebSocket<TcpStream>| {
         let _ = socket.read();
         let _ = socket.send(observation(&"x".repeat(5 << 20)));
@@ -612,6 +612,86 @@ fn faults_of_a_server_fail_the_episode_with_their_reason() {
     }
 }
 
+/// An observation that is declared with an expert.
+const HINTING: &str = r#"{"action":{"properties":{"move":{"type":"string"}}},
+    "observation":{"properties":{"board":{"type":"string"},"expert":{"type":"string"},"distance":{"type":"integer"}}}}"#;
+
+fn hinting(hints: &str) -> Message {
+    let data = format!(r#"{{"observation":{{"board":"b"{hints}}},"reward":0.0,"done":false}}"#);
+    Message::text(format!(r#"{{"type":"observation","data":{data}}}"#))
+}
+
+#[test]
+fn a_server_tells_its_expert_and_the_distance() {
+    let answers =
+        vec![hinting(r#","expert":"go","distance":2"#), hinting(r#","expert":null,"distance":1"#), hinting("")];
+    let played = connected(&faulty("200 OK", HINTING, answering(answers)), LIMITS);
+    let mut env = played.open(&played.task(Split::L0, 0).unwrap()).unwrap();
+    assert_eq!(env.reset().unwrap().text, "b", "the agent is not shown them");
+    assert_eq!(
+        (env.expert().as_deref(), env.demonstrate().as_deref(), env.distance()),
+        (Some("go"), Some("go"), Some(2))
+    );
+    env.step("go").unwrap();
+    assert_eq!((env.expert(), env.distance()), (None, Some(1)));
+    env.step("go").unwrap();
+    assert_eq!((env.expert(), env.distance()), (None, None));
+    for (hints, why) in [
+        (r#","expert":7"#, "expert must be a command, a string"),
+        (r#","expert":" ""#, "expert is empty"),
+        (r#","distance":-1"#, "distance must be a number of steps"),
+    ] {
+        let limits = Limits { retries: 0, ..LIMITS };
+        let played = connected(&faulty("200 OK", HINTING, answering(vec![hinting(hints)])), limits);
+        let error = played.open(&played.task(Split::L0, 0).unwrap()).unwrap().reset().unwrap_err().to_string();
+        assert!(error.contains(why), "{error}");
+    }
+    // A server that declares no expert means something else by a distance.
+    let played = connected(&faulty("200 OK", SCHEMA, answering(vec![hinting(r#","distance":2.5"#)])), LIMITS);
+    let mut env = played.open(&played.task(Split::L0, 0).unwrap()).unwrap();
+    env.reset().unwrap();
+    assert_eq!((env.expert(), env.distance()), (None, None));
+}
+
+/// A game of three words in their order, with what its expert knows of it.
+fn three_words(mut socket: WebSocket<TcpStream>) {
+    const WORDS: [&str; 3] = ["ready", "steady", "go"];
+    let mut said = 0;
+    while let Ok(Message::Text(text)) = socket.read() {
+        let request: Value = serde_json::from_str(&text).unwrap();
+        match request["type"].as_str().unwrap() {
+            "reset" => said = 0,
+            "step" => said += usize::from(request["data"]["move"] == WORDS[said]),
+            _ => return,
+        }
+        let won = said == WORDS.len();
+        let observation = json!({
+            "board": format!("{said} words."), "won": won, "admissible": WORDS, "expert": WORDS.get(said),
+            "distance": WORDS.len() - said,
+        });
+        let data = json!({ "observation": observation, "reward": f64::from(won), "done": won });
+        if socket.send(Message::text(json!({ "type": "observation", "data": data }).to_string())).is_err() {
+            return;
+        }
+    }
+}
+
+#[test]
+fn the_hints_of_a_server_teach_and_label() {
+    let runs = tempfile::tempdir().unwrap();
+    let url = format!("env.openenv.url={}", faulty("200 OK", HINTING, three_words));
+    let set = ["env.suite=openenv", &url, "gcd.mode=generate", "gcd.labels=['oracle']", "sft.steps=30", "sft.games=8"];
+    let set = [&set[..], &["sft.lr=0.01", "run.iterations=1", "eval.games=4"]].concat();
+    let config = common::runs::tiny(runs.path(), "a", &set);
+    let games = suite(&config).unwrap();
+    let outcome = train(config, &*games, Existing::Refuse).unwrap();
+    let records = uncouple::report::metrics::read(&outcome.folder).unwrap();
+    let losses: Vec<f64> = records.iter().filter(|r| r.phase == "sft").map(|r| r.values["loss"]).collect();
+    assert!(losses[29] < 0.5 * losses[0], "the demonstrator's commands are learnt: {losses:?}");
+    let grpo = records.iter().find(|r| r.phase == "grpo").unwrap();
+    assert!(grpo.values["gcd/labels/good"] + grpo.values["gcd/labels/bad"] > 0.0, "the distances label actions");
+}
+
 #[test]
 fn what_a_server_pays_is_kept() {
     for (data, reward, won) in [
@@ -683,7 +763,7 @@ fn a_pinging_server_is_answered_while_nobody_asks() {
 #[test]
 fn it_is_trained_on() {
     let runs = tempfile::tempdir().unwrap();
-    let url = format!("env.url={}", serving(BOUNDS));
+    let url = format!("env.openenv.url={}", serving(BOUNDS));
     let set = ["env.suite=openenv", &url, "sft.steps=0", "sft.games=2", "run.iterations=2", "env.workers=8"];
     let config = common::runs::tiny(runs.path(), "a", &set);
     let games = suite(&config).unwrap();

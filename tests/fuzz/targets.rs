@@ -382,11 +382,7 @@ fn configuration(input: &[u8], bases: &Bases) {
     if let Ok(shape) = memory::model_shape(&config) {
         _ = memory::fit(&memory::plan(&config, &shape, memory::Placement::Gpu), Some(1 << 30));
     }
-    _ = uncouple::gcd::Judge::open(&JudgeConfig {
-        cache: ":memory:".into(),
-        key_env: String::new(),
-        ..config.gcd.judge
-    });
+    _ = uncouple::gcd::Judge::open(&JudgeConfig { cache: ":memory:".into(), key_env: String::new(), ..config.judge });
 }
 
 fn an_override(input: &[u8], _: &Bases) {

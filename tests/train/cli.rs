@@ -45,7 +45,7 @@ fn what_a_worker_writes_does_not_act_on_the_terminal() {
     let serve = |script: &str| {
         let file = dir.path().join("worker.sh");
         std::fs::write(&file, script).unwrap();
-        let command = format!("env.command=['sh', '{}']", file.display());
+        let command = format!("env.worker.command=['sh', '{}']", file.display());
         refused(&["env", "serve", "--port", "0", "--set", "env.suite=worker", "--set", &command])
     };
     let acts = |text: &str| text.trim_end().contains(|c: char| c.is_control() || "\u{202e}\u{200b}".contains(c));
@@ -377,10 +377,13 @@ fn a_text_is_continued() {
 #[test]
 fn a_game_is_played_beside_the_agent() {
     let dir = tempfile::tempdir().unwrap();
-    let run = train(&common::runs::tiny(dir.path(), "a", &["gcd.mode=generate", "gcd.cold_start=1"]));
+    std::fs::create_dir(dir.path().join("runs")).unwrap();
+    train(&common::runs::tiny(&dir.path().join("runs"), "a", &["gcd.mode=generate", "gcd.cold_start=1"]));
+    // By its name in runs/.
     let play = |input: &str, more: &[&str]| {
         let mut child = Command::new(env!("CARGO_BIN_EXE_uncouple"))
-            .args(["play", "--run", run.to_str().unwrap()])
+            .current_dir(dir.path())
+            .args(["play", "--run", "a"])
             .args(more)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -401,7 +404,7 @@ fn a_game_is_played_beside_the_agent() {
     assert!(fine && told.starts_with("train game 7: ") && told.trim_end().ends_with("left"), "{told}");
     let (fine, _, errors) = play("", &["--index", "999999999"]);
     assert!(!fine && errors.contains("--index 999999999"), "{errors}");
-    assert!(refused(&["play"]).contains("name the agent: --run DIR or --model DIR"));
+    assert!(refused(&["play"]).contains("<--run <RUN>|--model <DIR>>"), "{}", refused(&["play"]));
 }
 
 #[test]

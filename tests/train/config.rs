@@ -47,14 +47,37 @@ fn override_values_are_toml_or_bare_words() {
 }
 
 #[test]
-fn only_scienceworld_has_a_score() {
-    assert!(load("", &["env.suite=scienceworld", "env.reward=score"]).is_ok());
-    assert!(load("", &["env.suite=worker", "env.reward=success"]).is_ok());
+fn the_settings_of_another_suite_are_not_left_unread() {
+    assert!(load("", &["env.suite=scienceworld", "env.scienceworld.reward=score"]).is_ok());
+    assert!(load("", &["env.suite=worker", "env.scienceworld.reward=success"]).is_ok(), "its default is no setting");
     for suite in ["household", "alfworld", "worker", "openenv"] {
-        let error = refused("", &[&format!("env.suite={suite}"), "env.reward=score"]);
-        assert!(error.starts_with("`env.reward = \"score\"`: is ScienceWorld's") && error.contains(suite), "{error}");
+        let error = refused("", &[&format!("env.suite={suite}"), "env.scienceworld.reward=score"]);
+        let mend =
+            "leaves the settings of [env.scienceworld] unread: set env.suite = \"scienceworld\", or take them out";
+        assert_eq!(error, format!("`env.suite = \"{suite}\"`: {mend}"));
     }
-    assert!(refused("", &["env.reward=points"]).contains("success"));
+    assert!(refused("", &["env.worker.command=['a']"]).contains("[env.worker] unread: set env.suite = \"worker\""));
+    assert!(refused("", &["env.scienceworld.reward=points"]).contains("success"));
+}
+
+#[test]
+fn keys_that_moved_lead_to_their_place() {
+    for (old, new) in [
+        ("env.command=['a']", "`env.worker.command`"),
+        ("env.url=http://host", "`env.openenv.url`"),
+        ("env.action=say", "`env.openenv.action`"),
+        ("env.data=here", "`env.alfworld.data` or `env.scienceworld.data`"),
+        ("env.train_types=all", "`env.alfworld.train_types` or `env.scienceworld.train_types`"),
+        ("env.simplifications=easy", "`env.scienceworld.simplifications`"),
+        ("env.reward=score", "`env.scienceworld.reward`"),
+        ("gcd.judge.url=http://host", "`judge.url`"),
+        ("gcd.judge.max_tokens=9", "`judge.max_tokens`"),
+        ("gcd.judge.timeout=9", "`judge.timeout`"),
+    ] {
+        assert!(refused("", &[old]).ends_with(&format!("it is now {new}")), "{}", refused("", &[old]));
+    }
+    let error = refused("[gcd]\nlambda = 1.0\n[gcd.judge]\nurl = \"http://host\"\n", &[]);
+    assert_eq!(error, "FILE:3: unknown key `gcd.judge`: it is now `judge`");
 }
 
 #[test]
@@ -149,7 +172,7 @@ fn every_number_has_a_range_that_the_refusal_names() {
         ("model.num_hidden_layers=9223372036854775807", "at least 1 and at most 4096"),
         ("model.hidden_size=9223372036854775807", "at least 1 and at most 16777216"),
         ("model.vocab_size=16777217", "at most 16777216"),
-        ("gcd.judge.agree=4294967295", "at most 1000"),
+        ("judge.agree=4294967295", "at most 1000"),
         ("optim.lr=1e30", "at least -1000000 and at most 1000000"),
         ("rollout.invalid_reward=1e30", "at least -1000000 and at most 1000000"),
         ("coupling.samples=4294967295", "at most 4096"),

@@ -21,6 +21,7 @@ use uncouple::ops::gradient_cosine::{self as op, GramMethod};
 use uncouple::ops::grouped_logprob::TokenGrad;
 use uncouple::ops::linear::WeightGrad;
 use uncouple::report::metrics;
+use uncouple::report::page::Heat;
 use uncouple::train::run_folder::Existing;
 use uncouple::train::suite;
 
@@ -419,6 +420,12 @@ fn a_run_measures_its_coupling_and_two_runs_compare() {
     let with = |key: &str| records.iter().filter(|r| r.values.contains_key(key)).count();
     assert!(with("coupling/pn") > 0 && with("coupling/pn") == with("coupling/attention/pp"));
     assert_eq!(with("seconds/coupling"), with("coupling/state/nn"));
+    assert_eq!(with("coupling/layer_1/pn"), with("coupling/pn"), "each layer has its mean");
+    let last = records.iter().rev().find(|r| r.values.contains_key("coupling/pn")).unwrap();
+    let heat = Heat::of_records(&records).unwrap();
+    let names: Vec<&str> = heat.rows.iter().map(|(name, _)| &name[..]).collect();
+    assert_eq!(names, ["embedding", "layer 0", "layer 1", "attention", "mlp", "norm", "bias"]);
+    assert_eq!(heat.rows[2].1[2], Some(last.values["coupling/layer_1/pn"]));
     assert!(a.folder.join("coupling/final.html").exists());
     let off = train("off", &["coupling.every=0"]);
     assert!(off.summary.coupling.is_none() && !off.folder.join("coupling").exists());
@@ -438,6 +445,10 @@ fn a_run_measures_its_coupling_and_two_runs_compare() {
     assert_eq!(tensors.tensor("cosine").unwrap().shape(), [n, n]);
     let (ok, text, error) = cli(&["compare", &path(&a.folder), &path(&off.folder)]);
     assert!(ok && text.contains("pn B") && text.contains("layer 1"), "{text}{error}");
+    let narrow = |text: &str| text.lines().filter(|l| l.contains(['│', '┌'])).all(|l| l.chars().count() <= 80);
+    assert!(narrow(&text), "{text}");
+    let (_, text, _) = cli(&["--run", &path(&a.folder)]);
+    assert!(narrow(&text) && text.contains("all gradients (") && text.contains(" ± "), "{text}");
     let (ok, _, error) = cli(&["--run", &path(&off.folder)]);
     assert!(!ok && error.contains("probe.json: a run has one when it has measured its coupling"), "{error}");
 

@@ -131,13 +131,13 @@ fn every_command_line_of_the_documentation_is_one_the_program_takes() {
 
 #[test]
 fn command_lines_are_found_and_mistakes_in_them_too() {
-    let page = "Use `uncouple trian`, or `uncouple eval --run DIR`, `uncouple`.\n```console\n$ A=1 cargo run --release -- train \\\n    --set 'env.command=[\"a b\"]' | head\noutput\n```\n\
+    let page = "Use `uncouple trian`, or `uncouple eval --run DIR`, `uncouple`.\n```console\n$ A=1 cargo run --release -- train \\\n    --set 'env.worker.command=[\"a b\"]' | head\noutput\n```\n\
                 ```toml\nuncouple = 1\n```\n#   uncouple bench gcd --peer\n";
     let found = command_lines(page);
     let texts: Vec<&str> = found.iter().map(|line| &line.text[..]).collect();
-    let training = "uncouple train --set 'env.command=[\"a b\"]'";
+    let training = "uncouple train --set 'env.worker.command=[\"a b\"]'";
     assert_eq!(texts, ["uncouple trian", "uncouple eval --run DIR", "uncouple", training, "uncouple bench gcd --peer"]);
-    assert_eq!(words(training)[3], "env.command=[\"a b\"]");
+    assert_eq!(words(training)[3], "env.worker.command=[\"a b\"]");
     let bad: Vec<bool> = found.iter().map(|line| wrong(line).is_some()).collect();
     assert_eq!(bad, [true, false, false, false, false]);
     let line = |text: &str, whole| Line { text: text.into(), whole };

@@ -307,11 +307,11 @@ fn a_key_in_the_address_and_bounds_that_are_none_are_refused() {
     for url in
         ["https://me:s3cret@host/v1", "https://s3cret@host", "https://host/v1?key=s3cret", "https://host/#s3cret"]
     {
-        let error = refused(&[&format!("gcd.judge.url='{url}'")]);
-        assert!(error.contains("gcd.judge.key_env") && error.contains("gcd.judge.url"), "{error}");
+        let error = refused(&[&format!("judge.url='{url}'")]);
+        assert!(error.contains("judge.key_env") && error.contains("judge.url"), "{error}");
         assert!(!error.contains("s3cret"), "{error}");
     }
-    let judged = ["gcd.labels=['judge']", "gcd.judge.url='http://host'", "gcd.judge.model='m'"];
+    let judged = ["gcd.labels=['judge']", "judge.url='http://host'", "judge.model='m'"];
     for (key, value) in [
         ("timeout", "1e9"),
         ("timeout", "inf"),
@@ -322,8 +322,8 @@ fn a_key_in_the_address_and_bounds_that_are_none_are_refused() {
         ("retries", "4294967295"),
         ("agree", "2147483649"),
     ] {
-        let error = refused(&[&judged[..], &[&format!("gcd.judge.{key}={value}")]].concat());
-        assert!(error.contains(&format!("`gcd.judge.{key} = ")), "{error}");
+        let error = refused(&[&judged[..], &[&format!("judge.{key}={value}")]].concat());
+        assert!(error.contains(&format!("`judge.{key} = ")), "{error}");
     }
 }
 
@@ -356,12 +356,12 @@ fn training_goes_on_with_a_judge_and_without_one() {
             "gcd.mode=generate",
             "gcd.labels=['judge']",
             "gcd.pairs=4",
-            "gcd.judge.model=m",
-            "gcd.judge.pairs=5",
-            "gcd.judge.retries=0",
+            "judge.model=m",
+            "judge.pairs=5",
+            "judge.retries=0",
             "run.iterations=1",
-            &format!("gcd.judge.url={}", server.url),
-            &format!("gcd.judge.cache={}", cache.display()),
+            &format!("judge.url={}", server.url),
+            &format!("judge.cache={}", cache.display()),
         ];
         let config = tiny(dir.path(), name, &set);
         let run = train(config.clone(), &*suite(&config).unwrap(), Existing::Refuse).unwrap_or_else(|e| panic!("{e}"));
@@ -379,8 +379,8 @@ fn the_judge_may_write_suggestions_and_one_that_is_down_leaves_those_there_are()
     // The first set is written; after that nothing is answered.
     let server = serve(|n| if n < 4 { Say("Look first.\nReally.") } else { Status(400, "") });
     let cache = dir.path().join("votes.sqlite");
-    let url = format!("gcd.judge.url='{}'", server.url);
-    let cache = format!("gcd.judge.cache='{}'", cache.display());
+    let url = format!("judge.url='{}'", server.url);
+    let cache = format!("judge.cache='{}'", cache.display());
     let set = [
         "run.iterations=5",
         "suggestions.mode='fixed'",
@@ -388,7 +388,7 @@ fn the_judge_may_write_suggestions_and_one_that_is_down_leaves_those_there_are()
         "suggestions.threshold=0",
         "suggestions.author='judge'",
         "suggestions.most=4",
-        "gcd.judge.model='m'",
+        "judge.model='m'",
         &url,
         &cache,
     ];

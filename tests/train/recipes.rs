@@ -92,7 +92,7 @@ fn config_prints_every_key_as_a_file_that_loads() {
     std::fs::write(&file, &text).unwrap();
     assert_eq!(Config::load(Some(&file), &[]).unwrap(), Config::default());
     assert!(text.lines().all(|line| line.chars().count() <= 120), "lines are short");
-    for key in ["group_size = 8", "# Episodes of the same instance.", "[gcd.judge]", "# - \"token-mean\": "] {
+    for key in ["group_size = 8", "# Episodes of the same instance.", "[judge]", "# - \"token-mean\": "] {
         assert!(text.contains(key), "{key}: {text}");
     }
     let json: serde_json::Value = serde_json::from_str(&printed(&["config", "--json"])).unwrap();

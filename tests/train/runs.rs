@@ -76,6 +76,7 @@ fn a_run_leaves_everything_the_design_names() {
     let provenance = &summary["provenance"];
     assert_eq!(keys(&provenance["games"]["panels"]), ["L0", "L1", "L2"]);
     assert_eq!(provenance["sessions"].as_array().unwrap().len(), 1);
+    assert!(provenance["sessions"][0]["files"].is_null(), "it brought none: {provenance}");
     for key in ["version", "command", "host", "system", "device", "began", "seen"] {
         assert!(!provenance["sessions"][0][key].is_null(), "{key}: {provenance}");
     }

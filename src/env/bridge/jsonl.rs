@@ -15,10 +15,10 @@
 //! Either may be missing or null, where the game does not know.
 
 use super::process::Process;
-use super::{Fault, Hints, Worker, no_json};
+use super::{Fault, Hints, Worker, hints, no_json};
 use crate::env::{Observation, Split};
-use serde::de::{DeserializeOwned, Error};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -28,8 +28,6 @@ const PROTOCOL: u64 = 1;
 const SHOWN: usize = 80;
 /// How much of its own words of an error is told, characters.
 const LONGEST_ERROR: usize = 400;
-/// Longest command of a demonstrator, characters.
-const LONGEST_COMMAND: usize = 1000;
 /// Time to end after `close`.
 const GOODBYE: Duration = Duration::from_millis(500);
 
@@ -68,34 +66,14 @@ struct Shown {
     won: bool,
     #[serde(default = "yes")]
     valid: bool,
-    #[serde(default, deserialize_with = "expert")]
+    #[serde(default, deserialize_with = "hints::expert")]
     expert: Option<String>,
-    #[serde(default, deserialize_with = "distance")]
+    #[serde(default, deserialize_with = "hints::distance")]
     distance: Option<u32>,
 }
 
 fn yes() -> bool {
     true
-}
-
-/// A command as an agent could give it, or nothing.
-fn expert<'de, D: Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
-    let told = Option::<String>::deserialize(from);
-    let command = told.map_err(|e| D::Error::custom(format!("expert must be a command, a string: {e}")))?;
-    match command.as_deref() {
-        Some(text) if text.trim().is_empty() => Err(D::Error::custom("expert is empty; leave it out, or say null")),
-        Some(text) if text.contains(['\n', '\r']) => Err(D::Error::custom("expert must be a command of one line")),
-        Some(text) if text.chars().count() > LONGEST_COMMAND => {
-            Err(D::Error::custom(format!("expert has more than {LONGEST_COMMAND} characters")))
-        }
-        _ => Ok(command),
-    }
-}
-
-/// A number of steps, or nothing.
-fn distance<'de, D: Deserializer<'de>>(from: D) -> Result<Option<u32>, D::Error> {
-    let told = Option::<u32>::deserialize(from);
-    told.map_err(|e| D::Error::custom(format!("distance must be a number of steps, a whole number from 0: {e}")))
 }
 
 impl Shown {
@@ -117,7 +95,7 @@ impl JsonLines {
     pub fn start(command: &[String], deadline: Instant) -> Result<JsonLines, Fault> {
         let [program, arguments @ ..] = command else {
             return Err(Fault::Refused(
-                "no worker is named: set env.command, e.g. [\"python3\", \"worker.py\"]".into(),
+                "no worker is named: set env.worker.command, e.g. [\"python3\", \"worker.py\"]".into(),
             ));
         };
         let mut command = Command::new(program);

@@ -5,6 +5,7 @@
 //! ends the episode as failed by its environment ([`EnvError::Failed`]), which no statistics count.
 
 mod guard;
+mod hints;
 mod jsonl;
 mod lines;
 mod pool;
@@ -12,6 +13,7 @@ mod process;
 pub mod py4j;
 mod suite;
 
+pub use hints::Hints;
 pub use jsonl::{JsonLines, Listed};
 pub use pool::{Limits, Pool};
 pub use process::Process;
@@ -34,15 +36,6 @@ pub enum Fault {
     /// It understood and declined; asking again would not help.
     #[error("{0}")]
     Refused(String),
-}
-
-/// What a worker knows of where the episode stands, beyond what it shows the agent.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Hints {
-    /// A command of one who knows the way.
-    pub expert: Option<String>,
-    /// Fewest steps from here to the goal.
-    pub distance: Option<u32>,
 }
 
 /// One environment at the other end of a pipe or connection. Dropping it ends it.

@@ -1,7 +1,7 @@
 //! A session with any OpenEnv server, as a worker of a pool.
 
 use crate::config::secret_in;
-use crate::env::bridge::{Fault, Worker, no_json};
+use crate::env::bridge::{Fault, Hints, Worker, no_json};
 use crate::env::{EnvError, Observation};
 use futures_util::{SinkExt, StreamExt};
 use serde::Deserialize;
@@ -45,9 +45,10 @@ impl Address {
     /// # Errors
     /// If the scheme is another, the host is missing, or the address holds a password.
     pub fn parse(url: &str) -> Result<Address, EnvError> {
-        let bad = |reason: &str| EnvError::BadGame { file: format!("env.url = {url:?}"), reason: reason.into() };
+        let bad =
+            |reason: &str| EnvError::BadGame { file: format!("env.openenv.url = {url:?}"), reason: reason.into() };
         if let Some(reason) = secret_in(url) {
-            return Err(EnvError::BadGame { file: "env.url".into(), reason: reason.into() });
+            return Err(EnvError::BadGame { file: "env.openenv.url".into(), reason: reason.into() });
         }
         let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
         let rest = rest.trim_end_matches('/');
@@ -70,6 +71,8 @@ pub struct MessageLayout {
     pub action: String,
     /// The field of an observation that is shown; `None`: the whole observation, as JSON.
     pub text: Option<String>,
+    /// Observations have an `expert`: then that and `distance` are hints, which the agent is not shown.
+    pub hints: bool,
 }
 
 impl MessageLayout {
@@ -78,7 +81,7 @@ impl MessageLayout {
     /// # Errors
     /// If the schema has no such field, or no single field that takes text.
     pub fn read(schema: &Value, action: &str) -> Result<MessageLayout, String> {
-        let own = |name: &str| !["metadata", "reward", "done"].contains(&name);
+        let own = |name: &str| !["metadata", "reward", "done", "expert"].contains(&name);
         let part = |name: &str| Schema { whole: schema, part: &schema[name], at: &schema[name] }.resolved();
         let texts = |part: Schema<'_>| -> Vec<String> {
             let fields = part.at["properties"].as_object().into_iter().flatten();
@@ -95,13 +98,16 @@ impl MessageLayout {
         let chosen = if action.is_empty() { only(&required).or_else(|| only(&takes)) } else { Some(action.into()) };
         let action = chosen.ok_or_else(|| match takes.is_empty() {
             true => "its actions have no field that takes text, so that an agent of words cannot act".to_string(),
-            false => format!("its actions have several text fields: set env.action to one of {}", takes.join(", ")),
+            false => {
+                format!("its actions have several text fields: set env.openenv.action to one of {}", takes.join(", "))
+            }
         })?;
         let text = shows.iter().find(|name| *name == "text").cloned().or_else(|| only(&shows));
-        Ok(MessageLayout { action, text })
+        let hints = part("observation").at["properties"].get("expert").is_some();
+        Ok(MessageLayout { action, text, hints })
     }
 
-    fn observation(&self, data: Value) -> Result<Observation, String> {
+    fn observation(&self, data: Value) -> Result<(Observation, Hints), String> {
         #[derive(Deserialize)]
         struct Shown {
             observation: Map<String, Value>,
@@ -111,6 +117,7 @@ impl MessageLayout {
             done: bool,
         }
         let Shown { mut observation, reward, done } = Shown::deserialize(data).map_err(|e| e.to_string())?;
+        let hints = if self.hints { hints(&mut observation)? } else { Hints::default() };
         let won = observation.remove("won").and_then(|won| won.as_bool());
         let number = |yes: bool| f64::from(u8::from(yes));
         let reward = match reward {
@@ -134,8 +141,14 @@ impl MessageLayout {
         };
         // A server that does not tell success from an end: a full reward at the end.
         let won = won.unwrap_or(done && reward >= 1.0);
-        Ok(Observation { text, admissible, reward: reward as f32, done: done || won, won, valid })
+        Ok((Observation { text, admissible, reward: reward as f32, done: done || won, won, valid }, hints))
     }
+}
+
+/// Takes the hints out of an observation.
+fn hints(observation: &mut Map<String, Value>) -> Result<Hints, String> {
+    let told = ["expert", "distance"].into_iter().filter_map(|name| observation.remove_entry(name));
+    Hints::deserialize(Value::Object(told.collect())).map_err(|e| e.to_string())
 }
 
 /// A place in the JSON schemas of a server.
@@ -191,6 +204,8 @@ pub struct Connection {
     requests: UnboundedSender<String>,
     answers: Receiver<Received>,
     carrier: JoinHandle<()>,
+    /// Those of the last observation.
+    hints: Hints,
     broken: bool,
 }
 
@@ -220,11 +235,15 @@ impl Connection {
         let (requests, outbox) = unbounded_channel();
         let (inbox, answers) = sync_channel(READ_AHEAD);
         let carrier = runtime.spawn(carry(socket, outbox, inbox));
-        Ok(Connection { layout, requests, answers, carrier, broken: false })
+        Ok(Connection { layout, requests, answers, carrier, hints: Hints::default(), broken: false })
     }
 
     fn call(&mut self, request: Value, deadline: Instant) -> Result<Observation, Fault> {
-        let result = self.exchange(request.to_string(), deadline);
+        let answer = self.exchange(request.to_string(), deadline);
+        let result = answer.map(|(seen, hints)| {
+            self.hints = hints;
+            seen
+        });
         self.broken |= matches!(result, Err(Fault::Broken(_)));
         let name = request["type"].as_str().unwrap_or_default();
         result.map_err(|fault| match fault {
@@ -233,7 +252,7 @@ impl Connection {
         })
     }
 
-    fn exchange(&mut self, request: String, deadline: Instant) -> Result<Observation, Fault> {
+    fn exchange(&mut self, request: String, deadline: Instant) -> Result<(Observation, Hints), Fault> {
         let gone = || Fault::Broken("the connection is gone".into());
         // What came unasked says why the server will not serve, or is nonsense.
         match self.answers.try_recv() {
@@ -253,7 +272,7 @@ impl Connection {
         self.read(answer)
     }
 
-    fn read(&self, received: Received) -> Result<Observation, Fault> {
+    fn read(&self, received: Received) -> Result<(Observation, Hints), Fault> {
         #[derive(Deserialize)]
         struct Reply {
             #[serde(rename = "type")]
@@ -295,6 +314,10 @@ impl Worker for Connection {
     fn step(&mut self, command: &str, deadline: Instant) -> Result<Observation, Fault> {
         let action = Map::from_iter([(self.layout.action.clone(), command.into())]);
         self.call(json!({ "type": "step", "data": action }), deadline)
+    }
+
+    fn hints(&self) -> Hints {
+        self.hints.clone()
     }
 }
 

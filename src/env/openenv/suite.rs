@@ -238,7 +238,7 @@ fn answer(route: &str, answer: Result<ureq::http::Response<ureq::Body>, ureq::Er
         (404 | 405 | 501, _) => Ok(None),
         (300..400, Some(to)) => {
             let to: String = to.chars().take(SHOWN).collect();
-            Err(format!("{route}: it sends elsewhere, to {to:?}: set env.url to where the server is"))
+            Err(format!("{route}: it sends elsewhere, to {to:?}: set env.openenv.url to where the server is"))
         }
         (status, _) => {
             let mut body = String::new();

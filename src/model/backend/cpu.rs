@@ -27,14 +27,14 @@ pub struct Activations {
     visibility: Visibility,
     /// The residual stream entering each layer, and leaving the last, `[nodes, hidden]` each.
     inputs: Vec<Vec<f32>>,
-    /// One per layer with [`SavedActivations::All`], else a single one that every layer overwrites.
+    /// One for each layer that is kept whole, and one that all others overwrite.
     layers: Vec<LayerActs>,
     rstd: Vec<f32>,
     grads: LayerGrads,
 }
 
 impl Activations {
-    /// The residual stream entering each layer, and leaving the last (with [`SavedActivations::All`] or [`SavedActivations::LayerInputs`]).
+    /// The residual stream entering each layer, and leaving the last (with [`SavedActivations::Nothing`] two that take turns).
     pub fn residual_stream(&self) -> &[Vec<f32>] {
         &self.inputs
     }
@@ -125,7 +125,7 @@ impl<'a> ForwardPass<'a> {
         acts.keep = keep;
         acts.visibility = Visibility::new(&forest.reach);
         acts.inputs.resize_with(if keep == SavedActivations::Nothing { 2 } else { layers + 1 }, Vec::new);
-        acts.layers.resize_with(if keep == SavedActivations::All { layers } else { 1 }, LayerActs::default);
+        acts.layers.resize_with(keep.places(layers), LayerActs::default);
         acts.inputs.iter_mut().for_each(|x| x.resize(forest.len() * d.hidden, 0.0));
         acts.hidden.resize(forest.len() * d.hidden, 0.0);
         acts.rstd.resize(forest.len(), 0.0);
@@ -141,7 +141,7 @@ impl Activations {
 
     /// Where the activations of layer `l` are.
     fn layer(&self, l: usize) -> usize {
-        if self.keep == SavedActivations::All { l } else { 0 }
+        l.min(self.layers.len() - 1)
     }
 }
 
@@ -305,8 +305,8 @@ impl<'a> Backward for BackwardPass<'a> {
         self.forward.layers()
     }
 
-    fn recompute(&mut self) -> Option<&mut ForwardPass<'a>> {
-        (self.forward.acts.keep == SavedActivations::LayerInputs).then_some(&mut self.forward)
+    fn recompute(&mut self, l: usize) -> Option<&mut ForwardPass<'a>> {
+        (l >= self.forward.acts.keep.whole(self.layers())).then_some(&mut self.forward)
     }
 
     fn norm_backward(&mut self) -> Result<(), Infallible> {

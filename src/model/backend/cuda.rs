@@ -15,6 +15,7 @@ use crate::model::{Architecture, Model, transformer};
 use crate::ops::attention;
 use crate::ops::attention::cuda::{Backward as Backwards, Visibility};
 use crate::ops::embedding::{self, cuda::Tokens};
+use crate::ops::grouped_logprob::cuda as head;
 use crate::ops::linear::{self, cuda::WeightGrad};
 use crate::ops::{qk_norm, rmsnorm, rope, swiglu};
 use half::bf16;
@@ -59,7 +60,7 @@ pub struct CudaActivations {
     /// The residual stream entering each layer, and leaving the last, `[tokens, hidden]` each; with [`SavedActivations::Nothing`] just one,
     /// which every layer overwrites.
     inputs: Vec<Tensor<bf16>>,
-    /// One for each layer with [`SavedActivations::All`], else a single one.
+    /// One for each layer that is kept whole, and one that all others overwrite.
     layers: Vec<LayerActs>,
     rstd: Tensor<f32>,
     /// What a layer adds to the residual stream, `[tokens, hidden]`.
@@ -176,9 +177,7 @@ impl CudaModel {
             inputs: (0..if keep == SavedActivations::Nothing { 1 } else { layers + 1 })
                 .map(|_| wide())
                 .collect::<Result<_>>()?,
-            layers: (0..if keep == SavedActivations::All { layers } else { 1 })
-                .map(|_| self.layer_acts(n, keep))
-                .collect::<Result<_>>()?,
+            layers: (0..keep.places(layers)).map(|_| self.layer_acts(n, keep)).collect::<Result<_>>()?,
             rstd: gpu.uninit(n)?,
             delta: wide()?,
         })
@@ -252,6 +251,20 @@ impl CudaModel {
             sink.vector(range, span, &mut |dw| rmsnorm::cuda::backward(&self.gpu, &dy, &x, &w, &rstd, &stream, dw))?;
         }
         Ok(())
+    }
+
+    /// Layers that a forward and backward pass over `n` tokens can keep whole in the memory that is free: recomputing the others is all
+    /// that it need recompute.
+    pub fn layers_that_fit(&self, n: usize) -> usize {
+        let (c, shape) = (&self.config, self.shape());
+        let (h, f, q, qkv) = (c.hidden_size, c.intermediate_size, shape.q_dim(), shape.qkv_dim());
+        let raw = if c.family.qk_norm { (shape.heads + shape.kv_heads) * shape.head_dim } else { 0 };
+        // As `LayerActs`, with the statistics of both norms and of attention in f32.
+        let layer = n * (2 * (3 * h + raw + qkv + q + 3 * f) + 4 * (2 + 2 * shape.heads));
+        // Inputs, what enters the head and comes back, gradients of one layer and of the stream; one layer; a chunk of logits.
+        let rows = n * 2 * (h * (c.num_hidden_layers + 8) + f + h + q + qkv);
+        let free = self.gpu.free_bytes() / 10 * 9;
+        free.saturating_sub(rows + layer + head::CHUNK) / layer.max(1)
     }
 
     fn layer_acts(&self, n: usize, keep: SavedActivations) -> Result<LayerActs> {
@@ -365,8 +378,8 @@ impl<'a> Backward for BackwardPass<'a> {
         self.forward.layers()
     }
 
-    fn recompute(&mut self) -> Option<&mut ForwardPass<'a>> {
-        (self.forward.acts.keep == SavedActivations::LayerInputs).then_some(&mut self.forward)
+    fn recompute(&mut self, l: usize) -> Option<&mut ForwardPass<'a>> {
+        (l >= self.forward.acts.keep.whole(self.layers())).then_some(&mut self.forward)
     }
 
     fn norm_backward(&mut self) -> Result<()> {

@@ -19,10 +19,28 @@ pub enum SavedActivations {
     /// Everything the backward pass reads.
     #[default]
     All,
+    /// Everything of the first so many layers, of the others only their inputs.
+    FirstLayers(usize),
     /// Only each layer's input; the backward pass computes the layer again (activation recomputation).
     LayerInputs,
     /// Nothing: no backward pass will follow.
     Nothing,
+}
+
+impl SavedActivations {
+    /// Layers, of so many, whose activations are all kept: the first.
+    pub(super) fn whole(self, layers: usize) -> usize {
+        match self {
+            SavedActivations::All => layers,
+            SavedActivations::FirstLayers(n) => n.min(layers),
+            SavedActivations::LayerInputs | SavedActivations::Nothing => 0,
+        }
+    }
+
+    /// Places for the activations of layers: one for each that is kept whole, and the last for all others.
+    pub(super) fn places(self, layers: usize) -> usize {
+        layers.min(self.whole(layers) + 1)
+    }
 }
 
 /// In what form a device hands over the gradients of weights.

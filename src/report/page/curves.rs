@@ -128,9 +128,10 @@ fn is_elsewhere(phase: &Phase<'_>, name: &str) -> bool {
     let coupling =
         ["pp", "nn", "pn"].iter().any(|class| name.starts_with("coupling/") && name.contains(&format!("/{class}")));
     let strata = ["same_state", "same_verb", "other_verb"].iter().any(|stratum| name.contains(stratum));
+    let layer = name.starts_with("coupling/layer_");
     let own = matches!(name.split('/').nth(1), Some("pp" | "nn" | "pn" | "pp_error" | "nn_error" | "pn_error"));
     match phase.name {
-        "grpo" => coupling && (strata || own) || name.starts_with("gcd/accuracy") || name == "gcd/unparsable",
+        "grpo" => coupling && (strata || layer || own) || name.starts_with("gcd/accuracy") || name == "gcd/unparsable",
         _ => ELSEWHERE.iter().any(|part| name.contains(part)) && phase.name == "eval",
     }
 }

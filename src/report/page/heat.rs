@@ -49,16 +49,19 @@ impl Heat {
         Some(Heat { when: "at the end".into(), rows: all.map(row).collect() })
     }
 
-    /// Of the kinds of weights, from the last record that has them.
+    /// Of the layers and the kinds of weights, from the last record that has them.
     pub fn of_records(records: &[Record]) -> Option<Heat> {
-        let kinds = ["embedding", "attention", "mlp", "norm", "bias", "head"];
-        let row = |record: &Record, kind: &str| {
-            let value = |class: &str| record.values.get(&format!("coupling/{kind}/{class}")).copied();
+        let row = |record: &Record, key: &str, name: String| {
+            let value = |class: &str| record.values.get(&format!("coupling/{key}/{class}")).copied();
             let values = ["pp", "nn", "pn"].map(value);
-            values.iter().any(Option::is_some).then(|| (kind.to_string(), values))
+            values.iter().any(Option::is_some).then_some((name, values))
         };
+        let kind = |record: &Record, kind: &str| row(record, kind, kind.into());
+        let layer = |record: &Record, n: usize| row(record, &format!("layer_{n}"), format!("layer {n}"));
         records.iter().rev().find_map(|record| {
-            let rows: Vec<_> = kinds.iter().filter_map(|kind| row(record, kind)).collect();
+            let mut rows: Vec<_> = kind(record, "embedding").into_iter().collect();
+            rows.extend((0..).map_while(|n| layer(record, n)));
+            rows.extend(["head", "attention", "mlp", "norm", "bias"].iter().filter_map(|name| kind(record, name)));
             (!rows.is_empty()).then(|| Heat { when: format!("after iteration {}", record.step), rows })
         })
     }

@@ -206,6 +206,10 @@ fn provenance(run: &PageRun<'_>) -> Vec<(String, String)> {
         facts.push((nth("command"), p.command_line()));
         facts.push((nth("machine"), format!("{}: {}; {}", p.host, p.device, p.system)));
         facts.push((nth("time"), format!("{} to {} (UTC)", p.began, p.seen)));
+        // Of a resumed run only those that are not as they were.
+        let before = i.checked_sub(1).map_or(&[][..], |before| &of.sessions[before].files);
+        let files = p.files.iter().filter(|file| !before.contains(file));
+        facts.extend(files.map(|file| (nth(&file.key), format!("{}, sha256 {}", file.path, file.sha256))));
     }
     let content = of.games.content.as_ref().map(|hash| format!(", files sha256 {hash}")).unwrap_or_default();
     facts.push(("seed".into(), run.seed.to_string()));

@@ -66,6 +66,10 @@ impl Scorer for CudaScorer {
         // What the last pass kept is given back first.
         self.pass = None;
         let packed = self.model.forest(forest)?;
+        let keep = match keep {
+            SavedActivations::LayerInputs => SavedActivations::FirstLayers(self.model.layers_that_fit(forest.len())),
+            other => other,
+        };
         let acts = self.model.forward(&packed, keep)?;
         self.pass = Some((packed, acts));
         Ok(())
