@@ -35,33 +35,33 @@ use serde::{Deserialize, Serialize};
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, Default)]
 #[serde(deny_unknown_fields, default)]
 pub struct Config {
-    /// `[run]`: seed, name, iterations, checkpoints.
+    /// Where and how the run is kept.
     pub run: Run,
-    /// `[model]`: a model folder, or the sizes of the embedded model.
+    /// The model to train. With `path` empty a small random model is built from the other fields.
     pub model: Model,
-    /// `[env]`: the games.
+    /// Which tasks.
     pub env: Env,
-    /// `[prompt]`: how observations and commands are written.
+    /// What the agent is shown.
     pub prompt: Prompt,
-    /// `[sft]`: the cold start on demonstrations.
+    /// Supervised cold start on expert trajectories.
     pub sft: Sft,
-    /// `[rollout]`: sampling and its limits.
+    /// How episodes are sampled.
     pub rollout: Rollout,
-    /// `[grpo]`: the policy loss.
+    /// Advantages and the policy loss.
     pub grpo: Grpo,
-    /// `[gcd]`: labels and judgments.
+    /// Labels, judgments, and their term of the loss.
     pub gcd: Gcd,
-    /// `[judge]`: the model behind a chat endpoint.
+    /// A judge behind an OpenAI-compatible chat endpoint.
     pub judge: JudgeConfig,
-    /// `[suggestions]`: sentences about flawed actions in the prompt.
+    /// What is suggested, when, by whom.
     pub suggestions: Suggestions,
-    /// `[decouple]`: what pulls gradients of good and bad actions apart besides GCD.
+    /// Decoupling by other means than GCD.
     pub decouple: Decouple,
-    /// `[coupling]`: the measurement of gradient coupling.
+    /// The coupling of a fixed set of samples, measured now and then during GRPO and at its end.
     pub coupling: Coupling,
-    /// `[optim]`: AdamW.
+    /// AdamW.
     pub optim: Optim,
-    /// `[eval]`: evaluations.
+    /// Evaluation before and after GRPO.
     pub eval: Eval,
 }
 
