@@ -5,10 +5,10 @@
 // cache: bf16 [pages, layers, kv_heads, 2 (keys, values), PAGE, D], from the layer's place in page 0 on, with page_stride elements
 // from one page to the next; table: u32 [sequences, table_len], the pages of each sequence in order; sequence, position: u32
 // [rows], no two of one place in append (unless they are equal). qkv: bf16 [rows, (heads + 2 kv_heads) · D]; o: bf16 [rows, heads ·
-// D]; cos, sin: f32 [positions, D / 2]. Contexts are cut every SPLIT keys, wherever they are, so that a
-// row's bits do not depend on its company. With more than one split
-// (gridDim.z), sums: f32 [rows, heads, splits, D] and stats: f32 [rows, heads, splits, 2] (maximum of scaled scores, sum of
-// exponentials) hold the parts, and the combine kernel adds them in order; with one, o is written at once.
+// D]; cos, sin: f32 [positions, D / 2]. Contexts are cut every SPLIT keys, wherever they are, so that a row's bits do not depend on
+// its company. With more than one split (gridDim.z), sums: f32 [rows, heads, splits, D] and stats: f32 [rows, heads, splits, 2]
+// (maximum of scaled scores, sum of exponentials) hold the parts, and the combine kernel adds them in order; with one, o is written
+// at once.
 //
 // kernel (D = 64, 128)                grid (rounded up)                       block  shared          bytes
 // decode_attention_append_bf16        rows · all heads · D / 4096             256    0               4 D a head and row
@@ -322,7 +322,7 @@ struct Tile {
             for (; end < ROWS && pages[four][place - m + end] == pages[four][place]; ++end)
                 keys = max(keys, min(PAGE, ends[end] - key));
             int next = place - m + end;
-            while (next < PLACES && pages[four][next] == NONE) ++next;
+            while (next < PLACES && pages[four][next] == NONE) next = next % ROWS < count ? next + 1 : (next / ROWS + 1) * ROWS;
             runs[four][place] = {static_cast<unsigned short>(next), static_cast<unsigned char>(end),
                                  static_cast<unsigned char>(max(keys, 0))};
         }
@@ -402,8 +402,7 @@ __device__ inline void forward_tiled(const bf16* qkv, const unsigned* sequence, 
         barrier_sync(1 + four, 128);  // before the stage is loaded again
         place = run.next;
     }
-    async_wait<0>();
-    __syncthreads();  // before sums lie where stages lay
+    // Sums lie where stages lay, of the same four warps, which are through with them.
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int at = row + 8 * half;

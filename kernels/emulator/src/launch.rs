@@ -60,6 +60,7 @@ impl Dim {
 }
 
 /// A kernel's argument.
+#[derive(Clone)]
 pub enum Arg<'a> {
     Buffer(&'a Buffer),
     /// From so many bytes into the buffer on.

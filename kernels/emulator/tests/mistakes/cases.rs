@@ -116,7 +116,7 @@ fn attention_hopper(runs: &Runs) -> Outcome {
     let (qkv, o, softmax) = (narrow(1, tokens * 512), fresh_narrow(tokens * 256), fresh(tokens * 4));
     let [heads, kv_heads] = HEADS;
     let args = args![map(&qkv, 512), &reach, &tiles, &order, &o, &softmax, tokens as i32, heads, kv_heads, 0.3f32];
-    runs.launch("attention_hopper_forward_hd128_bf16", [2], 384, 164_968, args)?;
+    runs.launch("attention_hopper_forward_hd128_bf16", [2], 384, 164_976, args)?;
     Ok(vec![widen(&o)?, softmax.read()?])
 }
 
@@ -291,32 +291,23 @@ fn decode_attention(runs: &Runs) -> Outcome {
         stride as i32
     ];
     runs.launch("decode_attention_append_bf16", [1], 256, 0, args)?;
-    let wide_rows = rows * 6;
-    let (o, sums, stats) = (fresh_narrow(wide_rows * 64), fresh(wide_rows * 2 * 64), fresh(wide_rows * 2 * 2));
-    let args = args![
-        &qkv,
-        &sequence,
-        &position,
-        &table,
-        &cache,
-        &o,
-        &sums,
-        &stats,
-        heads,
-        kv_heads,
-        table_len,
-        stride as i32,
-        0.4f32
-    ];
-    runs.launch("decode_attention_hd64_bf16", [2, 2, 2], 128, 0, args)?;
-    runs.launch(
-        "decode_attention_combine_hd64_bf16",
-        [1],
-        256,
-        0,
-        args![&position, &sums, &stats, &o, n, heads, splits],
-    )?;
-    Ok(vec![widen(&o)?, widen(&cache)?, widen(&qkv)?])
+    let attend = |tiled: bool| -> Result<Vec<f32>, Fault> {
+        let wide_rows = rows * 6;
+        let (o, sums, stats) = (fresh_narrow(wide_rows * 64), fresh(wide_rows * 2 * 64), fresh(wide_rows * 2 * 2));
+        let lists: &[Arg] = args![&qkv, &sequence, &position, &table, &cache, &o, &sums, &stats];
+        let (count, sizes): (&[Arg], &[Arg]) = (args![n], args![heads, kv_heads, table_len, stride as i32, 0.4f32]);
+        match tiled {
+            true => {
+                let args = [lists, count, sizes].concat();
+                runs.launch("decode_attention_tiled_hd64_bf16", [1, 2, 2], 512, 1152 * 64 + 10496, &args)?
+            }
+            false => runs.launch("decode_attention_hd64_bf16", [2, 2, 2], 128, 0, &[lists, sizes].concat())?,
+        }
+        let args = args![&position, &sums, &stats, &o, n, heads, splits];
+        runs.launch("decode_attention_combine_hd64_bf16", [1], 256, 0, args)?;
+        widen(&o)
+    };
+    Ok(vec![attend(false)?, attend(true)?, widen(&cache)?, widen(&qkv)?])
 }
 
 fn rmsnorm(runs: &Runs) -> Outcome {
@@ -388,7 +379,8 @@ fn adamw(runs: &Runs) -> Outcome {
     runs.launch("adamw_grad_norm_finish_f32", [1], 256, 0, args![&partial, &norm, 3i32, 1.0f32])?;
     let step = [0.01f32, 1.0, 0.9, 0.9, 0.95, 1e-8];
     let scale = Arg::Inside(&norm, 4);
-    let args = args![&p, &g, &m, &v, &copy, scale, n as u64, step, 7u64, 3u64];
+    let turns = Buffer::new(&[100u32, 500]);
+    let args = args![&p, &g, &m, &v, &copy, scale, &turns, 2i32, n as u64, step, 7u64, 3u64];
     runs.launch("adamw_step_stochastic_f32", [3], 256, 0, args)?;
     let (p, copy) = (p.read::<f32>()?, widen(&copy)?);
     let rounding = copy.iter().zip(&p).map(|(copy, p)| copy - p).collect();
