@@ -199,7 +199,7 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { scaled }
 }
 
-/// MachineMemory of the machine, or of the control group this process is confined to.
+/// Memory of the machine, or of the control group this process is confined to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MachineMemory {
     /// Bytes in all.

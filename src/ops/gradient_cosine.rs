@@ -43,7 +43,7 @@ pub fn cheaper(rows: usize, samples: usize, in_features: usize, out: usize) -> G
     if cost(GramMethod::Ghost) < cost(GramMethod::Materialized) { GramMethod::Ghost } else { GramMethod::Materialized }
 }
 
-/// GramEntries of a Gram matrix: (i, j, value); what is above the diagonal stands for both halves.
+/// Entries of a Gram matrix: (i, j, value); what is above the diagonal stands for both halves.
 pub type GramEntries = Vec<(usize, usize, f64)>;
 
 /// Adds parts, in order, to a matrix `[samples, samples]`.

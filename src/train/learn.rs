@@ -26,7 +26,7 @@ pub struct Models<'a> {
 
 /// What is learnt from.
 pub struct TrainingRows {
-    /// TrainingRows of the policy loss, see [`TrainingRows::beside`].
+    /// Rows of the policy loss, see [`TrainingRows::beside`].
     pub samples: Vec<Sample>,
     /// What auxiliary losses read; none without them.
     pub actions: Vec<LabelledAction>,
