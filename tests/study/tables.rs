@@ -1,4 +1,4 @@
-//! StudyTables of cells whose games are made up, against numbers by hand.
+//! Tables of cells whose games are made up, against numbers by hand.
 
 use super::{STUDY, study};
 use uncouple::report::metrics::Record;
