@@ -1,9 +1,9 @@
 //! `uncouple train`.
 
-use super::{INTERRUPTED, TrainArgs, output};
+use super::{INTERRUPTED, TrainArgs, doctor, output};
 use crate::config::{Config, Override};
 use crate::device::Dtype;
-use crate::device::cpu::{self, bf16::Unit};
+use crate::device::cpu;
 use crate::report::progress::say;
 use crate::report::results::{self, Summary};
 use crate::train::memory::{self, Fit, MemoryUse, Placement};
@@ -66,8 +66,9 @@ fn dry_run(args: &TrainArgs, config: &Config) -> Result<ExitCode> {
     } else {
         let of = if args.memory.is_some() { "given by --memory" } else { "available on this machine" };
         output::print(&format!("{}\n{}", config.to_toml(), plan_as_comments(&plan, &fit, of)))?;
-        if place == Placement::Cpu && faster_in_bf16(config) {
-            output::print("# model.dtype = \"bf16\" would be several times as fast on this processor")?;
+        let real = !config.model.path.is_empty() && config.model.dtype == Dtype::F32;
+        if place == Placement::Cpu && real && doctor::faster_in_bf16() {
+            output::print("# model.dtype = \"bf16\" would be faster on this processor")?;
         }
     }
     Ok(ExitCode::SUCCESS)
@@ -104,11 +105,6 @@ fn configuration(args: &TrainArgs) -> Result<Config> {
         changed.join(", ")
     );
     Ok(config)
-}
-
-/// Whether a real model is about to be trained in f32 where products in bf16 have an instruction of their own.
-fn faster_in_bf16(config: &Config) -> bool {
-    !config.model.path.is_empty() && config.model.dtype == Dtype::F32 && Unit::best() != Unit::Portable
 }
 
 /// The memory plan and whether it fits, each line a comment, so that the whole output is a configuration file.

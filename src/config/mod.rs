@@ -117,7 +117,8 @@ pub struct Model {
     /// Recompute layers' activations in the backward pass: less memory, more time. A GPU recomputes only those that do not fit its memory.
     pub recompute: bool,
     /// What weights, activations and keys are rounded to where they are multiplied; sums are in f32, and so are the weights that the
-    /// optimizer updates. On a CPU with AVX512-BF16 or AMX, bf16 trains real models several times as fast. A GPU always takes bf16.
+    /// optimizer updates. On a CPU with AMX, or AMD's from Zen 4 on, bf16 trains real models faster: `uncouple doctor` measures it. A GPU always
+    /// takes bf16.
     pub dtype: Dtype,
 }
 
@@ -208,7 +209,8 @@ pub struct Sft {
     pub lr: f32,
     /// Different demonstrations to learn from.
     pub games: u32,
-    /// Chance that a turn of a demonstration is a mistake, which is shown but not taught, so that recovering from it is.
+    /// Chance that a turn of a demonstration is a mistake, which is shown but not taught, so that recovering from it is: the last command
+    /// again, one of the demonstration out of its turn, or any that would do something.
     pub noise_action: f32,
     /// Save a checkpoint every this many steps (0: only after the last).
     pub checkpoint_every: u32,

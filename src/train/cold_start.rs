@@ -3,7 +3,7 @@
 use super::{TrainError, interrupt, suggest};
 use crate::agent::{Exchange, Memory, Next, Prompter, Tag, lead, turn_text};
 use crate::config::{Config, Format, GcdMode};
-use crate::env::{EnvError, Observation, Split, Suite};
+use crate::env::{EnvError, Environment, Observation, Split, Suite};
 use crate::gcd::{Label, judgment};
 use crate::ops::philox::{self, Stream};
 use crate::rollout::{RolloutError, too_long};
@@ -56,14 +56,17 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
         let task = listed.map_or_else(|| suite.task(Split::Train, index as u64), |tasks| Ok(tasks[index].clone()))?;
         let index = index as u64;
         let mut env = suite.open_for_training(&task)?;
+        let plan = rehearse(config, &mut *env)?;
         let (mut observation, mut turns) = (env.reset()?, Vec::<DemonstrationTurn>::new());
         while turns.len() < config.env.max_steps as usize
             && !observation.done
             && let Some(command) = env.demonstrate().or_else(|| random_action(config, index, &turns, &observation))
         {
-            let noise = noise_action(config, index, &turns, &observation);
+            let others =
+                Others { last: turns.last().map(|turn| &turn.command), plan: &plan, any: &observation.admissible };
+            let noise = noise_action(config, index, turns.len(), &others);
             let worse = match teaches_judgments(config) {
-                true => off_plan(config, index, &turns, &observation, &[Some(&command), env.expert().as_ref()]),
+                true => off_plan(config, index, turns.len(), &others, &[Some(&command), env.expert().as_ref()]),
                 false => None,
             };
             let (is_noise, played) = (noise.is_some(), noise.unwrap_or_else(|| command.clone()));
@@ -83,17 +86,55 @@ pub fn trajectories(config: &Config, suite: &dyn Suite) -> Result<Vec<Trajectory
     (0..games).into_par_iter().map(play).collect()
 }
 
-/// Now and then another command than the demonstrator's: the last one once more, or any that would do something. What the
-/// demonstrator does next teaches how to recover; without noise actions a learner's first mistake leads where nothing was ever taught
-/// (Laskey et al. 2017, noise injection).
-fn noise_action(config: &Config, index: u64, turns: &[DemonstrationTurn], observation: &Observation) -> Option<String> {
-    let [chance, kind, choice, _] =
-        philox::block(config.run.seed, Stream::NoiseActions.part(index), turns.len() as u64);
+/// The commands of a demonstration without a mistake; none where nothing needs them, or where the demonstration is a recorded one.
+fn rehearse(config: &Config, env: &mut dyn Environment) -> Result<Vec<String>, EnvError> {
+    let mut plan = Vec::new();
+    if config.sft.steps == 0 || !config.env.demonstrations.is_empty() {
+        return Ok(plan);
+    }
+    let mut observation = env.reset()?;
+    while plan.len() < config.env.max_steps as usize
+        && !observation.done
+        && let Some(command) = env.demonstrate()
+    {
+        observation = env.step(&command)?;
+        plan.push(command);
+    }
+    Ok(plan)
+}
+
+/// Commands other than the demonstrator's next one.
+struct Others<'a> {
+    last: Option<&'a String>,
+    /// All of the demonstration, whatever their turn.
+    plan: &'a [String],
+    /// All that would do something.
+    any: &'a [String],
+}
+
+impl Others<'_> {
+    /// The last command once more, one of the demonstration out of its turn, or any that would do something: a learner stays where it is,
+    /// goes on as if what failed had worked, or goes astray.
+    fn choose(&self, [kind, choice]: [u32; 2]) -> Option<String> {
+        let one_of = |commands: &[String]| commands.get(choice as usize % commands.len().max(1)).cloned();
+        match kind % 3 {
+            0 => self.last.cloned(),
+            1 => one_of(self.plan),
+            _ => None,
+        }
+        .or_else(|| one_of(self.any))
+    }
+}
+
+/// Now and then another command than the demonstrator's. What the demonstrator does next teaches how to recover; without noise actions a
+/// learner's first mistake leads where nothing was ever taught (Laskey et al. 2017, noise injection).
+fn noise_action(config: &Config, index: u64, turn: usize, others: &Others<'_>) -> Option<String> {
+    let [chance, kind, choice, _] = philox::block(config.run.seed, Stream::NoiseActions.part(index), turn as u64);
     // A recorded demonstration does not know how to go on after another command.
     if philox::uniform(chance) >= config.sft.noise_action || !config.env.demonstrations.is_empty() {
         None
     } else {
-        another(turns, &observation.admissible, [kind, choice])
+        others.choose([kind, choice])
     }
 }
 
@@ -104,18 +145,12 @@ fn random_action(
     turns: &[DemonstrationTurn],
     observation: &Observation,
 ) -> Option<String> {
-    let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turns.len() as u64);
-    let commands = if config.sft.steps == 0 { &observation.admissible[..] } else { &[] };
-    another(turns, commands, [kind, choice]).filter(|_| !commands.is_empty())
-}
-
-/// The last command once more, or any of `commands`.
-fn another(turns: &[DemonstrationTurn], commands: &[String], [kind, choice]: [u32; 2]) -> Option<String> {
-    match turns.last() {
-        Some(last) if kind % 2 == 0 => Some(last.command.clone()),
-        _ if commands.is_empty() => None,
-        _ => Some(commands[choice as usize % commands.len()].clone()),
+    if config.sft.steps > 0 || observation.admissible.is_empty() {
+        return None;
     }
+    let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turns.len() as u64);
+    Others { last: turns.last().map(|turn| &turn.command), plan: &[], any: &observation.admissible }
+        .choose([kind, choice])
 }
 
 fn teaches_judgments(config: &Config) -> bool {
@@ -126,12 +161,12 @@ fn teaches_judgments(config: &Config) -> bool {
 fn off_plan(
     config: &Config,
     index: u64,
-    turns: &[DemonstrationTurn],
-    observation: &Observation,
+    turn: usize,
+    others: &Others<'_>,
     plans: &[Option<&String>],
 ) -> Option<String> {
-    let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turns.len() as u64);
-    another(turns, &observation.admissible, [kind, choice]).filter(|command| !plans.contains(&Some(command)))
+    let [kind, choice, ..] = philox::block(config.run.seed, Stream::OffPlan.part(index), turn as u64);
+    others.choose([kind, choice]).filter(|command| !plans.contains(&Some(command)))
 }
 
 /// The tag of `command` as the answer to turn `at`'s observation.
@@ -293,6 +328,38 @@ pub fn learning_rate(config: &Config, step: u32) -> f32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::env::household::Household;
+
+    #[test]
+    fn noise_actions_stay_go_on_too_soon_or_go_astray() {
+        let mut config = Config::default();
+        config.sft.games = 300;
+        let played = trajectories(&config, &Household::new(0)).unwrap();
+        let [mut turns, mut again, mut early, mut astray] = [0; 4];
+        for Trajectory { turns: of, .. } in &played {
+            for (at, turn) in of.iter().enumerate() {
+                turns += 1;
+                assert_ne!(turn.worse.as_ref(), Some(&turn.better));
+                if !turn.noise {
+                    assert_eq!(turn.command, turn.better);
+                } else if at > 0 && turn.command == of[at - 1].command {
+                    again += 1;
+                } else if !turn.observation.admissible.contains(&turn.command) {
+                    early += 1;
+                } else {
+                    astray += 1;
+                }
+            }
+        }
+        let share = |count: usize| count as f64 / turns as f64;
+        assert!((share(again + early + astray) - 0.15).abs() < 0.02, "{again} {early} {astray} of {turns}");
+        // Some of the demonstration's commands are possible out of their turn, too.
+        assert!((share(again) - 0.05).abs() < 0.015 && share(early) > 0.02 && share(astray) > 0.04);
+
+        config.sft.noise_action = 0.0;
+        let faultless = trajectories(&config, &Household::new(0)).unwrap();
+        assert!(faultless.iter().flat_map(|t| &t.turns).all(|turn| !turn.noise));
+    }
 
     #[test]
     fn the_learning_rate_rises_in_a_twentieth_and_falls_to_a_tenth() {

@@ -48,7 +48,9 @@ pub enum Unit {
     Amx,
     /// `vdpbf16ps`.
     Avx512,
-    /// Widening to f32, with whatever vectors there are.
+    /// Rounding by AVX512-BF16, products in f32.
+    Widening,
+    /// Products in f32, with whatever vectors there are.
     Portable,
 }
 
@@ -76,17 +78,23 @@ impl Unit {
         match self {
             Unit::Amx => "AMX",
             Unit::Avx512 => "AVX512-BF16",
-            Unit::Portable => "widening to f32",
+            Unit::Widening => "AVX512-BF16 and products in f32",
+            Unit::Portable => "products in f32",
         }
     }
 
     /// All that this machine has, fastest first.
     pub fn all() -> Vec<Unit> {
         #[cfg(target_arch = "x86_64")]
-        let found = [(Unit::Amx, amx::available()), (Unit::Avx512, avx512::available()), (Unit::Portable, true)];
-        #[cfg(not(target_arch = "x86_64"))]
-        let found = [(Unit::Portable, true)];
-        found.into_iter().filter(|(_, available)| *available).map(|(unit, _)| unit).collect()
+        if avx512::available() {
+            let mut with_avx512 = vec![Unit::Avx512, Unit::Widening];
+            if !avx512::is_fast() {
+                with_avx512.reverse();
+            }
+            let amx = amx::available().then_some(Unit::Amx);
+            return amx.into_iter().chain(with_avx512).chain([Unit::Portable]).collect();
+        }
+        vec![Unit::Portable]
     }
 }
 
@@ -336,7 +344,7 @@ fn pack_panel(
 fn pack_tile(unit: Unit, side: Side, source: Source<'_>, size: (usize, usize), scale: f32, tile: &mut Tile) {
     #[cfg(target_arch = "x86_64")]
     if unit != Unit::Portable && (source.along == 1 || source.across == 1) {
-        // SAFETY: both other units have AVX512-BF16, and the source holds an element for every (i, k) of its size.
+        // SAFETY: all other units have AVX512-BF16, and the source holds an element for every (i, k) of its size.
         return unsafe { avx512::pack_tile(side, source, size, scale, tile) };
     }
     let _ = unit;

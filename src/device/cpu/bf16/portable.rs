@@ -1,11 +1,8 @@
 //! The same results, up to the order of a pair's two sums, on any machine: bf16 is the upper half of an f32.
 
-use super::super::simd;
-use super::{CacheLine, PANEL, STEP, Side, Source, TILE, Tile, ZERO};
+use super::{CacheLine, DEPTH, PANEL, STEP, Side, Source, TILE, Tile, ZERO};
 use half::bf16;
-
-/// Rows whose sums are held at a time.
-const HELD: usize = 4;
+use pulp::{Simd, WithSimd};
 
 pub(super) fn pack_tile(side: Side, source: Source<'_>, (count, depth): (usize, usize), scale: f32, tile: &mut Tile) {
     *tile = [ZERO; TILE];
@@ -30,48 +27,93 @@ pub(super) fn block(
     stride: usize,
     accumulate: bool,
 ) {
-    simd(
-        #[inline(always)]
-        || {
-            for first in (0..rows).step_by(HELD) {
-                held(a, b, first, (rows - first).min(HELD), &mut c[first * stride..], stride, accumulate);
-            }
-        },
-    )
+    pulp::Arch::new().dispatch(Block { a, b, rows, c, stride, accumulate });
 }
 
-#[inline(always)]
-fn held(
-    a: &[[CacheLine; STEP]],
-    b: &[[CacheLine; STEP]],
-    first: usize,
+struct Block<'a> {
+    a: &'a [[CacheLine; STEP]],
+    b: &'a [[CacheLine; STEP]],
     rows: usize,
-    c: &mut [f32],
+    c: &'a mut [f32],
     stride: usize,
     accumulate: bool,
-) {
-    let mut sums = [[0.0f32; PANEL]; HELD];
-    if accumulate {
-        sums.iter_mut().zip(c.chunks(stride)).take(rows).for_each(|(sum, c)| sum.copy_from_slice(&c[..PANEL]));
+}
+
+/// The low and the high halves of pairs.
+const HIGH: u32 = 0xffff_0000;
+const LOW: u32 = 16;
+
+impl WithSimd for Block<'_> {
+    type Output = ();
+
+    /// As many sums in registers as hide the latency of a multiply-add.
+    #[inline(always)]
+    fn with_simd<S: Simd>(self, simd: S) {
+        match S::F32_LANES {
+            16 => self.run::<S, 8>(simd),
+            _ => self.run::<S, 4>(simd),
+        }
     }
-    for (a, b) in a.iter().zip(b) {
-        for pair in 0..TILE {
-            let (mut low, mut high) = ([0.0f32; PANEL], [0.0f32; PANEL]);
-            for (half, line) in [&b[pair], &b[TILE + pair]].into_iter().enumerate() {
-                for i in 0..TILE {
-                    low[half * TILE + i] = f32::from_bits(line.0[i] << 16);
-                    high[half * TILE + i] = f32::from_bits(line.0[i] & 0xffff_0000);
-                }
-            }
-            for (r, sum) in sums.iter_mut().enumerate() {
-                // Rows beyond the last are within the panel, and zeros.
-                let bits = a[first + r].0[pair];
-                let (x, y) = (f32::from_bits(bits << 16), f32::from_bits(bits & 0xffff_0000));
-                for i in 0..PANEL {
-                    sum[i] = high[i].mul_add(y, low[i].mul_add(x, sum[i]));
-                }
+}
+
+impl Block<'_> {
+    #[inline(always)]
+    fn run<S: Simd, const R: usize>(mut self, simd: S) {
+        for first in (0..self.rows).step_by(R) {
+            for column in (0..PANEL).step_by(2 * S::F32_LANES) {
+                self.held::<S, R>(simd, first, column);
             }
         }
     }
-    sums.iter().zip(c.chunks_mut(stride)).take(rows).for_each(|(sum, c)| c[..PANEL].copy_from_slice(sum));
+
+    /// `R` rows from `first` on, by two vectors of columns, whose sums stay in registers.
+    #[inline(always)]
+    fn held<S: Simd, const R: usize>(&mut self, simd: S, first: usize, column: usize) {
+        let columns = [column, column + S::F32_LANES];
+        let rows = (self.rows - first).min(R);
+        let mut sums = [[simd.splat_f32s(0.0); 2]; R];
+        if self.accumulate {
+            for (r, sums) in sums.iter_mut().enumerate().take(rows) {
+                let c = &self.c[(first + r) * self.stride..];
+                *sums = columns.map(|at| S::as_simd_f32s(&c[at..at + S::F32_LANES]).0[0]);
+            }
+        }
+        let (shift, mask) = (simd.splat_u32s(LOW), simd.splat_u32s(HIGH));
+        for (a, b) in self.a.iter().zip(self.b) {
+            // Rows beyond the last are within the panel, and zeros.
+            let mut wide = [[0.0; DEPTH]; R];
+            for (r, row) in wide.iter_mut().enumerate() {
+                widen(&a[first + r], row);
+            }
+            for pair in 0..TILE {
+                let lines = columns.map(|at| {
+                    let line = &b[at / TILE * TILE + pair].0;
+                    S::as_simd_u32s(&line[at % TILE..][..S::F32_LANES]).0[0]
+                });
+                let low = lines.map(|x| simd.transmute_f32s_u32s(simd.wrapping_dyn_shl_u32s(x, shift)));
+                let high = lines.map(|x| simd.transmute_f32s_u32s(simd.and_u32s(x, mask)));
+                for (sums, row) in sums.iter_mut().zip(&wide) {
+                    let (x, y) = (simd.splat_f32s(row[pair]), simd.splat_f32s(row[TILE + pair]));
+                    for v in 0..2 {
+                        sums[v] = simd.mul_add_f32s(high[v], y, simd.mul_add_f32s(low[v], x, sums[v]));
+                    }
+                }
+            }
+        }
+        for (r, sums) in sums.into_iter().enumerate().take(rows) {
+            let c = &mut self.c[(first + r) * self.stride..];
+            for (at, sum) in columns.into_iter().zip(sums) {
+                S::as_mut_simd_f32s(&mut c[at..at + S::F32_LANES]).0[0] = sum;
+            }
+        }
+    }
+}
+
+/// The low halves of a line's pairs, then the high ones.
+#[inline(always)]
+fn widen(line: &CacheLine, row: &mut [f32; DEPTH]) {
+    for (i, pair) in line.0.into_iter().enumerate() {
+        row[i] = f32::from_bits(pair << LOW);
+        row[TILE + i] = f32::from_bits(pair & HIGH);
+    }
 }
