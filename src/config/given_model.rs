@@ -18,11 +18,10 @@ impl Config {
     /// games from no success to L0 50 %. Larger models follow a power of their size.
     pub fn for_a_given_model(parameters: u64, format: Format) -> Vec<Override> {
         let turn = if format == Format::Think { 256 } else { 48 };
-        let defaults: [(&str, Value); 15] = [
+        let defaults: [(&str, Value); 16] = [
             // A model directory speaks its own chat template.
             ("prompt.format", "chat".into()),
             ("rollout.max_turn_tokens", turn.into()),
-            ("rollout.temperature", 1.0.into()),
             ("rollout.max_live", 32.into()),
             ("sft.steps", 48.into()),
             ("sft.games", 384.into()),
@@ -30,7 +29,10 @@ impl Config {
             ("optim.lr", learning_rate([1e-5, 1e-6], parameters).into()),
             ("run.iterations", 50.into()),
             ("gcd.max_tokens", 64.into()),
+            ("grpo.epochs", 1.into()),
             ("grpo.micro_tokens", 4096.into()),
+            // The embedded model has too few parameters to follow advice.
+            ("suggestions.mode", "fixed".into()),
             ("model.recompute", (parameters >= RECOMPUTE).into()),
             ("eval.games", 32.into()),
             ("eval.judgments", 128.into()),

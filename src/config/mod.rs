@@ -365,7 +365,7 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 110,
+            iterations: 140,
             env_steps: 0,
             checkpoint_every: 25,
             keep_checkpoints: 2,
@@ -403,7 +403,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 440, batch: 8, lr: 1e-3, games: 3000, noise_action: 0.15, checkpoint_every: 100 }
+        Sft { steps: 320, batch: 8, lr: 1e-3, games: 3000, noise_action: 0.15, checkpoint_every: 100 }
     }
 }
 impl Default for Rollout {
@@ -411,7 +411,7 @@ impl Default for Rollout {
         Rollout {
             groups: 16,
             group_size: 8,
-            temperature: 0.8,
+            temperature: 1.0,
             top_k: 0,
             top_p: 1.0,
             min_p: 0.0,
@@ -440,14 +440,14 @@ impl Default for Grpo {
             kl_ratio: false,
             entropy_coef: 0.0,
             ratio: RatioLevel::Token,
-            epochs: 1,
+            epochs: 2,
             micro_tokens: 16384,
         }
     }
 }
 impl Default for Optim {
     fn default() -> Self {
-        Optim { lr: 3e-4, lr_end: 0.2, warmup: 3, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+        Optim { lr: 2e-4, lr_end: 0.2, warmup: 3, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
     }
 }
 impl Default for Eval {

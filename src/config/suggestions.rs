@@ -51,7 +51,7 @@ pub struct Suggestions {
 impl Default for Suggestions {
     fn default() -> Self {
         Suggestions {
-            mode: SuggestionMode::Fixed,
+            mode: SuggestionMode::Off,
             every: 20,
             author: Author::Template,
             most: 3,
