@@ -112,7 +112,7 @@ fn in_folder(config: Config) -> Result<GcdReport, GcdBenchError> {
         if index == 1 {
             report = nothing.clone();
         }
-        let model = learner.export().map_err(TrainError::from)?.model.into_owned();
+        let model = learner.model().map_err(TrainError::from)?.into_owned();
         let began = Instant::now();
         let mut cache = prefix_cache(&config, &model)?;
         let settings = RolloutSettings::training(&config, Stream::Rollout(index));

@@ -4,13 +4,13 @@ use super::{DeviceArg, output};
 use crate::agent::Prompter;
 use crate::config::{self, ActionTokens, Config, Prompt};
 use crate::coupling::{
-    FOLDER, Grams, Means, Measurement, ParameterGroup, Probe, SampleWeights, Side, Spread, measure, write,
+    FOLDER, Grams, Means, Measurement, ParameterGroup, Probe, SampleWeights, Side, Spread, measure, pairs,
+    rank_correlation, write,
 };
 use crate::device::Gpu;
 use crate::files;
 use crate::model::backend::cuda::CudaModel;
-use crate::model::tokenizer::Tokenizer;
-use crate::model::{SavedActivations, checkpoint};
+use crate::model::{Model, SavedActivations, checkpoint};
 use crate::report::results::fitted;
 use crate::train::engine::cuda_grams;
 use crate::train::{self, checkpoints, run_folder};
@@ -65,6 +65,9 @@ pub struct How {
     /// Which tokens of an action count: those of its command, or all of the turn [default: the run's coupling.tokens]
     #[arg(long, value_enum)]
     pub tokens: Option<TokensArg>,
+    /// Of an adapter: also measure the gradients by all weights, as the adapter leaves them, and how well its cosines predict theirs
+    #[arg(long)]
+    pub full: bool,
     /// Print results as JSON
     #[arg(long)]
     pub json: bool,
@@ -104,6 +107,42 @@ struct Measured<'a> {
     tokens: ActionTokens,
     #[serde(flatten)]
     measurement: &'a Measurement,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    full: Option<serde_json::Value>,
+}
+
+/// The coupling of the gradients by all weights, beside that of an adapter's.
+struct Full(Measurement);
+
+impl Full {
+    /// Of the model in a folder, to whose weights its adapter is added: that changes no gradient by them.
+    fn measured(subject: &Subject, gpu: Option<&Gpu>, (dir, model): (&Path, Model), seed: u64) -> Result<Full> {
+        let none = "--full: there is no adapter in";
+        ensure!(model.adapter.is_some(), "{none} {}: what is measured are the gradients by all weights", dir.display());
+        Ok(Full(subject.measured(gpu, &model.merged(), seed)?.1))
+    }
+
+    /// Spearman's, over all pairs.
+    fn rank_correlation(&self, adapter: &Measurement) -> Option<f64> {
+        let cosines = |m: &Measurement| pairs(&m.cosine_matrix, m.samples);
+        rank_correlation(&cosines(adapter), &cosines(&self.0))
+    }
+
+    fn json(&self, adapter: &Measurement) -> serde_json::Value {
+        serde_json::json!({ "rank_correlation": self.rank_correlation(adapter), "measurement": self.0 })
+    }
+
+    fn text(&self, adapter: &Measurement) -> String {
+        let Means { pp, nn, pn, .. } = self.0.cosine;
+        let count = adapter.samples * adapter.samples.saturating_sub(1) / 2;
+        let told = self.rank_correlation(adapter).map_or("none, as all are equal".into(), |r| format!("{r:.3}"));
+        format!(
+            "gradients by all weights: pp {}, nn {}, pn {}\nrank correlation of the adapter's cosines with theirs: {told} ({count} pairs)",
+            cell(pp),
+            cell(nn),
+            cell(pn)
+        )
+    }
 }
 
 impl Subject {
@@ -111,7 +150,7 @@ impl Subject {
     fn new(mut probe: Probe, settings: &config::Coupling, how: &How, dir: &Path) -> Result<Subject> {
         if probe.samples.iter().any(|s| s.command.is_none()) {
             let compact = Prompt { format: config::Format::Compact, ..Prompt::default() };
-            train::coupling::complete(&mut probe, &Prompter::new(Tokenizer::load(dir)?, &compact)?)?;
+            train::coupling::complete(&mut probe, &Prompter::new(checkpoint::tokenizer(dir)?, &compact)?)?;
         }
         Ok(Subject {
             probe,
@@ -131,14 +170,14 @@ impl Subject {
         })
     }
 
-    fn measured(&self, gpu: Option<&Gpu>, dir: &Path, seed: u64) -> Result<(Grams, Measurement)> {
-        let (model, samples) = (checkpoint::load(dir)?, self.probe.samples(self.tokens));
+    fn measured(&self, gpu: Option<&Gpu>, model: &Model, seed: u64) -> Result<(Grams, Measurement)> {
+        let samples = self.probe.samples(self.tokens);
         let grams = match gpu {
             // It never decodes.
             Some(gpu) => {
-                cuda_grams::grams(gpu, &CudaModel::new(gpu, &model, 0)?, &samples, SavedActivations::LayerInputs)?
+                cuda_grams::grams(gpu, &CudaModel::new(gpu, model, 0)?, &samples, SavedActivations::LayerInputs)?
             }
-            None => Grams::new(&model, &samples, SavedActivations::LayerInputs)?,
+            None => Grams::new(model, &samples, SavedActivations::LayerInputs)?,
         };
         let measurement = measure(&grams, &self.probe.traits(self.side), self.weights, seed)?;
         Ok((grams, measurement))
@@ -192,18 +231,22 @@ pub fn run(args: CouplingArgs) -> Result<ExitCode> {
 /// Measures the model in `dir`; matrices and heat maps go to `files`.*
 fn one(subject: &Subject, dir: &Path, seed: u64, how: &How, title: &str, files: &Path) -> Result<ExitCode> {
     let gpu = open(how)?;
-    let (grams, measurement) = subject.measured(gpu.as_ref(), dir, seed)?;
+    let model = checkpoint::load(dir)?;
+    let (grams, measurement) = subject.measured(gpu.as_ref(), &model, seed)?;
+    let full = how.full.then(|| Full::measured(subject, gpu.as_ref(), (dir, model), seed)).transpose()?;
     let (folder, stem) = (files.parent().unwrap_or(Path::new("")), files.file_name().unwrap_or_default());
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let title = format!("Gradient coupling of {title}");
     write(folder, &stem.to_string_lossy(), &title, &grams, &measurement)?;
     if how.json {
-        output::print_json(&Measured { tokens: subject.tokens, measurement: &measurement })?;
+        let full = full.as_ref().map(|full| full.json(&measurement));
+        output::print_json(&Measured { tokens: subject.tokens, measurement: &measurement, full })?;
         return Ok(ExitCode::SUCCESS);
     }
     output::print(&table(&measurement))?;
     output::print(subject.counted())?;
     output::print(&subject.notes(&measurement))?;
+    full.map_or(Ok(()), |full| output::print(&full.text(&measurement)))?;
     output::print(&format!("matrices and heat maps: {}", files.with_extension("html").display()))?;
     Ok(ExitCode::SUCCESS)
 }
@@ -222,13 +265,16 @@ fn compare(a: &Path, b: &Path, how: &How) -> Result<ExitCode> {
         b.display()
     );
     let config = own_config(a)?;
+    ensure!(!how.full, "--full measures one model: leave it out, or name one by --run or --model");
     let subject = Subject::new(probe, &config.coupling, how, &dir_a)?;
     let gpu = open(how)?;
     // One seed for both: the same permutations.
-    let of = |dir: &Path| Ok::<_, anyhow::Error>(subject.measured(gpu.as_ref(), dir, config.run.seed)?.1);
+    let of = |dir: &Path| {
+        Ok::<_, anyhow::Error>(subject.measured(gpu.as_ref(), &checkpoint::load(dir)?, config.run.seed)?.1)
+    };
     let (of_a, of_b) = (of(&dir_a)?, of(&dir_b)?);
     if how.json {
-        let of = |measurement| Measured { tokens: subject.tokens, measurement };
+        let of = |measurement| Measured { tokens: subject.tokens, measurement, full: None };
         output::print_json(&serde_json::json!({"a": of(&of_a), "b": of(&of_b)}))?;
     } else {
         output::print(&pair_table(&of_a, &of_b))?;

@@ -4,7 +4,7 @@ use super::{DeviceArg, output};
 use crate::model::backend::cuda::CudaModel;
 use crate::model::generate::{Continuation, generate};
 use crate::model::policy::Policy;
-use crate::model::{Message, TokenIds, checkpoint};
+use crate::model::{Message, checkpoint};
 use crate::ops::sampling::SamplingParams;
 use crate::report::progress::say;
 use anyhow::{Context, Result, ensure};
@@ -39,7 +39,7 @@ pub fn run(args: GenerateArgs) -> Result<ExitCode> {
     let t = args.temperature;
     ensure!(t.is_finite() && t >= 0.0, "--temperature {t}: must be a number, 0 or above");
     let (model, tokenizer) = checkpoint::load_with_tokenizer(&args.model)?;
-    let ids = TokenIds::read(&args.model)?;
+    let ids = checkpoint::token_ids(&args.model)?;
     let prompt = match args.chat {
         true => tokenizer.encode(&tokenizer.render(&[Message::new("user", &args.prompt[..])], true)?)?,
         false => tokenizer.encode(&args.prompt)?,

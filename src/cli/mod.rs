@@ -9,6 +9,7 @@ mod doctor;
 mod env;
 mod eval;
 mod generate;
+mod merge;
 mod output;
 mod play;
 pub mod reference;
@@ -47,6 +48,8 @@ pub(crate) enum Command {
     Play(play::PlayArgs),
     /// Continue a text with a model
     Generate(generate::GenerateArgs),
+    /// Add a LoRA adapter to the weights of its model, for who loads models without PEFT
+    Merge(merge::MergeArgs),
     /// Write the report of a run, at any time; of several: a page that compares them
     Report(ReportArgs),
     /// Compare the results of runs in a table
@@ -348,6 +351,7 @@ pub fn run(cli: Cli) -> Result<ExitCode> {
         Command::Eval(args) => eval::run(args),
         Command::Play(args) => play::run(args),
         Command::Generate(args) => generate::run(args),
+        Command::Merge(args) => merge::run(args),
         Command::Env(command) => env::run(command),
         Command::Reference(command) => reference::run(command),
         Command::Bench(args) => bench::run(args),

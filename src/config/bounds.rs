@@ -26,7 +26,7 @@ const TOKENS: (i64, i64) = (1, 1 << 24);
 const MANY: (i64, i64) = (1, 1 << 16);
 
 /// Least and most of the whole numbers. Where 0 is refused only by some configurations, validation says so.
-const RANGES: [(&str, (i64, i64)); 38] = [
+const RANGES: [(&str, (i64, i64)); 39] = [
     ("run.seed", (0, i64::MAX)),
     ("run.env_steps", (0, i64::MAX)),
     ("run.keep_checkpoints", (1, 1_000_000)),
@@ -38,6 +38,7 @@ const RANGES: [(&str, (i64, i64)); 38] = [
     ("model.num_key_value_heads", SIZE),
     ("model.intermediate_size", SIZE),
     ("model.max_position_embeddings", SIZE),
+    ("lora.rank", (0, 1 << 12)),
     ("env.workers", (1, 1024)),
     ("env.retries", (0, 1000)),
     ("env.max_steps", (1, 100_000)),

@@ -15,9 +15,14 @@ impl Config {
     /// otherwise than the embedded one: defaults for [`Config::load_over`].
     ///
     /// The learning rate of the cold start was measured at 135 M: 48 steps of 8 demonstrations at 1e-4 took SmolLM2 on household
-    /// games from no success to L0 50 %. Larger models follow a power of their size.
-    pub fn for_a_given_model(parameters: u64, format: Format) -> Vec<Override> {
+    /// games from no success to L0 50 %. Larger models follow a power of their size. Adapters (`lora`) learn at ten times these rates, as
+    /// is usual for them; that was not measured.
+    pub fn for_a_given_model(parameters: u64, format: Format, lora: bool) -> Vec<Override> {
         let turn = if format == Format::Think { 256 } else { 48 };
+        let rate = |small: f64, large: f64| {
+            let by = if lora { 10.0 } else { 1.0 };
+            learning_rate([by * small, by * large], parameters)
+        };
         let defaults: [(&str, Value); 16] = [
             // A model directory speaks its own chat template.
             ("prompt.format", "chat".into()),
@@ -25,8 +30,8 @@ impl Config {
             ("rollout.max_live", 32.into()),
             ("sft.steps", 48.into()),
             ("sft.games", 384.into()),
-            ("sft.lr", learning_rate([1e-4, 1e-5], parameters).into()),
-            ("optim.lr", learning_rate([1e-5, 1e-6], parameters).into()),
+            ("sft.lr", rate(1e-4, 1e-5).into()),
+            ("optim.lr", rate(1e-5, 1e-6).into()),
             ("run.iterations", 50.into()),
             ("gcd.max_tokens", 64.into()),
             ("grpo.epochs", 1.into()),

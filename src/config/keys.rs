@@ -10,8 +10,9 @@ use std::fmt::Write;
 use std::sync::OnceLock;
 use toml::{Table, Value};
 
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     include_str!("mod.rs"),
+    include_str!("lora.rs"),
     include_str!("env.rs"),
     include_str!("gcd.rs"),
     include_str!("judge.rs"),

@@ -14,6 +14,7 @@ mod given_model;
 mod judge;
 pub mod keys;
 mod load;
+mod lora;
 pub mod recipes;
 mod suggestions;
 mod validate;
@@ -25,6 +26,7 @@ pub use env::{Alfworld, Env, OpenEnv, Reward, ScienceWorld, TrainTypes, Worker};
 pub use gcd::{Baseline, Disagreement, Gcd, GcdMode, LabelSource};
 pub use judge::JudgeConfig;
 pub use load::{ConfigError, Override};
+pub use lora::{LORA_TARGETS, Lora};
 pub use suggestions::{Author, SuggestionMode, Suggestions};
 
 use crate::device::Dtype;
@@ -39,6 +41,8 @@ pub struct Config {
     pub run: Run,
     /// The model to train. With `path` empty a small random model is built from the other fields.
     pub model: Model,
+    /// Low-rank adapters (LoRA) beside frozen weights.
+    pub lora: Lora,
     /// Which tasks.
     pub env: Env,
     /// What the agent is shown.

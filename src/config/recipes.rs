@@ -19,8 +19,10 @@ macro_rules! recipes {
 }
 
 /// All of them; their files are in recipes/.
-pub const RECIPES: [Recipe; 5] =
-    recipes!["smollm2-household" "qwen2.5-0.5b-alfworld" "qwen2.5-3b-alfworld" "scienceworld" "own-worker"];
+pub const RECIPES: [Recipe; 8] = recipes![
+    "smollm2-household" "smollm2-lora" "qwen2.5-0.5b-alfworld" "qwen2.5-0.5b-lora" "qwen2.5-3b-alfworld" "qwen2.5-7b-lora"
+    "scienceworld" "own-worker"
+];
 
 impl Recipe {
     /// What it is for: the first line of its head.

@@ -1,7 +1,9 @@
 //! What a configuration must satisfy before anything is built from it.
 
 use super::bounds::{MAX_ANGLES, MAX_PARAMETERS};
-use super::{Author, Config, ConfigError, GcdMode, LabelSource, StepAdvantage, SuggestionMode, secret_in};
+use super::{
+    Author, Config, ConfigError, GcdMode, LORA_TARGETS, LabelSource, StepAdvantage, SuggestionMode, secret_in,
+};
 use std::fmt::Display;
 
 fn need(ok: bool, key: &'static str, value: impl Display, reason: &str) -> Result<(), ConfigError> {
@@ -34,6 +36,7 @@ impl Config {
         if self.model.path.is_empty() {
             self.validate_embedded_model()?;
         }
+        self.validate_lora()?;
         self.validate_rollout()?;
         self.validate_grpo()?;
         self.validate_gcd()?;
@@ -59,14 +62,16 @@ impl Config {
         self.validate_real_numbers()
     }
 
-    /// Refuses an embedded model that a GPU's kernels have no code for.
+    /// Refuses an embedded model, or adapters, that a GPU's kernels have no code for.
     ///
     /// # Errors
-    /// If the embedded model's heads are neither 64 nor 128 wide.
+    /// If the embedded model's heads are neither 64 nor 128 wide, or the adapters' rank is no multiple of 8.
     pub fn validate_for_gpu(&self) -> Result<(), ConfigError> {
         let size = self.model.hidden_size / self.model.num_attention_heads.max(1);
         let heads =
             "the GPU's attention has heads of 64 or 128: choose model.hidden_size and model.num_attention_heads so";
+        let narrow = "must be a multiple of 8 on a GPU, whose loads are of 8 numbers: 8, 16, 32 and 64 are usual";
+        need(self.lora.rank.is_multiple_of(8), "lora.rank", self.lora.rank, narrow)?;
         let embedded = self.model.path.is_empty();
         need(!embedded || size == 64 || size == 128, "model.hidden_size", self.model.hidden_size, heads)
     }
@@ -111,6 +116,24 @@ impl Config {
             m.num_hidden_layers, m.intermediate_size, m.vocab_size
         );
         need(parameters <= MAX_PARAMETERS, "model.hidden_size", m.hidden_size, &large)
+    }
+
+    fn validate_lora(&self) -> Result<(), ConfigError> {
+        let l = &self.lora;
+        if !l.is_on() {
+            return Ok(());
+        }
+        let base = "adapts a pretrained model, not the embedded one, which has learnt nothing yet: name one by model.path (--model)";
+        need(!self.model.path.is_empty(), "lora.rank", l.rank, base)?;
+        positive("lora.alpha", l.alpha)?;
+        let all = LORA_TARGETS.join(", ");
+        need(!l.targets.is_empty(), "lora.targets", "[]", &format!("must name a linear map or more, of {all}"))?;
+        let unknown = l.targets.iter().find(|target| !LORA_TARGETS.contains(&target.as_str()));
+        let none = format!("is no linear map of a layer: there are {all}");
+        need(unknown.is_none(), "lora.targets", format_args!("{unknown:?}"), &none)?;
+        let twice = l.targets.iter().enumerate().find(|(i, target)| l.targets[..*i].contains(target));
+        let once = "is named twice: an adapter stands beside a linear map once";
+        need(twice.is_none(), "lora.targets", format_args!("{:?}", twice.map(|(_, target)| target)), once)
     }
 
     fn validate_rollout(&self) -> Result<(), ConfigError> {

@@ -63,7 +63,7 @@ pub struct TensorGram {
 pub struct Grams {
     /// Number of samples n; every matrix is `[n, n]`.
     pub samples: usize,
-    /// In the order of the model's layout.
+    /// In the order of the layout of what is trained: all of a model, or its adapters.
     pub tensors: Vec<TensorGram>,
     /// Cosine of the final hidden states that the actions begin from, `[samples, samples]`.
     pub state: Vec<f64>,
@@ -81,6 +81,7 @@ impl Grams {
     pub fn new(model: &Model, samples: &[StateAction], keep: SavedActivations) -> Result<Grams, SampleError> {
         let batch = SampleBatch::new(&model.config, samples)?;
         let (layout, width) = (&model.params.layout, model.config.hidden_size);
+        let trained = &model.trained().layout;
         let mut acts = Activations::default();
         model.forward(&batch.forest, keep, &mut acts);
 
@@ -99,14 +100,13 @@ impl Grams {
             },
         );
 
-        let mut sink = GramSink::new(layout, batch.rows());
+        let mut sink = GramSink::new(trained, batch.rows());
         model.backward_into(&batch.forest, &mut acts, &mut d_hidden, &mut sink);
         let GramSink { grams, vectors, inputs, methods, .. } = sink;
         let vectors = vectors.into_values().collect();
-        Ok(batch.grams(
-            layout,
-            Pass { grams, vectors, inputs, methods, logprobs: &logprobs, head: Head { hidden: &acts.hidden, ..head } },
-        ))
+        let head = Head { hidden: &acts.hidden, ..head };
+        let inputs = model.adapter.is_none().then_some(inputs);
+        Ok(batch.grams(trained, Pass { grams, vectors, inputs, methods, logprobs: &logprobs, head }))
     }
 
     /// Sum over the tensors that `wanted` (by name) picks, `[samples, samples]`.
@@ -142,12 +142,12 @@ pub struct SampleBatch<'a> {
 
 /// What one pass over a batch found.
 pub struct Pass<'a> {
-    /// Of the layout's tensors, `[samples, samples]`; zeros but for the layers' matrices.
+    /// Of the tensors that are trained, `[samples, samples]`; zeros but for matrices of layers.
     pub grams: Vec<Vec<f64>>,
     /// Norm weights and biases: their place in the flat buffer, and their gradients `[samples, len]`.
     pub vectors: Vec<(Range<usize>, Vec<f32>)>,
-    /// Gradients of the embedding, by sample.
-    pub inputs: InputGrads,
+    /// Gradients of the embedding, by sample; `None` where it and the head are frozen.
+    pub inputs: Option<InputGrads>,
     /// How many matrices were measured by each [`crate::ops::gradient_cosine::GramMethod`].
     pub methods: [usize; 2],
     /// Of the batch's targets.
@@ -188,9 +188,9 @@ impl<'a> SampleBatch<'a> {
     }
 
     /// What a pass leaves to be done: vectors, embedding and head, and the states.
-    pub fn grams(&self, layout: &Layout, pass: Pass<'_>) -> Grams {
-        let (n, width) = (self.samples.len(), layout.norm.len());
-        let (mut grams, mut methods) = (pass.grams, pass.methods);
+    pub fn grams(&self, layout: &Layout, mut pass: Pass<'_>) -> Grams {
+        let n = self.samples.len();
+        let mut grams = std::mem::take(&mut pass.grams);
         for (range, d) in &pass.vectors {
             for tensor in layout.within(range) {
                 let own = &layout.entries[tensor].range;
@@ -200,6 +200,27 @@ impl<'a> SampleBatch<'a> {
                 op::add_parts(&mut grams[tensor], n, &op::gram(&slab, n));
             }
         }
+        if let Some(inputs) = pass.inputs.take() {
+            self.add_head(layout, &mut pass, &inputs, &mut grams);
+        }
+        let first = |i: usize| if i == 0 { 0 } else { self.ends[i - 1] };
+        let mean = |i: usize| {
+            let own = &pass.logprobs[first(i)..self.ends[i]];
+            own.iter().map(|lp| f64::from(*lp)).sum::<f64>() / own.len().max(1) as f64
+        };
+        let named = layout.entries.iter().zip(grams);
+        Grams {
+            samples: n,
+            tensors: named.map(|(e, gram)| TensorGram { name: e.name.clone(), gram }).collect(),
+            state: state_cosines(pass.head.hidden, pass.head.width, &self.forest, self.samples),
+            logprob: (0..n).map(mean).collect(),
+            methods: pass.methods,
+        }
+    }
+
+    /// Adds the products of the head's gradients, and of the embedding's.
+    fn add_head(&self, layout: &Layout, pass: &mut Pass<'_>, inputs: &InputGrads, grams: &mut [Vec<f64>]) {
+        let width = pass.head.width;
         let row = |t: &Target| &pass.head.hidden[t.row as usize * width..][..width];
         let hidden: Vec<f32> = self.targets.iter().flat_map(row).copied().collect();
         let target: Vec<u32> = self.targets.iter().map(|t| t.token).collect();
@@ -213,24 +234,11 @@ impl<'a> SampleBatch<'a> {
             ends: &self.ends,
             dtype: pass.head.dtype,
         };
-        methods[usize::from(rows.method() == GramMethod::Ghost)] += 1;
+        pass.methods[usize::from(rows.method() == GramMethod::Ghost)] += 1;
         let tied = layout.head == layout.embed;
-        grams[layout.within(&layout.head).start] = rows.gram(Some(&pass.inputs).filter(|_| tied));
+        grams[layout.within(&layout.head).start] = rows.gram(Some(inputs).filter(|_| tied));
         if !tied {
-            op::add_parts(&mut grams[layout.within(&layout.embed).start], n, &pass.inputs.gram());
-        }
-        let first = |i: usize| if i == 0 { 0 } else { self.ends[i - 1] };
-        let mean = |i: usize| {
-            let own = &pass.logprobs[first(i)..self.ends[i]];
-            own.iter().map(|lp| f64::from(*lp)).sum::<f64>() / own.len().max(1) as f64
-        };
-        let named = layout.entries.iter().zip(grams);
-        Grams {
-            samples: n,
-            tensors: named.map(|(e, gram)| TensorGram { name: e.name.clone(), gram }).collect(),
-            state: state_cosines(pass.head.hidden, width, &self.forest, self.samples),
-            logprob: (0..n).map(mean).collect(),
-            methods,
+            op::add_parts(&mut grams[layout.within(&layout.embed).start], self.samples.len(), &inputs.gram());
         }
     }
 }
@@ -351,12 +359,12 @@ impl Sink<Cpu> for GramSink<'_> {
         let mut jobs = Vec::new();
         // For each matrix its first tensor, and the columns of dy that belong to each of its tensors.
         let group = |(range, g): &(Range<usize>, WeightGrad<'_>)| {
-            let columns = columns(self.layout, range, g.in_features).map(|(_, columns)| columns);
+            let columns = columns(self.layout, range, g.in_features).map(|(_, c)| g.first + c.start..g.first + c.end);
             (self.layout.within(range).start, columns.collect())
         };
         let groups: Vec<(usize, Vec<Range<usize>>)> = grads.iter().map(group).collect();
-        for (matrix, ((_, g), (first, groups))) in grads.iter().zip(&groups).enumerate() {
-            let method = op::cheaper(rows, samples, g.in_features, g.out);
+        for (matrix, ((range, g), (first, groups))) in grads.iter().zip(&groups).enumerate() {
+            let method = op::cheaper(rows, samples, g.in_features, range.len() / g.in_features);
             self.methods[usize::from(method == GramMethod::Ghost)] += 1;
             match method {
                 GramMethod::Ghost => jobs.extend(op::ghost_tiles(rows).map(|tile| Job::Ghost(matrix, tile))),

@@ -204,6 +204,8 @@ impl Sums {
 
 /// E.g. `layer 3`.
 fn layer_of(name: &str) -> String {
+    // PEFT's names begin with a prefix of their own.
+    let name = name.strip_prefix("base_model.model.").unwrap_or(name);
     match name.strip_prefix("model.layers.").and_then(|rest| rest.split('.').next()) {
         Some(layer) => format!("layer {layer}"),
         None if name == "model.norm.weight" => "final norm".into(),

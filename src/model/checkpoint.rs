@@ -1,111 +1,24 @@
-//! Hugging Face model directories: config.json and safetensors (single or sharded; bf16, f16 or f32), in and out.
+//! Hugging Face model directories, in and out: `config.json` and weights, or an adapter that names the directory of its base.
 
-use super::document::ModelConfigError;
-use super::input::{self, guarded};
 use super::params::{Layout, TensorEntry};
+use super::peft::{self, AdapterConfig};
 use super::recipe::WeightRecipe;
-use super::tokenizer::{Tokenizer, TokenizerError};
-use super::{Architecture, Model, Params, TokenIds};
+use super::tokenizer::Tokenizer;
+use super::weights::{
+    CHUNK, INDEX, MAX_RECIPE, RECIPE, SINGLE, Shard, all_finite, check_shape, from_shards, open_shards, read_json,
+};
+use super::{Adapter, Architecture, Model, Params, TokenIds};
+use crate::config::Lora;
 use crate::files::{self, FileError};
-use half::{bf16, f16};
-use memmap2::Mmap;
-use rayon::prelude::*;
-use safetensors::tensor::{Dtype, SafeTensorError, SafeTensors, TensorView, View};
-use serde::Deserialize;
 use sha2::{Digest, Sha256};
-use std::borrow::Cow;
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-/// The head of an untied model; a tied one has none of its own.
-const HEAD: &str = "lm_head.weight";
-const EMBEDDING: &str = "model.embed_tokens.weight";
+pub use super::weights::{CheckpointError, SaveDtype, load_params, save_params};
 
-const SINGLE: &str = "model.safetensors";
-const INDEX: &str = "model.safetensors.index.json";
-const RECIPE: &str = "recipe.json";
-const ADAPTER: &str = "adapter_config.json";
-/// Largest JSON file beside the weights, in bytes.
-const MAX_JSON: u64 = 1 << 28;
-/// Most values that a recipe may make: nothing but its own word stands for them.
-const MAX_RECIPE: usize = 1 << 28;
-
-/// Why a model directory could not be read or written.
-#[derive(Debug, thiserror::Error)]
-#[expect(missing_docs, reason = "the messages describe the variants")]
-pub enum CheckpointError {
-    #[error("there is no model folder {0}; give the path of a Hugging Face model directory")]
-    NoFolder(PathBuf),
-    #[error("{dir} holds no weights: expected {SINGLE}, {INDEX} or {RECIPE}")]
-    NoWeights { dir: PathBuf },
-    #[error(
-        "{dir} holds a LoRA adapter ({ADAPTER}), which is not applied; merge it into its base model with peft in Python \
-         (AutoPeftModelForCausalLM.from_pretrained(DIR).merge_and_unload().save_pretrained(OUT)), or, if the weights beside it \
-         hold it already, remove {ADAPTER}"
-    )]
-    Adapter { dir: PathBuf },
-    #[error(
-        "{file} is a pickle, which is a program and is not run; convert it with transformers in Python: \
-         AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(DIR)"
-    )]
-    Pickle { file: PathBuf },
-    #[error(transparent)]
-    Tokenizer(#[from] TokenizerError),
-    #[error(transparent)]
-    Config(#[from] ModelConfigError),
-    #[error("cannot read {file}: {source}")]
-    Read { file: PathBuf, source: std::io::Error },
-    #[error("{file} is damaged or truncated ({reason}); copy or download it again")]
-    Corrupt { file: PathBuf, reason: String },
-    #[error("{file} lists tensor `{tensor}` in `{shard}`, which is not a plain file name")]
-    BadShard { file: PathBuf, tensor: String, shard: String },
-    #[error("tensor `{tensor}` is missing from {file}; the checkpoint does not fit its config.json")]
-    Missing { file: PathBuf, tensor: String },
-    #[error(
-        "unexpected tensor `{tensor}` in {file}, which the model of its config.json has no use for; leave it out: with transformers in Python, \
-         AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OUT)"
-    )]
-    Unexpected { file: PathBuf, tensor: String },
-    #[error(
-        "{file} has no `{HEAD}`, but config.json does not tie it to the embedding; if the model was saved tied, set \
-         tie_word_embeddings to true"
-    )]
-    NoHead { file: PathBuf },
-    #[error("the recipe {file} makes {values} values; at most {MAX_RECIPE} are made from a recipe")]
-    LargeRecipe { file: PathBuf, values: usize },
-    #[error("tensor `{tensor}` is in {first} and again in {second}; remove one")]
-    Twice { tensor: String, first: PathBuf, second: PathBuf },
-    #[error("tensor `{tensor}` in {file} has shape {found:?}, but config.json needs {expected:?}")]
-    Shape { file: PathBuf, tensor: String, expected: Vec<usize>, found: Vec<usize> },
-    #[error("tensor `{tensor}` in {file} is {found}; only F64, F32, F16 and BF16 can be read")]
-    Dtype { file: PathBuf, tensor: String, found: String },
-    #[error(
-        "{file} has a `{HEAD}` that differs from `{EMBEDDING}`, but config.json ties them; set tie_word_embeddings to false"
-    )]
-    NotTied { file: PathBuf },
-    #[error(
-        "tensor `{tensor}` in {dir} holds {value} (value {index} of {len}): nothing can be computed with it; take an earlier \
-         checkpoint, or copy or download the model again"
-    )]
-    NotFinite { dir: PathBuf, tensor: String, value: f32, index: usize, len: usize },
-    #[error("the weights built from {file} have digest {found}, but the recipe says {expected}")]
-    Digest { file: PathBuf, expected: String, found: String },
-    #[error(transparent)]
-    File(#[from] FileError),
-}
-
-/// How weights are stored on disk.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum SaveDtype {
-    /// Exactly what is in memory: what training resumes from.
-    #[default]
-    F32,
-    /// Half the size; rounds to nearest even.
-    Bf16,
-}
-
-/// Loads the model in `dir`: `config.json` with `model.safetensors`, shards with an index, or a `recipe.json`.
+/// Loads the model in `dir`: `config.json` with `model.safetensors`, shards with an index, or a `recipe.json`; or an adapter
+/// (`adapter_config.json`) beside the weights of the model that it names.
 ///
 /// ```
 /// use std::path::Path;
@@ -123,8 +36,8 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     if !dir.is_dir() {
         return Err(CheckpointError::NoFolder(dir.into()));
     }
-    if dir.join(ADAPTER).exists() {
-        return Err(CheckpointError::Adapter { dir: dir.into() });
+    if let Some(adapter) = AdapterConfig::read(dir)? {
+        return load_adapter(dir, &adapter.base(dir)?);
     }
     let config = Architecture::read(dir)?;
     let layout = Arc::new(Layout::new(&config));
@@ -148,185 +61,81 @@ pub fn load(dir: &Path) -> Result<Model, CheckpointError> {
     Ok(Model::new(config, params))
 }
 
+/// Loads the adapter in `dir` beside the model in `base`.
+///
+/// # Errors
+/// As [`load`], and if the adapter is one that is not supported, or does not fit the model.
+pub fn load_adapter(dir: &Path, base: &Path) -> Result<Model, CheckpointError> {
+    let model = load(base)?;
+    if model.adapter.is_some() {
+        let reason = format!("names {}, which is an adapter itself: merge that first (uncouple merge)", base.display());
+        return Err(CheckpointError::Adapter { file: dir.join(peft::CONFIG), field: peft::BASE, reason });
+    }
+    let adapter = adapter(dir, &model.config)?;
+    Ok(model.with_adapter(adapter))
+}
+
+/// The adapter in `dir`, which stands beside a model of this shape.
+///
+/// # Errors
+/// If a file is missing or damaged, does not fit the model, or is of an adapter of a kind that is not supported.
+pub fn adapter(dir: &Path, shape: &Architecture) -> Result<Adapter, CheckpointError> {
+    let adapter = peft::load(dir, shape)?;
+    all_finite(dir, &adapter.params)?;
+    Ok(adapter)
+}
+
+/// The folder of the weights of the model in `dir`: `dir` itself, or, of an adapter, its base's.
+///
+/// # Errors
+/// If `dir` holds an adapter whose base is not to be found.
+pub fn base(dir: &Path) -> Result<PathBuf, CheckpointError> {
+    AdapterConfig::read(dir)?.map_or(Ok(dir.into()), |adapter| adapter.base(dir))
+}
+
+/// The folder that has `file` of the model in `dir`: `dir` itself, or, of an adapter that came without it, its base's.
+///
+/// # Errors
+/// If `dir` holds an adapter whose base is not to be found.
+pub fn folder_of(dir: &Path, file: &str) -> Result<PathBuf, CheckpointError> {
+    match AdapterConfig::read(dir)? {
+        Some(adapter) if !dir.join(file).exists() => adapter.base(dir),
+        _ => Ok(dir.into()),
+    }
+}
+
+/// The shape of the model in `dir`.
+///
+/// # Errors
+/// If its `config.json` is refused, or it is an adapter whose base is not to be found.
+pub fn architecture(dir: &Path) -> Result<Architecture, CheckpointError> {
+    Ok(Architecture::read(&folder_of(dir, "config.json")?)?)
+}
+
+/// The tokens with a role of the model in `dir`.
+///
+/// # Errors
+/// As [`architecture`], and if no token ends a turn.
+pub fn token_ids(dir: &Path) -> Result<TokenIds, CheckpointError> {
+    Ok(TokenIds::read(&folder_of(dir, "config.json")?)?)
+}
+
+/// The tokenizer of the model in `dir`.
+///
+/// # Errors
+/// As [`Tokenizer::load`], and if `dir` is an adapter whose base is not to be found.
+pub fn tokenizer(dir: &Path) -> Result<Tokenizer, CheckpointError> {
+    Ok(Tokenizer::load(&folder_of(dir, "tokenizer.json")?)?)
+}
+
 /// Loads the model in `dir` and the tokenizer beside it, all of whose ids the model's embedding must have.
 ///
 /// # Errors
 /// As [`load`] and [`Tokenizer::load`], and if the embedding lacks the row of some id.
 pub fn load_with_tokenizer(dir: &Path) -> Result<(Model, Tokenizer), CheckpointError> {
-    let (model, tokenizer) = (load(dir)?, Tokenizer::load(dir)?);
+    let (model, tokenizer) = (load(dir)?, tokenizer(dir)?);
     tokenizer.check_fits(&model.config)?;
     Ok((model, tokenizer))
-}
-
-/// Reads one safetensors file that holds exactly the tensors of `layout`.
-///
-/// # Errors
-/// If the file cannot be read, is damaged, or lacks a tensor or has one too many.
-pub fn load_params(file: &Path, layout: &Arc<Layout>) -> Result<Params, CheckpointError> {
-    from_shards(layout.clone(), file, &[Shard::open(file.into())?])
-}
-
-/// A memory-mapped weight file.
-struct Shard {
-    file: PathBuf,
-    map: Mmap,
-}
-
-impl Shard {
-    fn open(file: PathBuf) -> Result<Shard, CheckpointError> {
-        let read = |source| CheckpointError::Read { file: file.clone(), source };
-        let handle = files::open(&file).map_err(read)?;
-        // SAFETY: the map is only read, and only while loading. Should another process cut the file short meanwhile, the
-        // process gets SIGBUS, as with every memory-mapped loader; there is no way to exclude it.
-        let map = unsafe { Mmap::map(&handle) }.map_err(read)?;
-        input::check_fetched(&map).map_err(read)?;
-        Ok(Shard { file, map })
-    }
-
-    fn tensors(&self) -> Result<SafeTensors<'_>, CheckpointError> {
-        let parsed = guarded(|| SafeTensors::deserialize(&self.map).map_err(|e| e.to_string()));
-        parsed
-            .and_then(|tensors| tensors)
-            .map_err(|reason| CheckpointError::Corrupt { file: self.file.clone(), reason })
-    }
-}
-
-#[derive(Deserialize)]
-struct Index {
-    weight_map: BTreeMap<String, String>,
-}
-
-/// Opens the shards that an index names, and checks that each tensor is where the index says.
-fn open_shards(dir: &Path, file: &Path) -> Result<Vec<Shard>, CheckpointError> {
-    let index: Index = read_json(file)?;
-    for (tensor, shard) in &index.weight_map {
-        if Path::new(shard).file_name() != Some(shard.as_ref()) {
-            let (tensor, shard) = (tensor.clone(), shard.clone());
-            return Err(CheckpointError::BadShard { file: file.into(), tensor, shard });
-        }
-    }
-    let names: BTreeSet<&String> = index.weight_map.values().collect();
-    let shards = names.into_iter().map(|name| Shard::open(dir.join(name))).collect::<Result<Vec<_>, _>>()?;
-    for shard in &shards {
-        let held: BTreeSet<String> = shard.tensors()?.names().into_iter().map(String::from).collect();
-        let listed = index.weight_map.iter().filter(|(_, name)| dir.join(name) == shard.file);
-        if let Some((tensor, _)) = listed.into_iter().find(|(tensor, _)| !held.contains(*tensor)) {
-            return Err(CheckpointError::Missing { file: shard.file.clone(), tensor: tensor.clone() });
-        }
-    }
-    Ok(shards)
-}
-
-/// Fills the parameters from `shards`; `whole` names the checkpoint in errors about a tensor that is in none of them.
-fn from_shards(layout: Arc<Layout>, whole: &Path, shards: &[Shard]) -> Result<Params, CheckpointError> {
-    let mut found: HashMap<String, (&Path, TensorView)> = HashMap::new();
-    for shard in shards {
-        for (stored, view) in shard.tensors()?.tensors() {
-            if is_buffer(&stored) || view.shape().contains(&0) {
-                continue;
-            }
-            let tensor = layout_name(&layout, stored);
-            if let Some((first, _)) = found.get(&tensor) {
-                let (first, second) = (first.to_path_buf(), shard.file.clone());
-                return Err(CheckpointError::Twice { tensor, first, second });
-            }
-            found.insert(tensor, (&shard.file, view));
-        }
-    }
-
-    // All shapes first: a config.json with absurd sizes is refused before memory is allocated.
-    for entry in &layout.entries {
-        let (file, view) = found.get(&entry.name).ok_or_else(|| match &entry.name[..] {
-            HEAD => CheckpointError::NoHead { file: whole.into() },
-            name => CheckpointError::Missing { file: whole.into(), tensor: name.into() },
-        })?;
-        check_shape(file, entry, view.shape())?;
-    }
-    let mut params = Params::zeros(layout.clone());
-    for entry in &layout.entries {
-        let Some((file, view)) = found.remove(&entry.name) else { continue };
-        convert(file, &entry.name, &view, &mut params.flat[entry.range.clone()])?;
-    }
-    // Some exporters store the head of a tied model once more.
-    if let Some(embedding) = layout.entries.iter().find(|e| e.name == EMBEDDING)
-        && let Some((file, view)) = found.remove(HEAD)
-    {
-        check_shape(file, &TensorEntry { name: HEAD.into(), ..embedding.clone() }, view.shape())?;
-        let mut head = vec![0.0; embedding.range.len()];
-        convert(file, HEAD, &view, &mut head)?;
-        let narrow = narrowing(view.dtype());
-        let same = |(head, value): (&f32, &f32)| *head == *value || *head == narrow(*value);
-        if !head.iter().zip(&params.flat[embedding.range.clone()]).all(same) {
-            return Err(CheckpointError::NotTied { file: file.into() });
-        }
-    }
-    match found.into_iter().min_by(|a, b| a.0.cmp(&b.0)) {
-        Some((tensor, (file, _))) => Err(CheckpointError::Unexpected { file: file.into(), tensor }),
-        None => Ok(params),
-    }
-}
-
-/// Tables that older exporters stored and that follow from the configuration; transformers passes them over, too.
-fn is_buffer(name: &str) -> bool {
-    name.ends_with(".rotary_emb.inv_freq") || name.ends_with(".masked_bias") || name.ends_with(".attn.bias")
-}
-
-/// The layout's name of a stored tensor: torch.compile puts a prefix before it, and a model saved without its head lacks one.
-fn layout_name(layout: &Layout, stored: String) -> String {
-    let name = stored.strip_prefix("_orig_mod.").unwrap_or(&stored);
-    let known = |name: &str| name == HEAD || layout.entries.iter().any(|e| e.name == name);
-    [name.to_string(), format!("model.{name}")].into_iter().find(|name| known(name)).unwrap_or(stored)
-}
-
-/// What a value becomes when it is stored in `dtype`.
-fn narrowing(dtype: Dtype) -> fn(f32) -> f32 {
-    match dtype {
-        Dtype::BF16 => |value| bf16::from_f32(value).to_f32(),
-        Dtype::F16 => |value| f16::from_f32(value).to_f32(),
-        _ => |value| value,
-    }
-}
-
-fn check_shape(file: &Path, entry: &TensorEntry, found: &[usize]) -> Result<(), CheckpointError> {
-    if found == entry.shape {
-        return Ok(());
-    }
-    let (tensor, expected, found) = (entry.name.clone(), entry.shape.clone(), found.to_vec());
-    Err(CheckpointError::Shape { file: file.into(), tensor, expected, found })
-}
-
-/// Elements converted by one task.
-const CHUNK: usize = 1 << 16;
-
-/// Widens stored little-endian values to f32. The bytes of a tensor need not be aligned.
-fn convert(file: &Path, tensor: &str, view: &TensorView, out: &mut [f32]) -> Result<(), CheckpointError> {
-    fn widen<const N: usize>(bytes: &[u8], out: &mut [f32], value: impl Fn([u8; N]) -> f32 + Sync) {
-        out.par_chunks_mut(CHUNK).zip(bytes.par_chunks(CHUNK * N)).for_each(|(out, bytes)| {
-            for (out, bytes) in out.iter_mut().zip(bytes.as_chunks::<N>().0) {
-                *out = value(*bytes);
-            }
-        });
-    }
-    match view.dtype() {
-        Dtype::F32 => widen(view.data(), out, f32::from_le_bytes),
-        Dtype::F64 => widen(view.data(), out, |b| f64::from_le_bytes(b) as f32),
-        Dtype::BF16 => widen(view.data(), out, |b| bf16::from_le_bytes(b).to_f32()),
-        Dtype::F16 => widen(view.data(), out, |b| f16::from_le_bytes(b).to_f32()),
-        other => {
-            let (tensor, found) = (tensor.into(), format!("{other:?}"));
-            return Err(CheckpointError::Dtype { file: file.into(), tensor, found });
-        }
-    }
-    Ok(())
-}
-
-/// A model with a weight that is no number answers everything with nonsense, without an error.
-fn all_finite(dir: &Path, params: &Params) -> Result<(), CheckpointError> {
-    let first = params.flat.par_iter().with_min_len(CHUNK).position_first(|value| !value.is_finite());
-    let entry = first.and_then(|at| params.layout.entries.iter().find(|e| e.range.contains(&at)));
-    let (Some(at), Some(entry)) = (first, entry) else { return Ok(()) };
-    let (tensor, index, len) = (entry.name.clone(), at - entry.range.start, entry.range.len());
-    Err(CheckpointError::NotFinite { dir: dir.into(), tensor, value: params.flat[at], index, len })
 }
 
 /// Builds the weights by rule and checks their digest.
@@ -372,62 +181,9 @@ fn sha256_f32(params: &Params) -> String {
     digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-fn read_json<T: serde::de::DeserializeOwned>(file: &Path) -> Result<T, CheckpointError> {
-    let text = input::read(file, MAX_JSON).map_err(|source| CheckpointError::Read { file: file.into(), source })?;
-    serde_json::from_slice(&text).map_err(|e| CheckpointError::Corrupt { file: file.into(), reason: e.to_string() })
-}
-
-/// One tensor on its way to a file, narrowed when it is its turn.
-struct Saved<'a> {
-    values: &'a [f32],
-    shape: &'a [usize],
-    dtype: SaveDtype,
-}
-
-impl View for Saved<'_> {
-    fn dtype(&self) -> Dtype {
-        match self.dtype {
-            SaveDtype::F32 => Dtype::F32,
-            SaveDtype::Bf16 => Dtype::BF16,
-        }
-    }
-    fn shape(&self) -> &[usize] {
-        self.shape
-    }
-    fn data(&self) -> Cow<'_, [u8]> {
-        match self.dtype {
-            SaveDtype::F32 => self.values.iter().flat_map(|v| v.to_le_bytes()).collect(),
-            SaveDtype::Bf16 => self.values.iter().flat_map(|v| bf16::from_f32(*v).to_le_bytes()).collect(),
-        }
-    }
-    fn data_len(&self) -> usize {
-        self.values.len() * self.dtype().bitsize() / 8
-    }
-}
-
-/// Writes every tensor of `params` to one safetensors file, under Hugging Face's names.
-///
-/// # Errors
-/// If the file cannot be written.
-pub fn save_params(file: &Path, params: &Params, dtype: SaveDtype) -> Result<(), CheckpointError> {
-    let tensors = params
-        .layout
-        .entries
-        .iter()
-        .map(|e| (e.name.as_str(), Saved { values: &params.flat[e.range.clone()], shape: &e.shape, dtype }));
-    let metadata = HashMap::from([("format".to_string(), "pt".to_string())]);
-    safetensors::serialize_to_file(tensors, Some(metadata), file).map_err(|e| {
-        let source = match e {
-            SafeTensorError::IoError(source) => source,
-            other => std::io::Error::other(other),
-        };
-        FileError::new("write", file, source).into()
-    })
-}
-
 /// Saves a model directory that transformers 4 and 5 load as it is, replacing what `dir` held only once all is on disk.
 ///
-/// `tokenizer` are its files ([`super::Tokenizer::files`]), written as they are.
+/// `tokenizer` are its files ([`super::Tokenizer::files`]), written as they are. Of a model with an adapter its own weights are saved.
 ///
 /// # Errors
 /// If the folder cannot be written; what `dir` held stays.
@@ -438,30 +194,58 @@ pub fn save(
     tokenizer: &[(String, Vec<u8>)],
     dtype: SaveDtype,
 ) -> Result<(), CheckpointError> {
-    files::write_folder(dir, |partial| fill(partial, model, ids, tokenizer, dtype))
+    let beside = BesideWeights { config: &model.config, ids, tokenizer };
+    files::write_folder(dir, |partial| fill(partial, &model.params, &beside, dtype))
 }
 
 /// Writes the files of [`save`] into the folder `dir`, which is not yet where anybody looks for a model.
 ///
 /// # Errors
 /// If a file cannot be written.
-pub fn fill(
-    dir: &Path,
-    model: &Model,
-    ids: &TokenIds,
-    tokenizer: &[(String, Vec<u8>)],
-    dtype: SaveDtype,
-) -> Result<(), CheckpointError> {
-    let torch_dtype = match dtype {
-        SaveDtype::F32 => "float32",
-        SaveDtype::Bf16 => "bfloat16",
-    };
-    let config = format!("{:#}\n", model.config.to_json(ids, torch_dtype)).into_bytes();
-    let generation = format!("{:#}\n", ids.to_generation_config()).into_bytes();
-    let own = [("config.json".to_string(), config), ("generation_config.json".to_string(), generation)];
-    for (name, content) in own.iter().chain(tokenizer) {
-        let path = dir.join(name);
-        std::fs::write(&path, content).map_err(|e| FileError::new("write", path, e))?;
+pub fn fill(dir: &Path, params: &Params, beside: &BesideWeights<'_>, dtype: SaveDtype) -> Result<(), CheckpointError> {
+    beside.write(dir, dtype)?;
+    save_params(&dir.join(SINGLE), params, dtype)
+}
+
+/// What a model directory holds beside the weights.
+pub struct BesideWeights<'a> {
+    /// The model's shape.
+    pub config: &'a Architecture,
+    /// The tokens with a role.
+    pub ids: &'a TokenIds,
+    /// Its files ([`super::Tokenizer::files`]), written as they are.
+    pub tokenizer: &'a [(String, Vec<u8>)],
+}
+
+impl BesideWeights<'_> {
+    fn write(&self, dir: &Path, dtype: SaveDtype) -> Result<(), CheckpointError> {
+        let torch_dtype = match dtype {
+            SaveDtype::F32 => "float32",
+            SaveDtype::Bf16 => "bfloat16",
+        };
+        let config = format!("{:#}\n", self.config.to_json(self.ids, torch_dtype)).into_bytes();
+        let generation = format!("{:#}\n", self.ids.to_generation_config()).into_bytes();
+        let own = [("config.json".to_string(), config), ("generation_config.json".to_string(), generation)];
+        for (name, content) in own.iter().chain(self.tokenizer) {
+            let path = dir.join(name);
+            std::fs::write(&path, content).map_err(|e| FileError::new("write", path, e))?;
+        }
+        Ok(())
     }
-    save_params(&dir.join(SINGLE), &model.params, dtype)
+}
+
+/// Writes the folder of an adapter as PEFT does, and what its model has beside the weights, so that both come back from here. `base` is
+/// where the model itself is.
+///
+/// # Errors
+/// If a file cannot be written.
+pub fn fill_adapter(
+    dir: &Path,
+    lora: &Lora,
+    params: &Params,
+    base: &str,
+    beside: &BesideWeights<'_>,
+) -> Result<(), CheckpointError> {
+    beside.write(dir, SaveDtype::F32)?;
+    peft::save(dir, lora, params, base)
 }

@@ -1,10 +1,12 @@
 //! A model in memory, in f32: forward and backward over a [`Forest`], and its head.
 
+use super::adapter::Adapter;
 use super::backend::SavedActivations;
 use super::backend::Sink;
-use super::backend::cpu::{Activations, BackwardPass, Dims, ForwardPass, WeightSource, Weights};
+use super::backend::cpu::{Activations, BackwardPass, Dims, ForwardPass};
 use super::backend::cpu_sink::{Accumulate, Cpu};
-use super::backend::packed_weights::PackedWeights;
+use super::backend::cpu_weights::{AdapterWeights, PackedModel, WeightSource, Weights};
+use super::backend::packed_weights::{PackedWeights, matrices};
 use super::{Architecture, Params, transformer};
 use crate::device::Dtype;
 use crate::device::cpu::BLOCK;
@@ -22,23 +24,76 @@ pub struct Model {
     pub config: Architecture,
     /// The weights.
     pub params: Params,
+    /// What stands beside them, where there is something: then it is trained, and the weights are frozen.
+    pub adapter: Option<Adapter>,
     rope: Arc<rope::Tables>,
     dtype: Dtype,
-    /// Of the weights as they are; made at the first use.
+    /// Of the weights, and of the adapter, as they are; made at the first use.
     packed: OnceLock<Arc<PackedWeights>>,
+    packed_adapter: OnceLock<Arc<PackedWeights>>,
 }
 
 impl Model {
     /// A model of these weights, in f32.
     pub fn new(config: Architecture, params: Params) -> Model {
         let rope = Arc::new(config.rope_tables(config.max_position_embeddings));
-        Model { config, params, rope, dtype: Dtype::F32, packed: OnceLock::new() }
+        Model {
+            config,
+            params,
+            adapter: None,
+            rope,
+            dtype: Dtype::F32,
+            packed: OnceLock::new(),
+            packed_adapter: OnceLock::new(),
+        }
     }
 
     /// Computes in `dtype` from now on: weights, activations and keys are rounded to it where they are multiplied, and sums are in f32.
     /// The parameters stay in f32.
-    pub fn with_dtype(self, dtype: Dtype) -> Model {
-        Model { dtype, packed: OnceLock::new(), ..self }
+    pub fn with_dtype(mut self, dtype: Dtype) -> Model {
+        self.dtype = dtype;
+        self.changed();
+        self
+    }
+
+    /// Freezes the weights; `adapter` is trained beside them.
+    ///
+    /// # Panics
+    /// If the adapter is of a model of another shape.
+    pub fn with_adapter(self, adapter: Adapter) -> Model {
+        let (own, of) = (self.params.layout.layers.len(), adapter.layout.layers());
+        assert_eq!(own, of, "layers of the model and of its adapter");
+        Model { adapter: Some(adapter), ..self }
+    }
+
+    /// What training changes: the adapter's matrices, or without an adapter all weights.
+    pub fn trained(&self) -> &Params {
+        self.adapter.as_ref().map_or(&self.params, |adapter| &adapter.params)
+    }
+
+    /// The same, to be changed: [`Model::trained_changed`] must follow.
+    pub fn trained_mut(&mut self) -> &mut Params {
+        match &mut self.adapter {
+            Some(adapter) => &mut adapter.params,
+            None => &mut self.params,
+        }
+    }
+
+    /// Must be called when what training changes has changed. What is packed of frozen weights stays.
+    pub fn trained_changed(&mut self) {
+        match &self.adapter {
+            Some(_) => self.packed_adapter = OnceLock::new(),
+            None => self.packed = OnceLock::new(),
+        }
+    }
+
+    /// The same model without an adapter: what it adds is added to the weights.
+    pub fn merged(mut self) -> Model {
+        if let Some(adapter) = self.adapter.take() {
+            adapter.merge_into(&mut self.params);
+            self.changed();
+        }
+        self
     }
 
     /// What products are computed in.
@@ -46,18 +101,28 @@ impl Model {
         self.dtype
     }
 
-    /// Must be called when `params` have changed.
+    /// Must be called when weights have changed, or the adapter.
     pub fn changed(&mut self) {
-        self.packed = OnceLock::new();
+        (self.packed, self.packed_adapter) = (OnceLock::new(), OnceLock::new());
+    }
+
+    fn pack(&self) -> Arc<PackedWeights> {
+        Arc::new(PackedWeights::new(&self.params, matrices(&self.params.layout), self.dtype))
+    }
+
+    fn pack_adapter(&self, of: &Adapter) -> &Arc<PackedWeights> {
+        let pack = || Arc::new(PackedWeights::new(&of.params, of.layout.matrices(), self.dtype));
+        self.packed_adapter.get_or_init(pack)
     }
 
     /// The weights packed, as they are now. In bf16 they are kept: training reads them too.
-    pub(super) fn packed(&self) -> Arc<PackedWeights> {
-        let pack = || Arc::new(PackedWeights::new(&self.params, self.dtype));
-        match self.dtype {
-            Dtype::F32 => pack(),
-            Dtype::Bf16 => self.packed.get_or_init(pack).clone(),
-        }
+    pub(super) fn packed(&self) -> PackedModel {
+        let weights = match self.dtype {
+            Dtype::F32 => self.pack(),
+            Dtype::Bf16 => self.packed.get_or_init(|| self.pack()).clone(),
+        };
+        let adapter = self.adapter.as_ref().map(|of| (of.layout.clone(), self.pack_adapter(of).clone()));
+        PackedModel { weights, adapter }
     }
 
     /// The RoPE tables of every position of the context.
@@ -104,7 +169,7 @@ impl Model {
     }
 
     /// One pass over the chunked head: for each `nodes[i]` calls `loss(i, logprob, entropy)` (serially, in a fixed order), adds
-    /// the head's gradient to `grads` and overwrites `d_hidden` `[nodes, hidden]` with the hidden states' gradient.
+    /// the head's gradient to `grads`, unless the weights are frozen, and overwrites `d_hidden` `[nodes, hidden]` with the hidden states' gradient.
     #[allow(clippy::too_many_arguments)]
     pub fn head_backward(
         &self,
@@ -118,7 +183,10 @@ impl Model {
     ) {
         d_hidden.clear();
         d_hidden.resize(acts.hidden.len(), 0.0);
-        let weight = &mut grads.flat[self.params.layout.head.clone()];
+        let weight = match self.adapter {
+            Some(_) => &mut [],
+            None => &mut grads.flat[self.params.layout.head.clone()],
+        };
         let grads = HeadGrads { weight, hidden: d_hidden };
         grouped_logprob::forward_backward(self.head(acts, temperature), &targets(forest, nodes), grads, loss);
     }
@@ -133,7 +201,7 @@ impl Model {
         }
     }
 
-    /// Back-propagates `d_hidden` (used as scratch) through the decoder and adds every parameter's gradient to `grads`.
+    /// Back-propagates `d_hidden` (used as scratch) through the decoder and adds the gradient of all that is trained to `grads`.
     ///
     /// # Panics
     /// If the forward pass kept nothing.
@@ -155,11 +223,16 @@ impl Model {
     pub(super) fn weights(&self) -> Weights<'_> {
         let source = match self.dtype {
             Dtype::F32 => WeightSource::Stored(&self.params.flat),
-            Dtype::Bf16 => {
-                WeightSource::Packed(self.packed.get_or_init(|| Arc::new(PackedWeights::new(&self.params, self.dtype))))
-            }
+            Dtype::Bf16 => WeightSource::Packed(self.packed.get_or_init(|| self.pack())),
         };
-        Weights { source, spread: false }
+        let adapter = self.adapter.as_ref().map(|of| AdapterWeights {
+            layout: &of.layout,
+            source: match self.dtype {
+                Dtype::F32 => WeightSource::Stored(&of.params.flat),
+                Dtype::Bf16 => WeightSource::Packed(self.pack_adapter(of)),
+            },
+        });
+        Weights { source, adapter, spread: false }
     }
 
     /// Logits `[rows, vocab]` of hidden states `[rows, hidden]`.

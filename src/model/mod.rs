@@ -1,5 +1,6 @@
 //! Decoder-only transformers: architecture, weights, forward, backward, KV cache, checkpoints in the Hugging Face layout.
 
+pub(crate) mod adapter;
 pub(crate) mod architecture;
 pub mod backend;
 mod chat_syntax;
@@ -14,6 +15,7 @@ mod input;
 pub(crate) mod jinja;
 pub mod pages;
 pub mod params;
+mod peft;
 pub(crate) mod policy;
 mod python_text;
 pub(crate) mod recipe;
@@ -21,7 +23,9 @@ mod special_tokens;
 mod token_ids;
 pub mod tokenizer;
 mod transformer;
+mod weights;
 
+pub use adapter::Adapter;
 pub use architecture::Architecture;
 pub use backend::SavedActivations;
 pub use backend::cpu::Activations;

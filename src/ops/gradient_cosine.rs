@@ -310,7 +310,7 @@ impl HeadRows<'_> {
         let tiles: Vec<Range<usize>> = slab_tiles(0..self.vocab(), self.width, samples).collect();
         let tile = |(d, slab): &mut (Vec<f32>, Vec<f32>), tokens: &Range<usize>| {
             self.logit_grads(&log_sums, 0..self.target.len(), tokens, d);
-            let g = WeightGrad { dy: d, out: tokens.len(), x: self.hidden, in_features: self.width };
+            let g = WeightGrad { dy: d, out: tokens.len(), first: 0, x: self.hidden, in_features: self.width };
             fill_slab(g, 0..tokens.len(), self.ends, slab);
             for at in tied.map_or(0..0, |inputs| inputs.of_tokens(tokens)) {
                 let Some(inputs) = tied else { break };

@@ -59,24 +59,35 @@ impl<'a> Weight<'a> {
         Weight { spread, ..self }
     }
 
-    fn product(&self, x: &[f32], accumulate: bool, y: &mut [f32]) {
-        let n_in = self.in_features;
+    /// Width of the inputs.
+    pub fn in_features(&self) -> usize {
+        self.in_features
+    }
+
+    fn out_features(&self) -> usize {
+        match self.matrix {
+            Matrix::Stored(w, _) | Matrix::Panels(w) => w.len() / self.in_features,
+            Matrix::Bf16(w) => w.n(),
+        }
+    }
+
+    /// `y` begins with the first column of the result, in rows of `stride`.
+    fn product(&self, x: &[f32], accumulate: bool, y: &mut [f32], stride: usize) {
+        let (n_in, out) = (self.in_features, self.out_features());
+        let product = |dtype| Product::new(dtype, (x.len() / n_in, out, n_in)).accumulate(accumulate);
         match self.matrix {
             Matrix::Stored(w, dtype) => {
-                let (out, w) = (w.len() / n_in, Mat::transposed(w, n_in));
-                let product = Product::new(dtype, (x.len() / n_in, out, n_in)).accumulate(accumulate);
-                product.run(y, out, Mat::rows(x, n_in), w);
+                product(dtype).run(y, stride, Mat::rows(x, n_in), Mat::transposed(w, n_in));
             }
-            Matrix::Panels(w) if self.spread => spread_panels(x, w, n_in, accumulate, y),
             Matrix::Panels(w) => {
-                let mut y: Vec<&mut [f32]> = y.chunks_exact_mut(w.len() / n_in).collect();
-                panel_product(x, w, n_in, accumulate, &mut y);
+                let mut y: Vec<&mut [f32]> = y.chunks_mut(stride).map(|row| &mut row[..out]).collect();
+                match self.spread {
+                    true => spread_panels(x, w, n_in, accumulate, y),
+                    false => panel_product(x, w, n_in, accumulate, &mut y),
+                }
             }
-            Matrix::Bf16(w) if self.spread => spread_columns(x, w, accumulate, y),
-            Matrix::Bf16(w) => {
-                let product = Product::new(Dtype::Bf16, (x.len() / n_in, w.n(), n_in)).accumulate(accumulate);
-                product.run_packed(y, w.n(), Mat::rows(x, n_in), w);
-            }
+            Matrix::Bf16(w) if self.spread => spread_columns(x, w, accumulate, y, stride),
+            Matrix::Bf16(w) => product(Dtype::Bf16).run_packed(y, stride, Mat::rows(x, n_in), w),
         }
     }
 }
@@ -86,9 +97,9 @@ fn share(out: usize, panel: usize) -> usize {
     out.div_ceil(SHARES * rayon::current_num_threads()).next_multiple_of(panel)
 }
 
-fn spread_panels(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, y: &mut [f32]) {
+/// `y` row by row.
+fn spread_panels(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, mut y: Vec<&mut [f32]>) {
     let out = w.len() / in_features;
-    let mut y: Vec<&mut [f32]> = y.chunks_exact_mut(out).collect();
     let mut columns = Vec::new();
     for w in w.chunks(share(out, PANEL) * in_features) {
         let split = y.into_iter().map(|y| y.split_at_mut(w.len() / in_features));
@@ -100,12 +111,12 @@ fn spread_panels(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, y: 
 }
 
 /// Each task has a result of its own: a few rows, which are copied to their place.
-fn spread_columns(x: &[f32], w: Columns<'_>, accumulate: bool, y: &mut [f32]) {
+fn spread_columns(x: &[f32], w: Columns<'_>, accumulate: bool, y: &mut [f32], stride: usize) {
     let (rows, out, each) = (x.len() / w.k(), w.n(), share(w.n(), bf16::PANEL));
     let starts: Vec<usize> = (0..out).step_by(each).collect();
     let part = |&start: &usize| {
         let own = w.split_at(start).1.split_at(each.min(out - start)).0;
-        let mut part: Vec<f32> = y.chunks_exact(out).flat_map(|y| &y[start..start + own.n()]).copied().collect();
+        let mut part: Vec<f32> = y.chunks(stride).flat_map(|y| &y[start..start + own.n()]).copied().collect();
         let product = Product::new(Dtype::Bf16, (rows, own.n(), own.k())).accumulate(accumulate);
         product.run_packed(&mut part, own.n(), Mat::rows(x, own.k()), own);
         part
@@ -113,7 +124,7 @@ fn spread_columns(x: &[f32], w: Columns<'_>, accumulate: bool, y: &mut [f32]) {
     let parts: Vec<Vec<f32>> = starts.par_iter().with_max_len(1).map(part).collect();
     for (start, part) in starts.into_iter().zip(parts) {
         let width = each.min(out - start);
-        let rows = y.chunks_exact_mut(out).zip(part.chunks_exact(width));
+        let rows = y.chunks_mut(stride).zip(part.chunks_exact(width));
         rows.for_each(|(y, part)| y[start..start + width].copy_from_slice(part));
     }
 }
@@ -126,13 +137,17 @@ fn panel_product(x: &[f32], w: &[f32], in_features: usize, accumulate: bool, y: 
     for (x, y) in x.chunks(ROWS * in_features).zip(y.chunks_mut(ROWS)) {
         pulp::Arch::new().dispatch(Tiles { x, w, in_features, accumulate, y });
     }
+    // Row by row: the order of a product's sums depends on its rows, and a row's must not depend on the others.
+    let rows = if exact_products() { y.len().max(1) } else { 1 };
     for (i, panel) in rest.chunks(PANEL * in_features).enumerate() {
         let (width, at) = (panel.len() / in_features, tiled + i * PANEL);
-        let mut part: Vec<f32> = y.iter().flat_map(|y| &y[at..at + width]).copied().collect();
-        let (x, w) = (Mat::rows(x, in_features), Mat::rows(panel, width));
-        let product = Product::new(Dtype::F32, (y.len(), width, in_features)).accumulate(accumulate);
-        product.run(&mut part, width, x, w);
-        y.iter_mut().zip(part.chunks_exact(width)).for_each(|(y, part)| y[at..at + width].copy_from_slice(part));
+        for (x, y) in x.chunks(rows * in_features).zip(y.chunks_mut(rows)) {
+            let mut part: Vec<f32> = y.iter().flat_map(|y| &y[at..at + width]).copied().collect();
+            let (x, w) = (Mat::rows(x, in_features), Mat::rows(panel, width));
+            let product = Product::new(Dtype::F32, (y.len(), width, in_features)).accumulate(accumulate);
+            product.run(&mut part, width, x, w);
+            y.iter_mut().zip(part.chunks_exact(width)).for_each(|(y, part)| y[at..at + width].copy_from_slice(part));
+        }
     }
 }
 
@@ -244,12 +259,17 @@ pub fn forward(x: &[f32], w: Weight<'_>, bias: Option<&[f32]>, y: &mut [f32]) {
             row.copy_from_slice(bias);
         }
     }
-    w.product(x, bias.is_some(), y);
+    w.product(x, bias.is_some(), y, w.out_features());
 }
 
 /// `y += x Wᵀ`: a projection that writes straight into the residual stream.
 pub fn forward_add(x: &[f32], w: Weight<'_>, y: &mut [f32]) {
-    w.product(x, true, y);
+    w.product(x, true, y, w.out_features());
+}
+
+/// The same where the result is some columns of wider rows: `y` begins with the first of them, in rows of `stride`.
+pub fn forward_add_columns(x: &[f32], w: Weight<'_>, y: &mut [f32], stride: usize) {
+    w.product(x, true, y, stride);
 }
 
 /// `dx = dy W`; `dy` `[rows, out]`, `dx` `[rows, in]`.
@@ -266,6 +286,8 @@ pub struct WeightGrad<'a> {
     pub dy: &'a [f32],
     /// Outputs.
     pub out: usize,
+    /// The first of the outputs that the weight computes: all of them, or one of several fused maps'.
+    pub first: usize,
     /// Inputs.
     pub x: &'a [f32],
     /// Width of the inputs.
@@ -314,17 +336,26 @@ pub mod cuda {
         pub dy: &'a Slice<bf16>,
         /// Outputs.
         pub out: usize,
+        /// The first of the outputs that the weight computes.
+        pub first: usize,
         /// Inputs.
         pub x: &'a Slice<bf16>,
         /// Width of the inputs.
         pub in_features: usize,
     }
 
-    fn rows<T: Real>(x: &Slice<T>, stride: usize) -> Operand {
+    /// A row-major matrix.
+    pub(in crate::ops) fn rows<T: Real>(x: &Slice<T>, stride: usize) -> Operand {
         Operand { address: x.address(), dtype: T::DTYPE, stride, transposed: false, batch_stride: 0 }
     }
 
-    fn transposed<T: Real>(x: &Slice<T>, stride: usize) -> Operand {
+    /// The matrix without its first columns; without its first rows, where it is transposed.
+    pub(in crate::ops) fn columns(of: Operand, first: usize) -> Operand {
+        Operand { address: of.address + (first * of.dtype.bytes()) as u64, ..of }
+    }
+
+    /// The transpose of one.
+    pub(in crate::ops) fn transposed<T: Real>(x: &Slice<T>, stride: usize) -> Operand {
         Operand { transposed: true, ..rows(x, stride) }
     }
 
@@ -377,15 +408,18 @@ pub mod cuda {
     ///
     /// # Errors
     /// If the sizes do not fit together, or the product is refused.
-    pub fn backward_weight<T: Real>(
-        gpu: &Gpu,
-        dy: &Slice<bf16>,
-        x: &Slice<bf16>,
-        in_features: usize,
-        dw: &Slice<T>,
-    ) -> Result<()> {
-        let (k, m) = sizes("linear backward (weight)", x.len(), dw.len(), dy.len(), in_features)?;
-        let (a, b, c) = (transposed(dy, m), rows(x, in_features), rows(dw, in_features));
+    pub fn backward_weight<T: Real>(gpu: &Gpu, g: WeightGrad<'_>, dw: &Slice<T>) -> Result<()> {
+        let (op, WeightGrad { dy, out, first, x, in_features }) = ("linear backward (weight)", g);
+        let (k, m) = (x.len() / in_features.max(1), dw.len() / in_features.max(1));
+        let whole = in_features > 0 && k * in_features == x.len() && m * in_features == dw.len();
+        expect(op, whole && dy.len() == k * out && first + m <= out, || {
+            let (x, dw, dy) = (x.len(), dw.len(), dy.len());
+            format!(
+                "{x} inputs in rows of {in_features}, {dw} weights of the outputs from {first} on of {out}, {dy} gradients"
+            )
+        })?;
+        let (b, c) = (rows(x, in_features), rows(dw, in_features));
+        let a = columns(transposed(dy, out), first);
         gpu.matmul(&Matmul { m, n: in_features, k, batch: 1, alpha: 1.0, beta: 1.0, a, b, c, bias: None })
     }
 

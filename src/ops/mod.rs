@@ -10,6 +10,7 @@ pub mod embedding;
 pub mod gradient_cosine;
 pub mod grouped_logprob;
 pub mod linear;
+pub mod lora;
 pub mod pcgrad;
 pub mod philox;
 pub mod qk_norm;
@@ -53,6 +54,7 @@ pub const CASES: &[&[&dyn case::Case]] = &[
     embedding::case::CASES,
     rmsnorm::case::CASES,
     linear::case::CASES,
+    lora::case::CASES,
     rope::case::CASES,
     qk_norm::case::CASES,
     attention::case::CASES,

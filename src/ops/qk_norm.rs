@@ -24,8 +24,8 @@ pub fn forward(qkv: &mut [f32], shape: Shape, w: &[f32], eps: f32, mut raw: Opti
 }
 
 /// Turns the gradient `d_qkv` `[rows, qkv_dim]` by normed queries and keys into that by `raw` ones, in place; adds to `dw`
-/// `[2, head_dim]`.
-pub fn backward(d_qkv: &mut [f32], shape: Shape, raw: &[f32], w: &[f32], eps: f32, dw: &mut [f32]) {
+/// `[2, head_dim]`, unless the weight is frozen.
+pub fn backward(d_qkv: &mut [f32], shape: Shape, raw: &[f32], w: &[f32], eps: f32, mut dw: Option<&mut [f32]>) {
     let (d, normed) = (shape.head_dim, (shape.heads + shape.kv_heads) * shape.head_dim);
     let mut dx = vec![0.0; d];
     let (mut y, mut rstd) = (vec![0.0; d], [0.0]);
@@ -34,7 +34,7 @@ pub fn backward(d_qkv: &mut [f32], shape: Shape, raw: &[f32], w: &[f32], eps: f3
             let (w, at) = (weight(w, shape, head), usize::from(head >= shape.heads) * d);
             rmsnorm::forward(x, w, eps, &mut y, &mut rstd);
             dx.fill(0.0);
-            rmsnorm::backward(dy, x, w, &rstd, &mut dx, &mut dw[at..at + d]);
+            rmsnorm::backward(dy, x, w, &rstd, &mut dx, dw.as_deref_mut().map(|dw| &mut dw[at..at + d]));
             dy.copy_from_slice(&dx);
         }
     }
@@ -102,7 +102,7 @@ pub mod cuda {
         raw: &Slice<bf16>,
         w: &Slice<bf16>,
         eps: f32,
-        dw: &Slice<T>,
+        dw: Option<&Slice<T>>,
     ) -> Result<()> {
         let op = "qk_norm backward";
         let rows = rows(op, d_qkv.len(), Some(raw.len()), w.len(), shape)?;
@@ -113,7 +113,7 @@ pub mod cuda {
         let args = [d_qkv.arg(), raw.arg(), w.arg(), partial.arg(), tall, heads, kv_heads, wide, Arg::from(eps)];
         let (grid, block) = ([blocks as u32, 1, 1], [256, 1, 1]);
         gpu.launch(Launch { kernel: "qk_norm_backward_bf16", grid, block, shared: 0, args: &args })?;
-        rmsnorm::cuda::add_partial(gpu, op, &partial, blocks, dw)
+        dw.map_or(Ok(()), |dw| rmsnorm::cuda::add_partial(gpu, op, &partial, blocks, dw))
     }
 
     fn sizes(rows: usize, shape: Shape) -> [Arg; 4] {

@@ -23,8 +23,8 @@ pub fn forward(x: &[f32], w: &[f32], eps: f32, y: &mut [f32], rstd: &mut [f32]) 
     )
 }
 
-/// Adds to `dx` `[rows, hidden]` and to `dw` `[hidden]`.
-pub fn backward(dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], dw: &mut [f32]) {
+/// Adds to `dx` `[rows, hidden]` and, unless the weight is frozen, to `dw` `[hidden]`.
+pub fn backward(dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], mut dw: Option<&mut [f32]>) {
     let hidden = w.len();
     simd(
         #[inline(always)]
@@ -43,8 +43,10 @@ pub fn backward(dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32], 
                     }
                 }
                 let c = (lanes.iter().sum::<f32>() + tail) / hidden as f32 * r * r;
-                for ((((dx, dw), g), x), w) in dx.iter_mut().zip(dw.iter_mut()).zip(dy).zip(x).zip(w) {
+                for (((dx, g), x), w) in dx.iter_mut().zip(dy).zip(x).zip(w) {
                     *dx += r * (w * g - x * c);
+                }
+                for ((dw, g), x) in dw.iter_mut().flat_map(|dw| dw.iter_mut()).zip(dy).zip(x) {
                     *dw += g * x * r;
                 }
             }
@@ -125,7 +127,7 @@ pub mod cuda {
         gpu.launch(Launch { kernel: "rmsnorm_forward_add_bf16", grid, block, shared: 0, args: &args })
     }
 
-    /// Adds to `dx` and to `dw` `[hidden]`.
+    /// Adds to `dx` and, unless the weight is frozen, to `dw` `[hidden]`.
     ///
     /// # Errors
     /// If the sizes do not fit together, or a launch fails.
@@ -136,7 +138,7 @@ pub mod cuda {
         w: &Slice<bf16>,
         rstd: &Slice<f32>,
         dx: &Slice<bf16>,
-        dw: &Slice<T>,
+        dw: Option<&Slice<T>>,
     ) -> Result<()> {
         let (op, hidden) = ("rmsnorm backward", w.len());
         let (rows, threads) = sizes(op, &[dy.len(), x.len(), dx.len()], hidden, rstd.len())?;
@@ -146,7 +148,7 @@ pub mod cuda {
         let [tall, wide] = [rows as i32, hidden as i32].map(Arg::from);
         let args = [dy.arg(), x.arg(), w.arg(), rstd.arg(), dx.arg(), partial.arg(), tall, wide];
         gpu.launch(Launch { kernel: "rmsnorm_backward_bf16", grid, block, shared: 0, args: &args })?;
-        add_partial(gpu, op, &partial, blocks, dw)
+        dw.map_or(Ok(()), |dw| add_partial(gpu, op, &partial, blocks, dw))
     }
 
     /// Adds the sum of `partial` `[blocks, hidden]` over the blocks to `dw` `[hidden]`.

@@ -33,14 +33,14 @@ pub fn compute(
         clip: inputs.clip,
         ..Optim::default()
     };
-    let first = learner.export()?.model.params.flat.clone();
+    let first = learner.export()?.params.flat.clone();
     let (mut steps, mut update_l2) = (Vec::new(), Vec::new());
     for (k, batch) in inputs.batches.iter().enumerate() {
         let loss = cross_entropy(learner, batch)?;
         let norm = learner.step(&optim, inputs.lr)?.grad_norm;
         steps.push(json!({ "loss": loss as f32, "grad_norm_before_clip": norm as f32 }));
         let export = learner.export()?;
-        let params = &export.model.params;
+        let params = &*export.params;
         let shape = [params.layout.entries.len(), sketch::COLUMNS];
         tensors.insert_f64(format!("adamw.step{}.sketch", k + 1), &shape, sketch::of(params));
         let moved = params.flat.iter().zip(&first);
@@ -49,5 +49,5 @@ pub fn compute(
     let mut json = echo(raw, &["lr", "betas", "eps", "weight_decay", "clip", "batches"]);
     json.insert("no_decay".into(), "norm weights and biases".into());
     json.insert("steps".into(), steps.into());
-    Ok(AdamWOutputs { json: json.into(), params: learner.export()?.model.into_owned().params, update_l2 })
+    Ok(AdamWOutputs { json: json.into(), params: learner.export()?.params.into_owned(), update_l2 })
 }

@@ -68,7 +68,7 @@ pub fn compute(
 
     let fed = inputs.advantages.as_ref().unwrap_or(&computed);
     let mut cases = Map::new();
-    let mut whole = Params::zeros(learner.export()?.model.params.layout.clone());
+    let mut whole = Params::zeros(learner.export()?.params.layout.clone());
     for (name, raw) in &inputs.cases {
         let corrupt = |reason: String| ReferenceError::Corrupt {
             file: golden.join("golden.json"),

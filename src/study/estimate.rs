@@ -124,7 +124,7 @@ fn seconds(
     let config = study.config(task)?;
     let parameters = match memory::model_shape(&config) {
         Ok(shape) => Layout::new(&shape).len as f64,
-        Err(e) => return Err(TrainError::from(crate::model::checkpoint::CheckpointError::from(e)).into()),
+        Err(e) => return Err(TrainError::from(e).into()),
     };
     let predicted = predicted(&study.expect, &config, parameters, task.variant.is_some());
     Ok((predicted, predicted.map(|_| "predicted")))
@@ -173,8 +173,7 @@ fn needed(study: &Study, start: usize, given: Option<u64>) -> Result<MemoryEstim
         if study.place() == Placement::Gpu {
             config.validate_for_gpu()?;
         }
-        let shape = memory::model_shape(&config)
-            .map_err(|e| TrainError::from(crate::model::checkpoint::CheckpointError::from(e)))?;
+        let shape = memory::model_shape(&config).map_err(TrainError::from)?;
         let here = match study.place() {
             Placement::Cpu => cpu::memory().map(|memory| memory.available),
             Placement::Gpu => None,

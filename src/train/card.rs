@@ -56,11 +56,15 @@ impl Card {
         };
         let content =
             self.games.content.as_ref().map_or(String::new(), |hash| format!(", SHA-256 of its content `{hash}`"));
+        let (library, adapter) = match self.config.lora.is_on() {
+            true => ("peft", format!(" This is a LoRA adapter of rank {} beside its weights.", self.config.lora.rank)),
+            false => ("transformers", String::new()),
+        };
         format!(
-            "---\nlibrary_name: transformers\npipeline_tag: text-generation\ntags:\n- agent\n- grpo\n- uncouple\n---\n\n\
+            "---\nlibrary_name: {library}\npipeline_tag: text-generation\ntags:\n- agent\n- grpo\n- uncouple\n---\n\n\
              # An agent for {suite}\n\n\
              A language model that plays text games, trained by uncouple {version} (commit {commit}). {base}; it has {parameters} \
-             parameters, and learnt from games of the suite `{suite}`{content}.\n\n\
+             parameters, and learnt from games of the suite `{suite}`{content}.{adapter}\n\n\
              Checkpoint {step}: {sft} steps of the cold start, {iterations} iterations of GRPO.\n",
             suite = plain(&self.games.suite),
             version = env!("CARGO_PKG_VERSION"),

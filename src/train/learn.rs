@@ -12,7 +12,7 @@ use crate::config::Config;
 use crate::device;
 use crate::forest::{Forest, ROOT};
 use crate::grpo::{Sample, parts};
-use crate::model::SavedActivations;
+use crate::model::{Params, SavedActivations};
 use crate::report::metrics::Record;
 
 /// What is trained, and what it is held to.
@@ -20,8 +20,16 @@ pub struct Models<'a> {
     pub learner: &'a mut Learner,
     /// The value head, where there is one.
     pub critic: Option<&'a mut Critic>,
-    /// The frozen model of the KL term.
-    pub reference: Option<&'a mut dyn Scorer>,
+    /// What the KL term holds it to.
+    pub reference: Option<&'a mut Reference>,
+}
+
+/// What the KL term holds the policy to, as it was when GRPO began.
+pub enum Reference {
+    /// A frozen model.
+    Model(Box<dyn Scorer>),
+    /// The adapter beside the policy's own frozen weights.
+    Adapter(Params),
 }
 
 /// What is learnt from.
@@ -54,7 +62,13 @@ pub fn learn(
 ) -> Result<Learned, TrainError> {
     let Models { learner, critic, reference } = models;
     if let Some(reference) = reference {
-        add_reference(config, &mut **reference, &mut rows.samples)?;
+        let samples = &mut rows.samples;
+        match reference {
+            Reference::Model(model) => add_reference(config, &mut **model, samples)?,
+            Reference::Adapter(adapter) => {
+                learner.score_beside(adapter, &mut |scorer| add_reference(config, scorer, samples))?;
+            }
+        }
     }
     let batch = MicroBatches::new(config, &rows.samples);
     let lr = learning_rate(config, index);

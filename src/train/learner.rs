@@ -1,9 +1,9 @@
 //! The training step: losses over micro-batches, and the optimizer step that ends them.
 
 use super::TrainError;
-use super::engine::{self, Engine, Export};
+use super::engine::{self, Engine, Export, Scorer};
 use super::optimizer::StepReport;
-use crate::config::{Grpo, Optim};
+use crate::config::{Grpo, Lora, Optim};
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
@@ -25,7 +25,7 @@ pub struct Learner {
 impl Learner {
     /// On the CPU, with moments that are 0.
     pub fn new(model: Model, recompute: bool) -> Learner {
-        let zeros = || Params::zeros(model.params.layout.clone());
+        let zeros = || Params::zeros(model.trained().layout.clone());
         let moments = [zeros(), zeros()];
         Learner::on(Box::new(engine::CpuEngine::new(model, moments)), recompute)
     }
@@ -44,7 +44,7 @@ impl Learner {
     /// # Errors
     /// If there is too little device memory.
     pub fn to_gpu(&mut self, gpu: &Gpu, max_live: usize) -> Result<()> {
-        let Export { model, moments } = self.engine.export()?;
+        let (model, Export { moments, .. }) = (self.engine.model()?, self.engine.export()?);
         let engine = engine::CudaEngine::new(gpu, &model, &moments, max_live)?;
         self.engine = Box::new(engine);
         Ok(())
@@ -60,12 +60,40 @@ impl Learner {
         self.engine.policy()
     }
 
-    /// Weights and moments as a checkpoint holds them.
+    /// What is trained, and its moments, as a checkpoint holds them.
     ///
     /// # Errors
     /// If the device fails.
     pub fn export(&self) -> Result<Export<'_>> {
         self.engine.export()
+    }
+
+    /// The whole model, as the host holds one.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn model(&self) -> Result<Cow<'_, Model>> {
+        self.engine.model()
+    }
+
+    /// The adapters that are trained, if not all weights are.
+    pub fn lora(&self) -> Option<&Lora> {
+        self.engine.lora()
+    }
+
+    /// Calls `score` with the model as it is beside another adapter. Its own comes back.
+    ///
+    /// # Errors
+    /// If `score` does, or the device fails.
+    ///
+    /// # Panics
+    /// Without an adapter.
+    pub fn score_beside(
+        &mut self,
+        adapter: &Params,
+        score: &mut dyn FnMut(&mut dyn Scorer) -> Result<()>,
+    ) -> Result<()> {
+        self.engine.score_beside(adapter, score)
     }
 
     /// Another objective begins: forgets the moments and the steps taken.

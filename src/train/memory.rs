@@ -2,8 +2,9 @@
 
 use crate::config::{Config, DecoupleMethod, Override};
 use crate::model::Architecture;
-use crate::model::ModelConfigError;
+use crate::model::adapter::AdapterLayout;
 use crate::model::backend::cuda_step::DRAWS;
+use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::families::QWEN2;
 use crate::model::pages::PAGE;
 use crate::model::params::Layout;
@@ -28,10 +29,10 @@ pub struct MemoryUse {
 ///
 /// # Errors
 /// If the `config.json` of the model's folder is refused.
-pub fn model_shape(config: &Config) -> Result<Architecture, ModelConfigError> {
+pub fn model_shape(config: &Config) -> Result<Architecture, CheckpointError> {
     let m = &config.model;
     if !m.path.is_empty() {
-        return Architecture::read(Path::new(&m.path));
+        return checkpoint::architecture(Path::new(&m.path));
     }
     Ok(Architecture {
         family: &QWEN2,
@@ -54,9 +55,9 @@ pub fn model_shape(config: &Config) -> Result<Architecture, ModelConfigError> {
 ///
 /// # Errors
 /// If the `config.json` of the model's folder is refused.
-pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, ModelConfigError> {
+pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, CheckpointError> {
     let parameters = Layout::new(&model_shape(config)?).len as u64;
-    Ok(Config::for_a_given_model(parameters, config.prompt.format))
+    Ok(Config::for_a_given_model(parameters, config.prompt.format, config.lora.is_on()))
 }
 
 /// Where a run's numbers live.
@@ -79,25 +80,29 @@ impl Placement {
     }
 }
 
-/// The largest parts of a training run's memory, at their peaks.
+/// The largest parts of a training run's memory, at their peaks. With adapters, what is trained is theirs, and the reference of the KL
+/// term is an adapter beside the same weights.
 pub fn plan(config: &Config, model: &Architecture, place: Placement) -> Vec<MemoryUse> {
     let params = Layout::new(model).len as u64;
-    let weights = |name, copies: u64, width: u64| MemoryUse {
+    let of = |name, copies: u64, count: u64, width: u64| MemoryUse {
         name,
-        formula: format!("{copies} x {params} parameters of {width} bytes"),
-        bytes: params.saturating_mul(width * copies),
+        formula: format!("{copies} x {count} parameters of {width} bytes"),
+        bytes: count.saturating_mul(width * copies),
         lower: None,
     };
+    let adapter = config.lora.is_on().then(|| AdapterLayout::new(model, &config.lora).tensors.len as u64);
+    let trained = adapter.unwrap_or(params);
     let gradients = if config.decouple.method == DecoupleMethod::Pcgrad { 2 } else { 1 };
-    let mut parts = vec![weights("weights", 1, place.width())];
-    parts.extend((place == Placement::Gpu).then(|| weights("master weights", 1, 4)));
-    parts.extend([weights("gradients", gradients, 4), weights("AdamW moments", 2, 4)]);
+    let mut parts = vec![of("weights", 1, params, place.width())];
+    parts.extend(adapter.map(|count| of("adapters", 1, count, place.width())));
+    parts.extend((place == Placement::Gpu).then(|| of("master weights", 1, trained, 4)));
+    parts.extend([of("gradients", gradients, trained, 4), of("AdamW moments", 2, trained, 4)]);
     if config.grpo.beta > 0.0 {
-        parts.push(MemoryUse { lower: Some("grpo.beta"), ..weights("reference model", 1, place.width()) });
+        parts.push(MemoryUse { lower: Some("grpo.beta"), ..of("reference model", 1, trained, place.width()) });
     }
     match place {
         // In bf16 training reads them too.
-        Placement::Cpu => parts.push(weights("packed weights", 1, config.model.dtype.bytes() as u64)),
+        Placement::Cpu => parts.push(of("packed weights", 1, params, config.model.dtype.bytes() as u64)),
         Placement::Gpu => parts.push(head(config, model)),
     }
     parts.push(activations(config, model, place));
@@ -240,6 +245,26 @@ mod tests {
         assert_eq!(of(Placement::Gpu, "AdamW moments"), Some(8 * params));
         assert_eq!(of(Placement::Gpu, "KV cache").map(|bytes| 2 * bytes), of(Placement::Cpu, "KV cache"));
         assert_eq!(of(Placement::Gpu, "packed weights"), None);
+    }
+
+    #[test]
+    fn with_adapters_nothing_is_kept_of_the_weights_but_themselves() {
+        let mut config = Config::default();
+        let model = model_shape(&config).unwrap();
+        (config.lora.rank, config.grpo.beta) = (8, 0.1);
+        let of = |place, name: &str| {
+            plan(&config, &model, place).into_iter().find(|part| part.name == name).map(|part| part.bytes)
+        };
+        // Two layers of h = 192, of which 4 heads of 48 read and 2 are read, and f = 448: rank times inputs and outputs of each map.
+        let (h, kv, f) = (192, 96, 448);
+        let adapter = 2 * 8 * ((h + h) + 2 * (h + kv) + (h + h) + 2 * (h + f) + (f + h));
+        let params = Layout::new(&model).len as u64;
+        for (place, width) in [(Placement::Cpu, 4), (Placement::Gpu, 2)] {
+            assert_eq!([of(place, "weights"), of(place, "adapters")], [params, adapter].map(|n| Some(width * n)));
+            assert_eq!([of(place, "gradients"), of(place, "AdamW moments")], [4, 8].map(|n| Some(n * adapter)));
+            assert_eq!(of(place, "reference model"), Some(width * adapter));
+        }
+        assert_eq!(of(Placement::Gpu, "master weights"), Some(4 * adapter));
     }
 
     #[test]

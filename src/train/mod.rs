@@ -127,7 +127,7 @@ pub fn configuration(file: Option<&Path>, overrides: &[Override], place: Placeme
     let defaults = match (config.model.path.is_empty(), place) {
         (true, Placement::Cpu) => return Ok(config),
         (true, Placement::Gpu) => Config::for_a_gpu(),
-        (false, _) => memory::defaults_of_its_model(&config).map_err(CheckpointError::from)?,
+        (false, _) => memory::defaults_of_its_model(&config)?,
     };
     Ok(Config::load_over(&defaults, file, overrides)?)
 }

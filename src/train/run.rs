@@ -5,13 +5,11 @@ use super::critic::Critic;
 use super::learner::Learner;
 use super::record::suggested;
 use super::run_folder::RunFolder;
-use super::state::{self, TrainingState};
+use super::state::{self, PolicyFolder, TrainingState};
 use super::suggest::SuggestionUpdate;
 use super::{TrainError, report};
 use crate::config;
 use crate::files::FileError;
-use crate::model::TokenIds;
-use crate::model::tokenizer::Tokenizer;
 use crate::report::metrics::{Metrics, Record};
 use crate::report::progress::say;
 use crate::report::provenance::{GameHashes, Provenance};
@@ -44,8 +42,7 @@ pub(super) struct TrainingRun {
 pub(super) struct CheckpointWeights<'a> {
     pub learner: &'a Learner,
     pub critic: Option<&'a Critic>,
-    pub ids: &'a TokenIds,
-    pub tokenizer: &'a Tokenizer,
+    pub place: PolicyFolder<'a>,
     pub card: &'a Card,
 }
 
@@ -151,7 +148,7 @@ impl TrainingRun {
     /// Saves all that resuming needs. Broken weights are never saved, while gradients are bad no older checkpoint goes, and a step
     /// that stands as it would be written is not written again.
     pub fn checkpoint(&mut self, config: &config::Run, weights: &CheckpointWeights<'_>) -> Result<(), TrainError> {
-        let CheckpointWeights { learner, critic, ids, tokenizer, card } = *weights;
+        let CheckpointWeights { learner, critic, ref place, card } = *weights;
         self.state.optimizer_steps = learner.steps;
         self.state.critic_steps = critic.map_or(0, |critic| critic.steps);
         let keep = if self.state.nonfinite_steps == 0 { config.keep_checkpoints } else { u32::MAX };
@@ -161,7 +158,7 @@ impl TrainingRun {
         }
         let export = learner.export()?;
         let head = critic.iter().flat_map(|critic| &critic.params().flat);
-        if !export.model.params.flat.iter().chain(head).all(|p| p.is_finite()) {
+        if !export.params.flat.iter().chain(head).all(|p| p.is_finite()) {
             return Err(TrainError::BrokenWeights);
         }
         self.state.seconds = self.seconds();
@@ -170,7 +167,7 @@ impl TrainingRun {
         self.trajectories.sync()?;
         self.folder.write_checkpoint(self.state.step(), keep, |dir| {
             card.fill(dir, &self.state)?;
-            state::save(dir, &export, critic, &self.state, ids, tokenizer)
+            state::save(dir, learner, &export, critic, &self.state, place)
         })?;
         self.saved = Some(state);
         self.note()?;

@@ -2,16 +2,19 @@
 
 use super::cold_start::{self, Trajectory};
 use super::critic::Critic;
+use super::learn::Reference;
 use super::learner::Learner;
 use super::run_folder::RunFolder;
 use super::state::{self, TrainingState};
-use super::{TrainError, manifest, memory};
+use super::{TrainError, engine, manifest, memory};
 use crate::agent::{COMPACT_TEMPLATE, Prompter};
-use crate::config::{Config, Format, GcdMode};
+use crate::config::{Config, ConfigError, Format, GcdMode, Lora};
+use crate::device::Gpu;
+use crate::files::FileError;
 use crate::gcd::judgment;
 use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::tokenizer::{END_OF_TEXT, TURN_END, Tokenizer};
-use crate::model::{Model, Params, TokenIds};
+use crate::model::{Adapter, Model, Params, TokenIds};
 use std::path::Path;
 
 /// The run's copy of the model as it was when GRPO began, for the KL term.
@@ -40,14 +43,15 @@ impl Start {
             return Ok(None);
         }
         let (model, tokenizer) = checkpoint::load_with_tokenizer(dir)?;
+        let model = adapted(config, model)?;
         check_prompts(config, &Prompter::new(tokenizer.clone(), &config.prompt)?)?;
-        let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
+        let ids = checkpoint::token_ids(dir)?;
         Ok(Some(Start::new(config, model, tokenizer, ids)))
     }
 
     /// The embedded model: random weights, and a tokenizer made for the demonstrations.
     pub fn embedded(config: &Config, trajectories: &[Trajectory]) -> Result<Start, TrainError> {
-        let shape = memory::model_shape(config).map_err(CheckpointError::from)?;
+        let shape = memory::model_shape(config)?;
         let tokenizer = Tokenizer::train(&cold_start::texts(config, trajectories), shape.vocab_size)?;
         let model = Model::new(shape.clone(), Params::random(&shape, config.run.seed));
         let eos = tokenizer.id(TURN_END).into_iter().collect();
@@ -57,7 +61,7 @@ impl Start {
 
     /// A run's checkpoint.
     pub fn checkpoint(config: &Config, dir: &Path) -> Result<Start, TrainError> {
-        let (learner, critic, state) = state::load(dir, &config.model)?;
+        let (learner, critic, state) = state::load(dir, config)?;
         let ids = TokenIds::read(dir).map_err(CheckpointError::from)?;
         let tokenizer = Tokenizer::load(dir)?;
         tokenizer.check_fits(learner.architecture())?;
@@ -82,11 +86,52 @@ pub(super) fn check_prompts(config: &Config, prompter: &Prompter) -> Result<(), 
     Ok(())
 }
 
-/// The frozen model of the KL term, as it was when GRPO began.
-pub(super) fn reference(config: &Config, folder: &RunFolder, state: &TrainingState) -> Result<Model, TrainError> {
-    let dir = folder.path().join(REFERENCE);
-    match manifest::check(&dir, state.sft_steps.into(), |_| true) {
-        Ok(_) => Ok(checkpoint::load(&dir)?.with_dtype(config.model.dtype)),
-        Err(reason) => Err(TrainError::Reference { dir, reason: reason.to_string() }),
+/// The model with the adapter that is to be trained: the one that it came with, or a fresh one. Refuses one that the configuration does
+/// not speak of.
+fn adapted(config: &Config, model: Model) -> Result<Model, TrainError> {
+    let (wanted, path) = (&config.lora, &config.model.path);
+    let refuse = |reason: String| {
+        let value = wanted.rank.to_string();
+        Err(ConfigError::Invalid { key: "lora.rank", value, reason }.into())
+    };
+    let same = |has: &Lora| (has.rank, has.alpha) == (wanted.rank, wanted.alpha) && has.adapts_as(wanted);
+    match model.adapter.as_ref().map(Adapter::lora) {
+        None if wanted.is_on() => {
+            let adapter = Adapter::random(&model.config, wanted, config.run.seed);
+            Ok(model.with_adapter(adapter))
+        }
+        Some(has) if !same(has) => refuse(format!(
+            "but {path} holds an adapter of rank {}, alpha {} and targets {:?}: set lora.rank, lora.alpha and lora.targets so, to train it \
+             on, or merge it into its model first (uncouple merge)",
+            has.rank, has.alpha, has.targets
+        )),
+        _ => Ok(model),
     }
+}
+
+/// The folder of the weights that are frozen, as an adapter's files name it; empty where all weights are trained.
+pub(super) fn frozen_weights(config: &Config) -> Result<String, TrainError> {
+    if !config.lora.is_on() {
+        return Ok(String::new());
+    }
+    let base = checkpoint::base(Path::new(&config.model.path))?;
+    let base = std::path::absolute(&base).map_err(|e| FileError::new("find", base, e))?;
+    Ok(base.display().to_string())
+}
+
+/// What the KL term holds the policy to, as it was when GRPO began.
+pub(super) fn reference(
+    setting: (&Config, Option<&Gpu>),
+    folder: &RunFolder,
+    state: &TrainingState,
+    learner: &Learner,
+) -> Result<Reference, TrainError> {
+    let (dir, (config, gpu)) = (folder.path().join(REFERENCE), setting);
+    if let Err(reason) = manifest::check(&dir, state.sft_steps.into(), |_| true) {
+        return Err(TrainError::Reference { dir, reason: reason.to_string() });
+    }
+    Ok(match learner.lora() {
+        Some(_) => Reference::Adapter(checkpoint::adapter(&dir, learner.architecture())?.params),
+        None => Reference::Model(engine::frozen(checkpoint::load(&dir)?.with_dtype(config.model.dtype), gpu)?),
+    })
 }

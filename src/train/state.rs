@@ -5,12 +5,12 @@ use super::critic::Critic;
 use super::engine::{CpuEngine, Export};
 use super::learner::Learner;
 use super::suggest::SuggestionUpdate;
-use crate::config;
+use crate::config::Config;
 use crate::files::{self, FileError};
 use crate::gcd::theory::Measured;
-use crate::model::TokenIds;
-use crate::model::checkpoint::{self, SaveDtype};
+use crate::model::checkpoint::{self, BesideWeights, SaveDtype};
 use crate::model::tokenizer::Tokenizer;
+use crate::model::{Model, Params, TokenIds};
 use crate::report::results::Evaluation;
 use serde::{Deserialize, Serialize};
 use std::path::Path;
@@ -85,13 +85,13 @@ impl TrainingState {
 /// If a file cannot be written.
 pub fn save(
     dir: &Path,
+    learner: &Learner,
     export: &Export<'_>,
     critic: Option<&Critic>,
     state: &TrainingState,
-    ids: &TokenIds,
-    tokenizer: &Tokenizer,
+    place: &PolicyFolder<'_>,
 ) -> Result<(), TrainError> {
-    checkpoint::fill(dir, &export.model, ids, tokenizer.files(), SaveDtype::F32)?;
+    place.fill(dir, learner, &export.params)?;
     for (name, moment) in MOMENTS.iter().zip(&*export.moments) {
         checkpoint::save_params(&dir.join(name), moment, SaveDtype::F32)?;
     }
@@ -103,16 +103,45 @@ pub fn save(
     Ok(std::fs::write(&file, text).map_err(|e| FileError::new("write", file, e))?)
 }
 
-/// Reads a checkpoint folder back.
+/// What a folder of the policy holds beside what is trained.
+pub struct PolicyFolder<'a> {
+    /// The folder of the frozen weights, where an adapter is trained.
+    pub base: &'a str,
+    /// The tokens with a role.
+    pub ids: &'a TokenIds,
+    /// Its files.
+    pub tokenizer: &'a Tokenizer,
+}
+
+impl PolicyFolder<'_> {
+    /// Writes a model directory, or that of an adapter; `params` are all weights or the adapter's.
+    ///
+    /// # Errors
+    /// If a file cannot be written.
+    pub fn fill(&self, dir: &Path, learner: &Learner, params: &Params) -> Result<(), TrainError> {
+        let beside = BesideWeights { config: learner.architecture(), ids: self.ids, tokenizer: self.tokenizer.files() };
+        let filled = match learner.lora() {
+            Some(lora) => checkpoint::fill_adapter(dir, lora, params, self.base, &beside),
+            None => checkpoint::fill(dir, params, &beside, SaveDtype::F32),
+        };
+        Ok(filled?)
+    }
+}
+
+/// Reads a checkpoint folder back. An adapter's frozen weights are those that the configuration names.
 ///
 /// # Errors
 /// If a file is missing, damaged, or of another version.
-pub fn load(dir: &Path, config: &config::Model) -> Result<(Learner, Option<Critic>, TrainingState), TrainError> {
+pub fn load(dir: &Path, config: &Config) -> Result<(Learner, Option<Critic>, TrainingState), TrainError> {
     let state = read(dir)?;
-    let model = checkpoint::load(dir)?.with_dtype(config.dtype);
-    let [m, v] = MOMENTS.map(|name| checkpoint::load_params(&dir.join(name), &model.params.layout));
+    let model: Model = match config.lora.is_on() {
+        true => checkpoint::load_adapter(dir, &checkpoint::base(Path::new(&config.model.path))?)?,
+        false => checkpoint::load(dir)?,
+    };
+    let model = model.with_dtype(config.model.dtype);
+    let [m, v] = MOMENTS.map(|name| checkpoint::load_params(&dir.join(name), &model.trained().layout));
     let critic = Critic::load(dir, model.config.hidden_size, state.critic_steps)?;
-    let mut learner = Learner::on(Box::new(CpuEngine::new(model, [m?, v?])), config.recompute);
+    let mut learner = Learner::on(Box::new(CpuEngine::new(model, [m?, v?])), config.model.recompute);
     learner.steps = state.optimizer_steps;
     Ok((learner, critic, state))
 }

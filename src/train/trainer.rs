@@ -3,14 +3,15 @@
 use super::card::Card;
 use super::cold_start::{self, Demonstration};
 use super::critic::Critic;
-use super::engine::{self, Export, Scorer};
+use super::engine::{self, Export};
 use super::iteration::{self, Iteration, IterationInputs};
-use super::learn::Models;
+use super::learn::{Models, Reference};
 use super::learner::Learner;
 use super::record::Recorder;
 use super::run::{BadBatch, CheckpointWeights, TrainingRun};
 use super::run_folder::{Existing, RunFolder};
-use super::start::{REFERENCE, Start, check_prompts, reference, with_training_template};
+use super::start::{REFERENCE, Start, check_prompts, frozen_weights, reference, with_training_template};
+use super::state::PolicyFolder;
 use super::warnings::{self, Warnings};
 use super::{TrainError, coupling, interrupt, manifest, report, suggest};
 use crate::agent::Prompter;
@@ -19,7 +20,6 @@ use crate::device::Gpu;
 use crate::env::Suite;
 use crate::gcd::{Judge, Judged};
 use crate::model::TokenIds;
-use crate::model::checkpoint::{self, SaveDtype};
 use crate::model::params::Layout;
 use crate::report::metrics::Record;
 use crate::report::progress::{Progress, say};
@@ -111,8 +111,10 @@ pub(super) struct Trainer<'a> {
     pub learner: Learner,
     /// The value head, where one judges; its optimizer steps are its own.
     pub critic: Option<Critic>,
-    /// The frozen model of the KL term, once GRPO has begun.
-    reference: Option<Box<dyn Scorer>>,
+    /// What the KL term holds the policy to, once GRPO has begun.
+    reference: Option<Reference>,
+    /// The folder of the weights that are frozen, if any.
+    base: String,
     ids: TokenIds,
     /// Empty when the cold start is over.
     demonstrations: Vec<Demonstration>,
@@ -154,14 +156,14 @@ impl<'a> Trainer<'a> {
         let demonstrations = cold_start::demonstrations(config, &prompter, taught, context, &say)?;
         prompter.suggest(&state.last_suggestions());
         let reference = match config.grpo.beta > 0.0 && state.iterations > 0 {
-            true => Some(engine::frozen(reference(config, &folder, &state)?, *gpu)?),
+            true => Some(reference((config, *gpu), &folder, &state, &learner)?),
             false => None,
         };
         let provenance = report::begin(&folder, config, *suite, gpu.map(Gpu::describe))?;
         let run = TrainingRun::open(folder, state, saved, (began, provenance))?;
         let card = Card::new(&setting.config, run.games(), Layout::new(learner.architecture()).len);
-        let warnings = Warnings::default();
-        Ok(Trainer { setting, run, prompter, learner, critic, reference, ids, demonstrations, warnings, card })
+        let (base, warnings) = (frozen_weights(&setting.config)?, Warnings::default());
+        Ok(Trainer { setting, run, prompter, learner, critic, reference, base, ids, demonstrations, warnings, card })
     }
 
     fn run(&mut self) -> Result<RunOutcome, TrainError> {
@@ -279,15 +281,19 @@ impl<'a> Trainer<'a> {
         granted > 0 && self.run.state.env_steps >= granted
     }
 
-    /// Keeps the model as it is now, for the KL term.
+    /// Keeps the policy as it is now, for the KL term.
     fn freeze_reference(&mut self) -> Result<(), TrainError> {
-        let (Export { model, .. }, tokenizer) = (self.learner.export()?, self.prompter.tokenizer());
-        let step = self.run.state.sft_steps.into();
-        self.run.folder.write_dir::<TrainError>(REFERENCE, |dir| {
-            checkpoint::fill(dir, &model, &self.ids, tokenizer.files(), SaveDtype::F32)?;
+        let Trainer { setting, run, prompter, learner, ids, base, .. } = self;
+        let (Export { params, .. }, step) = (learner.export()?, run.state.sft_steps.into());
+        let place = PolicyFolder { base, ids, tokenizer: prompter.tokenizer() };
+        run.folder.write_dir::<TrainError>(REFERENCE, |dir| {
+            place.fill(dir, learner, &params)?;
             Ok(manifest::write(dir, step)?)
         })?;
-        self.reference = Some(engine::frozen(model.into_owned(), self.setting.gpu)?);
+        self.reference = Some(match learner.lora() {
+            Some(_) => Reference::Adapter(params.into_owned()),
+            None => Reference::Model(engine::frozen(learner.model()?.into_owned(), setting.gpu)?),
+        });
         Ok(())
     }
 
@@ -301,8 +307,8 @@ impl<'a> Trainer<'a> {
         let active = due.then(|| state.suggestion_updates.last().map_or(&[][..], |made| &made.suggestions));
         let (prompter, judge) = (&self.prompter, judge.as_ref());
         let inputs = IterationInputs { config, suite: *suite, prompter, judge, index, active, say };
-        let reference = self.reference.as_mut().map(|of| &mut **of as &mut dyn Scorer);
-        let models = Models { learner: &mut self.learner, critic: self.critic.as_mut(), reference };
+        let (critic, reference) = (self.critic.as_mut(), self.reference.as_mut());
+        let models = Models { learner: &mut self.learner, critic, reference };
         iteration::run(&inputs, models, record)
     }
 
@@ -371,9 +377,9 @@ impl<'a> Trainer<'a> {
     }
 
     fn checkpoint(&mut self) -> Result<(), TrainError> {
-        let Trainer { setting, run, prompter, learner, critic, ids, card, .. } = self;
-        let weights =
-            CheckpointWeights { learner, critic: critic.as_ref(), ids, tokenizer: prompter.tokenizer(), card };
+        let Trainer { setting, run, prompter, learner, critic, base, ids, card, .. } = self;
+        let place = PolicyFolder { base, ids, tokenizer: prompter.tokenizer() };
+        let weights = CheckpointWeights { learner, critic: critic.as_ref(), place, card };
         run.checkpoint(&setting.config.run, &weights)
     }
 }

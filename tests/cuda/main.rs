@@ -8,5 +8,6 @@ mod emulated;
 mod coupling;
 mod decode;
 mod device;
+mod lora;
 mod model;
 mod ops;

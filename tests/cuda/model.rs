@@ -117,9 +117,8 @@ fn grpo_steps() {
             assert!((a - b).abs() <= 0.02 * a && !gpu.1.skipped, "{ratio:?}, norm of step {step}: {a} and {b}");
         }
         let before = common::narrow(true).params.flat;
-        let moved = |l: &Learner| {
-            l.export().unwrap().model.params.flat.iter().zip(&before).map(|(a, b)| a - b).collect::<Vec<f32>>()
-        };
+        let moved =
+            |l: &Learner| l.export().unwrap().params.flat.iter().zip(&before).map(|(a, b)| a - b).collect::<Vec<f32>>();
         let [cpu, gpu] = learners.each_ref().map(moved);
         let error = relative(&gpu, &cpu);
         assert!(error < 0.25, "{ratio:?}: what two steps moved differs by {error}");
@@ -203,7 +202,7 @@ fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     samples[0].advantage.fill(f32::NAN);
     learner.backward_policy(&grpo, &samples, norm, 1.0, &mut |_, _| {}).unwrap();
     assert!(learner.step(&Optim::default(), 1e-3).unwrap().skipped);
-    assert_eq!(learner.export().unwrap().model.params.flat, common::narrow(true).params.flat);
+    assert_eq!(learner.export().unwrap().params.flat, common::narrow(true).params.flat);
     assert_eq!(learner.steps, 1);
 }
 

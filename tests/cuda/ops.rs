@@ -40,7 +40,7 @@ fn sizes_that_do_not_fit_are_refused_by_name() {
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(24), &b(12), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(16), &b(8), 1e-6, &b(24), &f(2))),
         ("rmsnorm", rmsnorm::cuda::forward(gpu, &b(8200), &b(8200), 1e-6, &b(8200), &f(1))),
-        ("rmsnorm", rmsnorm::cuda::backward(gpu, &b(16), &b(16), &b(8), &f(2), &b(16), &f(16))),
+        ("rmsnorm", rmsnorm::cuda::backward(gpu, &b(16), &b(16), &b(8), &f(2), &b(16), Some(&*f(16)))),
         ("swiglu forward", swiglu::cuda::forward(gpu, &b(24), 12, &b(12))),
         ("swiglu backward", swiglu::cuda::backward(gpu, &b(8), 8, &b(24))),
         ("rope", rope::cuda::rotate(gpu, &b(32), 16, 2, &position, &tables, false)),

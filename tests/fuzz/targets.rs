@@ -393,7 +393,7 @@ fn an_override(input: &[u8], _: &Bases) {
 /// Goes on from a checkpoint.
 fn of_a_checkpoint(file: &str, input: &[u8], bases: &Bases) {
     let folder = bases.copy_with(&only(&bases.run.join("checkpoints")), file, input);
-    _ = state::load(&folder, &uncouple::config::Model::default());
+    _ = state::load(&folder, &Config::default());
     _ = state::suggestions(&folder);
 }
 

@@ -10,6 +10,7 @@ mod bf16;
 mod embedding;
 mod grouped_logprob;
 mod linear;
+mod lora;
 mod philox;
 mod qk_norm;
 mod residual;

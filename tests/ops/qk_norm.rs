@@ -38,7 +38,7 @@ fn forward_and_backward() {
 
     let (dy, before) = (values(3, x.len(), 1.0), values(4, 2 * d, 0.1));
     let (mut dx, mut dw) = (dy.clone(), before.clone());
-    qk_norm::backward(&mut dx, SHAPE, &raw, &w, EPS, &mut dw);
+    qk_norm::backward(&mut dx, SHAPE, &raw, &w, EPS, Some(&mut dw));
     let (x, w, dy) = (wide(&x), wide(&w), wide(&dy));
     assert_slope("x", |x| dot(&reference(x, &w), &dy), &x, &wide(&dx));
     assert_slope("w", |w| dot(&reference(&x, w), &dy), &w, &wide(&added(&dw, &before)));

@@ -163,7 +163,7 @@ fn gradients_through_the_model_are_those_of_finite_differences() {
         let (config, actions) = (config(mode, method), labelled());
         let (mut learner, mut critic, head) = learner(random_model(tiny_config(true, 2), 7));
         learn(&config, &mut learner, Some(&mut critic), &actions).unwrap();
-        let model = learner.export().unwrap().model.into_owned();
+        let model = learner.model().unwrap().into_owned();
         for entry in &model.params.layout.entries {
             let direction = tokens(entry.range.start as u64 + 11, entry.range.len(), 2);
             let shifted = |step: f32| {
@@ -227,8 +227,7 @@ fn an_isolated_head_learns_and_leaves_every_shared_gradient_as_it_was() {
     learn(&config(GcdMode::ValueHead, DecoupleMethod::None), &mut learner, Some(&mut critic), &actions).unwrap();
     assert!(learner.grads().unwrap().flat != alone.flat);
     // What the head reads is what the model computes.
-    let ends: Vec<f64> =
-        actions.iter().flat_map(|p| mean(&learner.export().unwrap().model, p, p.action.start)).collect();
+    let ends: Vec<f64> = actions.iter().flat_map(|p| mean(&learner.model().unwrap(), p, p.action.start)).collect();
     let spans: Vec<_> =
         actions.iter().map(|p| uncouple::train::learner::Span { tokens: &p.tokens, span: p.action.clone() }).collect();
     assert_close("mean hidden", &learner.mean_hidden(&spans, 30).unwrap(), &ends, 1e-5);

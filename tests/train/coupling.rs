@@ -95,7 +95,7 @@ fn every_tensor_agrees_with_the_loop_of_single_backward_passes() {
 fn ghost_and_slab_agree_across_tiles() {
     let (rows, out, n_in) = (700, 12, 9);
     let (dy, x) = (values(1, rows * out, 1.0), values(2, rows * n_in, 1.0));
-    let g = WeightGrad { dy: &dy, out, x: &x, in_features: n_in };
+    let g = WeightGrad { dy: &dy, out, first: 0, x: &x, in_features: n_in };
     let mut ends: Vec<usize> = (0..6).map(|i| below(3, i, rows)).collect();
     ends.extend([255, 256, 256, rows]);
     ends.sort();

@@ -16,6 +16,7 @@ mod gcd;
 mod gcd_judge;
 mod grpo;
 mod layers;
+mod lora;
 mod recipes;
 mod report;
 mod rollout;

@@ -7,8 +7,12 @@ use uncouple::config::{Config, Override, keys};
 use uncouple::train::memory::{self, Placement};
 
 /// What is in the config.json of a Qwen2.5 model that decides its size: layers, hidden, heads, KV heads, intermediate.
-const QWEN: [(&str, [usize; 5]); 3] =
-    [("0.5B", [24, 896, 14, 2, 4864]), ("1.5B", [28, 1536, 12, 2, 8960]), ("3B", [36, 2048, 16, 2, 11008])];
+const QWEN: [(&str, [usize; 5]); 4] = [
+    ("0.5B", [24, 896, 14, 2, 4864]),
+    ("1.5B", [28, 1536, 12, 2, 8960]),
+    ("3B", [36, 2048, 16, 2, 11008]),
+    ("7B", [28, 3584, 28, 4, 18944]),
+];
 
 /// The config.json of the model that a recipe is for.
 fn shape(path: &str) -> serde_json::Value {
@@ -17,11 +21,13 @@ fn shape(path: &str) -> serde_json::Value {
             "model_type": family[0], "architectures": [family[1]], "vocab_size": vocab, "hidden_size": hidden,
             "num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, "intermediate_size": mlp,
             "max_position_embeddings": if vocab > 100_000 { 32768 } else { 8192 }, "rms_norm_eps": 1e-6, "rope_theta": 1e6,
-            "tie_word_embeddings": true, "hidden_act": "silu"
+            "tie_word_embeddings": hidden < 3584, "hidden_act": "silu"
         })
     };
     match QWEN.iter().find(|(size, _)| path.contains(&format!("Qwen2.5-{size}"))) {
-        Some((_, sizes)) => json(["qwen2", "Qwen2ForCausalLM"], 151_936, *sizes),
+        Some((size, sizes)) => {
+            json(["qwen2", "Qwen2ForCausalLM"], if *size == "7B" { 152_064 } else { 151_936 }, *sizes)
+        }
         None => json(["llama", "LlamaForCausalLM"], 49_152, [30, 576, 9, 3, 1536]),
     }
 }
@@ -57,7 +63,12 @@ fn every_recipe_is_valid_and_fits_where_it_says() {
         let defaults = memory::defaults_of_its_model(&config).unwrap();
         let config = Config::load_over(&defaults, Some(Path::new(&given)), &overrides).unwrap();
         let plan = memory::plan(&config, &memory::model_shape(&config).unwrap(), Placement::Gpu);
-        let fit = memory::fit(&plan, Some(80_000_000_000));
+        let card = if toml.lines().next().is_some_and(|line| line.contains("24 GB")) {
+            24_000_000_000
+        } else {
+            80_000_000_000
+        };
+        let fit = memory::fit(&plan, Some(card));
         assert!(fit.advice.is_none(), "{name}: {} bytes; {:?}", fit.needed, fit.advice);
         let head: String = toml.lines().take_while(|line| line.starts_with('#')).collect();
         assert!(head.contains(&format!("--config recipe:{name}")), "{name}: its head says how to run it");

@@ -3,13 +3,13 @@
 
 use super::SavedActivations;
 use super::Sink;
+use super::cpu_adapter::{self, LowRankBlock, LowRankGrads};
 use super::cpu_sink::{Cpu, by_span};
-use super::packed_weights::PackedWeights;
-use crate::device::Dtype;
+use super::cpu_weights::Weights;
 use crate::device::cpu::BLOCK;
 use crate::forest::Forest;
 use crate::model::Model;
-use crate::model::params::LayerLayout;
+use crate::model::adapter::Site;
 use crate::model::transformer::{Backward, Forward};
 use crate::ops::attention::{self, Visibility};
 use crate::ops::linear::WeightGrad;
@@ -64,30 +64,7 @@ struct LayerGrads {
     input: Vec<f32>,
     attn: Vec<f32>,
     qkv: Vec<f32>,
-}
-
-/// Where the forward pass reads its matrices.
-#[derive(Clone, Copy)]
-pub(in crate::model) struct Weights<'a> {
-    pub source: WeightSource<'a>,
-    /// Each product on all cores.
-    pub spread: bool,
-}
-
-#[derive(Clone, Copy)]
-pub(in crate::model) enum WeightSource<'a> {
-    /// The parameters, in f32.
-    Stored(&'a [f32]),
-    Packed(&'a PackedWeights),
-}
-
-impl<'a> Weights<'a> {
-    pub fn matrix(&self, range: &Range<usize>, in_features: usize) -> linear::Weight<'a> {
-        match self.source {
-            WeightSource::Stored(flat) => linear::Weight::new(Dtype::F32, &flat[range.clone()], in_features),
-            WeightSource::Packed(packed) => packed.matrix(range, in_features).spread(self.spread),
-        }
-    }
+    low_rank: LowRankGrads,
 }
 
 /// The sizes that recur in every function.
@@ -101,6 +78,14 @@ pub(in crate::model) struct Dims {
 }
 
 impl Dims {
+    fn in_features(&self, site: Site) -> usize {
+        match site {
+            Site::Qkv | Site::GateUp => self.hidden,
+            Site::O => self.attention.q_dim(),
+            Site::Down => self.ffn,
+        }
+    }
+
     /// Width of a row's normed queries and keys.
     fn normed(&self) -> usize {
         if self.qk_norm { (self.attention.heads + self.attention.kv_heads) * self.attention.head_dim } else { 0 }
@@ -161,7 +146,7 @@ impl Forward for ForwardPass<'_> {
 
     fn qkv(&mut self, l: usize) -> Result<(), Infallible> {
         let ForwardPass { model, forest, acts } = self;
-        let (d, layer, weights) = (model.dims(), &model.params.layout.layers[l], model.weights());
+        let (d, weights) = (model.dims(), model.weights());
         let (input, at) = (acts.input(l), acts.layer(l));
         let (x, a) = (&acts.inputs[input], &mut acts.layers[at]);
         a.resize(forest.len(), &d);
@@ -175,7 +160,7 @@ impl Forward for ForwardPass<'_> {
             .zip(a.qkv.par_chunks_mut(BLOCK * d.attention.qkv_dim()))
             .zip(raw);
         parts.for_each(|(((((x, position), norm), rstd), qkv), raw)| {
-            model.qkv_forward(weights, layer, x, position, norm, rstd, qkv, raw)
+            model.qkv_forward(weights, l, x, position, norm, rstd, qkv, raw)
         });
         Ok(())
     }
@@ -208,8 +193,9 @@ impl Forward for ForwardPass<'_> {
         parts.for_each(|(((((((x, attn), mid), norm), rstd), gate_up), act), y)| {
             mid.copy_from_slice(x);
             linear::forward_add(attn, weights.matrix(&layer.o, d.attention.q_dim()), mid);
+            weights.adapt(l, Site::O, attn, mid);
             y.copy_from_slice(mid);
-            model.mlp_forward(weights, layer, mid, norm, rstd, gate_up, act, y);
+            model.mlp_forward(weights, l, mid, norm, rstd, gate_up, act, y);
         });
         acts.inputs[to] = y;
         Ok(())
@@ -232,7 +218,7 @@ impl Model {
     pub(super) fn qkv_forward(
         &self,
         weights: Weights<'_>,
-        layer: &LayerLayout,
+        l: usize,
         x: &[f32],
         position: &[u32],
         norm: &mut [f32],
@@ -240,10 +226,11 @@ impl Model {
         qkv: &mut [f32],
         raw: Option<&mut [f32]>,
     ) {
-        let d = self.dims();
+        let (d, layer) = (self.dims(), &self.params.layout.layers[l]);
         rmsnorm::forward(x, self.weight(&layer.input_norm), d.eps, norm, rstd);
         let bias = layer.qkv_bias.as_ref().map(|range| self.weight(range));
         linear::forward(norm, weights.matrix(&layer.qkv, d.hidden), bias, qkv);
+        weights.adapt(l, Site::Qkv, norm, qkv);
         if let Some(range) = &layer.qk_norm {
             qk_norm::forward(qkv, d.attention, self.weight(range), d.eps, raw);
         }
@@ -256,7 +243,7 @@ impl Model {
     pub(super) fn mlp_forward(
         &self,
         weights: Weights<'_>,
-        layer: &LayerLayout,
+        l: usize,
         x: &[f32],
         norm: &mut [f32],
         rstd: &mut [f32],
@@ -264,11 +251,13 @@ impl Model {
         act: &mut [f32],
         y: &mut [f32],
     ) {
-        let d = self.dims();
+        let (d, layer) = (self.dims(), &self.params.layout.layers[l]);
         rmsnorm::forward(x, self.weight(&layer.post_norm), d.eps, norm, rstd);
         linear::forward(norm, weights.matrix(&layer.gate_up, d.hidden), None, gate_up);
+        weights.adapt(l, Site::GateUp, norm, gate_up);
         swiglu::forward(gate_up, d.ffn, act);
         linear::forward_add(act, weights.matrix(&layer.down, d.ffn), y);
+        weights.adapt(l, Site::Down, act, y);
     }
 }
 
@@ -292,6 +281,7 @@ impl<'a> BackwardPass<'a> {
     ) -> BackwardPass<'a> {
         assert!(acts.keep != SavedActivations::Nothing, "backward after a forward pass that kept nothing");
         acts.grads.resize(forest.len(), &model.dims());
+        acts.grads.low_rank.resize(forest.len(), model.adapter.as_ref());
         BackwardPass { forward: ForwardPass { model, forest, acts }, d_hidden, sink }
     }
 }
@@ -315,7 +305,8 @@ impl<'a> Backward for BackwardPass<'a> {
         let range = &model.params.layout.norm;
         g.input.fill(0.0);
         let last = &inputs[model.config.num_hidden_layers];
-        let parts = norm_backward(sink.spans(), d_hidden, last, model.weight(range), rstd, &mut g.input);
+        let spans = model.spans(&**sink);
+        let parts = norm_backward(spans, d_hidden, last, model.weight(range), rstd, &mut g.input);
         hand_over(*sink, range, parts);
         Ok(())
     }
@@ -325,7 +316,7 @@ impl<'a> Backward for BackwardPass<'a> {
         let at = acts.layer(l);
         let Activations { layers, grads: g, .. } = &mut **acts;
         let (d, layer, a) = (model.dims(), &model.params.layout.layers[l], &mut layers[at]);
-        let (hidden, q_dim, dtype) = (d.hidden, d.attention.q_dim(), model.dtype());
+        let (hidden, q_dim, tokens) = (d.hidden, d.attention.q_dim(), a.rstd2.len());
         dy.copy_from_slice(&g.input);
         let w_norm = model.weight(&layer.post_norm);
         let parts = dy
@@ -334,20 +325,25 @@ impl<'a> Backward for BackwardPass<'a> {
             .zip(a.rstd2.par_chunks(BLOCK))
             .zip(a.gate_up.par_chunks_mut(BLOCK * 2 * d.ffn))
             .zip(g.mid.par_chunks_mut(BLOCK * hidden))
-            .zip(g.attn.par_chunks_mut(BLOCK * q_dim));
-        let spans = sink.spans();
+            .zip(g.attn.par_chunks_mut(BLOCK * q_dim))
+            .zip(a.act.par_chunks(BLOCK * d.ffn))
+            .zip(a.norm2.par_chunks(BLOCK * hidden))
+            .zip(a.attn.par_chunks(BLOCK * q_dim))
+            .zip(g.low_rank.blocks(tokens));
+        let spans = model.spans(&**sink);
         let dw: Vec<Parts> = parts
             .enumerate()
-            .map_init(Vec::new, |scratch, (block, (((((dy, mid), rstd), gate_up), d_mid), d_attn))| {
+            .map_init(Vec::new, |scratch, (block, (rows, mut low_rank))| {
+                let ((((((((dy, mid), rstd), gate_up), d_mid), d_attn), act), norm), attn) = rows;
                 let rows = dy.len() / hidden;
                 scratch.resize(rows * d.ffn.max(hidden), 0.0);
-                linear::backward_input(dtype, dy, model.weight(&layer.down), d.ffn, &mut scratch[..rows * d.ffn]);
+                model.back(l, Site::Down, (act, dy), &mut scratch[..rows * d.ffn], &mut low_rank);
                 swiglu::backward(&scratch[..rows * d.ffn], d.ffn, gate_up);
                 let d_norm = &mut scratch[..rows * hidden];
-                linear::backward_input(dtype, gate_up, model.weight(&layer.gate_up), hidden, d_norm);
+                model.back(l, Site::GateUp, (norm, gate_up), d_norm, &mut low_rank);
                 d_mid.copy_from_slice(dy);
                 let dw = norm_rows(spans, block, d_norm, mid, w_norm, rstd, d_mid);
-                linear::backward_input(dtype, d_mid, model.weight(&layer.o), q_dim, d_attn);
+                model.back(l, Site::O, (attn, d_mid), d_attn, &mut low_rank);
                 dw
             })
             .collect();
@@ -370,7 +366,7 @@ impl<'a> Backward for BackwardPass<'a> {
         let Activations { inputs, layers, grads: g, .. } = &mut **acts;
         let (d, layer, a) = (model.dims(), &model.params.layout.layers[l], &layers[at]);
         let (hidden, q_dim, qkv_dim) = (d.hidden, d.attention.q_dim(), d.attention.qkv_dim());
-        let (w_norm, dtype) = (model.weight(&layer.input_norm), model.dtype());
+        let (w_norm, tokens) = (model.weight(&layer.input_norm), a.rstd1.len());
         let parts = g
             .qkv
             .par_chunks_mut(BLOCK * qkv_dim)
@@ -378,26 +374,30 @@ impl<'a> Backward for BackwardPass<'a> {
             .zip(inputs[input].par_chunks(BLOCK * hidden))
             .zip(a.rstd1.par_chunks(BLOCK))
             .zip(g.mid.par_chunks(BLOCK * hidden))
-            .zip(g.input.par_chunks_mut(BLOCK * hidden));
-        let spans = sink.spans();
+            .zip(g.input.par_chunks_mut(BLOCK * hidden))
+            .zip(a.norm1.par_chunks(BLOCK * hidden))
+            .zip(g.low_rank.blocks(tokens));
+        let spans = model.spans(&**sink);
         let dw: Vec<[Parts; 3]> = parts
             .enumerate()
-            .map_init(Vec::new, |d_norm, (block, (((((d_qkv, position), x), rstd), d_mid), d_input))| {
+            .map_init(Vec::new, |d_norm, (block, (rows, mut low_rank))| {
+                let ((((((d_qkv, position), x), rstd), d_mid), d_input), norm) = rows;
                 let rotated = d.attention.heads + d.attention.kv_heads;
                 rope::rotate(d_qkv, qkv_dim, rotated, position, model.rope(), true);
-                let span = |of: &mut dyn FnMut(Range<usize>) -> Vec<f32>| by_span(spans, block * BLOCK, rstd.len(), of);
                 let d_qk_norm = layer.qk_norm.as_ref().map_or_else(Parts::new, |range| {
-                    span(&mut |r| model.qk_norm_backward(range, d_qkv, &a.raw, block * BLOCK, r))
+                    by_span(spans, block * BLOCK, rstd.len(), |r, trained| {
+                        model.qk_norm_backward(range, d_qkv, &a.raw, (block * BLOCK, r), trained)
+                    })
                 });
-                let d_bias = layer.qkv_bias.as_ref().map_or_else(Parts::new, |range| {
-                    span(&mut |r| {
+                let d_bias = layer.qkv_bias.as_ref().filter(|_| spans.is_some()).map_or_else(Parts::new, |range| {
+                    by_span(spans, block * BLOCK, rstd.len(), |r, _| {
                         let mut d_bias = vec![0.0; range.len()];
                         linear::backward_bias(&d_qkv[r.start * qkv_dim..r.end * qkv_dim], &mut d_bias);
                         d_bias
                     })
                 });
                 d_norm.resize(d_input.len(), 0.0);
-                linear::backward_input(dtype, d_qkv, model.weight(&layer.qkv), hidden, d_norm);
+                model.back(l, Site::Qkv, (norm, d_qkv), d_norm, &mut low_rank);
                 d_input.copy_from_slice(d_mid);
                 [norm_rows(spans, block, d_norm, x, w_norm, rstd, d_input), d_bias, d_qk_norm]
             })
@@ -411,13 +411,17 @@ impl<'a> Backward for BackwardPass<'a> {
         }
 
         // All matrices of the layer together, so that no core waits between them.
-        let product = |dy, out, x, in_features| WeightGrad { dy, out, x, in_features };
-        let mut products = [
-            (layer.qkv.clone(), product(&g.qkv, qkv_dim, &a.norm1, hidden)),
-            (layer.o.clone(), product(&g.mid, hidden, &a.attn, q_dim)),
-            (layer.gate_up.clone(), product(&a.gate_up, 2 * d.ffn, &a.norm2, hidden)),
-            (layer.down.clone(), product(dy, hidden, &a.act, d.ffn)),
+        let product = |dy, out, x, in_features| WeightGrad { dy, out, first: 0, x, in_features };
+        let whole = [
+            (Site::Qkv, product(&g.qkv, qkv_dim, &a.norm1, hidden)),
+            (Site::O, product(&g.mid, hidden, &a.attn, q_dim)),
+            (Site::GateUp, product(&a.gate_up, 2 * d.ffn, &a.norm2, hidden)),
+            (Site::Down, product(dy, hidden, &a.act, d.ffn)),
         ];
+        let mut products: Vec<(Range<usize>, WeightGrad<'_>)> = match &model.adapter {
+            Some(adapter) => whole.iter().flat_map(|(site, of)| g.low_rank.products(adapter, (l, *site), of)).collect(),
+            None => whole.map(|(site, of)| (site.weights(layer).clone(), of)).to_vec(),
+        };
         products.sort_by_key(|p| p.0.start);
         sink.matrices(&products)?;
         Ok(())
@@ -425,26 +429,44 @@ impl<'a> Backward for BackwardPass<'a> {
 
     fn embed_backward(&mut self) -> Result<(), Infallible> {
         let ForwardPass { model, forest, acts } = &self.forward;
-        self.sink.embedding(&model.params.layout.embed, &forest.tokens, &acts.grads.input)?;
-        Ok(())
+        match model.adapter {
+            Some(_) => Ok(()),
+            None => self.sink.embedding(&model.params.layout.embed, &forest.tokens, &acts.grads.input),
+        }
     }
 }
 
 impl Model {
-    /// Takes the rows `rows` of a block, which begins with row `first`, back through the norm of queries and keys; its dw.
+    /// Ends of the spans within which the gradients of norm weights and biases are summed; `None` where they are frozen.
+    fn spans<'s>(&self, sink: &'s dyn Sink<Cpu>) -> Option<&'s [usize]> {
+        self.adapter.is_none().then(|| sink.spans())
+    }
+
+    /// Takes the gradient `dy` of a product of layer `l` back to that of its input `x`, which overwrites `dx`, on a block of rows.
+    fn back(&self, l: usize, site: Site, (x, dy): (&[f32], &[f32]), dx: &mut [f32], low_rank: &mut LowRankBlock<'_>) {
+        let (range, dtype) = (site.weights(&self.params.layout.layers[l]), self.dtype());
+        let in_features = self.dims().in_features(site);
+        linear::backward_input(dtype, dy, self.weight(range), in_features, dx);
+        if let Some(adapter) = &self.adapter {
+            cpu_adapter::backward(adapter, (l, site, dtype), (x, dy), dx, low_rank);
+        }
+    }
+
+    /// Takes the rows `rows` of a block, which begins with row `first`, back through the norm of queries and keys; its dw, where it is
+    /// `trained`.
     fn qk_norm_backward(
         &self,
         range: &Range<usize>,
         d_qkv: &mut [f32],
         raw: &[f32],
-        first: usize,
-        rows: Range<usize>,
+        (first, rows): (usize, Range<usize>),
+        trained: bool,
     ) -> Vec<f32> {
-        let (d, mut dw) = (self.dims(), vec![0.0; range.len()]);
+        let (d, mut dw) = (self.dims(), vec![0.0; if trained { range.len() } else { 0 }]);
         let (wide, raw_wide) = (d.attention.qkv_dim(), d.normed());
         let raw = &raw[(first + rows.start) * raw_wide..(first + rows.end) * raw_wide];
         let d_qkv = &mut d_qkv[rows.start * wide..rows.end * wide];
-        qk_norm::backward(d_qkv, d.attention, raw, self.weight(range), d.eps, &mut dw);
+        qk_norm::backward(d_qkv, d.attention, raw, self.weight(range), d.eps, trained.then_some(&mut dw));
         dw
     }
 }
@@ -456,18 +478,34 @@ fn hand_over(sink: &mut dyn Sink<Cpu>, range: &Range<usize>, blocks: Vec<Parts>)
     blocks.iter().flatten().try_for_each(|(span, d)| sink.vector(range, *span, d))
 }
 
-/// RMSNorm's backward pass over a block of rows; dw of each span by itself.
-fn norm_rows(spans: &[usize], block: usize, dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32]) -> Parts {
-    by_span(spans, block * BLOCK, rstd.len(), |rows| {
-        let mut dw = vec![0.0; w.len()];
+/// RMSNorm's backward pass over a block of rows; dw of each span by itself, unless it is frozen.
+fn norm_rows(
+    spans: Option<&[usize]>,
+    block: usize,
+    dy: &[f32],
+    x: &[f32],
+    w: &[f32],
+    rstd: &[f32],
+    dx: &mut [f32],
+) -> Parts {
+    by_span(spans, block * BLOCK, rstd.len(), |rows, trained| {
+        let mut dw = vec![0.0; if trained { w.len() } else { 0 }];
         let at = rows.start * w.len()..rows.end * w.len();
-        rmsnorm::backward(&dy[at.clone()], &x[at.clone()], w, &rstd[rows], &mut dx[at], &mut dw);
+        let (dy, x, dx) = (&dy[at.clone()], &x[at.clone()], &mut dx[at]);
+        rmsnorm::backward(dy, x, w, &rstd[rows], dx, trained.then_some(&mut dw));
         dw
     })
 }
 
 /// The same over all rows in parallel.
-fn norm_backward(spans: &[usize], dy: &[f32], x: &[f32], w: &[f32], rstd: &[f32], dx: &mut [f32]) -> Vec<Parts> {
+fn norm_backward(
+    spans: Option<&[usize]>,
+    dy: &[f32],
+    x: &[f32],
+    w: &[f32],
+    rstd: &[f32],
+    dx: &mut [f32],
+) -> Vec<Parts> {
     let block = BLOCK * w.len();
     let parts = dy.par_chunks(block).zip(x.par_chunks(block)).zip(rstd.par_chunks(BLOCK)).zip(dx.par_chunks_mut(block));
     parts.enumerate().map(|(i, (((dy, x), rstd), dx))| norm_rows(spans, i, dy, x, w, rstd, dx)).collect()
@@ -495,7 +533,7 @@ impl LayerActs {
 
 impl LayerGrads {
     fn resize(&mut self, tokens: usize, d: &Dims) {
-        let LayerGrads { mid, input, attn, qkv } = self;
+        let LayerGrads { mid, input, attn, qkv, .. } = self;
         let sizes = [(mid, d.hidden), (input, d.hidden), (attn, d.attention.q_dim()), (qkv, d.attention.qkv_dim())];
         sizes.into_iter().for_each(|(buffer, width)| buffer.resize(tokens * width, 0.0));
     }

@@ -4,9 +4,11 @@
 //! inputs, and large models, go through the model together: all threads work on each layer in turn. A row's numbers are the same
 //! either way.
 
-use super::cpu::{Dims, Weights};
+use super::cpu::Dims;
+use super::cpu_weights::Weights;
 use super::kv_cache::{Growing, KvCache};
 use crate::device::cpu::BLOCK;
+use crate::model::adapter::Site;
 use crate::model::pages::{PAGE, SequenceId};
 use crate::model::transformer::Forward;
 use crate::model::{Model, transformer};
@@ -138,12 +140,11 @@ impl Forward for DecodePass<'_, '_> {
 
     fn qkv(&mut self, l: usize) -> Result<(), Infallible> {
         let (model, block, weights, d) = (self.model, self.block, self.weights, self.model.dims());
-        let layer = &model.params.layout.layers[l];
         let rows = self.x.par_chunks(block * d.hidden).zip(self.position.par_chunks(block));
         let parts = rows.zip(self.qkv.par_chunks_mut(block * d.attention.qkv_dim()));
         parts.for_each_init(Scratch::default, |s, ((x, position), qkv)| {
             s.resize(position.len(), &d);
-            model.qkv_forward(weights, layer, x, position, &mut s.norm, &mut s.rstd, qkv, None);
+            model.qkv_forward(weights, l, x, position, &mut s.norm, &mut s.rstd, qkv, None);
         });
         Ok(())
     }
@@ -172,8 +173,9 @@ impl Forward for DecodePass<'_, '_> {
         parts.for_each_init(Scratch::default, |s, (x, attn)| {
             s.resize(x.len() / d.hidden, &d);
             linear::forward_add(attn, weights.matrix(&layer.o, q_dim), x);
+            weights.adapt(l, Site::O, attn, x);
             s.mid.copy_from_slice(x);
-            model.mlp_forward(weights, layer, &s.mid, &mut s.norm, &mut s.rstd, &mut s.gate_up, &mut s.act, x);
+            model.mlp_forward(weights, l, &s.mid, &mut s.norm, &mut s.rstd, &mut s.gate_up, &mut s.act, x);
         });
         Ok(())
     }

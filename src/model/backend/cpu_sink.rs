@@ -49,7 +49,7 @@ impl Sink<Cpu> for Accumulate<'_> {
             let (dw, tail) = std::mem::take(&mut rest)[range.start - at..].split_at_mut(range.len());
             (rest, at) = (tail, range.end);
             for (i, dw) in dw.chunks_mut(WEIGHT_TILE * grad.in_features).enumerate() {
-                tiles.push((dw, grad, i * WEIGHT_TILE));
+                tiles.push((dw, grad, grad.first + i * WEIGHT_TILE));
             }
         }
         tiles.into_par_iter().with_max_len(1).for_each(|(dw, g, first)| {
@@ -64,13 +64,18 @@ impl Sink<Cpu> for Accumulate<'_> {
     }
 }
 
-/// Calls `part` with each run of the rows `first .. first + rows` that lies in one span (counted from `first`).
+/// Calls `part` with each run of the rows `first .. first + rows` that lies in one span (counted from `first`), and whether a gradient
+/// is wanted of it. Without spans nothing is trained: there is one run, and what `part` returns is none's.
 pub(super) fn by_span<R>(
-    spans: &[usize],
+    spans: Option<&[usize]>,
     first: usize,
     rows: usize,
-    mut part: impl FnMut(Range<usize>) -> R,
+    mut part: impl FnMut(Range<usize>, bool) -> R,
 ) -> Vec<(usize, R)> {
+    let Some(spans) = spans else {
+        part(0..rows, false);
+        return Vec::new();
+    };
     let mut at = first;
     let touched = spans.partition_point(|end| *end <= first)..spans.len();
     touched
@@ -79,7 +84,7 @@ pub(super) fn by_span<R>(
             let end = spans[span].min(first + rows);
             let run = at - first..end - first;
             at = end;
-            (!run.is_empty()).then(|| (span, part(run)))
+            (!run.is_empty()).then(|| (span, part(run, true)))
         })
         .collect()
 }

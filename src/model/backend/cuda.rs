@@ -5,10 +5,12 @@
 
 use super::SavedActivations;
 use super::Sink;
+use super::cuda_adapter::CudaAdapter;
 use super::cuda_graphs::Graphs;
 use super::cuda_sink::{Accumulate, Cuda, part, spans};
 use crate::device::{Error, Gpu, Packed, Result, Slice, SubSlice, Tensor};
 use crate::forest::Forest;
+use crate::model::adapter::Site;
 use crate::model::params::Layout;
 use crate::model::transformer::{Backward, Forward};
 use crate::model::{Architecture, Model, transformer};
@@ -30,6 +32,8 @@ pub struct CudaModel {
     pub layout: Arc<Layout>,
     /// Flat, as [`crate::model::Params`]: the copy that the optimizer rounds from its master weights.
     pub weights: Tensor<bf16>,
+    /// What stands beside them, where there is something: then it is trained, and the weights are frozen.
+    pub adapter: Option<CudaAdapter>,
     /// Sequences that a decoder of this model has room for, each as long as the context allows (`rollout.max_live`).
     pub(super) max_live: usize,
     pub(super) gpu: Gpu,
@@ -65,6 +69,8 @@ pub struct CudaActivations {
     rstd: Tensor<f32>,
     /// What a layer adds to the residual stream, `[tokens, hidden]`.
     delta: Tensor<bf16>,
+    /// Scratch of adapters, `[tokens, rank]`.
+    low_rank: Option<Tensor<bf16>>,
 }
 
 /// One layer's activations; every field is `[tokens, ...]`.
@@ -89,6 +95,8 @@ struct LayerGrads {
     norm: Tensor<bf16>,
     attn: Tensor<bf16>,
     qkv: Tensor<bf16>,
+    /// Of adapters, `[tokens, rank]`, beside the scratch of the forward pass.
+    low_rank: Option<Tensor<bf16>>,
 }
 
 impl CudaModel {
@@ -102,6 +110,7 @@ impl CudaModel {
             config: model.config.clone(),
             layout: model.params.layout.clone(),
             weights: gpu.tensor(&weights)?,
+            adapter: model.adapter.as_ref().map(|adapter| CudaAdapter::new(gpu, adapter)).transpose()?,
             max_live,
             rope: rope::cuda::Tables::new(gpu, model.rope())?,
             gpu: gpu.clone(),
@@ -129,6 +138,16 @@ impl CudaModel {
         })
     }
 
+    /// What training changes: the adapter's matrices, or without an adapter all weights.
+    pub fn trained(&self) -> (&Arc<Layout>, &Tensor<bf16>) {
+        let adapter = self.adapter.as_ref().map(|adapter| (&adapter.layout.tensors, &adapter.weights));
+        adapter.unwrap_or((&self.layout, &self.weights))
+    }
+
+    fn low_rank(&self, tokens: usize) -> Result<Option<Tensor<bf16>>> {
+        self.adapter.as_ref().map(|adapter| self.gpu.uninit(adapter.low_rank(tokens))).transpose()
+    }
+
     /// CUDA graphs that its decoders have captured.
     pub fn graphs(&self) -> usize {
         self.graphs.len()
@@ -137,6 +156,14 @@ impl CudaModel {
     pub(super) fn shape(&self) -> attention::Shape {
         let c = &self.config;
         attention::Shape { heads: c.num_attention_heads, kv_heads: c.num_key_value_heads, head_dim: c.head_dim }
+    }
+
+    fn in_features(&self, site: Site) -> usize {
+        match site {
+            Site::Qkv | Site::GateUp => self.config.hidden_size,
+            Site::O => self.shape().q_dim(),
+            Site::Down => self.config.intermediate_size,
+        }
     }
 
     pub(super) fn weight(&self, range: &Range<usize>) -> SubSlice<'_, bf16> {
@@ -180,6 +207,7 @@ impl CudaModel {
             layers: (0..keep.places(layers)).map(|_| self.layer_acts(n, keep)).collect::<Result<_>>()?,
             rstd: gpu.uninit(n)?,
             delta: wide()?,
+            low_rank: self.low_rank(n)?,
         })
     }
 
@@ -188,8 +216,8 @@ impl CudaModel {
         transformer::forward(&mut ForwardPass { model: self, tokens, acts, attend, again: false })
     }
 
-    /// Back-propagates `d_hidden` `[tokens, hidden]` through the decoder and adds every parameter's gradient to `grads`, flat as
-    /// the weights.
+    /// Back-propagates `d_hidden` `[tokens, hidden]` through the decoder and adds the gradient of all that is trained to `grads`, flat
+    /// as [`CudaModel::trained`].
     ///
     /// # Errors
     /// If there is too little device memory, or a launch fails.
@@ -227,6 +255,7 @@ impl CudaModel {
             norm: gpu.uninit(n * c.hidden_size)?,
             attn: gpu.uninit(n * shape.q_dim())?,
             qkv: gpu.uninit(n * shape.qkv_dim())?,
+            low_rank: self.low_rank(n)?,
         };
         let stream = gpu.zeros::<bf16>(n * c.hidden_size)?;
         let attend = self.attend(forest);
@@ -245,10 +274,15 @@ impl CudaModel {
         sink: &mut dyn Sink<Cuda>,
     ) -> Result<()> {
         let w = self.weight(range);
+        if self.adapter.is_some() {
+            return rmsnorm::cuda::backward(&self.gpu, dy, x, &w, rstd, stream, None::<&Slice<f32>>);
+        }
         for (span, rows) in spans(sink) {
             let [dy, x, stream] = [dy, x, stream].map(|of| part(of, &wide(&rows, w.len())));
             let rstd = part(rstd, &rows);
-            sink.vector(range, span, &mut |dw| rmsnorm::cuda::backward(&self.gpu, &dy, &x, &w, &rstd, &stream, dw))?;
+            sink.vector(range, span, &mut |dw| {
+                rmsnorm::cuda::backward(&self.gpu, &dy, &x, &w, &rstd, &stream, Some(dw))
+            })?;
         }
         Ok(())
     }
@@ -309,6 +343,23 @@ impl ForwardPass<'_> {
         }
         rmsnorm::cuda::forward_add(gpu, &self.acts.layer(l - 1).mid, &self.acts.delta, &w, eps, x, y, rstd)
     }
+
+    /// `y = x Wᵀ` of layer `l`, and what its adapters add.
+    fn product(
+        &self,
+        l: usize,
+        site: Site,
+        x: &Slice<bf16>,
+        bias: Option<&Slice<bf16>>,
+        y: &Slice<bf16>,
+    ) -> Result<()> {
+        let (model, w) = (self.model, site.weights(&self.model.layout.layers[l]));
+        linear::cuda::forward(&model.gpu, x, &model.weight(w), bias, model.in_features(site), y)?;
+        match (&model.adapter, &self.acts.low_rank) {
+            (Some(adapter), Some(scratch)) => adapter.forward(&model.gpu, (l, site), x, y, scratch),
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Forward for ForwardPass<'_> {
@@ -329,7 +380,7 @@ impl Forward for ForwardPass<'_> {
         let (gpu, c) = (&model.gpu, &model.config);
         self.norm_of(l, &layer.input_norm, &a.norm1, &a.rstd1)?;
         let bias = layer.qkv_bias.as_ref().map(|range| model.weight(range));
-        linear::cuda::forward(gpu, &a.norm1, &model.weight(&layer.qkv), bias.as_deref(), c.hidden_size, &a.qkv)?;
+        self.product(l, Site::Qkv, &a.norm1, bias.as_deref(), &a.qkv)?;
         if let Some(range) = &layer.qk_norm {
             let (w, raw) = (model.weight(range), a.raw.as_deref());
             qk_norm::cuda::forward(gpu, &a.qkv, model.shape(), &w, c.rms_norm_eps, raw)?;
@@ -346,12 +397,12 @@ impl Forward for ForwardPass<'_> {
     fn mlp(&mut self, l: usize) -> Result<()> {
         let (model, a, layer, delta) = (self.model, self.acts.layer(l), &self.model.layout.layers[l], &self.acts.delta);
         let (gpu, c) = (&model.gpu, &model.config);
-        linear::cuda::forward(gpu, &a.attn, &model.weight(&layer.o), None, model.shape().q_dim(), delta)?;
+        self.product(l, Site::O, &a.attn, None, delta)?;
         let w = model.weight(&layer.post_norm);
         rmsnorm::cuda::forward_add(gpu, self.acts.input(l), delta, &w, c.rms_norm_eps, &a.mid, &a.norm2, &a.rstd2)?;
-        linear::cuda::forward(gpu, &a.norm2, &model.weight(&layer.gate_up), None, c.hidden_size, &a.gate_up)?;
+        self.product(l, Site::GateUp, &a.norm2, None, &a.gate_up)?;
         swiglu::cuda::forward(gpu, &a.gate_up, c.intermediate_size, &a.act)?;
-        linear::cuda::forward(gpu, &a.act, &model.weight(&layer.down), None, c.intermediate_size, delta)
+        self.product(l, Site::Down, &a.act, None, delta)
     }
 
     fn norm(&mut self) -> Result<()> {
@@ -391,16 +442,13 @@ impl<'a> Backward for BackwardPass<'a> {
     fn mlp_backward(&mut self, l: usize) -> Result<()> {
         let BackwardPass { forward: ForwardPass { model, acts, .. }, grads: g, stream, sink, .. } = self;
         let (gpu, a, layer, c) = (&model.gpu, acts.layer(l), &model.layout.layers[l], &model.config);
-        let (hidden, ffn, q_dim) = (c.hidden_size, c.intermediate_size, model.shape().q_dim());
-        linear::cuda::backward_input(gpu, stream, &model.weight(&layer.down), ffn, &g.act)?;
-        sink.matrices(&[(layer.down.clone(), WeightGrad { dy: stream, out: hidden, x: &a.act, in_features: ffn })])?;
+        let ffn = c.intermediate_size;
+        let back = Products { model, acts, grads: g };
+        back.backward(l, Site::Down, (&a.act, stream), &g.act, *sink)?;
         swiglu::cuda::backward(gpu, &g.act, ffn, &a.gate_up)?;
-        linear::cuda::backward_input(gpu, &a.gate_up, &model.weight(&layer.gate_up), hidden, &g.norm)?;
-        let products = WeightGrad { dy: &a.gate_up, out: 2 * ffn, x: &a.norm2, in_features: hidden };
-        sink.matrices(&[(layer.gate_up.clone(), products)])?;
+        back.backward(l, Site::GateUp, (&a.norm2, &a.gate_up), &g.norm, *sink)?;
         model.norm_backward(&layer.post_norm, &g.norm, &a.mid, &a.rstd2, stream, *sink)?;
-        linear::cuda::backward_input(gpu, stream, &model.weight(&layer.o), q_dim, &g.attn)?;
-        sink.matrices(&[(layer.o.clone(), WeightGrad { dy: stream, out: hidden, x: &a.attn, in_features: q_dim })])
+        back.backward(l, Site::O, (&a.attn, stream), &g.attn, *sink)
     }
 
     fn attend_backward(&mut self, l: usize) -> Result<()> {
@@ -413,30 +461,63 @@ impl<'a> Backward for BackwardPass<'a> {
     fn qkv_backward(&mut self, l: usize) -> Result<()> {
         let BackwardPass { forward: ForwardPass { model, acts, .. }, grads: g, stream, sink, forest, .. } = self;
         let (gpu, a, layer, shape) = (&model.gpu, acts.layer(l), &model.layout.layers[l], model.shape());
-        let (hidden, qkv_dim, eps) = (model.config.hidden_size, shape.qkv_dim(), model.config.rms_norm_eps);
+        let (qkv_dim, eps, frozen) = (shape.qkv_dim(), model.config.rms_norm_eps, model.adapter.is_some());
         if let (Some(range), Some(raw)) = (&layer.qk_norm, &a.raw) {
+            if frozen {
+                let w = model.weight(range);
+                qk_norm::cuda::backward(gpu, &g.qkv, shape, raw, &w, eps, None::<&Slice<f32>>)?;
+            }
             let (w, raw_dim) = (model.weight(range), (shape.heads + shape.kv_heads) * shape.head_dim);
-            for (span, rows) in spans(*sink) {
+            for (span, rows) in spans(*sink).into_iter().filter(|_| !frozen) {
                 let (d, raw) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(raw, &wide(&rows, raw_dim)));
-                sink.vector(range, span, &mut |dw| qk_norm::cuda::backward(gpu, &d, shape, &raw, &w, eps, dw))?;
+                sink.vector(range, span, &mut |dw| qk_norm::cuda::backward(gpu, &d, shape, &raw, &w, eps, Some(dw)))?;
             }
         }
-        if let Some(range) = &layer.qkv_bias {
+        if let Some(range) = layer.qkv_bias.as_ref().filter(|_| !frozen) {
             for (span, rows) in spans(*sink) {
                 let (d, ones) = (part(&g.qkv, &wide(&rows, qkv_dim)), part(&forest.ones, &(0..rows.len())));
                 sink.vector(range, span, &mut |db| linear::cuda::backward_bias(gpu, &d, &ones, db))?;
             }
         }
-        linear::cuda::backward_input(gpu, &g.qkv, &model.weight(&layer.qkv), hidden, &g.norm)?;
-        sink.matrices(&[(
-            layer.qkv.clone(),
-            WeightGrad { dy: &g.qkv, out: qkv_dim, x: &a.norm1, in_features: hidden },
-        )])?;
+        let back = Products { model, acts, grads: g };
+        back.backward(l, Site::Qkv, (&a.norm1, &g.qkv), &g.norm, *sink)?;
         model.norm_backward(&layer.input_norm, &g.norm, acts.input(l), &a.rstd1, stream, *sink)
     }
 
     fn embed_backward(&mut self) -> Result<()> {
+        if self.forward.model.adapter.is_some() {
+            return Ok(());
+        }
         self.sink.embedding(&self.forward.model.layout.embed, &self.forest.tokens, &self.stream)
+    }
+}
+
+/// What the backward passes of products need.
+struct Products<'a> {
+    model: &'a CudaModel,
+    acts: &'a CudaActivations,
+    grads: &'a LayerGrads,
+}
+
+impl Products<'_> {
+    /// Takes the gradient `dy` of a product of layer `l` back to that of its input `x`, which overwrites `dx`; its weights' goes to
+    /// `sink`, or, where they are frozen, their adapters'.
+    fn backward(
+        &self,
+        l: usize,
+        site: Site,
+        (x, dy): (&Slice<bf16>, &Slice<bf16>),
+        dx: &Slice<bf16>,
+        sink: &mut dyn Sink<Cuda>,
+    ) -> Result<()> {
+        let Products { model, acts, grads } = self;
+        let (range, in_features) = (site.weights(&model.layout.layers[l]), model.in_features(site));
+        linear::cuda::backward_input(&model.gpu, dy, &model.weight(range), in_features, dx)?;
+        let whole = WeightGrad { dy, out: range.len() / in_features, first: 0, x, in_features };
+        match (&model.adapter, &acts.low_rank, &grads.low_rank) {
+            (Some(adapter), Some(u), Some(v)) => adapter.backward(&model.gpu, (l, site), whole, dx, ([u, v], sink)),
+            _ => sink.matrices(&[(range.clone(), whole)]),
+        }
     }
 }
 
@@ -444,7 +525,7 @@ impl CudaActivations {
     /// Of all memory that a forward pass reads or writes here.
     pub(super) fn addresses(&self) -> Vec<u64> {
         let mut all = vec![self.hidden.address(), self.rstd.address(), self.delta.address()];
-        all.extend(self.inputs.iter().map(|input| input.address()));
+        all.extend(self.inputs.iter().chain(&self.low_rank).map(|of| of.address()));
         for a in &self.layers {
             all.extend([&a.norm1, &a.qkv, &a.attn, &a.mid, &a.norm2, &a.gate_up, &a.act].map(|x| x.address()));
             all.extend([&a.rstd1, &a.softmax, &a.rstd2].map(|x| x.address()));

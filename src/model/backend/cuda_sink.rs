@@ -40,7 +40,7 @@ impl Sink<Cuda> for Accumulate<'_> {
 
     fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) -> Result<()> {
         let add = |(range, g): &(Range<usize>, WeightGrad<'_>)| {
-            linear::cuda::backward_weight(self.gpu, g.dy, g.x, g.in_features, &*part(self.grads, range))
+            linear::cuda::backward_weight(self.gpu, *g, &*part(self.grads, range))
         };
         grads.iter().try_for_each(add)
     }

@@ -2,18 +2,16 @@
 //!
 //! A page holds [`PAGE`] tokens of every layer and kv head.
 
-use super::cpu::{WeightSource, Weights};
-use super::packed_weights::PackedWeights;
+use super::cpu_weights::{PackedModel, Weights};
 use crate::model::Model;
 use crate::model::pages::{PAGE, Pages, SequenceId};
 use crate::ops::decode_attention::Paged;
-use std::sync::Arc;
 
 /// Keys and values of many sequences.
 pub struct KvCache {
     shape: PageShape,
     /// Packed: decoding multiplies few rows at a time.
-    weights: Arc<PackedWeights>,
+    weights: PackedModel,
     pages: Pages,
     /// The content of each page; empty while a sequence that grows has taken it out.
     memory: Vec<Box<[f32]>>,
@@ -118,7 +116,7 @@ impl KvCache {
     }
 
     pub(super) fn weights(&self) -> Weights<'_> {
-        Weights { source: WeightSource::Packed(&self.weights), spread: false }
+        self.weights.weights()
     }
 
     /// Makes each sequence (none twice) longer by so many tokens, which `write` writes; a page that is shared is copied before.
@@ -152,7 +150,7 @@ impl KvCache {
                 Growing { shape: self.shape, past, read: read.collect(), written }
             })
             .collect();
-        write(Weights { source: WeightSource::Packed(&self.weights), spread: false }, &mut growing);
+        write(self.weights.weights(), &mut growing);
         let written: Vec<Vec<Box<[f32]>>> = growing.into_iter().map(|sequence| sequence.written).collect();
         for (((id, _), past), written) in ids.iter().zip(past).zip(written) {
             for (page, content) in self.pages.of(*id)[past / PAGE..].iter().zip(written) {

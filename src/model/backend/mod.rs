@@ -1,9 +1,12 @@
 //! Where a transformer's blocks are computed, and where its backward pass puts the gradients of weights.
 
 pub(crate) mod cpu;
+mod cpu_adapter;
 mod cpu_decode;
 pub(crate) mod cpu_sink;
+pub(in crate::model) mod cpu_weights;
 pub mod cuda;
+pub mod cuda_adapter;
 pub mod cuda_decode;
 mod cuda_graphs;
 pub(crate) mod cuda_sink;

@@ -1,14 +1,15 @@
-//! A model's matrices in the order in which products read them.
+//! Matrices in the order in which products read them.
 
 use crate::device::Dtype;
 use crate::device::cpu::bf16;
 use crate::model::Params;
+use crate::model::params::Layout;
 use crate::ops::linear::{self, Weight};
 use rayon::prelude::*;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The layers' matrices and the head.
+/// The matrices of a model, or of its adapters.
 pub(in crate::model) enum PackedWeights {
     /// A buffer of the parameters' layout.
     F32(Vec<f32>),
@@ -17,9 +18,8 @@ pub(in crate::model) enum PackedWeights {
 }
 
 impl PackedWeights {
-    /// On all cores.
-    pub fn new(params: &Params, dtype: Dtype) -> PackedWeights {
-        let matrices = matrices(params);
+    /// Packs `matrices`, each by its place in `params` and its input features, on all cores.
+    pub fn new(params: &Params, matrices: Vec<(Range<usize>, usize)>, dtype: Dtype) -> PackedWeights {
         match dtype {
             Dtype::F32 => {
                 let mut flat = params.flat.clone();
@@ -46,9 +46,8 @@ impl PackedWeights {
     }
 }
 
-/// The place and the input features of each matrix that the forward pass multiplies by.
-fn matrices(params: &Params) -> Vec<(Range<usize>, usize)> {
-    let layout = &params.layout;
+/// The place and the input features of each matrix that a model's forward pass multiplies by: the layers' and the head.
+pub(in crate::model) fn matrices(layout: &Layout) -> Vec<(Range<usize>, usize)> {
     let hidden = layout.norm.len();
     let features = |matrix: &Range<usize>| matrix.len() / hidden;
     let layer = layout.layers.iter().flat_map(|l| {

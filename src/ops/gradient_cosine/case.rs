@@ -55,12 +55,12 @@ fn both_methods(b: &SampleShape, t: &mut Trial<'_>) -> Result<()> {
     let (x, dy, mut want) =
         (Bf16s::randoms(1, rows * n_in), Bf16s::randoms(2, rows * out), vec![0.0; samples * samples]);
     t.cpu(Work::Flops(flops(GramMethod::Materialized, rows, samples, n_in, columns.len())), || {
-        let wide = WeightGrad { dy: dy.wide(), out, x: x.wide(), in_features: n_in };
+        let wide = WeightGrad { dy: dy.wide(), out, first: 0, x: x.wide(), in_features: n_in };
         slab_tiles(columns.clone(), n_in, samples)
             .for_each(|tile| add_parts(&mut want, samples, &slab(wide, tile, &ends)));
     });
     let (x, dy, batch) = (x.on(gpu)?, dy.on(gpu)?, cuda::Samples::new(gpu, ends)?);
-    let g = linear::cuda::WeightGrad { dy: &dy, out, x: &x, in_features: n_in };
+    let g = linear::cuda::WeightGrad { dy: &dy, out, first: 0, x: &x, in_features: n_in };
     let found = gpu.tensor(&vec![1.0f64; samples * samples])?;
     let work = Work::Flops(flops(GramMethod::Ghost, rows, samples, n_in, columns.len()));
     t.cuda(gpu, work, || batch.add(gpu, GramMethod::Ghost, g, columns.clone(), &found))?;

@@ -167,7 +167,7 @@ fn backward(s: &Sizes, t: &mut Trial<'_>) -> Result<()> {
     let sums = || Ok((gpu.zeros::<f32>(d_weight.len())?, gpu.zeros::<bf16>(d_hidden.len())?));
     let (own, portable) = (sums()?, if t.compares() { Some(sums()?) } else { None });
     let gradients =
-        |(dw, dh)| cuda::Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: dw, d_hidden: dh };
+        |(dw, dh)| cuda::Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: Some(dw), d_hidden: dh };
     t.cuda(gpu, flops(s, 4.0), || cuda::backward(gpu, on.head(), &on.targets, &scores, gradients((&*own.0, &*own.1))))?;
     if let Some((dw, dh)) = &portable {
         cuda::backward_portable(gpu, on.head(), &on.targets, &scores, gradients((&**dw, &**dh)))?;
@@ -186,7 +186,7 @@ fn both(s: &Sizes, t: &mut Trial<'_>) -> Result<()> {
     let on = Inputs::new(s).on(gpu)?;
     let d = gpu.tensor(&randoms(7, on.targets.order.len()))?;
     let (dw, dh) = (gpu.zeros::<f32>(s.vocab * s.width)?, gpu.zeros::<bf16>(s.rows * s.width)?);
-    let sums = cuda::Gradients { d_logprob: &d, d_entropy: &d, d_weight: &dw, d_hidden: &dh };
+    let sums = cuda::Gradients { d_logprob: &d, d_entropy: &d, d_weight: Some(&dw), d_hidden: &dh };
     t.cuda(gpu, flops(s, 6.0), || {
         let scores = cuda::forward(gpu, on.head(), &on.targets)?;
         cuda::backward(gpu, on.head(), &on.targets, &scores, sums)

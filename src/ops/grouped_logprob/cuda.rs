@@ -140,8 +140,8 @@ pub struct Gradients<'a> {
     /// Gradients of the targets' log-probs and entropies.
     pub d_logprob: &'a Slice<f32>,
     pub d_entropy: &'a Slice<f32>,
-    /// `[vocab, width]`
-    pub d_weight: &'a Slice<f32>,
+    /// `[vocab, width]`; none where the head is frozen.
+    pub d_weight: Option<&'a Slice<f32>>,
     /// `[tokens, width]`
     pub d_hidden: &'a Slice<bf16>,
 }
@@ -214,7 +214,8 @@ impl Kernels<'_> {
 
     fn backward(self, head: Head, targets: &Targets, scores: &Scores, g: Gradients) -> Result<()> {
         let (gpu, vocab, rows, width) = (self.gpu, vocab(&head, targets)?, targets.rows(), head.width);
-        let lengths = [g.d_logprob.len(), g.d_entropy.len(), g.d_weight.len(), g.d_hidden.len()];
+        let d_weight = g.d_weight.map_or(vocab * width, Slice::len);
+        let lengths = [g.d_logprob.len(), g.d_entropy.len(), d_weight, g.d_hidden.len()];
         let wanted = [targets.order.len(), targets.order.len(), vocab * width, head.hidden.len()];
         expect("grouped log-prob backward", lengths == wanted, || format!("gradients of {lengths:?} for {wanted:?}"))?;
         let stride = vocab.next_multiple_of(8);
@@ -239,8 +240,9 @@ impl Kernels<'_> {
             let d_h = matrix(d_rows.address() + (2 * first * width) as u64, width);
             let (alpha, batch, bias) = (1.0, 1, None);
             gpu.matmul(&Matmul { m: n, n: width, k: vocab, batch, alpha, beta: 0.0, a: d, b: w, c: d_h, bias })?;
+            let Some(d_weight) = g.d_weight else { continue };
             let d = Operand { transposed: true, ..d };
-            let c = Operand { dtype: Dtype::F32, ..matrix(g.d_weight.address(), width) };
+            let c = Operand { dtype: Dtype::F32, ..matrix(d_weight.address(), width) };
             gpu.matmul(&Matmul { m: vocab, n: width, k: n, batch, alpha, beta: 1.0, a: d, b: h, c, bias })?;
         }
         embedding::cuda::backward(gpu, &targets.rows, &d_rows, width, g.d_hidden)

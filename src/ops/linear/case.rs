@@ -61,9 +61,10 @@ fn backward_weight(s @ Sizes([rows, n_in, n_out]): &Sizes<3>, t: &mut Trial<'_>)
     t.cpu(flops(s), || super::backward_weight(Dtype::F32, dy.wide(), *n_out, 0, x.wide(), *n_in, &mut want));
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (dy, x, dw_wide, dw) = (dy.on(gpu)?, x.on(gpu)?, gpu.tensor(dw.wide())?, dw.on(gpu)?);
-    t.cuda(gpu, flops(s), || cuda::backward_weight(gpu, &dy, &x, *n_in, &dw))?;
+    let g = cuda::WeightGrad { dy: &dy, out: *n_out, first: 0, x: &x, in_features: *n_in };
+    t.cuda(gpu, flops(s), || cuda::backward_weight(gpu, g, &dw))?;
     t.sums("dw in bf16", &dw, &want, *rows)?;
-    cuda::backward_weight(gpu, &dy, &x, *n_in, &dw_wide)?;
+    cuda::backward_weight(gpu, g, &dw_wide)?;
     t.sums("dw in f32", &dw_wide, &want, *rows)?;
     let (ones, db) = (gpu.tensor(&vec![bf16::ONE; *rows])?, gpu.tensor(&db)?);
     cuda::backward_bias(gpu, &dy, &ones, &db)?;

@@ -60,11 +60,11 @@ fn backward(&QkvRows { rows, shape }: &QkvRows, t: &mut Trial<'_>) -> Result<()>
     let (dy, raw) = (Bf16s::randoms(1, rows * shape.qkv_dim()), Bf16s::randoms(2, heads * d));
     let (w, mut want_dw) = (Bf16s::randoms(3, 2 * d), vec![0.0; 2 * d]);
     let want = t.cpu_in_place(Work::Bytes(12 * heads * d), &dy, |dy| {
-        super::backward(dy, shape, raw.wide(), w.wide(), EPS, &mut want_dw);
+        super::backward(dy, shape, raw.wide(), w.wide(), EPS, Some(&mut want_dw));
     });
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (dy, raw, w, dw) = (dy.on(gpu)?, raw.on(gpu)?, w.on(gpu)?, gpu.zeros::<f32>(2 * d)?);
-    t.cuda(gpu, Work::Bytes(6 * heads * d), || cuda::backward(gpu, &dy, shape, &raw, &w, EPS, &dw))?;
+    t.cuda(gpu, Work::Bytes(6 * heads * d), || cuda::backward(gpu, &dy, shape, &raw, &w, EPS, Some(&dw)))?;
     t.close("gradient", &dy, &want, BF16)?;
     t.sums("dw", &dw, &want_dw, heads)
 }

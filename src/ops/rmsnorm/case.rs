@@ -63,13 +63,13 @@ fn backward(Sizes([rows, hidden]): &Sizes<2>, t: &mut Trial<'_>) -> Result<()> {
         super::forward(x.wide(), w.wide(), EPS, &mut vec![0.0; n], &mut rstd);
     });
     t.cpu(Work::Bytes(16 * n), || {
-        super::backward(dy.wide(), x.wide(), w.wide(), &rstd, &mut want_dx, &mut want_dw);
+        super::backward(dy.wide(), x.wide(), w.wide(), &rstd, &mut want_dx, Some(&mut want_dw));
     });
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (dy, x, w, rstd) = (dy.on(gpu)?, x.on(gpu)?, w.on(gpu)?, gpu.tensor(&rstd)?);
     let (dx_too, dx, dw_wide, dw) = (dx.on(gpu)?, dx.on(gpu)?, gpu.tensor(dw.wide())?, dw.on(gpu)?);
-    t.cuda(gpu, Work::Bytes(8 * n), || cuda::backward(gpu, &dy, &x, &w, &rstd, &dx, &dw_wide))?;
-    cuda::backward(gpu, &dy, &x, &w, &rstd, &dx_too, &dw)?;
+    t.cuda(gpu, Work::Bytes(8 * n), || cuda::backward(gpu, &dy, &x, &w, &rstd, &dx, Some(&dw_wide)))?;
+    cuda::backward(gpu, &dy, &x, &w, &rstd, &dx_too, Some(&dw))?;
     for dx in [&dx, &dx_too] {
         t.close("dx", dx, &want_dx, BF16)?;
     }

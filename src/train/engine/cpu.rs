@@ -1,11 +1,11 @@
 //! The engine on the CPU, in f32.
 
-use super::{Engine, Export, NONE_ASIDE, Scorer};
-use crate::config::Optim;
+use super::{Engine, Export, NO_ADAPTER, NONE_ASIDE, Scorer};
+use crate::config::{Lora, Optim};
 use crate::coupling::{CouplingError, Grams, StateAction};
 use crate::device::Result;
 use crate::forest::Forest;
-use crate::model::{Activations, Architecture, Model, Params, Policy, SavedActivations};
+use crate::model::{Activations, Adapter, Architecture, Model, Params, Policy, SavedActivations};
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::pcgrad;
 use crate::train::TrainError;
@@ -47,9 +47,9 @@ pub struct CpuEngine {
 }
 
 impl CpuEngine {
-    /// An engine with this model and AdamW's two moments.
+    /// An engine with this model and AdamW's two moments of what is trained.
     pub fn new(model: Model, moments: [Params; 2]) -> CpuEngine {
-        let grads = Params::zeros(model.params.layout.clone());
+        let grads = Params::zeros(model.trained().layout.clone());
         CpuEngine { scorer: CpuScorer::new(model), moments, grads, aside: None, d_hidden: Vec::new() }
     }
 }
@@ -99,8 +99,8 @@ impl Engine for CpuEngine {
     }
 
     fn step(&mut self, optim: &Optim, lr: f32, steps: &mut u32) -> Result<StepReport> {
-        let report = update(optim, lr, steps, &mut self.scorer.model.params, &mut self.grads, &mut self.moments);
-        self.scorer.model.changed();
+        let report = update(optim, lr, steps, self.scorer.model.trained_mut(), &mut self.grads, &mut self.moments);
+        self.scorer.model.trained_changed();
         Ok(report)
     }
 
@@ -132,7 +132,25 @@ impl Engine for CpuEngine {
         Ok(Grams::new(&self.scorer.model, samples, SavedActivations::LayerInputs).map_err(CouplingError::from)?)
     }
 
+    fn lora(&self) -> Option<&Lora> {
+        self.scorer.model.adapter.as_ref().map(Adapter::lora)
+    }
+
+    fn score_beside(&mut self, adapter: &Params, score: &mut dyn FnMut(&mut dyn Scorer) -> Result<()>) -> Result<()> {
+        assert!(self.scorer.model.adapter.is_some(), "{NO_ADAPTER}");
+        let own = std::mem::replace(self.scorer.model.trained_mut(), adapter.clone());
+        self.scorer.model.trained_changed();
+        let scored = score(&mut self.scorer);
+        *self.scorer.model.trained_mut() = own;
+        self.scorer.model.trained_changed();
+        scored
+    }
+
     fn export(&self) -> Result<Export<'_>> {
-        Ok(Export { model: Cow::Borrowed(&self.scorer.model), moments: Cow::Borrowed(&self.moments) })
+        Ok(Export { params: Cow::Borrowed(self.scorer.model.trained()), moments: Cow::Borrowed(&self.moments) })
+    }
+
+    fn model(&self) -> Result<Cow<'_, Model>> {
+        Ok(Cow::Borrowed(&self.scorer.model))
     }
 }

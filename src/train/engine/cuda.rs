@@ -4,15 +4,15 @@
 //! come to them, and their gradient by them goes back, a few numbers for each scored token. So every loss there is trains on either
 //! device.
 
-use super::{Engine, Export, NONE_ASIDE, Scorer, cuda_grams};
-use crate::config::{Grpo, Optim};
+use super::{Engine, Export, NO_ADAPTER, NONE_ASIDE, Scorer, cuda_grams};
+use crate::config::{Grpo, Lora, Optim};
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Packed, Result, Slice, SubSlice, Tensor, expect};
 use crate::forest::Forest;
 use crate::grpo::{PolicyLoss, UseFound};
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel};
 use crate::model::backend::cuda_sink::part;
-use crate::model::{Architecture, Model, Params, Policy, SavedActivations};
+use crate::model::{Adapter, Architecture, Model, Params, Policy, SavedActivations};
 use crate::ops::adamw::{
     self,
     cuda::{Decays, OptimizerState, Rounding},
@@ -41,6 +41,12 @@ impl CudaScorer {
     /// If there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, max_live: usize) -> Result<CudaScorer> {
         Ok(CudaScorer { model: CudaModel::new(gpu, model, max_live)?, gpu: gpu.clone(), pass: None })
+    }
+
+    /// Puts another adapter in the place of the model's, which comes back.
+    fn exchange_adapter(&mut self, weights: Tensor<bf16>) -> Tensor<bf16> {
+        let adapter = self.model.adapter.as_mut().expect(NO_ADAPTER);
+        std::mem::replace(&mut adapter.weights, weights)
     }
 
     fn acts(&self) -> &CudaActivations {
@@ -101,7 +107,8 @@ impl CudaEngine {
     /// # Errors
     /// If a tensor's length is no multiple of 8, or there is too little device memory.
     pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2], max_live: usize) -> Result<CudaEngine> {
-        let layout = &model.params.layout;
+        let trained = model.trained();
+        let layout = &trained.layout;
         for entry in &layout.entries {
             let wide = entry.range.len();
             expect("adamw", wide.is_multiple_of(8), || {
@@ -111,7 +118,7 @@ impl CudaEngine {
         let [m, v] = moments;
         Ok(CudaEngine {
             scorer: CudaScorer::new(gpu, model, max_live)?,
-            master: gpu.tensor(&model.params.flat)?,
+            master: gpu.tensor(&trained.flat)?,
             moments: [gpu.tensor(&m.flat)?, gpu.tensor(&v.flat)?],
             grads: gpu.zeros(layout.len)?,
             aside: None,
@@ -141,9 +148,9 @@ impl CudaEngine {
         let ordered = |of: fn(&TokenGrad) -> f32| targets.order.iter().map(|&i| of(&by_node[i])).collect::<Vec<f32>>();
         let gradients = gpu.tensors(&[&ordered(|g| g.logprob)[..], &ordered(|g| g.entropy)[..]])?;
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
-        let d_weight = part(&self.grads, &self.layout().head);
+        let d_weight = self.d_head();
         let (d_logprob, d_entropy) = (&gradients[0], &gradients[1]);
-        let sums = Gradients { d_logprob, d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
+        let sums = Gradients { d_logprob, d_entropy, d_weight: d_weight.as_deref(), d_hidden: &d_hidden };
         head::backward(gpu, head, &targets, &scores, sums)?;
         Ok(d_hidden)
     }
@@ -160,12 +167,14 @@ impl CudaEngine {
         self.scorer.model.backward(&packed, &mut acts, d_hidden, &self.grads)
     }
 
-    fn layout(&self) -> &crate::model::params::Layout {
-        &self.scorer.model.layout
+    /// The head's part of the gradient, unless it is frozen.
+    fn d_head(&self) -> Option<SubSlice<'_, f32>> {
+        let model = &self.scorer.model;
+        model.adapter.is_none().then(|| part(&self.grads, &model.layout.head))
     }
 
     fn params(&self, flat: Vec<f32>) -> Params {
-        Params { layout: self.scorer.model.layout.clone(), flat }
+        Params { layout: self.scorer.model.trained().0.clone(), flat }
     }
 }
 
@@ -224,9 +233,9 @@ impl Engine for CudaEngine {
         let uses = uses(gpu, loss, &targets)?;
         let found = head::policy_loss(gpu, &scores, &targets, &uses, kernel_options(loss.config()))?;
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
-        let d_weight = part(&self.grads, &self.layout().head);
+        let d_weight = self.d_head();
         let (d_logprob, d_entropy) = (&found.d_logprob, &found.d_entropy);
-        let sums = Gradients { d_logprob, d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
+        let sums = Gradients { d_logprob, d_entropy, d_weight: d_weight.as_deref(), d_hidden: &d_hidden };
         head::backward(gpu, head, &targets, &scores, sums)?;
         self.decoder_backward(&d_hidden)?;
 
@@ -281,7 +290,7 @@ impl Engine for CudaEngine {
                 p: &self.master,
                 m: &self.moments[0],
                 v: &self.moments[1],
-                copy: &self.scorer.model.weights,
+                copy: self.scorer.model.trained().1,
             };
             adamw::cuda::step(gpu, &update, &self.decays, &state, &self.grads, &scale, Rounding::Nearest)?;
         }
@@ -320,11 +329,32 @@ impl Engine for CudaEngine {
         cuda_grams::grams(&self.gpu, &self.scorer.model, samples, SavedActivations::LayerInputs)
     }
 
+    fn lora(&self) -> Option<&Lora> {
+        self.scorer.model.adapter.as_ref().map(|adapter| &adapter.layout.lora)
+    }
+
+    fn score_beside(&mut self, adapter: &Params, score: &mut dyn FnMut(&mut dyn Scorer) -> Result<()>) -> Result<()> {
+        let rounded: Vec<bf16> = adapter.flat.iter().map(|w| bf16::from_f32(*w)).collect();
+        let other = self.gpu.tensor(&rounded)?;
+        let own = self.scorer.exchange_adapter(other);
+        let scored = score(&mut self.scorer);
+        self.scorer.exchange_adapter(own);
+        scored
+    }
+
     fn export(&self) -> Result<Export<'_>> {
         let [m, v] = &self.moments;
         let moments = [self.params(self.gpu.read(&**m)?), self.params(self.gpu.read(&**v)?)];
-        let model = Model::new(self.architecture().clone(), self.params(self.gpu.read(&*self.master)?));
-        Ok(Export { model: Cow::Owned(model), moments: Cow::Owned(moments) })
+        Ok(Export { params: Cow::Owned(self.params(self.gpu.read(&*self.master)?)), moments: Cow::Owned(moments) })
+    }
+
+    fn model(&self) -> Result<Cow<'_, Model>> {
+        let (on, trained) = (&self.scorer.model, self.params(self.gpu.read(&*self.master)?));
+        let Some(adapter) = &on.adapter else { return Ok(Cow::Owned(Model::new(on.config.clone(), trained))) };
+        // Frozen weights have no copy in f32.
+        let flat = self.gpu.read(&*on.weights)?.into_iter().map(f32::from).collect();
+        let base = Model::new(on.config.clone(), Params { layout: on.layout.clone(), flat });
+        Ok(Cow::Owned(base.with_adapter(Adapter::new(&on.config, &adapter.layout.lora, trained))))
     }
 }
 

@@ -30,7 +30,7 @@ pub fn grams(
     samples: &[StateAction],
     keep: SavedActivations,
 ) -> Result<Grams, TrainError> {
-    let (layout, width) = (&*model.layout, model.config.hidden_size);
+    let (layout, trained, width) = (&*model.layout, &**model.trained().0, model.config.hidden_size);
     let batch = SampleBatch::new(&model.config, samples).map_err(CouplingError::from)?;
     let packed = model.forest(&batch.forest)?;
     let mut acts = model.forward(&packed, keep)?;
@@ -41,22 +41,20 @@ pub fn grams(
         let scores = head::forward(gpu, head, &targets)?;
         let ordered: Vec<f32> = targets.order.iter().map(|&i| -batch.scale[i]).collect();
         let (d_logprob, d_entropy) = (gpu.tensor(&ordered)?, gpu.zeros(ordered.len())?);
-        // Of all samples together, which nobody reads.
-        let d_weight = gpu.zeros(weight.len())?;
         let d_hidden = gpu.zeros::<bf16>(acts.hidden.len())?;
-        let sums = Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: &d_weight, d_hidden: &d_hidden };
+        let sums = Gradients { d_logprob: &d_logprob, d_entropy: &d_entropy, d_weight: None, d_hidden: &d_hidden };
         head::backward(gpu, head, &targets, &scores, sums)?;
         (scores.read(gpu, &targets)?.0, d_hidden)
     };
-    let mut sink = GramSink::new(gpu, layout, batch.rows())?;
+    let mut sink = GramSink::new(gpu, trained, batch.rows())?;
     model.backward_into(&packed, &mut acts, &d_hidden, &mut sink)?;
     let GramSink { samples: Samples { ends, .. }, grams, vectors, inputs, methods, .. } = sink;
     let vectors = vectors.into_values().map(|(range, d)| Ok((range, gpu.read(&*d)?)));
     let (grams, square) = (gpu.read(&*grams)?, ends.len() * ends.len());
     let pass = Pass {
         vectors: vectors.collect::<Result<_>>()?,
-        grams: (0..layout.entries.len()).map(|t| grams[t * square..(t + 1) * square].to_vec()).collect(),
-        inputs: InputGrads::new(&batch.forest.tokens, &inputs, width, &ends),
+        grams: (0..trained.entries.len()).map(|t| grams[t * square..(t + 1) * square].to_vec()).collect(),
+        inputs: model.adapter.is_none().then(|| InputGrads::new(&batch.forest.tokens, &inputs, width, &ends)),
         methods,
         logprobs: &logprobs,
         // What is read was rounded on the device.
@@ -68,7 +66,7 @@ pub fn grams(
             dtype: Dtype::F32,
         },
     };
-    Ok(batch.grams(layout, pass))
+    Ok(batch.grams(trained, pass))
 }
 
 fn read(gpu: &Gpu, from: &Slice<bf16>) -> Result<Vec<f32>> {
@@ -116,6 +114,7 @@ impl Sink<Cuda> for GramSink<'_> {
         let tensors =
             grads.iter().flat_map(|(range, g)| columns(self.layout, range, g.in_features).map(move |t| (*g, t)));
         for (g, (tensor, columns)) in tensors {
+            let columns = g.first + columns.start..g.first + columns.end;
             let method = self.samples.method(g.in_features, columns.len());
             self.methods[usize::from(method == GramMethod::Ghost)] += 1;
             let gram = part(&self.grams, &(tensor * square..(tensor + 1) * square));

@@ -9,7 +9,7 @@ pub use cuda::{CudaEngine, CudaScorer};
 
 use super::TrainError;
 use super::optimizer::StepReport;
-use crate::config::Optim;
+use crate::config::{Lora, Optim};
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
@@ -148,22 +148,41 @@ pub trait Engine: Scorer {
     /// If a sample is too long or holds an unknown token, or the device fails.
     fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError>;
 
-    /// Weights and moments as a checkpoint holds them.
+    /// The adapters that are trained, if not all weights are.
+    fn lora(&self) -> Option<&Lora>;
+
+    /// Calls `score` with the model as it is beside another adapter, `adapter`. Its own comes back.
+    ///
+    /// # Errors
+    /// If `score` does, or the device fails.
+    ///
+    /// # Panics
+    /// Without an adapter.
+    fn score_beside(&mut self, adapter: &Params, score: &mut dyn FnMut(&mut dyn Scorer) -> Result<()>) -> Result<()>;
+
+    /// What is trained, and its moments, as a checkpoint holds them.
     ///
     /// # Errors
     /// If the device fails.
     fn export(&self) -> Result<Export<'_>>;
+
+    /// The whole model, as the host holds one.
+    ///
+    /// # Errors
+    /// If the device fails.
+    fn model(&self) -> Result<Cow<'_, Model>>;
 }
 
-/// Weights, and AdamW's first and second moments, in f32.
+/// What is trained, and AdamW's first and second moments, in f32.
 pub struct Export<'a> {
-    /// The weights.
-    pub model: Cow<'a, Model>,
+    /// All weights, or the adapter's.
+    pub params: Cow<'a, Params>,
     /// First and second moments.
     pub moments: Cow<'a, [Params; 2]>,
 }
 
 const NONE_ASIDE: &str = "a gradient was set aside before";
+const NO_ADAPTER: &str = "an adapter is trained";
 
 /// A model that is never trained, where `gpu` says.
 ///
