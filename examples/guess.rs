@@ -109,8 +109,9 @@ fn config() -> Config {
     config.run.iterations = 40;
     (config.model.hidden_size, config.model.intermediate_size, config.model.vocab_size) = (64, 128, 320);
     config.model.num_key_value_heads = 4;
-    (config.sft.steps, config.sft.games, config.sft.lr) = (40, 64, 0.005);
-    (config.rollout.groups, config.rollout.max_turn_tokens) = (14, 12);
+    (config.sft.steps, config.sft.batch, config.sft.games, config.sft.lr) = (40, 8, 64, 0.005);
+    (config.rollout.groups, config.rollout.temperature, config.rollout.max_turn_tokens) = (14, 0.8, 12);
+    config.grpo.epochs = 1;
     config.optim.lr = 1e-3;
     (config.gcd.mode, config.suggestions.mode) = (GcdMode::Off, SuggestionMode::Off);
     config.env.max_steps = 4;

@@ -23,12 +23,13 @@ impl Config {
             let by = if lora { 10.0 } else { 1.0 };
             learning_rate([by * small, by * large], parameters)
         };
-        let defaults: [(&str, Value); 16] = [
+        let defaults: [(&str, Value); 17] = [
             // A model directory speaks its own chat template.
             ("prompt.format", "chat".into()),
             ("rollout.max_turn_tokens", turn.into()),
             ("rollout.max_live", 32.into()),
             ("sft.steps", 48.into()),
+            ("sft.batch", 8.into()),
             ("sft.games", 384.into()),
             ("sft.lr", rate(1e-4, 1e-5).into()),
             ("optim.lr", rate(1e-5, 1e-6).into()),

@@ -407,7 +407,7 @@ impl Default for Prompt {
 }
 impl Default for Sft {
     fn default() -> Self {
-        Sft { steps: 320, batch: 8, lr: 1e-3, games: 3000, noise_action: 0.15, checkpoint_every: 100 }
+        Sft { steps: 320, batch: 16, lr: 1e-3, games: 3000, noise_action: 0.15, checkpoint_every: 100 }
     }
 }
 impl Default for Rollout {
