@@ -464,3 +464,18 @@ fn a_run_measures_its_coupling_and_two_runs_compare() {
     let (ok, _, error) = measure(&a.folder.join("config.toml"));
     assert!(!ok && error.contains("config.toml: not a probe set"), "{error}");
 }
+
+/// Spearman's, against numpy.corrcoef of the lists' ranks, of which equal values share the mean.
+#[test]
+fn rank_correlations_are_those_of_numpy() {
+    use uncouple::coupling::{pairs, rank_correlation};
+    let a = [0.3, -1.0, 2.5, 2.5, 0.0, 7.0, -4.0];
+    let b = [1.0, 0.5, 0.5, 3.0, -2.0, 2.0, -2.0];
+    let found = rank_correlation(&a, &b).unwrap();
+    assert!((found - 0.761_499_937_545_732_8).abs() < 1e-12, "{found}");
+    assert_eq!(rank_correlation(&a, &a.map(|x| x * x * x)), Some(1.0), "only order counts");
+    assert_eq!(rank_correlation(&a, &[1.0; 7]), None, "a constant has no order");
+    assert_eq!(rank_correlation(&[], &[]), None);
+    // Above the diagonal, row by row.
+    assert_eq!(pairs(&[9.0, 1.0, 2.0, 1.0, 9.0, 3.0, 2.0, 3.0, 9.0], 3), [1.0, 2.0, 3.0]);
+}
