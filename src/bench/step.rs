@@ -2,13 +2,14 @@
 
 use super::ceilings::{Ceilings, middle};
 use super::gpu_shapes::ModelShape;
-use crate::config::Optim;
+use crate::config::{MomentDtype, Optim};
 use crate::device::{Error, Gpu, Result};
 use crate::forest::Forest;
-use crate::model::{Params, SavedActivations};
+use crate::model::SavedActivations;
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::philox::block;
 use crate::train::engine::{CudaEngine, Engine, Scorer};
+use crate::train::moments::Moments;
 use serde::Serialize;
 
 /// Timed steps; the median of each phase counts.
@@ -104,8 +105,7 @@ fn row(
     let StepSettings { batch, length, .. } = *settings;
     let mut trainer = {
         let model = shape.model();
-        let zeros = || Params::zeros(model.params.layout.clone());
-        CudaEngine::new(gpu, &model, &[zeros(), zeros()], 1)?
+        CudaEngine::new(gpu, &model, &Moments::zeros(MomentDtype::F32, &model.params.layout), 1)?
     };
     let vocab = shape.config.vocab_size as u32;
     let sequence = |s: u64| -> Vec<u32> { (0..length as u64).map(|t| block(1, s, t)[0] % vocab).collect() };

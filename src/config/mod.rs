@@ -323,6 +323,16 @@ pub struct Grpo {
     pub micro_tokens: u32,
 }
 
+/// What AdamW's moments are kept in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MomentDtype {
+    /// f32.
+    F32,
+    /// 8 bits with a dynamic exponent and a scale for each 256 elements, as bitsandbytes has them: a quarter of the memory.
+    Dynamic8,
+}
+
 /// AdamW.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -343,6 +353,10 @@ pub struct Optim {
     pub weight_decay: f32,
     /// Largest global gradient norm.
     pub clip: f32,
+    /// What AdamW's moments are kept in.
+    pub moments: MomentDtype,
+    /// Keep the weights that are trained in bf16 alone, rounded up or down at random, without a copy in f32; needs 8-bit moments.
+    pub stochastic_rounding: bool,
 }
 
 /// Evaluation before and after GRPO.
@@ -451,7 +465,18 @@ impl Default for Grpo {
 }
 impl Default for Optim {
     fn default() -> Self {
-        Optim { lr: 2e-4, lr_end: 0.2, warmup: 3, beta1: 0.9, beta2: 0.98, eps: 1e-8, weight_decay: 0.1, clip: 1.0 }
+        Optim {
+            lr: 2e-4,
+            lr_end: 0.2,
+            warmup: 3,
+            beta1: 0.9,
+            beta2: 0.98,
+            eps: 1e-8,
+            weight_decay: 0.1,
+            clip: 1.0,
+            moments: MomentDtype::F32,
+            stochastic_rounding: false,
+        }
     }
 }
 impl Default for Eval {

@@ -2,7 +2,8 @@
 
 use super::bounds::{MAX_ANGLES, MAX_PARAMETERS};
 use super::{
-    Author, Config, ConfigError, GcdMode, LORA_TARGETS, LabelSource, StepAdvantage, SuggestionMode, secret_in,
+    Author, Config, ConfigError, GcdMode, LORA_TARGETS, LabelSource, MomentDtype, StepAdvantage, SuggestionMode,
+    secret_in,
 };
 use std::fmt::Display;
 
@@ -259,6 +260,9 @@ impl Config {
         positive("optim.eps", o.eps)?;
         not_negative("optim.weight_decay", o.weight_decay)?;
         positive("optim.clip", o.clip)?;
+        let alone = "is a step of 8-bit moments: set optim.moments = \"dynamic8\" as well";
+        let narrow = o.moments == MomentDtype::Dynamic8 || !o.stochastic_rounding;
+        need(narrow, "optim.stochastic_rounding", o.stochastic_rounding, alone)?;
         if s.steps > 0 {
             at_least_one("sft.batch", s.batch)?;
             positive("sft.lr", s.lr)?;

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-pub use super::weights::{CheckpointError, SaveDtype, load_params, save_params};
+pub use super::weights::{CheckpointError, SaveDtype, load_codes, load_params, save_codes, save_params};
 
 /// Loads the model in `dir`: `config.json` with `model.safetensors`, shards with an index, or a `recipe.json`; or an adapter
 /// (`adapter_config.json`) beside the weights of the model that it names.

@@ -6,6 +6,7 @@ use super::input::{self, guarded};
 use super::params::{Layout, TensorEntry};
 use super::tokenizer::TokenizerError;
 use crate::files::{self, FileError};
+use crate::ops::adamw_8bit::BLOCK;
 use half::{bf16, f16};
 use memmap2::Mmap;
 use rayon::prelude::*;
@@ -325,4 +326,54 @@ pub fn save_params(file: &Path, params: &Params, dtype: SaveDtype) -> Result<(),
         };
         FileError::new("write", file, source).into()
     })
+}
+
+/// What the scales of a tensor's codes are called.
+fn scales_of(tensor: &str) -> String {
+    format!("{tensor}.absmax")
+}
+
+/// Writes a moment of 8 bits: each tensor's codes under its name, and the scales of its blocks.
+///
+/// # Errors
+/// If the file cannot be written.
+pub fn save_codes(file: &Path, layout: &Layout, codes: &[u8], absmax: &[f32]) -> Result<(), CheckpointError> {
+    let (mut tensors, mut left) = (Vec::new(), absmax);
+    let failed = |e: SafeTensorError| FileError::new("write", file, std::io::Error::other(e));
+    for entry in &layout.entries {
+        let (own, rest) = left.split_at(entry.range.len().div_ceil(BLOCK));
+        left = rest;
+        let view = TensorView::new(Dtype::U8, entry.shape.clone(), &codes[entry.range.clone()]);
+        tensors.push((entry.name.clone(), view.map_err(failed)?));
+        let view = TensorView::new(Dtype::F32, vec![own.len()], bytemuck::cast_slice(own));
+        tensors.push((scales_of(&entry.name), view.map_err(failed)?));
+    }
+    Ok(safetensors::serialize_to_file(tensors, None, file).map_err(failed)?)
+}
+
+/// Reads them back.
+///
+/// # Errors
+/// If the file cannot be read, is damaged, or lacks a tensor or has one of another size.
+pub fn load_codes(file: &Path, layout: &Layout, codes: &mut [u8], absmax: &mut [f32]) -> Result<(), CheckpointError> {
+    let (shard, mut left) = (Shard::open(file.into())?, absmax);
+    let tensors = shard.tensors()?;
+    for entry in &layout.entries {
+        let missing = |tensor: &str| CheckpointError::Missing { file: file.into(), tensor: tensor.into() };
+        let view = tensors.tensor(&entry.name).map_err(|_| missing(&entry.name))?;
+        check_shape(file, entry, view.shape())?;
+        if view.dtype() != Dtype::U8 {
+            let (tensor, found) = (entry.name.clone(), format!("{:?}", view.dtype()));
+            return Err(CheckpointError::Dtype { file: file.into(), tensor, found });
+        }
+        codes[entry.range.clone()].copy_from_slice(view.data());
+        let (own, rest) = left.split_at_mut(entry.range.len().div_ceil(BLOCK));
+        left = rest;
+        let name = scales_of(&entry.name);
+        let view = tensors.tensor(&name).map_err(|_| missing(&name))?;
+        let scales = TensorEntry { name: name.clone(), shape: vec![own.len()], ..entry.clone() };
+        check_shape(file, &scales, view.shape())?;
+        convert(file, &name, &view, own)?;
+    }
+    Ok(())
 }

@@ -2,6 +2,7 @@
 //! they say otherwise; the model runs blocks in parallel.
 
 pub mod adamw;
+pub mod adamw_8bit;
 pub mod advantage;
 pub mod attention;
 pub mod case;
@@ -66,4 +67,5 @@ pub const CASES: &[&[&dyn case::Case]] = &[
     gradient_cosine::case::CASES,
     pcgrad::case::CASES,
     adamw::case::CASES,
+    adamw_8bit::case::CASES,
 ];

@@ -56,6 +56,8 @@ pub enum Stream {
     Theory(u32),
     /// Tokens that continue a text, or a game that somebody watches.
     Continuation,
+    /// Weights that an optimizer step rounds to bf16.
+    WeightRounding(u32),
 }
 
 impl Stream {
@@ -82,6 +84,7 @@ impl Stream {
             Stream::Permutations => (11, 0),
             Stream::Theory(step) => (12, step),
             Stream::Continuation => (13, 0),
+            Stream::WeightRounding(step) => (14, step),
         };
         assert!(count <= Stream::MAX, "{self:?}: at most {}", Stream::MAX);
         kind << 27 | count

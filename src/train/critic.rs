@@ -1,7 +1,7 @@
 //! The value head in training: its weights and its optimizer state.
 
 use super::TrainError;
-use super::optimizer::{StepReport, update};
+use super::optimizer::{StepReport, step_f32, update};
 use crate::config::Optim;
 use crate::gcd::critic::{Classified, classify};
 use crate::gcd::{AuxiliaryLoss, Label, LossValue};
@@ -88,7 +88,8 @@ impl Critic {
 
     /// The step of the policy's optimizer, on the head's own gradient.
     pub fn step(&mut self, optim: &Optim, lr: f32) -> StepReport {
-        update(optim, lr, &mut self.steps, &mut self.params, &mut self.grads, &mut self.moments)
+        let Critic { params, moments, grads, steps } = self;
+        update(optim, lr, steps, grads, |o, grads| step_f32(o, params, grads, moments))
     }
 
     fn files(&mut self) -> [&mut Params; 3] {

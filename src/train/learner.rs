@@ -2,8 +2,9 @@
 
 use super::TrainError;
 use super::engine::{self, Engine, Export, Scorer};
+use super::moments::Moments;
 use super::optimizer::StepReport;
-use crate::config::{Grpo, Lora, Optim};
+use crate::config::{Grpo, Lora, MomentDtype, Optim};
 use crate::coupling::{Grams, StateAction};
 use crate::device::{Gpu, Result};
 use crate::forest::Forest;
@@ -23,10 +24,14 @@ pub struct Learner {
 }
 
 impl Learner {
-    /// On the CPU, with moments that are 0.
+    /// On the CPU, with moments in f32 that are 0.
     pub fn new(model: Model, recompute: bool) -> Learner {
-        let zeros = || Params::zeros(model.trained().layout.clone());
-        let moments = [zeros(), zeros()];
+        Learner::with_moments(model, recompute, MomentDtype::F32)
+    }
+
+    /// The same with moments of another kind.
+    pub fn with_moments(model: Model, recompute: bool, dtype: MomentDtype) -> Learner {
+        let moments = Moments::zeros(dtype, &model.trained().layout);
         Learner::on(Box::new(engine::CpuEngine::new(model, moments)), recompute)
     }
 

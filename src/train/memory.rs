@@ -1,6 +1,6 @@
 //! What a run will need in memory, from its configuration alone, and whether the machine, or a GPU, has it.
 
-use crate::config::{Config, DecoupleMethod, Override};
+use crate::config::{Config, DecoupleMethod, MomentDtype, Override};
 use crate::model::Architecture;
 use crate::model::adapter::AdapterLayout;
 use crate::model::backend::cuda_step::DRAWS;
@@ -8,7 +8,7 @@ use crate::model::checkpoint::{self, CheckpointError};
 use crate::model::families::QWEN2;
 use crate::model::pages::PAGE;
 use crate::model::params::Layout;
-use crate::ops::grouped_logprob;
+use crate::ops::{adamw_8bit, grouped_logprob};
 use serde::Serialize;
 use std::path::Path;
 
@@ -95,8 +95,13 @@ pub fn plan(config: &Config, model: &Architecture, place: Placement) -> Vec<Memo
     let gradients = if config.decouple.method == DecoupleMethod::Pcgrad { 2 } else { 1 };
     let mut parts = vec![of("weights", 1, params, place.width())];
     parts.extend(adapter.map(|count| of("adapters", 1, count, place.width())));
-    parts.extend((place == Placement::Gpu).then(|| of("master weights", 1, trained, 4)));
-    parts.extend([of("gradients", gradients, trained, 4), of("AdamW moments", 2, trained, 4)]);
+    let master = place == Placement::Gpu && !config.optim.stochastic_rounding;
+    parts.extend(master.then(|| of("master weights", 1, trained, 4)));
+    parts.push(of("gradients", gradients, trained, 4));
+    parts.push(match config.optim.moments {
+        MomentDtype::F32 => of("AdamW moments", 2, trained, 4),
+        MomentDtype::Dynamic8 => moments_8bit(trained),
+    });
     if config.grpo.beta > 0.0 {
         parts.push(MemoryUse { lower: Some("grpo.beta"), ..of("reference model", 1, trained, place.width()) });
     }
@@ -108,6 +113,17 @@ pub fn plan(config: &Config, model: &Architecture, place: Placement) -> Vec<Memo
     parts.push(activations(config, model, place));
     parts.push(kv_cache(config, model, place));
     parts
+}
+
+/// Two codes of a byte for each parameter, and two scales in f32 for each block.
+fn moments_8bit(parameters: u64) -> MemoryUse {
+    let (block, blocks) = (adamw_8bit::BLOCK as u64, parameters.div_ceil(adamw_8bit::BLOCK as u64));
+    MemoryUse {
+        name: "AdamW moments",
+        formula: format!("2 x {parameters} parameters of 1 byte, and 4 bytes for each {block}"),
+        bytes: parameters.saturating_add(4 * blocks).saturating_mul(2),
+        lower: None,
+    }
 }
 
 /// On a GPU: the gradient of a chunk of logits in bf16, at most [`grouped_logprob::cuda::CHUNK`] bytes, and the logits that sampling

@@ -19,6 +19,7 @@ pub mod learner;
 mod manifest;
 pub(crate) mod measure;
 pub mod memory;
+pub mod moments;
 pub(crate) mod optimizer;
 pub(crate) mod record;
 pub(crate) mod report;

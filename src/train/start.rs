@@ -32,7 +32,8 @@ pub(super) struct Start {
 
 impl Start {
     fn new(config: &Config, model: Model, tokenizer: Tokenizer, ids: TokenIds) -> Start {
-        let learner = Learner::new(model.with_dtype(config.model.dtype), config.model.recompute);
+        let model = model.with_dtype(config.model.dtype);
+        let learner = Learner::with_moments(model, config.model.recompute, config.optim.moments);
         Start { learner, critic: None, state: TrainingState::default(), tokenizer, ids }
     }
 

@@ -4,6 +4,7 @@ use super::TrainError;
 use super::critic::Critic;
 use super::engine::{CpuEngine, Export};
 use super::learner::Learner;
+use super::moments::Moments;
 use super::suggest::SuggestionUpdate;
 use crate::config::Config;
 use crate::files::{self, FileError};
@@ -16,7 +17,6 @@ use serde::{Deserialize, Serialize};
 use std::path::Path;
 
 pub(super) const STATE: &str = "state.json";
-const MOMENTS: [&str; 2] = ["adamw_m.safetensors", "adamw_v.safetensors"];
 
 /// Where training stands. All randomness is a function of the seed and these counters.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
@@ -92,9 +92,7 @@ pub fn save(
     place: &PolicyFolder<'_>,
 ) -> Result<(), TrainError> {
     place.fill(dir, learner, &export.params)?;
-    for (name, moment) in MOMENTS.iter().zip(&*export.moments) {
-        checkpoint::save_params(&dir.join(name), moment, SaveDtype::F32)?;
-    }
+    export.moments.save(dir)?;
     if let Some(critic) = critic {
         critic.save(dir)?;
     }
@@ -139,9 +137,9 @@ pub fn load(dir: &Path, config: &Config) -> Result<(Learner, Option<Critic>, Tra
         false => checkpoint::load(dir)?,
     };
     let model = model.with_dtype(config.model.dtype);
-    let [m, v] = MOMENTS.map(|name| checkpoint::load_params(&dir.join(name), &model.trained().layout));
+    let moments = Moments::load(dir, config.optim.moments, &model.trained().layout)?;
     let critic = Critic::load(dir, model.config.hidden_size, state.critic_steps)?;
-    let mut learner = Learner::on(Box::new(CpuEngine::new(model, [m?, v?])), config.model.recompute);
+    let mut learner = Learner::on(Box::new(CpuEngine::new(model, moments)), config.model.recompute);
     learner.steps = state.optimizer_steps;
     Ok((learner, critic, state))
 }

@@ -11,7 +11,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
-use uncouple::config::{Config, DecoupleMethod, GcdMode, Grpo, Optim, RatioLevel};
+use uncouple::config::{Config, DecoupleMethod, GcdMode, Grpo, MomentDtype, Optim, RatioLevel};
 use uncouple::forest::{Forest, ROOT};
 use uncouple::grpo::{LossNormalizer, LossPart, LossReport, Sample};
 use uncouple::model::backend::cuda::CudaModel;
@@ -20,8 +20,9 @@ use uncouple::model::families::FAMILIES;
 use uncouple::model::{Activations, Model, Params, SavedActivations};
 use uncouple::ops::advantage::Scale;
 use uncouple::reference;
-use uncouple::train::engine::{CudaEngine, Scorer};
+use uncouple::train::engine::{CudaEngine, Engine, Scorer};
 use uncouple::train::learner::Learner;
+use uncouple::train::moments::Moments;
 use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train_on};
 
@@ -122,8 +123,47 @@ fn grpo_steps() {
         let [cpu, gpu] = learners.each_ref().map(moved);
         let error = relative(&gpu, &cpu);
         assert!(error < 0.25, "{ratio:?}: what two steps moved differs by {error}");
-        let [a, b] = learners.each_ref().map(|l| l.export().unwrap().moments[0].flat.clone());
+        let [a, b] = learners.each_ref().map(|l| match &*l.export().unwrap().moments {
+            Moments::F32([m, _]) => m.flat.clone(),
+            other => panic!("{other:?}"),
+        });
         assert!(relative(&b, &a) < 0.05, "first moments");
+    }
+}
+
+/// Steps of 8-bit moments, with master weights and without: what they move, and that all comes back.
+#[test]
+fn steps_of_8_bit_moments() {
+    for alone in [false, true] {
+        let grpo = Grpo::default();
+        let optim = Optim { moments: MomentDtype::Dynamic8, stochastic_rounding: alone, ..Optim::default() };
+        let of = || Learner::with_moments(common::narrow(true), true, MomentDtype::Dynamic8);
+        let (samples, mut learners) = (samples(), [of(), of()]);
+        learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+        for _ in 0..2 {
+            for learner in &mut learners {
+                let norm = LossNormalizer::new(&samples, 1);
+                learner.backward_policy(&grpo, &samples, norm, 0.8, &mut |_, _| {}).unwrap();
+                assert!(!learner.step(&optim, 1e-2).unwrap().skipped);
+            }
+        }
+        let before = common::narrow(true).params.flat;
+        let [cpu, gpu] = learners.each_ref().map(|learner| {
+            let export = learner.export().unwrap();
+            let Moments::Dynamic8(both) = &*export.moments else { panic!("moments of another kind") };
+            let scales: Vec<f32> = both.iter().flat_map(|of| of.absmax.clone()).collect();
+            let moved: Vec<f32> = export.params.flat.iter().zip(&before).map(|(a, b)| a - b).collect();
+            (moved, scales)
+        });
+        let error = relative(&gpu.0, &cpu.0);
+        assert!(error < 0.3, "alone {alone}: what two steps moved differs by {error}");
+        assert!(relative(&gpu.1, &cpu.1) < 0.05, "alone {alone}: the moments' scales");
+        // Onto a device again: the same weights and moments.
+        let whole = learners[1].model().unwrap().into_owned();
+        let export = learners[1].export().unwrap();
+        let again = CudaEngine::new(&emulated::quick_gpu(), &whole, &export.moments, 8).unwrap();
+        let back = again.export().unwrap();
+        assert!(*back.params == *export.params && *back.moments == *export.moments, "alone {alone}");
     }
 }
 

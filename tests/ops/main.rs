@@ -4,6 +4,7 @@
 mod common;
 
 mod adamw;
+mod adamw_8bit;
 mod advantage;
 mod attention;
 mod bf16;

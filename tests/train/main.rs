@@ -17,6 +17,7 @@ mod gcd_judge;
 mod grpo;
 mod layers;
 mod lora;
+mod moments;
 mod recipes;
 mod report;
 mod rollout;

@@ -9,7 +9,8 @@ use crate::model::{Activations, Adapter, Architecture, Model, Params, Policy, Sa
 use crate::ops::grouped_logprob::TokenGrad;
 use crate::ops::pcgrad;
 use crate::train::TrainError;
-use crate::train::optimizer::{StepReport, update};
+use crate::train::moments::Moments;
+use crate::train::optimizer::{StepReport, step_8bit, step_f32, update};
 use std::borrow::Cow;
 
 /// A model and its last forward pass.
@@ -39,7 +40,7 @@ impl Scorer for CpuScorer {
 /// A model in training.
 pub struct CpuEngine {
     scorer: CpuScorer,
-    moments: [Params; 2],
+    moments: Moments,
     grads: Params,
     /// See [`Engine::set_grads_aside`].
     aside: Option<Params>,
@@ -48,7 +49,7 @@ pub struct CpuEngine {
 
 impl CpuEngine {
     /// An engine with this model and AdamW's two moments of what is trained.
-    pub fn new(model: Model, moments: [Params; 2]) -> CpuEngine {
+    pub fn new(model: Model, moments: Moments) -> CpuEngine {
         let grads = Params::zeros(model.trained().layout.clone());
         CpuEngine { scorer: CpuScorer::new(model), moments, grads, aside: None, d_hidden: Vec::new() }
     }
@@ -99,8 +100,12 @@ impl Engine for CpuEngine {
     }
 
     fn step(&mut self, optim: &Optim, lr: f32, steps: &mut u32) -> Result<StepReport> {
-        let report = update(optim, lr, steps, self.scorer.model.trained_mut(), &mut self.grads, &mut self.moments);
-        self.scorer.model.trained_changed();
+        let CpuEngine { scorer: CpuScorer { model, .. }, moments, grads, .. } = self;
+        let report = update(optim, lr, steps, grads, |o, grads| match moments {
+            Moments::F32(both) => step_f32(o, model.trained_mut(), grads, both),
+            Moments::Dynamic8(both) => step_8bit(o, model.trained_mut(), grads, both, optim.stochastic_rounding),
+        });
+        model.trained_changed();
         Ok(report)
     }
 
@@ -124,7 +129,7 @@ impl Engine for CpuEngine {
     }
 
     fn clear_moments(&mut self) -> Result<()> {
-        self.moments.iter_mut().for_each(|m| m.flat.fill(0.0));
+        self.moments.clear();
         Ok(())
     }
 

@@ -12,19 +12,27 @@ use crate::forest::Forest;
 use crate::grpo::{PolicyLoss, UseFound};
 use crate::model::backend::cuda::{CudaActivations, CudaForest, CudaModel};
 use crate::model::backend::cuda_sink::part;
+use crate::model::params::Layout;
 use crate::model::{Adapter, Architecture, Model, Params, Policy, SavedActivations};
+use crate::ops::adamw::AdamW;
 use crate::ops::adamw::{
     self,
     cuda::{Decays, OptimizerState, Rounding},
+};
+use crate::ops::adamw_8bit::{
+    self,
+    cuda::{Kept, Tensor8},
 };
 use crate::ops::advantage::{self, Scale};
 use crate::ops::grouped_logprob::cuda::{self as head, Gradients, Head, Targets, Uses};
 use crate::ops::grouped_logprob::{Target, TokenGrad};
 use crate::ops::pcgrad;
 use crate::train::TrainError;
-use crate::train::optimizer::{StepReport, adamw_step};
+use crate::train::moments::{Codes, Moments, scales};
+use crate::train::optimizer::{StepReport, adamw_step, weight_rounding};
 use half::bf16;
 use std::borrow::Cow;
+use std::sync::Arc;
 
 /// A model on a GPU and its last forward pass.
 pub struct CudaScorer {
@@ -87,12 +95,61 @@ impl Scorer for CudaScorer {
     }
 }
 
+/// AdamW's moments in device memory, as [`Moments`].
+enum OnDevice {
+    F32([Tensor<f32>; 2]),
+    Dynamic8 {
+        codes: [Tensor<u8>; 2],
+        absmax: [Tensor<f32>; 2],
+        /// [`adamw_8bit::maps`].
+        maps: Tensor<f32>,
+    },
+}
+
+impl OnDevice {
+    fn new(gpu: &Gpu, moments: &Moments) -> Result<OnDevice> {
+        Ok(match moments {
+            Moments::F32([m, v]) => OnDevice::F32([gpu.tensor(&m.flat)?, gpu.tensor(&v.flat)?]),
+            Moments::Dynamic8([m, v]) => OnDevice::Dynamic8 {
+                codes: [gpu.tensor(&m.codes)?, gpu.tensor(&v.codes)?],
+                absmax: [gpu.tensor(&m.absmax)?, gpu.tensor(&v.absmax)?],
+                maps: gpu.tensor(adamw_8bit::maps().as_flattened())?,
+            },
+        })
+    }
+
+    fn read(&self, gpu: &Gpu, layout: &Arc<Layout>) -> Result<Moments> {
+        Ok(match self {
+            OnDevice::F32([m, v]) => {
+                let read = |of: &Tensor<f32>| -> Result<Params> {
+                    Ok(Params { layout: layout.clone(), flat: gpu.read(&**of)? })
+                };
+                Moments::F32([read(m)?, read(v)?])
+            }
+            OnDevice::Dynamic8 { codes, absmax, .. } => {
+                let read = |i: usize| -> Result<Codes> {
+                    Ok(Codes { layout: layout.clone(), codes: gpu.read(&*codes[i])?, absmax: gpu.read(&*absmax[i])? })
+                };
+                Moments::Dynamic8([read(0)?, read(1)?])
+            }
+        })
+    }
+
+    fn clear(&self, gpu: &Gpu) -> Result<()> {
+        match self {
+            OnDevice::F32(both) => both.iter().try_for_each(|m| gpu.zero(&**m)),
+            OnDevice::Dynamic8 { absmax, .. } => absmax.iter().try_for_each(|m| gpu.zero(&**m)),
+        }
+    }
+}
+
 /// A model in training on a GPU.
 pub struct CudaEngine {
     scorer: CudaScorer,
     gpu: Gpu,
-    master: Tensor<f32>,
-    moments: [Tensor<f32>; 2],
+    /// In f32; none where weights are kept in bf16 alone.
+    master: Option<Tensor<f32>>,
+    moments: OnDevice,
     grads: Tensor<f32>,
     /// See [`Engine::set_grads_aside`].
     aside: Option<Tensor<f32>>,
@@ -106,7 +163,7 @@ impl CudaEngine {
     ///
     /// # Errors
     /// If a tensor's length is no multiple of 8, or there is too little device memory.
-    pub fn new(gpu: &Gpu, model: &Model, moments: &[Params; 2], max_live: usize) -> Result<CudaEngine> {
+    pub fn new(gpu: &Gpu, model: &Model, moments: &Moments, max_live: usize) -> Result<CudaEngine> {
         let trained = model.trained();
         let layout = &trained.layout;
         for entry in &layout.entries {
@@ -115,11 +172,10 @@ impl CudaEngine {
                 format!("{} has {wide} elements, no multiple of 8", entry.name)
             })?;
         }
-        let [m, v] = moments;
         Ok(CudaEngine {
             scorer: CudaScorer::new(gpu, model, max_live)?,
-            master: gpu.tensor(&trained.flat)?,
-            moments: [gpu.tensor(&m.flat)?, gpu.tensor(&v.flat)?],
+            master: Some(gpu.tensor(&trained.flat)?),
+            moments: OnDevice::new(gpu, moments)?,
             grads: gpu.zeros(layout.len)?,
             aside: None,
             norm: gpu.uninit(2)?,
@@ -165,6 +221,42 @@ impl CudaEngine {
     pub fn decoder_backward(&mut self, d_hidden: &Slice<bf16>) -> Result<()> {
         let (packed, mut acts) = self.scorer.pass.take().expect(NO_PASS);
         self.scorer.model.backward(&packed, &mut acts, d_hidden, &self.grads)
+    }
+
+    fn step_8bit(
+        &self,
+        update: &AdamW,
+        scale: &Slice<f32>,
+        codes: &[Tensor<u8>; 2],
+        absmax: &[Tensor<f32>; 2],
+        maps: &Tensor<f32>,
+    ) -> Result<()> {
+        let (layout, copy) = self.scorer.model.trained();
+        for (entry, scales) in layout.entries.iter().zip(scales(layout)) {
+            let at = &entry.range;
+            let master = self.master.as_ref().map(|master| part(master, at));
+            let kept = match &master {
+                Some(master) => Kept::Master(master),
+                None => Kept::Copy(weight_rounding(update.step, at.start)),
+            };
+            let (copy, g) = (part(copy, at), part(&self.grads, at));
+            let [m_codes, v_codes] = codes.each_ref().map(|of| part(of, at));
+            let [m_max, v_max] = absmax.each_ref().map(|of| part(of, &scales));
+            let moments = [(&m_codes, &m_max), (&v_codes, &v_max)]
+                .map(|(codes, absmax)| adamw_8bit::cuda::Quantized { codes, absmax });
+            let of = Tensor8 { copy: &copy, kept, g: &g, maps, scale };
+            adamw_8bit::cuda::step(&self.gpu, update, entry.decay, of, moments)?;
+        }
+        Ok(())
+    }
+
+    /// What is trained, in f32: the master weights, or, where there are none, what the model reads.
+    fn trained(&self) -> Result<Params> {
+        let flat = match &self.master {
+            Some(master) => self.gpu.read(&**master)?,
+            None => self.gpu.read(&**self.scorer.model.trained().1)?.into_iter().map(f32::from).collect(),
+        };
+        Ok(self.params(flat))
     }
 
     /// The head's part of the gradient, unless it is frozen.
@@ -277,6 +369,10 @@ impl Engine for CudaEngine {
     }
 
     fn step(&mut self, optim: &Optim, lr: f32, steps: &mut u32) -> Result<StepReport> {
+        if optim.stochastic_rounding {
+            // What the model reads is all there is from now on.
+            self.master = None;
+        }
         let gpu = &self.gpu;
         adamw::cuda::grad_norm(gpu, &self.grads, optim.clip, &self.norm)?;
         let grad_norm = f64::from(gpu.read(&*self.norm)?[0]);
@@ -286,17 +382,18 @@ impl Engine for CudaEngine {
             // The factor that clips is on the device.
             let update = adamw_step(optim, lr, 1.0, *steps);
             let scale = part(&self.norm, &(1..2));
-            let state = OptimizerState {
-                p: &self.master,
-                m: &self.moments[0],
-                v: &self.moments[1],
-                copy: self.scorer.model.trained().1,
-            };
-            adamw::cuda::step(gpu, &update, &self.decays, &state, &self.grads, &scale, Rounding::Nearest)?;
+            match &self.moments {
+                OnDevice::F32([m, v]) => {
+                    let p = self.master.as_ref().expect(MASTER);
+                    let state = OptimizerState { p, m, v, copy: self.scorer.model.trained().1 };
+                    adamw::cuda::step(gpu, &update, &self.decays, &state, &self.grads, &scale, Rounding::Nearest)?;
+                }
+                OnDevice::Dynamic8 { codes, absmax, maps } => self.step_8bit(&update, &scale, codes, absmax, maps)?,
+            }
         }
         // The memory is free for what comes next, a rollout perhaps.
         self.scorer.pass = None;
-        gpu.zero(&*self.grads)?;
+        self.gpu.zero(&*self.grads)?;
         Ok(StepReport { grad_norm, skipped })
     }
 
@@ -322,7 +419,7 @@ impl Engine for CudaEngine {
     }
 
     fn clear_moments(&mut self) -> Result<()> {
-        self.moments.iter().try_for_each(|m| self.gpu.zero(&**m))
+        self.moments.clear(&self.gpu)
     }
 
     fn grams(&self, samples: &[StateAction]) -> Result<Grams, TrainError> {
@@ -343,13 +440,12 @@ impl Engine for CudaEngine {
     }
 
     fn export(&self) -> Result<Export<'_>> {
-        let [m, v] = &self.moments;
-        let moments = [self.params(self.gpu.read(&**m)?), self.params(self.gpu.read(&**v)?)];
-        Ok(Export { params: Cow::Owned(self.params(self.gpu.read(&*self.master)?)), moments: Cow::Owned(moments) })
+        let moments = self.moments.read(&self.gpu, self.scorer.model.trained().0)?;
+        Ok(Export { params: Cow::Owned(self.trained()?), moments: Cow::Owned(moments) })
     }
 
     fn model(&self) -> Result<Cow<'_, Model>> {
-        let (on, trained) = (&self.scorer.model, self.params(self.gpu.read(&*self.master)?));
+        let (on, trained) = (&self.scorer.model, self.trained()?);
         let Some(adapter) = &on.adapter else { return Ok(Cow::Owned(Model::new(on.config.clone(), trained))) };
         // Frozen weights have no copy in f32.
         let flat = self.gpu.read(&*on.weights)?.into_iter().map(f32::from).collect();
@@ -390,4 +486,5 @@ fn kernel_options(config: &Grpo) -> head::Policy {
     }
 }
 
+const MASTER: &str = "moments in f32 have master weights";
 const NO_PASS: &str = "a forward pass comes first";

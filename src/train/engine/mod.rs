@@ -8,6 +8,7 @@ pub use cpu::{CpuEngine, CpuScorer};
 pub use cuda::{CudaEngine, CudaScorer};
 
 use super::TrainError;
+use super::moments::Moments;
 use super::optimizer::StepReport;
 use crate::config::{Lora, Optim};
 use crate::coupling::{Grams, StateAction};
@@ -173,12 +174,12 @@ pub trait Engine: Scorer {
     fn model(&self) -> Result<Cow<'_, Model>>;
 }
 
-/// What is trained, and AdamW's first and second moments, in f32.
+/// What is trained, in f32, and AdamW's moments.
 pub struct Export<'a> {
     /// All weights, or the adapter's.
     pub params: Cow<'a, Params>,
     /// First and second moments.
-    pub moments: Cow<'a, [Params; 2]>,
+    pub moments: Cow<'a, Moments>,
 }
 
 const NONE_ASIDE: &str = "a gradient was set aside before";

@@ -30,7 +30,7 @@ impl Runs {
 }
 
 /// Each with its kernels' file.
-pub const CASES: [(&str, Case); 14] = [
+pub const CASES: [(&str, Case); 15] = [
     ("attention_hopper", attention_hopper),
     ("attention_backward_hopper", attention_backward_hopper),
     ("grouped_logprob_hopper", grouped_logprob_hopper),
@@ -42,6 +42,7 @@ pub const CASES: [(&str, Case); 14] = [
     ("qk_norm", qk_norm),
     ("sampling", sampling),
     ("adamw", adamw),
+    ("adamw_8bit", adamw_8bit),
     ("embedding", embedding),
     ("swiglu", swiglu),
     ("advantage", advantage),
@@ -385,6 +386,25 @@ fn adamw(runs: &Runs) -> Outcome {
     let (p, copy) = (p.read::<f32>()?, widen(&copy)?);
     let rounding = copy.iter().zip(&p).map(|(copy, p)| copy - p).collect();
     Ok(vec![norm.read()?, p, m.read()?, v.read()?, copy, rounding])
+}
+
+fn adamw_8bit(runs: &Runs) -> Outcome {
+    // Two thread blocks, and a warp whose block is short.
+    let n = 2 * 2048 + 72;
+    let blocks = n.div_ceil(256);
+    let codes = |seed| Buffer::new(&randoms(seed, n).iter().map(|x| (128.0 * (x + 1.0)) as u8).collect::<Vec<_>>());
+    let map = |least: f32| (0..256).map(move |i| least + (1.0 - least) * i as f32 / 255.0);
+    let maps = Buffer::new(&map(-1.0).chain(map(0.0)).collect::<Vec<_>>());
+    let (p, g, copy, m, v) = (wide(1, n), wide(2, n), fresh_narrow(n), codes(3), codes(4));
+    let (m_max, v_max) = (Buffer::new(&vec![0.3f32; blocks]), Buffer::new(&vec![0.2f32; blocks]));
+    let (scale, step) = (Buffer::new(&[0.5f32]), [0.01f32, 1.0, 0.9, 0.9, 0.95, 1e-8]);
+    let args = args![&p, &g, &m, &v, &m_max, &v_max, &copy, &scale, &maps, n as u64, step];
+    runs.launch("adamw_8bit_step_f32", [3], 256, 0, args)?;
+    let args = args![&g, &m, &v, &m_max, &v_max, &copy, &scale, &maps, n as u64, step, 7u64, 3u64, 5u64];
+    runs.launch("adamw_8bit_step_bf16", [3], 256, 0, args)?;
+    let read =
+        |codes: &Buffer| -> Result<Vec<f32>, Fault> { Ok(codes.read::<u8>()?.into_iter().map(f32::from).collect()) };
+    Ok(vec![p.read()?, widen(&copy)?, read(&m)?, read(&v)?, m_max.read()?, v_max.read()?])
 }
 
 fn embedding(runs: &Runs) -> Outcome {
