@@ -125,14 +125,14 @@ __device__ inline void step8(float* p, const float* g, code* m, code* v, float* 
     }
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     adamw_8bit_step_f32(float* __restrict__ p, const float* __restrict__ g, code* __restrict__ m, code* __restrict__ v,
                         float* __restrict__ m_max, float* __restrict__ v_max, bf16* __restrict__ copy,
                         const float* __restrict__ scale, const float* __restrict__ maps, size_t n, Step8 o) {
     step8<true>(p, g, m, v, m_max, v_max, copy, scale, maps, n, o, 0, 0, 0);
 }
 
-extern "C" __global__ void __launch_bounds__(256)
+extern "C" __global__ void __launch_bounds__(256, 2)
     adamw_8bit_step_bf16(const float* __restrict__ g, code* __restrict__ m, code* __restrict__ v,
                          float* __restrict__ m_max, float* __restrict__ v_max, bf16* __restrict__ copy,
                          const float* __restrict__ scale, const float* __restrict__ maps, size_t n, Step8 o,

@@ -197,7 +197,7 @@ pub mod cuda {
         let lengths = [of.copy.len(), master, m.codes.len(), v.codes.len()];
         let scales = [m.absmax.len(), v.absmax.len()];
         let shared = (of.maps.len(), of.scale.len()) == (512, 1);
-        expect("adamw 8-bit", n.is_multiple_of(8) && lengths == [n; 4] && scales == [blocks; 2] && shared, || {
+        expect("adamw_8bit", n.is_multiple_of(8) && lengths == [n; 4] && scales == [blocks; 2] && shared, || {
             format!(
                 "{n} gradients (a multiple of 8) for weights and codes of {lengths:?}, scales of {scales:?} ({blocks} blocks)"
             )

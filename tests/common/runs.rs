@@ -32,6 +32,7 @@ invalid_reward = -0.1
 [grpo]
 advantage = 'group'
 aggregation = 'token-mean'
+epochs = 1
 [gcd]
 mode = 'off'
 [suggestions]

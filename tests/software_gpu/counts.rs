@@ -24,7 +24,7 @@ fn optimizer_steps(trace: &Trace) -> Vec<&[Vec<String>]> {
 #[test]
 fn a_training_step_uploads_three_times_and_waits_twice() {
     let Some(device) = Device::new() else { return };
-    let run = training::train(&device, "counted", &["--set", "run.iterations=1"]);
+    let run = training::train(&device, "counted", &["--set", "run.iterations=1", "--set", "grpo.epochs=1"]);
     let steps = optimizer_steps(&run.trace);
     assert!(steps.len() >= 2, "{} steps", steps.len());
     for step in steps {

@@ -167,7 +167,7 @@ fn a_failing_cell_is_named_and_the_others_go_on() {
     let told = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{told}");
     assert!(told.contains("grpo-seed-5: failed: the run runs/tiny-study/grpo-seed-5 was begun with another"), "{told}");
-    assert!(told.contains("optim.lr: 0.5 → 0.0003") && told.contains("1 of the runs failed: grpo-seed-5"), "{told}");
+    assert!(told.contains("optim.lr: 0.5 → 0.0002") && told.contains("1 of the runs failed: grpo-seed-5"), "{told}");
     assert_eq!(names(dir), ["cold-start-seed-5", "gcd-seed-5"]);
     let table = text(&succeeds(dir, &["status", "tiny-study.toml"]).stdout);
     assert!(table.contains("failed") && table.contains("was begun with another"), "{table}");

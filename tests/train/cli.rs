@@ -109,7 +109,7 @@ fn resuming_keeps_the_runs_own_configuration() {
     let text = stdout(&uncouple(&[&flags[..], &["--set", "run.iterations=99"]].concat()));
     assert!(text.contains("group_size = 4\n") && text.contains("iterations = 99\n"), "{text}");
     let error = refused(&[&flags[..], &["--set", "optim.lr=1"]].concat());
-    assert!(error.contains("optim.lr: 0.0003 → 1"), "{error}");
+    assert!(error.contains("optim.lr: 0.0002 → 1"), "{error}");
 }
 
 #[test]

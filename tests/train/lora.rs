@@ -5,6 +5,7 @@ use crate::common;
 use common::runs::{left, tiny};
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use uncouple::config::{Config, Override};
 use uncouple::model::checkpoint;
 use uncouple::report::metrics;
@@ -88,6 +89,34 @@ fn training_goes_on_from_an_adapter_that_the_configuration_describes() {
     let on = refusal(&["lora.rank=4", "lora.alpha=8", "run.iterations=1"]).unwrap();
     let again = checkpoint::load(&last_checkpoint(&on)).unwrap();
     assert!(again.params == checkpoint::load(&trained).unwrap().params, "beside the same weights");
+}
+
+#[test]
+fn the_command_merges_an_adapter_into_an_ordinary_folder() {
+    let dir = tempfile::tempdir().unwrap();
+    let (trained, set) = base(dir.path());
+    let adapter =
+        last_checkpoint(&run(&tiny(dir.path(), "a", &with(&set, &["run.iterations=1"])), Existing::Refuse).unwrap());
+    let out = dir.path().join("merged");
+    let merge = |model: &Path| {
+        let command = Command::new(env!("CARGO_BIN_EXE_uncouple"))
+            .args(["merge", "--model"])
+            .arg(model)
+            .arg("--out")
+            .arg(&out)
+            .output()
+            .unwrap();
+        (command.status.success(), String::from_utf8(command.stderr).unwrap())
+    };
+    let (success, error) = merge(&trained);
+    assert!(!success && error.contains("holds no adapter") && !out.exists(), "{error}");
+    assert!(merge(&adapter).0);
+    let (merged, beside) = (checkpoint::load(&out).unwrap(), checkpoint::load(&adapter).unwrap());
+    assert!(merged.adapter.is_none() && merged.params != beside.params);
+    assert!(merged.params == beside.merged().params);
+    assert!(fs::metadata(out.join("tokenizer.json")).is_ok() && !out.join("adapter_config.json").exists());
+    let (success, error) = merge(&adapter);
+    assert!(!success && error.contains("exists already"), "{error}");
 }
 
 #[test]

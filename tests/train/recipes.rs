@@ -122,7 +122,7 @@ fn config_explain_tells_one_key() {
     let section = printed(&["config", "explain", "suggestions"]);
     assert!(section.starts_with("[suggestions]\n") && section.contains("suggestions.threshold = 0.5\n"), "{section}");
     let json: serde_json::Value = serde_json::from_str(&printed(&["config", "explain", "optim.lr", "--json"])).unwrap();
-    assert_eq!((&json["key"], &json["default"]), (&"optim.lr".into(), &3e-4.into()));
+    assert_eq!((&json["key"], &json["default"]), (&"optim.lr".into(), &2e-4.into()));
     let error = refused(&["config", "explain", "rollout.grup_size"]);
     assert_eq!(
         error,

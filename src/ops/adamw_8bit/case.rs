@@ -10,7 +10,7 @@ use std::fmt;
 
 pub const CASES: &[&dyn Case] = &[&MASTER, &STOCHASTIC];
 
-const MASTER: OpCase<Length> = OpCase { op: "adamw 8-bit", pass: "", shapes: lengths, run: master };
+const MASTER: OpCase<Length> = OpCase { op: "adamw_8bit", pass: "", shapes: lengths, run: master };
 const STOCHASTIC: OpCase<Length> = OpCase { pass: "stochastic", run: stochastic, ..MASTER };
 
 const OPTIMIZER: AdamW =

@@ -390,7 +390,7 @@ fn adamw(runs: &Runs) -> Outcome {
 
 fn adamw_8bit(runs: &Runs) -> Outcome {
     // Two thread blocks, and a warp whose block is short.
-    let n = 2 * 2048 + 72;
+    let n: usize = 2 * 2048 + 72;
     let blocks = n.div_ceil(256);
     let codes = |seed| Buffer::new(&randoms(seed, n).iter().map(|x| (128.0 * (x + 1.0)) as u8).collect::<Vec<_>>());
     let map = |least: f32| (0..256).map(move |i| least + (1.0 - least) * i as f32 / 255.0);
@@ -402,8 +402,10 @@ fn adamw_8bit(runs: &Runs) -> Outcome {
     runs.launch("adamw_8bit_step_f32", [3], 256, 0, args)?;
     let args = args![&g, &m, &v, &m_max, &v_max, &copy, &scale, &maps, n as u64, step, 7u64, 3u64, 5u64];
     runs.launch("adamw_8bit_step_bf16", [3], 256, 0, args)?;
-    let read =
-        |codes: &Buffer| -> Result<Vec<f32>, Fault> { Ok(codes.read::<u8>()?.into_iter().map(f32::from).collect()) };
+    // In words, since a byte alone may look like one that nobody wrote.
+    let read = |codes: &Buffer| -> Result<Vec<f32>, Fault> {
+        Ok(codes.read::<u32>()?.into_iter().flat_map(u32::to_ne_bytes).map(f32::from).collect())
+    };
     Ok(vec![p.read()?, widen(&copy)?, read(&m)?, read(&v)?, m_max.read()?, v_max.read()?])
 }
 
