@@ -406,7 +406,9 @@ fn adamw_8bit(runs: &Runs) -> Outcome {
     let read = |codes: &Buffer| -> Result<Vec<f32>, Fault> {
         Ok(codes.read::<u32>()?.into_iter().flat_map(u32::to_ne_bytes).map(f32::from).collect())
     };
-    Ok(vec![p.read()?, widen(&copy)?, read(&m)?, read(&v)?, m_max.read()?, v_max.read()?])
+    // How the weights were rounded is all that random bits change.
+    let last_bits = copy.read::<u16>()?.into_iter().map(|bits| f32::from(bits & 1)).collect();
+    Ok(vec![p.read()?, widen(&copy)?, last_bits, read(&m)?, read(&v)?, m_max.read()?, v_max.read()?])
 }
 
 fn embedding(runs: &Runs) -> Outcome {
