@@ -14,14 +14,9 @@
 // adamw_grad_norm_partial_f32                                  4                     0.66 ms
 // adamw_grad_norm_finish_f32     1; 256                        4 · grid              1 µs
 // Checked by emulation only.
-#include "common/philox.cuh"
+#include "common/adamw.cuh"
 #include "common/reduce.cuh"
 #include "common/vec.cuh"
-
-// The scalars of one step.
-struct Step {
-    float rate, inv_root, keep, beta1, beta2, eps;
-};
 
 // Whether the weights of a chunk decay: an odd number of turns is behind it.
 __device__ inline bool decays(const unsigned* turns, int count, size_t chunk) {
@@ -39,7 +34,7 @@ __device__ inline bool decays(const unsigned* turns, int count, size_t chunk) {
 // STOCHASTIC: the copy is rounded by 16 bits for each element, a Philox block for each chunk of 8 (index: the chunk).
 template <bool STOCHASTIC, class G>
 __device__ inline void step(float* p, const G* g, float* m, float* v, bf16* copy, const float* scale,
-                            const unsigned* turns, int count, size_t n, Step o, unsigned long long seed,
+                            const unsigned* turns, int count, size_t n, AdamWScalars o, unsigned long long seed,
                             unsigned long long stream) {
     EXPECTS(n % 8 == 0);
     const size_t chunk = static_cast<size_t>(blockIdx.x) * blockDim.x + threadIdx.x, at = 8 * chunk;
@@ -49,52 +44,39 @@ __device__ inline void step(float* p, const G* g, float* m, float* v, bf16* copy
     load8(g + at, grad);
     load8(m + at, mean);
     load8(v + at, square);
-    const float by = *scale, keep = decays(turns, count, chunk) ? o.keep : 1.0f;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-        const float d = grad[i] * by;
-        mean[i] += (d - mean[i]) * (1.0f - o.beta1);
-        square[i] = square[i] * o.beta2 + d * d * (1.0f - o.beta2);
-        weight[i] = weight[i] * keep - o.rate * mean[i] / (sqrtf(square[i]) * o.inv_root + o.eps);
-    }
+    adamw_update(weight, grad, mean, square, o, *scale, decays(turns, count, chunk) ? o.keep : 1.0f);
     store8(p + at, weight);
     store8(m + at, mean);
     store8(v + at, square);
-    if constexpr (STOCHASTIC) {
-        const uint4 random = philox(seed, stream, chunk);
-        const unsigned words[4] = {random.x, random.y, random.z, random.w};
-#pragma unroll
-        for (int i = 0; i < 8; ++i)
-            weight[i] = to_float(to_bf16_stochastic(weight[i], words[i / 2] >> 16 * (i % 2) & 0xffffu));
-    }
+    if constexpr (STOCHASTIC) round_stochastic(weight, seed, stream, chunk);
     store8(copy + at, weight);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_step_bf16(float* __restrict__ p, const bf16* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
                     bf16* __restrict__ copy, const float* __restrict__ scale,
-                    const unsigned* __restrict__ turns, int count, size_t n, Step o) {
+                    const unsigned* __restrict__ turns, int count, size_t n, AdamWScalars o) {
     step<false>(p, g, m, v, copy, scale, turns, count, n, o, 0, 0);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_step_f32(float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m, float* __restrict__ v,
                    bf16* __restrict__ copy, const float* __restrict__ scale,
-                    const unsigned* __restrict__ turns, int count, size_t n, Step o) {
+                    const unsigned* __restrict__ turns, int count, size_t n, AdamWScalars o) {
     step<false>(p, g, m, v, copy, scale, turns, count, n, o, 0, 0);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_step_stochastic_bf16(float* __restrict__ p, const bf16* __restrict__ g, float* __restrict__ m,
                                float* __restrict__ v, bf16* __restrict__ copy, const float* __restrict__ scale,
-                    const unsigned* __restrict__ turns, int count, size_t n, Step o, unsigned long long seed, unsigned long long stream) {
+                    const unsigned* __restrict__ turns, int count, size_t n, AdamWScalars o, unsigned long long seed, unsigned long long stream) {
     step<true>(p, g, m, v, copy, scale, turns, count, n, o, seed, stream);
 }
 
 extern "C" __global__ void __launch_bounds__(256)
     adamw_step_stochastic_f32(float* __restrict__ p, const float* __restrict__ g, float* __restrict__ m,
                               float* __restrict__ v, bf16* __restrict__ copy, const float* __restrict__ scale,
-                    const unsigned* __restrict__ turns, int count, size_t n, Step o, unsigned long long seed, unsigned long long stream) {
+                    const unsigned* __restrict__ turns, int count, size_t n, AdamWScalars o, unsigned long long seed, unsigned long long stream) {
     step<true>(p, g, m, v, copy, scale, turns, count, n, o, seed, stream);
 }
 

@@ -11,16 +11,11 @@
 // adamw_8bit_step_f32     8 · grid ≥ n / 256; 256        18                    45.6 ms
 // adamw_8bit_step_bf16    the same, without p            12                    30.4 ms
 // Checked by emulation only. Run: uncouple selftest --device cuda, uncouple bench kernels --device cuda.
-#include "common/philox.cuh"
+#include "common/adamw.cuh"
 #include "common/reduce.cuh"
 #include "common/vec.cuh"
 
 typedef unsigned char code;
-
-// The scalars of one step.
-struct Step8 {
-    float rate, inv_root, keep, beta1, beta2, eps;
-};
 
 __device__ inline void load8(const code* p, unsigned (&x)[8] WHERE) {
 #ifndef __CUDACC__
@@ -71,7 +66,7 @@ __device__ inline float quantize(const float* map, const float (&x)[8], unsigned
 // Philox block for each chunk of 8 (index: `first`, the tensor's first chunk, and the chunk).
 template <bool MASTER>
 __device__ inline void step8(float* p, const float* g, code* m, code* v, float* m_max, float* v_max, bf16* copy,
-                             const float* scale, const float* maps, size_t n, Step8 o, unsigned long long seed,
+                             const float* scale, const float* maps, size_t n, AdamWScalars o, unsigned long long seed,
                              unsigned long long stream, size_t first WHERE) {
     EXPECTS(n % 8 == 0);
     SHARED(float, map, 2 * 256);
@@ -89,29 +84,18 @@ __device__ inline void step8(float* p, const float* g, code* m, code* v, float* 
         else
             load8(copy + at, weight);
         load8(g + at, grad);
-        const float by = *scale, m_by = m_max[block], v_by = v_max[block];
+        const float m_by = m_max[block], v_by = v_max[block];
         load8(m + at, codes);
 #pragma unroll
         for (int i = 0; i < 8; ++i) mean[i] = map[codes[i]] * m_by;
         load8(v + at, codes);
 #pragma unroll
         for (int i = 0; i < 8; ++i) square[i] = map[256 + codes[i]] * v_by;
-#pragma unroll
-        for (int i = 0; i < 8; ++i) {
-            const float d = grad[i] * by;
-            mean[i] += (d - mean[i]) * (1.0f - o.beta1);
-            square[i] = square[i] * o.beta2 + d * d * (1.0f - o.beta2);
-            weight[i] = weight[i] * o.keep - o.rate * mean[i] / (sqrtf(square[i]) * o.inv_root + o.eps);
-        }
-        if constexpr (MASTER) {
+        adamw_update(weight, grad, mean, square, o, *scale, o.keep);
+        if constexpr (MASTER)
             store8(p + at, weight);
-        } else {
-            const uint4 random = philox(seed, stream, first + at / 8);
-            const unsigned words[4] = {random.x, random.y, random.z, random.w};
-#pragma unroll
-            for (int i = 0; i < 8; ++i)
-                weight[i] = to_float(to_bf16_stochastic(weight[i], words[i / 2] >> 16 * (i % 2) & 0xffffu));
-        }
+        else
+            round_stochastic(weight, seed, stream, first + at / 8);
         store8(copy + at, weight);
     }
     unsigned m_codes[8], v_codes[8];
@@ -128,14 +112,14 @@ __device__ inline void step8(float* p, const float* g, code* m, code* v, float* 
 extern "C" __global__ void __launch_bounds__(256, 2)
     adamw_8bit_step_f32(float* __restrict__ p, const float* __restrict__ g, code* __restrict__ m, code* __restrict__ v,
                         float* __restrict__ m_max, float* __restrict__ v_max, bf16* __restrict__ copy,
-                        const float* __restrict__ scale, const float* __restrict__ maps, size_t n, Step8 o) {
+                        const float* __restrict__ scale, const float* __restrict__ maps, size_t n, AdamWScalars o) {
     step8<true>(p, g, m, v, m_max, v_max, copy, scale, maps, n, o, 0, 0, 0);
 }
 
 extern "C" __global__ void __launch_bounds__(256, 2)
     adamw_8bit_step_bf16(const float* __restrict__ g, code* __restrict__ m, code* __restrict__ v,
                          float* __restrict__ m_max, float* __restrict__ v_max, bf16* __restrict__ copy,
-                         const float* __restrict__ scale, const float* __restrict__ maps, size_t n, Step8 o,
+                         const float* __restrict__ scale, const float* __restrict__ maps, size_t n, AdamWScalars o,
                          unsigned long long seed, unsigned long long stream, size_t first) {
     step8<false>(nullptr, g, m, v, m_max, v_max, copy, scale, maps, n, o, seed, stream, first);
 }

@@ -2,7 +2,7 @@
 
 use super::ceilings::{Ceilings, middle};
 use super::gpu_shapes::ModelShape;
-use crate::config::{MomentDtype, Optim};
+use crate::config::Optim;
 use crate::device::{Error, Gpu, Result};
 use crate::forest::Forest;
 use crate::model::SavedActivations;
@@ -103,15 +103,16 @@ fn row(
     keep: SavedActivations,
 ) -> Result<StepRow> {
     let StepSettings { batch, length, .. } = *settings;
+    let optim = Optim::default();
     let mut trainer = {
         let model = shape.model();
-        CudaEngine::new(gpu, &model, &Moments::zeros(MomentDtype::F32, &model.params.layout), 1)?
+        CudaEngine::new(gpu, &model, &Moments::zeros(optim.moments, &model.params.layout), &optim, 1)?
     };
     let vocab = shape.config.vocab_size as u32;
     let sequence = |s: u64| -> Vec<u32> { (0..length as u64).map(|t| block(1, s, t)[0] % vocab).collect() };
     let forest = Forest::unshared(&(0..batch as u64).map(sequence).collect::<Vec<_>>());
     let nodes: Vec<u32> = forest.paths.iter().flat_map(|path| path[1..].iter().copied()).collect();
-    let (optim, share, mut steps) = (Optim::default(), 1.0 / nodes.len() as f32, 0);
+    let (share, mut steps) = (1.0 / nodes.len() as f32, 0);
     let mut phases: [Vec<f64>; 4] = Default::default();
     let (warm_up, timed) = if gpu.is_simulated() { (0, 1) } else { (WARM_UP, STEPS) };
     for step in 0..warm_up + timed {

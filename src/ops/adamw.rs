@@ -6,6 +6,7 @@
 pub(crate) mod case;
 
 use crate::device::cpu::simd;
+use bytemuck::{Pod, Zeroable};
 use rayon::prelude::*;
 
 /// Elements of one task: fixed, so that sums do not depend on the number of threads.
@@ -30,6 +31,36 @@ pub struct AdamW {
     pub step: u32,
 }
 
+/// What a step computes of them once for all elements of a tensor; the kernels' struct of this name.
+#[derive(Debug, Clone, Copy, Pod, Zeroable)]
+#[repr(C)]
+pub(super) struct AdamWScalars {
+    /// lr / (1 − β₁ᵗ)
+    pub rate: f32,
+    /// 1 / √(1 − β₂ᵗ)
+    pub inv_root: f32,
+    /// 1 − lr · decay, or 1.
+    pub keep: f32,
+    beta1: f32,
+    beta2: f32,
+    eps: f32,
+}
+
+impl AdamW {
+    /// Of a tensor whose weights decay or do not.
+    pub(super) fn scalars(&self, decay: bool) -> AdamWScalars {
+        let correction = |beta: f32| 1.0 - f64::from(beta).powi(self.step as i32);
+        AdamWScalars {
+            rate: (f64::from(self.lr) / correction(self.beta1)) as f32,
+            inv_root: (1.0 / correction(self.beta2).sqrt()) as f32,
+            keep: if decay { 1.0 - self.lr * self.weight_decay } else { 1.0 },
+            beta1: self.beta1,
+            beta2: self.beta2,
+            eps: self.eps,
+        }
+    }
+}
+
 /// Global L2 norm; not finite if any element is not.
 pub fn grad_norm(grads: &[f32]) -> f64 {
     let sums: Vec<f64> = grads
@@ -52,10 +83,7 @@ pub fn clip_scale(norm: f64, clip: f32) -> f32 {
 
 /// Updates one tensor (any slice of the flat buffers) in parallel; `decay` switches weight decay on.
 pub fn step(o: &AdamW, decay: bool, p: &mut [f32], g: &[f32], m: &mut [f32], v: &mut [f32]) {
-    let correction = |beta: f32| 1.0 - f64::from(beta).powi(o.step as i32);
-    let rate = (f64::from(o.lr) / correction(o.beta1)) as f32;
-    let inv_root = (1.0 / correction(o.beta2).sqrt()) as f32;
-    let keep = if decay { 1.0 - o.lr * o.weight_decay } else { 1.0 };
+    let AdamWScalars { rate, inv_root, keep, .. } = o.scalars(decay);
     let parts =
         p.par_chunks_mut(CHUNK).zip(g.par_chunks(CHUNK)).zip(m.par_chunks_mut(CHUNK)).zip(v.par_chunks_mut(CHUNK));
     parts.for_each(|(((p, g), m), v)| {
@@ -78,7 +106,6 @@ pub fn step(o: &AdamW, decay: bool, p: &mut [f32], g: &[f32], m: &mut [f32], v: 
 pub mod cuda {
     use super::AdamW;
     use crate::device::{Arg, Error, Gpu, Launch, Real, Result, Slice, Tensor, expect};
-    use bytemuck::{Pod, Zeroable};
     use half::bf16;
 
     /// Blocks of the norm: four for each multiprocessor of an H100. Fixed, so that the norm has the same bits everywhere.
@@ -108,18 +135,6 @@ pub mod cuda {
         pub v: &'a Slice<f32>,
         /// The weights in bf16, for the model.
         pub copy: &'a Slice<bf16>,
-    }
-
-    /// The kernel's struct of this name.
-    #[derive(Clone, Copy, Pod, Zeroable)]
-    #[repr(C)]
-    struct Step {
-        rate: f32,
-        inv_root: f32,
-        keep: f32,
-        beta1: f32,
-        beta2: f32,
-        eps: f32,
     }
 
     /// Which elements of a flat buffer decay: one launch steps them all.
@@ -166,21 +181,12 @@ pub mod cuda {
             let (scales, of) = (scale.len(), decays.len);
             format!("{n} gradients and {scales} scales for weights of {lengths:?} in stretches of {of}")
         })?;
-        let correction = |beta: f32| 1.0 - f64::from(beta).powi(o.step as i32);
-        let scalars = Step {
-            rate: (f64::from(o.lr) / correction(o.beta1)) as f32,
-            inv_root: (1.0 / correction(o.beta2).sqrt()) as f32,
-            keep: 1.0 - o.lr * o.weight_decay,
-            beta1: o.beta1,
-            beta2: o.beta2,
-            eps: o.eps,
-        };
         let mut args = vec![state.p.arg(), g.arg(), state.m.arg(), state.v.arg(), state.copy.arg(), scale.arg()];
         args.extend([
             decays.turns.arg(),
             Arg::from(decays.turns.len() as i32),
             Arg::from(n as u64),
-            Arg::from(scalars),
+            Arg::from(o.scalars(true)),
         ]);
         let kernel = match rounding {
             Rounding::Nearest => format!("adamw_step_{}", T::NAME),

@@ -4,12 +4,14 @@
 //! dynamic exponent: the more leading zeros, the fewer bits for the fraction. That of the first moment is signed, that of the second is
 //! not. A step widens the moments to f32, updates them and the weights as [`super::adamw`] does, and takes the nearest codes.
 //!
+//! All tensors are quantised, the small ones too; bitsandbytes leaves those below 4096 elements in f32.
+//!
 //! Weights are kept in f32, or in bf16 alone: then they are rounded up or down at random, so that what is smaller than a bf16's last
 //! bit is not lost on average.
 
 pub(crate) mod case;
 
-use super::adamw::AdamW;
+use super::adamw::{AdamW, AdamWScalars};
 use super::philox::block;
 use half::bf16;
 use rayon::prelude::*;
@@ -109,10 +111,7 @@ pub fn step(
     [m, v]: [Quantized<'_>; 2],
     rounding: Option<Stochastic>,
 ) {
-    let correction = |beta: f32| 1.0 - f64::from(beta).powi(o.step as i32);
-    let rate = (f64::from(o.lr) / correction(o.beta1)) as f32;
-    let inv_root = (1.0 / correction(o.beta2).sqrt()) as f32;
-    let keep = if decay { 1.0 - o.lr * o.weight_decay } else { 1.0 };
+    let AdamWScalars { rate, inv_root, keep, .. } = o.scalars(decay);
     let [signed, unsigned] = maps();
     let codes = m.codes.par_chunks_mut(BLOCK).zip(v.codes.par_chunks_mut(BLOCK));
     let scales = m.absmax.par_iter_mut().zip(v.absmax);
@@ -138,7 +137,6 @@ pub fn step(
 pub mod cuda {
     use super::{AdamW, BLOCK, Stochastic};
     use crate::device::{Arg, Gpu, Launch, Result, Slice, expect};
-    use bytemuck::{Pod, Zeroable};
     use half::bf16;
 
     /// As [`super::Quantized`].
@@ -157,18 +155,6 @@ pub mod cuda {
         Master(&'a Slice<f32>),
         /// In what the model reads alone.
         Copy(Stochastic),
-    }
-
-    /// The kernel's struct of this name.
-    #[derive(Clone, Copy, Pod, Zeroable)]
-    #[repr(C)]
-    struct Step8 {
-        rate: f32,
-        inv_root: f32,
-        keep: f32,
-        beta1: f32,
-        beta2: f32,
-        eps: f32,
     }
 
     /// What a step works on: one tensor's weights in bf16, its gradient, and what all tensors share: [`super::maps`], and the factor
@@ -202,17 +188,8 @@ pub mod cuda {
                 "{n} gradients (a multiple of 8) for weights and codes of {lengths:?}, scales of {scales:?} ({blocks} blocks)"
             )
         })?;
-        let correction = |beta: f32| 1.0 - f64::from(beta).powi(o.step as i32);
-        let scalars = Step8 {
-            rate: (f64::from(o.lr) / correction(o.beta1)) as f32,
-            inv_root: (1.0 / correction(o.beta2).sqrt()) as f32,
-            keep: if decay { 1.0 - o.lr * o.weight_decay } else { 1.0 },
-            beta1: o.beta1,
-            beta2: o.beta2,
-            eps: o.eps,
-        };
         let mut args = vec![of.g.arg(), m.codes.arg(), v.codes.arg(), m.absmax.arg(), v.absmax.arg()];
-        args.extend([of.copy.arg(), of.scale.arg(), of.maps.arg(), Arg::from(n as u64), Arg::from(scalars)]);
+        args.extend([of.copy.arg(), of.scale.arg(), of.maps.arg(), Arg::from(n as u64), Arg::from(o.scalars(decay))]);
         let kernel = match of.kept {
             Kept::Master(p) => {
                 args.insert(0, p.arg());

@@ -19,6 +19,7 @@ mod tokenizer;
 pub use check::{CheckReport, check};
 pub use compare::QuantityRow;
 
+use crate::config::Optim;
 use crate::device::Gpu;
 use crate::files;
 use crate::model::checkpoint::{self, CheckpointError};
@@ -115,7 +116,7 @@ pub(crate) fn compute(set: &Path, name: &str, gpu: Option<&Gpu>) -> Result<Outpu
     let mut tensors = Tensors::default();
     let mut learner = Learner::new(model.clone(), false);
     if let Some(gpu) = gpu {
-        learner.to_gpu(gpu, 1)?;
+        learner.to_gpu(gpu, &Optim::default(), 1)?;
     }
     let mut forward = forward::compute(&mut learner, &inputs.forward, &raw["forward"], &mut tensors)?;
     let grpo = grpo::compute(&mut learner, &inputs.grpo, &raw["grpo"], &given, &golden, &mut tensors)?;

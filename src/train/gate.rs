@@ -30,7 +30,7 @@ pub struct OnPolicy {
 pub fn on_policy(config: &Config, suite: &dyn Suite, gpu: Option<&Gpu>, run: &Path) -> Result<OnPolicy, TrainError> {
     let Last { found, .. } = checkpoints::last(run, |_| true, |dir| Start::checkpoint(config, dir))?;
     let (_, Start { mut learner, tokenizer, .. }) = found.ok_or_else(|| TrainError::NoRun(run.into()))?;
-    gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, config.rollout.max_live as usize))?;
+    gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, &config.optim, config.rollout.max_live as usize))?;
     let prompter = Prompter::new(with_training_template(tokenizer, config.prompt.format)?, &config.prompt)?;
     let policy = learner.sampler();
     let settings = RolloutSettings::training(config, Stream::Rollout(0));

@@ -44,13 +44,13 @@ impl Learner {
         }
     }
 
-    /// Trains and samples on `gpu` from now on, at most `max_live` sequences at once.
+    /// Trains, with `optim`'s steps, and samples on `gpu` from now on, at most `max_live` sequences at once.
     ///
     /// # Errors
     /// If there is too little device memory.
-    pub fn to_gpu(&mut self, gpu: &Gpu, max_live: usize) -> Result<()> {
+    pub fn to_gpu(&mut self, gpu: &Gpu, optim: &Optim, max_live: usize) -> Result<()> {
         let (model, Export { moments, .. }) = (self.engine.model()?, self.engine.export()?);
-        let engine = engine::CudaEngine::new(gpu, &model, &moments, max_live)?;
+        let engine = engine::CudaEngine::new(gpu, &model, &moments, optim, max_live)?;
         self.engine = Box::new(engine);
         Ok(())
     }

@@ -147,7 +147,7 @@ impl<'a> Trainer<'a> {
         let tokenizer = with_training_template(tokenizer, config.prompt.format)?;
         let width = learner.architecture().hidden_size;
         let critic = critic.or_else(|| config.gcd.mode.has_critic().then(|| Critic::new(width)));
-        gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, config.rollout.max_live as usize))?;
+        gpu.map_or(Ok(()), |gpu| learner.to_gpu(gpu, &config.optim, config.rollout.max_live as usize))?;
         let mut prompter = Prompter::new(tokenizer, &config.prompt)?;
         check_prompts(config, &prompter)?;
         ids.stop_at(prompter.end());

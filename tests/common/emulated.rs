@@ -6,7 +6,8 @@
 use half::bf16;
 use kernel_emulator::{self as emulator, Buffer, Fault, Schedule};
 use std::collections::BTreeMap;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use uncouple::device::cpu::{Mat, Product};
 use uncouple::device::{Arg, Chip, Driver, Dtype, Error, Gpu, Launch, Matmul, Operand, Result, TensorMap, Tiling};
@@ -27,6 +28,13 @@ pub fn gpu_without(kernel: &str) -> Gpu {
     Gpu::new(Emulated(Mutex::new(State { idle: kernel.into(), quick: true, ..State::default() })))
 }
 
+/// As [`quick_gpu`], and what tells the most bytes that it held at once.
+pub fn metered_gpu() -> (Gpu, Arc<AtomicUsize>) {
+    let meter = Arc::new(AtomicUsize::new(0));
+    let state = State { quick: true, most: meter.clone(), ..State::default() };
+    (Gpu::new(Emulated(Mutex::new(state))), meter)
+}
+
 struct Emulated(Mutex<State>);
 
 #[derive(Default)]
@@ -41,6 +49,9 @@ struct State {
     idle: String,
     /// One schedule is enough.
     quick: bool,
+    /// Bytes in buffers, and the most that ever were.
+    held: usize,
+    most: Arc<AtomicUsize>,
 }
 
 #[derive(Clone)]
@@ -200,12 +211,17 @@ impl Driver for Emulated {
     fn alloc(&self, bytes: usize) -> Result<u64> {
         let buffer = Buffer::poisoned::<u8>(bytes);
         let address = buffer.address() as u64;
-        self.state().buffers.insert(address, buffer);
+        let mut state = self.state();
+        state.held += bytes;
+        state.most.fetch_max(state.held, Ordering::Relaxed);
+        state.buffers.insert(address, buffer);
         Ok(address)
     }
 
     fn free(&self, address: u64) {
-        self.state().buffers.remove(&address).expect("memory that was freed was allocated");
+        let mut state = self.state();
+        let freed = state.buffers.remove(&address).expect("memory that was freed was allocated");
+        state.held -= freed.size();
     }
 
     fn free_bytes(&self) -> usize {

@@ -7,6 +7,7 @@ use safetensors::SafeTensors;
 use serde_json::Value;
 use std::fs;
 use std::path::Path;
+use uncouple::config::Optim;
 use uncouple::coupling::gram::cosines;
 use uncouple::coupling::{CouplingError, Grams, SampleError, StateAction};
 use uncouple::model::backend::cuda::CudaModel;
@@ -72,7 +73,7 @@ fn every_tensor_agrees_with_the_cpu() {
         assert_eq!(got.methods.iter().sum::<usize>(), 7 * 2 + 1);
 
         let mut learner = Learner::new(model, false);
-        learner.to_gpu(&gpu, 1).unwrap();
+        learner.to_gpu(&gpu, &Optim::default(), 1).unwrap();
         assert_eq!(learner.grams(&samples).unwrap(), got, "the learner measures where it trains, recomputing");
     }
 }

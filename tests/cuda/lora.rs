@@ -2,14 +2,14 @@
 
 use crate::common;
 use crate::common::numeric::{relative, values};
-use crate::emulated;
+use crate::pair::{pair, samples, sequences};
 
 use half::bf16;
 use uncouple::config::{Grpo, LORA_TARGETS, Lora, Optim};
 use uncouple::coupling::StateAction;
 use uncouple::coupling::gram::cosines;
 use uncouple::forest::{Forest, ROOT};
-use uncouple::grpo::{LossNormalizer, Sample};
+use uncouple::grpo::LossNormalizer;
 use uncouple::model::families::{FAMILIES, QWEN2};
 use uncouple::model::{Adapter, Model, Params, Policy, SampleRequest, SavedActivations};
 use uncouple::ops::sampling::SamplingParams;
@@ -31,19 +31,6 @@ fn adapted(model: Model, lora: &Lora) -> Model {
     model.with_adapter(adapter)
 }
 
-fn sequences() -> Vec<Vec<u32>> {
-    let shared: Vec<u32> = (0..20).map(|i| i * 7 % 96).collect();
-    let with = |tail: &[u32]| shared.iter().chain(tail).copied().collect::<Vec<u32>>();
-    vec![with(&[1, 2, 3]), with(&[1, 5]), vec![9, 9, 9, 1], (0..50).collect()]
-}
-
-/// One learner on the CPU, and one on the device; `recompute` there.
-fn both(model: &Model, recompute: bool) -> [Learner; 2] {
-    let mut learners = [Learner::new(model.clone(), false), Learner::new(model.clone(), recompute)];
-    learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
-    learners
-}
-
 #[test]
 fn gradients_of_every_family_are_those_of_the_cpu() {
     for family in FAMILIES {
@@ -52,7 +39,7 @@ fn gradients_of_every_family_are_those_of_the_cpu() {
             let all = sequences();
             let masks: Vec<Vec<bool>> = all.iter().map(|s| vec![true; s.len()]).collect();
             let batch: Vec<(&[u32], &[bool])> = all.iter().zip(&masks).map(|(s, m)| (&s[..], &m[..])).collect();
-            let [cpu, gpu] = both(&model, recompute).map(|mut learner| {
+            let [cpu, gpu] = pair(&model, recompute).map(|mut learner| {
                 let loss = learner.cross_entropy(&batch).unwrap();
                 (loss, learner.take_grads().unwrap())
             });
@@ -68,26 +55,11 @@ fn gradients_of_every_family_are_those_of_the_cpu() {
     }
 }
 
-/// Two samples that share a prompt, one of them better than the other.
-fn samples() -> Vec<Sample> {
-    let sample = |tail: u32, n: usize, advantage: f32| {
-        let tokens: Vec<u32> = (0..20u32).chain((0..n as u32).map(|i| (tail + 7 * i) % 96)).collect();
-        Sample {
-            mask: (0..tokens.len()).map(|t| t >= 20).collect(),
-            advantage: vec![advantage; tokens.len()],
-            old_logprobs: Some((0..tokens.len()).map(|t| -4.6 + 0.02 * (t % 5) as f32).collect()),
-            tokens,
-            ..Sample::default()
-        }
-    };
-    vec![sample(30, 9, 1.0), sample(61, 14, -0.6)]
-}
-
 #[test]
 fn grpo_steps_move_the_adapter_alone() {
     let model = adapted(common::narrow(true), &lora(&LORA_TARGETS));
     let (samples, optim, grpo) = (samples(), Optim::default(), Grpo::default());
-    let mut learners = both(&model, true);
+    let mut learners = pair(&model, true);
     for step in 0..2 {
         let [cpu, gpu] = learners.each_mut().map(|learner| {
             let norm = LossNormalizer::new(&samples, 1);
@@ -118,7 +90,7 @@ fn another_adapter_scores_and_the_own_one_comes_back() {
     let (forest, plain) = (Forest::new(&sequences()), common::narrow(true));
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
     let base = Learner::new(plain, false).logprobs(&forest, &nodes, 1.0).unwrap().0;
-    for mut learner in both(&model, false) {
+    for mut learner in pair(&model, false) {
         let own = learner.logprobs(&forest, &nodes, 1.0).unwrap().0;
         let mut beside = Vec::new();
         let scored = learner.score_beside(&fresh, &mut |scorer| {
@@ -136,7 +108,7 @@ fn another_adapter_scores_and_the_own_one_comes_back() {
 #[test]
 fn tokens_are_drawn_as_on_the_cpu_and_graphs_follow_the_optimizer() {
     let model = adapted(common::narrow_of(&QWEN2, true), &lora(&LORA_TARGETS));
-    let mut learners = both(&model, false);
+    let mut learners = pair(&model, false);
     // The log-probs of tokens that both lists have, mean distance.
     let apart = |a: &[(u32, f32)], b: &[(u32, f32)]| {
         let same: Vec<f32> = a.iter().zip(b).filter(|(a, b)| a.0 == b.0).map(|(a, b)| (a.1 - b.1).abs()).collect();
@@ -188,7 +160,7 @@ fn cosines_of_adapters_gradients_are_those_of_the_cpu() {
     let samples: Vec<StateAction> = [40, 17, 70, 9, 23].into_iter().zip(1..).map(|(n, i)| sample(i, n)).collect();
     for targets in [&LORA_TARGETS[..], &["k_proj", "up_proj"]] {
         let model = adapted(common::narrow(true), &lora(targets));
-        let [cpu, gpu] = both(&model, true).map(|learner| learner.grams(&samples).unwrap());
+        let [cpu, gpu] = pair(&model, true).map(|learner| learner.grams(&samples).unwrap());
         assert_eq!(gpu.tensors.len(), 2 * 2 * targets.len());
         assert!(gpu.tensors.iter().zip(&cpu.tensors).all(|(g, c)| g.name == c.name && c.name.contains("lora_")));
         let of = |grams: &uncouple::coupling::Grams| cosines(&grams.sum(|_| true), samples.len());

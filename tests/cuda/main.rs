@@ -9,5 +9,7 @@ mod coupling;
 mod decode;
 mod device;
 mod lora;
+mod memory;
 mod model;
 mod ops;
+mod pair;

@@ -3,6 +3,7 @@
 use crate::common;
 use crate::common::numeric::relative;
 use crate::emulated;
+use crate::pair::{apart, pair, samples, sequences};
 
 use common::runs::tiny;
 
@@ -27,9 +28,7 @@ use uncouple::train::run_folder::Existing;
 use uncouple::train::{suite, train_on};
 
 fn forest() -> Forest {
-    let shared: Vec<u32> = (0..20).map(|i| i * 7 % 96).collect();
-    let with = |tail: &[u32]| shared.iter().chain(tail).copied().collect::<Vec<u32>>();
-    Forest::new(&[with(&[1, 2, 3]), with(&[1, 5]), vec![9, 9, 9, 1], (0..50).collect()])
+    Forest::new(&sequences())
 }
 
 fn widen(x: Vec<bf16>) -> Vec<f32> {
@@ -84,29 +83,13 @@ fn check_passes(model: Model) {
     assert!(relative(&widen(gpu.read(&*acts.hidden).unwrap()), &hidden) < NOISE);
 }
 
-/// Two samples that share a prompt, one of them better than the other, and an old policy a little beside the present one.
-fn samples() -> Vec<Sample> {
-    let sample = |tail: u32, n: usize, advantage: f32| {
-        let tokens: Vec<u32> = (0..20u32).chain((0..n as u32).map(|i| (tail + 7 * i) % 96)).collect();
-        Sample {
-            mask: (0..tokens.len()).map(|t| t >= 20).collect(),
-            advantage: vec![advantage; tokens.len()],
-            old_logprobs: Some((0..tokens.len()).map(|t| -4.6 + 0.02 * (t % 5) as f32).collect()),
-            tokens,
-            ..Sample::default()
-        }
-    };
-    vec![sample(30, 9, 1.0), sample(61, 14, -0.6)]
-}
-
 /// Gradients in bf16 arithmetic decide the sign of AdamW's first steps: where they are nothing but noise, so is the step.
 #[test]
 fn grpo_steps() {
     for ratio in [RatioLevel::Token, RatioLevel::Sequence] {
         let grpo = Grpo { ratio, ..Grpo::default() };
         let (samples, optim) = (samples(), Optim::default());
-        let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), true)];
-        learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+        let mut learners = pair(&common::narrow(true), true);
         for step in 0..2 {
             let [cpu, gpu] = learners.each_mut().map(|learner| {
                 let norm = LossNormalizer::new(&samples, 1);
@@ -138,8 +121,7 @@ fn steps_of_8_bit_moments() {
         let grpo = Grpo::default();
         let optim = Optim { moments: MomentDtype::Dynamic8, stochastic_rounding: alone, ..Optim::default() };
         let of = || Learner::with_moments(common::narrow(true), true, MomentDtype::Dynamic8);
-        let (samples, mut learners) = (samples(), [of(), of()]);
-        learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+        let (samples, mut learners) = (samples(), apart([of(), of()], &optim));
         for _ in 0..2 {
             for learner in &mut learners {
                 let norm = LossNormalizer::new(&samples, 1);
@@ -162,7 +144,7 @@ fn steps_of_8_bit_moments() {
         // Onto a device again: the same weights and moments.
         let whole = learners[1].model().unwrap().into_owned();
         let export = learners[1].export().unwrap();
-        let again = CudaEngine::new(&emulated::quick_gpu(), &whole, &export.moments, 8).unwrap();
+        let again = CudaEngine::new(&emulated::quick_gpu(), &whole, &export.moments, &optim, 8).unwrap();
         let back = again.export().unwrap();
         assert!(*back.params == *export.params && *back.moments == *export.moments, "alone {alone}");
     }
@@ -190,8 +172,7 @@ fn the_policy_loss_on_the_device_is_that_of_the_host() {
         (RatioLevel::Sequence, LossPart::Positive),
     ] {
         let grpo = Grpo { ratio, ..full.clone() };
-        let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), false)];
-        learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+        let mut learners = pair(&common::narrow(true), false);
         let [cpu, gpu] = learners.each_mut().map(|learner| {
             let norm = LossNormalizer::new(&samples, 1).with_part(part);
             let mut told = Vec::new();
@@ -221,7 +202,7 @@ fn advantages_are_those_of_the_host() {
         scales.map(|scale| learner.advantages(&rewards, &groups, scale, 1e-4).unwrap())
     };
     let cpu = of(&learner);
-    learner.to_gpu(&emulated::quick_gpu(), 8).unwrap();
+    learner.to_gpu(&emulated::quick_gpu(), &Optim::default(), 8).unwrap();
     let gpu = of(&learner);
     for (a, b) in cpu.iter().flatten().zip(gpu.iter().flatten()) {
         assert!((a - b).abs() < 1e-5 && (*a == 0.0) == (*b == 0.0), "{cpu:?} and {gpu:?}");
@@ -231,7 +212,7 @@ fn advantages_are_those_of_the_host() {
 #[test]
 fn a_gradient_that_is_not_finite_changes_nothing_and_gradients_can_be_taken() {
     let mut learner = Learner::new(common::narrow(true), false);
-    learner.to_gpu(&emulated::quick_gpu(), 8).unwrap();
+    learner.to_gpu(&emulated::quick_gpu(), &Optim::default(), 8).unwrap();
     let mut samples = samples();
     let norm = LossNormalizer::new(&samples, 1);
     let grpo = Grpo::default();
@@ -267,11 +248,11 @@ fn golden(name: &str) {
     let mut cpu = Learner::new(model.clone(), false);
     let mut gpu = Learner::new(model.clone(), false);
     let device = emulated::quick_gpu();
-    gpu.to_gpu(&device, 8).unwrap();
+    gpu.to_gpu(&device, &Optim::default(), 8).unwrap();
 
     let forest = Forest::new(&sequences);
     let nodes: Vec<u32> = (0..forest.len() as u32).filter(|&n| forest.parent[n as usize] != ROOT).collect();
-    let mut trainer = CudaEngine::new(&device, &model, &cpu.export().unwrap().moments, 8).unwrap();
+    let mut trainer = CudaEngine::new(&device, &model, &cpu.export().unwrap().moments, &Optim::default(), 8).unwrap();
     trainer.forward(&forest, SavedActivations::Nothing).unwrap();
     let mut of_node = vec![f32::NAN; forest.len()];
     let (logprobs, _) = trainer.logprobs(&forest, &nodes, 1.0).unwrap();
@@ -404,8 +385,7 @@ fn losses_of_hidden_states_have_the_gradients_of_the_cpu() {
     ] {
         let mut config = Config::default();
         (config.gcd.mode, config.decouple.method) = (mode, method);
-        let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), true)];
-        learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+        let mut learners = pair(&common::narrow(true), true);
         let [cpu, gpu] = learners.each_mut().map(|learner| {
             let mut critic = Critic::new(64);
             let d_weight = (0..64).map(|i| ((i * 5 % 7) as f32 - 3.0) / 3.0).collect();
@@ -434,8 +414,7 @@ fn gradients_of_two_signs_are_projected_on_the_device() {
     samples.iter_mut().for_each(|sample| sample.old_logprobs = None);
     // The bad one begins as the good one does: their gradients are at odds.
     samples[1].tokens = [&samples[0].tokens[..], &samples[1].tokens[samples[0].tokens.len()..]].concat();
-    let mut learners = [Learner::new(common::narrow(true), false), Learner::new(common::narrow(true), false)];
-    learners[1].to_gpu(&emulated::quick_gpu(), 8).unwrap();
+    let mut learners = pair(&common::narrow(true), false);
     let [cpu, gpu] = learners.each_mut().map(|learner| {
         let norm = LossNormalizer::new(&samples, 1);
         learner.backward_policy(&grpo, &samples[..1], norm, 1.0, &mut |_, _| {}).unwrap();

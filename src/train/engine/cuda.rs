@@ -159,11 +159,12 @@ pub struct CudaEngine {
 }
 
 impl CudaEngine {
-    /// Brings `model` and the optimizer's moments to the device, to sample at most `max_live` sequences at once.
+    /// Brings `model` and the optimizer's moments to the device, to sample at most `max_live` sequences at once. Master weights come
+    /// along unless `optim` rounds stochastically: then what the model reads is all there is.
     ///
     /// # Errors
     /// If a tensor's length is no multiple of 8, or there is too little device memory.
-    pub fn new(gpu: &Gpu, model: &Model, moments: &Moments, max_live: usize) -> Result<CudaEngine> {
+    pub fn new(gpu: &Gpu, model: &Model, moments: &Moments, optim: &Optim, max_live: usize) -> Result<CudaEngine> {
         let trained = model.trained();
         let layout = &trained.layout;
         for entry in &layout.entries {
@@ -174,7 +175,7 @@ impl CudaEngine {
         }
         Ok(CudaEngine {
             scorer: CudaScorer::new(gpu, model, max_live)?,
-            master: Some(gpu.tensor(&trained.flat)?),
+            master: if optim.stochastic_rounding { None } else { Some(gpu.tensor(&trained.flat)?) },
             moments: OnDevice::new(gpu, moments)?,
             grads: gpu.zeros(layout.len)?,
             aside: None,
@@ -369,10 +370,6 @@ impl Engine for CudaEngine {
     }
 
     fn step(&mut self, optim: &Optim, lr: f32, steps: &mut u32) -> Result<StepReport> {
-        if optim.stochastic_rounding {
-            // What the model reads is all there is from now on.
-            self.master = None;
-        }
         let gpu = &self.gpu;
         adamw::cuda::grad_norm(gpu, &self.grads, optim.clip, &self.norm)?;
         let grad_norm = f64::from(gpu.read(&*self.norm)?[0]);
