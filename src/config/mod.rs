@@ -383,7 +383,7 @@ impl Default for Run {
             dir: "runs".into(),
             name: String::new(),
             seed: 0,
-            iterations: 140,
+            iterations: 280,
             env_steps: 0,
             checkpoint_every: 25,
             keep_checkpoints: 2,

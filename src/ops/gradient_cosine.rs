@@ -13,7 +13,7 @@
 pub(crate) mod case;
 pub(crate) mod cuda;
 
-use super::linear::{self, WeightGrad};
+use super::linear::{self, RightFactor, WeightGrad};
 use crate::device::Dtype;
 use crate::device::cpu::{Mat, Product, bf16, exp, simd};
 use rayon::prelude::*;
@@ -159,7 +159,7 @@ fn fill_slab(g: WeightGrad<'_>, columns: Range<usize>, ends: &[usize], slab: &mu
     for (dw, &end) in slab.chunks_exact_mut(size).zip(ends) {
         if end > start {
             let (dy, x) = (&g.dy[start * g.out..end * g.out], &g.x[start * g.in_features..end * g.in_features]);
-            linear::backward_weight(Dtype::F32, dy, g.out, columns.start, x, g.in_features, dw);
+            linear::backward_weight(dy, g.out, columns.start, &RightFactor::new(Dtype::F32, x, g.in_features), dw);
         }
         start = end;
     }

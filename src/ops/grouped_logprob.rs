@@ -6,17 +6,18 @@
 pub(crate) mod case;
 pub(crate) mod cuda;
 
-use super::{linear, residual};
+use super::linear::{self, RightFactor};
+use super::residual;
 use crate::device::Dtype;
-use crate::device::cpu::{Mat, Product, exp, simd};
+use crate::device::cpu::{Mat, Product, bf16, exp, simd};
 use rayon::prelude::*;
 
 /// Logits held at a time, elements.
-const CHUNK_LOGITS: usize = 8 << 20;
+const CHUNK_LOGITS: usize = 16 << 20;
 /// Rows of a chunk: fewer waste the matrix product that forms dW, more the cache.
 const CHUNK_ROWS: std::ops::RangeInclusive<usize> = 64..=1024;
-/// Rows of one task.
-const ROWS: usize = 256;
+/// Rows of one task: a quarter of a chunk's within these bounds, whatever the number of cores.
+const TASK_ROWS: std::ops::RangeInclusive<usize> = 64..=256;
 /// Vocabulary entries of one dW task.
 const TILE: usize = 512;
 
@@ -114,16 +115,20 @@ fn run(
     let (mut rows, order) = rows_of(targets);
     let chunk_rows = (CHUNK_LOGITS / vocab).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end());
     let (mut logits, mut hidden) = (Vec::new(), Vec::new());
+    let (w, shape) = (Mat::transposed(head.weight, head.width), (head.width, vocab));
+    let packed = (head.dtype == Dtype::Bf16).then(|| bf16::Packed::new(w, shape));
+    let factor = grads.as_ref().map(|_| RightFactor::new(head.dtype, head.weight, head.width));
     for rows in rows.chunks_mut(chunk_rows) {
         let first = rows[0].first;
         let count: usize = rows.iter().map(|r| r.count).sum();
         logits.resize(rows.len() * vocab, 0.0f32);
         hidden.resize(rows.len() * head.width, 0.0f32);
-        let mut chunk = Chunk { head, vocab, targets, order: &order[first..first + count], first, rows };
+        let order = &order[first..first + count];
+        let mut chunk = Chunk { head, packed: packed.as_ref(), vocab, targets, order, first, rows };
         let logprob = chunk.forward(&mut logits, &mut hidden);
         let token_grads: Vec<TokenGrad> = chunk.losses(&logprob, loss);
-        if let Some(grads) = &mut grads {
-            chunk.backward(&token_grads, &mut logits, &hidden, grads);
+        if let (Some(grads), Some(factor)) = (&mut grads, &factor) {
+            chunk.backward(&token_grads, &mut logits, (&hidden, factor), grads);
         }
     }
 }
@@ -131,6 +136,8 @@ fn run(
 /// Some of the rows, whose logits are held at once.
 struct Chunk<'a> {
     head: Head<'a>,
+    /// The transposed weight, in bf16.
+    packed: Option<&'a bf16::Packed>,
     vocab: usize,
     targets: &'a [Target],
     /// The chunk's targets, in the order of its rows; the first of them is number `first` of all.
@@ -140,15 +147,20 @@ struct Chunk<'a> {
 }
 
 impl Chunk<'_> {
+    fn task_rows(&self) -> usize {
+        self.rows.len().div_ceil(4).next_multiple_of(bf16::PANEL).clamp(*TASK_ROWS.start(), *TASK_ROWS.end())
+    }
+
     /// Gathers the rows into `hidden`, and turns their logits into probabilities; the log-prob of each target.
     fn forward(&mut self, logits: &mut [f32], hidden: &mut [f32]) -> Vec<f32> {
         let (head, vocab, width) = (self.head, self.vocab, self.head.width);
-        let (targets, order, first) = (self.targets, self.order, self.first);
+        let (targets, order, first, packed, each) =
+            (self.targets, self.order, self.first, self.packed, self.task_rows());
         let mut logprob = vec![0.0f32; order.len()];
         let mut tasks = Vec::new();
         let mut out = &mut logprob[..];
-        let blocks = self.rows.chunks_mut(ROWS).zip(logits.chunks_mut(ROWS * vocab));
-        for ((rows, logits), hidden) in blocks.zip(hidden.chunks_mut(ROWS * width)) {
+        let blocks = self.rows.chunks_mut(each).zip(logits.chunks_mut(each * vocab));
+        for ((rows, logits), hidden) in blocks.zip(hidden.chunks_mut(each * width)) {
             let (own, rest) = std::mem::take(&mut out).split_at_mut(rows.iter().map(|r| r.count).sum());
             out = rest;
             tasks.push((rows, logits, hidden, own));
@@ -157,14 +169,12 @@ impl Chunk<'_> {
             for (r, h) in rows.iter().zip(hidden.chunks_exact_mut(width)) {
                 h.copy_from_slice(&head.hidden[r.row * width..][..width]);
             }
-            let shape = (rows.len(), vocab, width);
-            let w = Mat::transposed(head.weight, width);
-            Product::new(head.dtype, shape).alpha(1.0 / head.temperature).run(
-                logits,
-                vocab,
-                Mat::rows(hidden, width),
-                w,
-            );
+            let product = Product::new(head.dtype, (rows.len(), vocab, width)).alpha(1.0 / head.temperature);
+            let h = Mat::rows(hidden, width);
+            match packed {
+                Some(w) => product.run_packed(logits, vocab, h, w.columns()),
+                None => product.run(logits, vocab, h, Mat::transposed(head.weight, width)),
+            }
             for (r, l) in rows.iter_mut().zip(logits.chunks_exact_mut(vocab)) {
                 let (own, rest) = logprob.split_at_mut(r.count);
                 logprob = rest;
@@ -186,9 +196,15 @@ impl Chunk<'_> {
     }
 
     /// Turns probabilities into the gradients of logits, and adds those of the weights and of the hidden states.
-    fn backward(&self, token_grads: &[TokenGrad], logits: &mut [f32], hidden: &[f32], grads: &mut HeadGrads<'_>) {
-        let (head, vocab, width) = (self.head, self.vocab, self.head.width);
-        let blocks = self.rows.par_chunks(ROWS).zip(logits.par_chunks_mut(ROWS * vocab));
+    fn backward(
+        &self,
+        token_grads: &[TokenGrad],
+        logits: &mut [f32],
+        (hidden, weight): (&[f32], &RightFactor<'_>),
+        grads: &mut HeadGrads<'_>,
+    ) {
+        let (head, vocab, width, each) = (self.head, self.vocab, self.head.width, self.task_rows());
+        let blocks = self.rows.par_chunks(each).zip(logits.par_chunks_mut(each * vocab));
         let d_hidden: Vec<Vec<f32>> = blocks
             .map(|(rows, logits)| {
                 for (r, p) in rows.iter().zip(logits.chunks_exact_mut(vocab)) {
@@ -198,15 +214,19 @@ impl Chunk<'_> {
                     logits_grad(p, tokens.zip(g), g, r.entropy, 1.0 / head.temperature);
                 }
                 let mut d = vec![0.0; rows.len() * width];
-                linear::backward_input(head.dtype, logits, head.weight, width, &mut d);
+                linear::backward_input(logits, weight, &mut d);
                 d
             })
             .collect();
         for (r, d) in self.rows.iter().zip(d_hidden.iter().flat_map(|d| d.chunks_exact(width))) {
             residual::forward(&mut grads.hidden[r.row * width..][..width], d);
         }
+        if grads.weight.is_empty() {
+            return;
+        }
+        let hidden = RightFactor::new(head.dtype, hidden, width);
         grads.weight.par_chunks_mut(TILE * width).enumerate().for_each(|(tile, dw)| {
-            linear::backward_weight(head.dtype, logits, vocab, tile * TILE, hidden, width, dw);
+            linear::backward_weight(logits, vocab, tile * TILE, &hidden, dw);
         });
     }
 }

@@ -272,11 +272,38 @@ pub fn forward_add_columns(x: &[f32], w: Weight<'_>, y: &mut [f32], stride: usiz
     w.product(x, true, y, stride);
 }
 
-/// `dx = dy W`; `dy` `[rows, out]`, `dx` `[rows, in]`.
-pub fn backward_input(dtype: Dtype, dy: &[f32], w: &[f32], in_features: usize, dx: &mut [f32]) {
-    let (rows, out) = (dx.len() / in_features, w.len() / in_features);
-    let product = Product::new(dtype, (rows, in_features, out));
-    product.run(dx, in_features, Mat::rows(dy, out), Mat::rows(w, in_features));
+/// The right factor of a gradient, stored row by row: W of dx = dy W, or x of dW = dyᵀ x.
+pub struct RightFactor<'a> {
+    stored: &'a [f32],
+    width: usize,
+    packed: Option<bf16::Packed>,
+}
+
+impl<'a> RightFactor<'a> {
+    /// Rows of `width`, multiplied in `dtype`. In bf16 they are packed here, on all cores, for all products that read them.
+    pub fn new(dtype: Dtype, stored: &'a [f32], width: usize) -> RightFactor<'a> {
+        let pack = || bf16::Packed::new(Mat::rows(stored, width), (stored.len() / width, width));
+        RightFactor { stored, width, packed: (dtype == Dtype::Bf16).then(pack) }
+    }
+
+    fn rows(&self) -> usize {
+        self.stored.len() / self.width
+    }
+
+    /// `c = left · self`, or added to what is there.
+    fn product(&self, left: Mat<'_>, accumulate: bool, c: &mut [f32]) {
+        let shape = (c.len() / self.width, self.width, self.rows());
+        let product = |dtype| Product::new(dtype, shape).accumulate(accumulate);
+        match &self.packed {
+            Some(packed) => product(Dtype::Bf16).run_packed(c, self.width, left, packed.columns()),
+            None => product(Dtype::F32).run(c, self.width, left, Mat::rows(self.stored, self.width)),
+        }
+    }
+}
+
+/// `dx = dy W`; `dy` `[rows, out]`, W `[out, in]`, `dx` `[rows, in]`.
+pub fn backward_input(dy: &[f32], w: &RightFactor<'_>, dx: &mut [f32]) {
+    w.product(Mat::rows(dy, w.rows()), false, dx);
 }
 
 /// The factors of a weight's gradient dW = dyᵀ x: `dy` `[tokens, out]`, `x` `[tokens, in]`.
@@ -296,18 +323,8 @@ pub struct WeightGrad<'a> {
 
 /// One output tile of `dW += dyᵀ x`: `dw` holds the rows of dW that belong to columns `first ..` of `dy`.
 /// `dy` `[tokens, out]`, `x` `[tokens, in]`.
-pub fn backward_weight(
-    dtype: Dtype,
-    dy: &[f32],
-    out: usize,
-    first: usize,
-    x: &[f32],
-    in_features: usize,
-    dw: &mut [f32],
-) {
-    let (tokens, rows) = (x.len() / in_features, dw.len() / in_features);
-    let (dy, x) = (Mat::transposed(&dy[first..], out), Mat::rows(x, in_features));
-    Product::new(dtype, (rows, in_features, tokens)).accumulate(true).run(dw, in_features, dy, x);
+pub fn backward_weight(dy: &[f32], out: usize, first: usize, x: &RightFactor<'_>, dw: &mut [f32]) {
+    x.product(Mat::transposed(&dy[first..], out), true, dw);
 }
 
 /// `db += Σ_rows dy`.

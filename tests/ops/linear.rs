@@ -4,7 +4,7 @@ use crate::common;
 
 use common::numeric::{added, assert_close, assert_gradient, values, wide};
 use uncouple::device::Dtype;
-use uncouple::ops::linear::{self, Weight};
+use uncouple::ops::linear::{self, RightFactor, Weight};
 
 /// rows, in, out: one row, sizes that no vector width divides, more rows than a block.
 const SHAPES: [(usize, usize, usize); 6] =
@@ -75,14 +75,14 @@ fn gradients_of_input_weight_and_bias() {
         }
 
         let mut dx = vec![f32::NAN; x.len()];
-        linear::backward_input(Dtype::F32, &dy, &w, n_in, &mut dx);
+        linear::backward_input(&dy, &RightFactor::new(Dtype::F32, &w, n_in), &mut dx);
         assert_close("dx", &dx, &want_x, 1e-6);
 
         // Tiles of seven rows, the last one ragged, as the head does it.
         let before = values(9, w.len(), 0.1);
         let mut dw = before.clone();
         for (tile, dw) in dw.chunks_mut(7 * n_in).enumerate() {
-            linear::backward_weight(Dtype::F32, &dy, out, tile * 7, &x, n_in, dw);
+            linear::backward_weight(&dy, out, tile * 7, &RightFactor::new(Dtype::F32, &x, n_in), dw);
         }
         assert_close("dw", &added(&dw, &before), &want_w, 2e-6);
 

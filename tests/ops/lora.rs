@@ -4,7 +4,7 @@ use crate::common;
 
 use common::numeric::{added, assert_close, assert_gradient, values, wide};
 use uncouple::device::Dtype;
-use uncouple::ops::linear::{self, Weight};
+use uncouple::ops::linear::{self, RightFactor, Weight};
 use uncouple::ops::lora::{self, LowRank, Stored};
 
 /// rows, in, out, rank; columns of the whole result, and the first of the map's.
@@ -64,8 +64,8 @@ fn gradients_of_input_and_of_both_matrices() {
         let (mut dx, mut u, mut v) = (before.clone(), vec![f32::NAN; rows * rank], vec![f32::NAN; rows * rank]);
         lora::backward(&x, &dy[first..], stride, stored, &mut dx, [&mut u, &mut v]);
         let (mut da, mut db) = (vec![0.0; a.len()], vec![0.0; b.len()]);
-        linear::backward_weight(Dtype::F32, &v, rank, 0, &x, n_in, &mut da);
-        linear::backward_weight(Dtype::F32, &dy, stride, first, &u, rank, &mut db);
+        linear::backward_weight(&v, rank, 0, &RightFactor::new(Dtype::F32, &x, n_in), &mut da);
+        linear::backward_weight(&dy, stride, first, &RightFactor::new(Dtype::F32, &u, rank), &mut db);
 
         let own = wide(&columns(&dy, [stride, first], out));
         let (x, a, b) = (wide(&x), wide(&a), wide(&b));

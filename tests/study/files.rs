@@ -33,6 +33,7 @@ fn every_study_parses_and_tells_what_it_will_take() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));
     let all = [
         ("first-light", None, "cpu"),
+        ("five-seeds", None, "cpu"),
         ("real", Some(false), "cpu"),
         ("alfworld", Some(false), "cuda"),
         ("paper", Some(true), "cuda"),

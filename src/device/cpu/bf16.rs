@@ -16,6 +16,7 @@ mod portable;
 use super::{Mat, Product};
 use bytemuck::{Pod, Zeroable};
 use half::bf16;
+use rayon::prelude::*;
 use std::cell::RefCell;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -107,13 +108,13 @@ pub struct Packed {
 }
 
 impl Packed {
-    /// Packs `b` `[k, n]` by the calling thread.
+    /// Packs `b` `[k, n]` on all cores.
     pub fn new(b: Mat<'_>, (k, n): (usize, usize)) -> Packed {
         let mut packed = Packed { lines: vec![ZERO; lines(n, k)], k, n };
         let each = packed.panel_lines().max(1);
-        for (panel, lines) in packed.lines.chunks_exact_mut(each).enumerate() {
+        packed.lines.par_chunks_exact_mut(each).enumerate().for_each(|(panel, lines)| {
             pack_panel(Unit::best(), Side::B, b, panel * PANEL..n, 0..k, 1.0, lines);
-        }
+        });
         packed
     }
 

@@ -12,7 +12,7 @@ use crate::model::Model;
 use crate::model::adapter::Site;
 use crate::model::transformer::{Backward, Forward};
 use crate::ops::attention::{self, Visibility};
-use crate::ops::linear::WeightGrad;
+use crate::ops::linear::{RightFactor, WeightGrad};
 use crate::ops::{embedding, linear, qk_norm, rmsnorm, rope, swiglu};
 use rayon::prelude::*;
 use std::convert::Infallible;
@@ -319,6 +319,7 @@ impl<'a> Backward for BackwardPass<'a> {
         let (hidden, q_dim, tokens) = (d.hidden, d.attention.q_dim(), a.rstd2.len());
         dy.copy_from_slice(&g.input);
         let w_norm = model.weight(&layer.post_norm);
+        let [w_down, w_gate_up, w_o] = [Site::Down, Site::GateUp, Site::O].map(|site| model.right_factor(l, site));
         let parts = dy
             .par_chunks(BLOCK * hidden)
             .zip(a.mid.par_chunks(BLOCK * hidden))
@@ -337,13 +338,13 @@ impl<'a> Backward for BackwardPass<'a> {
                 let ((((((((dy, mid), rstd), gate_up), d_mid), d_attn), act), norm), attn) = rows;
                 let rows = dy.len() / hidden;
                 scratch.resize(rows * d.ffn.max(hidden), 0.0);
-                model.back(l, Site::Down, (act, dy), &mut scratch[..rows * d.ffn], &mut low_rank);
+                model.back((l, Site::Down, &w_down), (act, dy), &mut scratch[..rows * d.ffn], &mut low_rank);
                 swiglu::backward(&scratch[..rows * d.ffn], d.ffn, gate_up);
                 let d_norm = &mut scratch[..rows * hidden];
-                model.back(l, Site::GateUp, (norm, gate_up), d_norm, &mut low_rank);
+                model.back((l, Site::GateUp, &w_gate_up), (norm, gate_up), d_norm, &mut low_rank);
                 d_mid.copy_from_slice(dy);
                 let dw = norm_rows(spans, block, d_norm, mid, w_norm, rstd, d_mid);
-                model.back(l, Site::O, (attn, d_mid), d_attn, &mut low_rank);
+                model.back((l, Site::O, &w_o), (attn, d_mid), d_attn, &mut low_rank);
                 dw
             })
             .collect();
@@ -367,6 +368,7 @@ impl<'a> Backward for BackwardPass<'a> {
         let (d, layer, a) = (model.dims(), &model.params.layout.layers[l], &layers[at]);
         let (hidden, q_dim, qkv_dim) = (d.hidden, d.attention.q_dim(), d.attention.qkv_dim());
         let (w_norm, tokens) = (model.weight(&layer.input_norm), a.rstd1.len());
+        let w_qkv = model.right_factor(l, Site::Qkv);
         let parts = g
             .qkv
             .par_chunks_mut(BLOCK * qkv_dim)
@@ -397,7 +399,7 @@ impl<'a> Backward for BackwardPass<'a> {
                     })
                 });
                 d_norm.resize(d_input.len(), 0.0);
-                model.back(l, Site::Qkv, (norm, d_qkv), d_norm, &mut low_rank);
+                model.back((l, Site::Qkv, &w_qkv), (norm, d_qkv), d_norm, &mut low_rank);
                 d_input.copy_from_slice(d_mid);
                 [norm_rows(spans, block, d_norm, x, w_norm, rstd, d_input), d_bias, d_qk_norm]
             })
@@ -442,13 +444,23 @@ impl Model {
         self.adapter.is_none().then(|| sink.spans())
     }
 
-    /// Takes the gradient `dy` of a product of layer `l` back to that of its input `x`, which overwrites `dx`, on a block of rows.
-    fn back(&self, l: usize, site: Site, (x, dy): (&[f32], &[f32]), dx: &mut [f32], low_rank: &mut LowRankBlock<'_>) {
-        let (range, dtype) = (site.weights(&self.params.layout.layers[l]), self.dtype());
-        let in_features = self.dims().in_features(site);
-        linear::backward_input(dtype, dy, self.weight(range), in_features, dx);
+    /// The weights of a product of layer `l`, as its backward pass reads them.
+    fn right_factor(&self, l: usize, site: Site) -> RightFactor<'_> {
+        let weights = self.weight(site.weights(&self.params.layout.layers[l]));
+        RightFactor::new(self.dtype(), weights, self.dims().in_features(site))
+    }
+
+    /// Takes the gradient `dy` of a product, and its weights, back to that of its input `x`, which overwrites `dx`, on a block of rows.
+    fn back(
+        &self,
+        (l, site, w): (usize, Site, &RightFactor<'_>),
+        (x, dy): (&[f32], &[f32]),
+        dx: &mut [f32],
+        low_rank: &mut LowRankBlock<'_>,
+    ) {
+        linear::backward_input(dy, w, dx);
         if let Some(adapter) = &self.adapter {
-            cpu_adapter::backward(adapter, (l, site, dtype), (x, dy), dx, low_rank);
+            cpu_adapter::backward(adapter, (l, site, self.dtype()), (x, dy), dx, low_rank);
         }
     }
 

@@ -3,7 +3,7 @@
 use super::{Gradients, Sink};
 use crate::device::Dtype;
 use crate::model::Params;
-use crate::ops::linear::{self, WeightGrad};
+use crate::ops::linear::{self, RightFactor, WeightGrad};
 use crate::ops::{embedding, residual};
 use rayon::prelude::*;
 use std::convert::Infallible;
@@ -28,7 +28,7 @@ pub(in crate::model) struct Accumulate<'a> {
     pub rows: [usize; 1],
 }
 
-/// Rows of one tile of a weight gradient: each packs all of x anew.
+/// Rows of one tile of a weight gradient.
 const WEIGHT_TILE: usize = 512;
 
 impl Sink<Cpu> for Accumulate<'_> {
@@ -45,15 +45,17 @@ impl Sink<Cpu> for Accumulate<'_> {
     fn matrices(&mut self, grads: &[(Range<usize>, WeightGrad<'_>)]) -> Result<(), Infallible> {
         let dtype = self.dtype;
         let (mut tiles, mut rest, mut at) = (Vec::new(), &mut self.grads.flat[..], 0);
-        for (range, grad) in grads {
+        let inputs: Vec<RightFactor<'_>> =
+            grads.iter().map(|(_, grad)| RightFactor::new(dtype, grad.x, grad.in_features)).collect();
+        for ((range, grad), x) in grads.iter().zip(&inputs) {
             let (dw, tail) = std::mem::take(&mut rest)[range.start - at..].split_at_mut(range.len());
             (rest, at) = (tail, range.end);
             for (i, dw) in dw.chunks_mut(WEIGHT_TILE * grad.in_features).enumerate() {
-                tiles.push((dw, grad, grad.first + i * WEIGHT_TILE));
+                tiles.push((dw, grad, x, grad.first + i * WEIGHT_TILE));
             }
         }
-        tiles.into_par_iter().with_max_len(1).for_each(|(dw, g, first)| {
-            linear::backward_weight(dtype, g.dy, g.out, first, g.x, g.in_features, dw);
+        tiles.into_par_iter().with_max_len(1).for_each(|(dw, g, x, first)| {
+            linear::backward_weight(g.dy, g.out, first, x, dw);
         });
         Ok(())
     }

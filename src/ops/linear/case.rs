@@ -1,6 +1,6 @@
 //! The cases of matrix products: what cuBLASLt is held to.
 
-use super::{Weight, cuda};
+use super::{RightFactor, Weight, cuda};
 use crate::device::{Dtype, Result};
 use crate::ops::case::{Bf16s, Case, FFN, HIDDEN, OpCase, PEERS_ROWS, Size, Sizes, TASK_ROWS, Trial, Work, randoms};
 use half::bf16;
@@ -45,7 +45,7 @@ fn forward(s @ Sizes([rows, n_in, n_out]): &Sizes<3>, t: &mut Trial<'_>) -> Resu
 fn backward_input(s @ Sizes([rows, n_in, n_out]): &Sizes<3>, t: &mut Trial<'_>) -> Result<()> {
     let (dy, w) = (Bf16s::randoms(1, rows * n_out), Bf16s::randoms(3, n_out * n_in));
     let mut want = vec![0.0; rows * n_in];
-    t.cpu(flops(s), || super::backward_input(Dtype::F32, dy.wide(), w.wide(), *n_in, &mut want));
+    t.cpu(flops(s), || super::backward_input(dy.wide(), &RightFactor::new(Dtype::F32, w.wide(), *n_in), &mut want));
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (dy, w, dx) = (dy.on(gpu)?, w.on(gpu)?, gpu.uninit::<bf16>(rows * n_in)?);
     t.cuda(gpu, flops(s), || cuda::backward_input(gpu, &dy, &w, *n_in, &dx))?;
@@ -58,7 +58,9 @@ fn backward_weight(s @ Sizes([rows, n_in, n_out]): &Sizes<3>, t: &mut Trial<'_>)
     let (dw, db) = (Bf16s::randoms(4, n_out * n_in), randoms(5, *n_out));
     let (mut want, mut want_db) = (dw.wide().to_vec(), db.clone());
     t.cpu_before(|| super::backward_bias(dy.wide(), &mut want_db));
-    t.cpu(flops(s), || super::backward_weight(Dtype::F32, dy.wide(), *n_out, 0, x.wide(), *n_in, &mut want));
+    t.cpu(flops(s), || {
+        super::backward_weight(dy.wide(), *n_out, 0, &RightFactor::new(Dtype::F32, x.wide(), *n_in), &mut want)
+    });
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (dy, x, dw_wide, dw) = (dy.on(gpu)?, x.on(gpu)?, gpu.tensor(dw.wide())?, dw.on(gpu)?);
     let g = cuda::WeightGrad { dy: &dy, out: *n_out, first: 0, x: &x, in_features: *n_in };
