@@ -6,6 +6,7 @@ use crate::device::cpu::bf16::Unit;
 use crate::device::cpu::{self, Mat, Product};
 use crate::device::kernels::MODULES;
 use crate::device::{cublaslt_version, cuda};
+use crate::ops::decode_attention::cuda::has_tiles;
 use crate::report::provenance::COMMIT;
 use anyhow::Result;
 use rayon::prelude::*;
@@ -49,18 +50,9 @@ impl Check {
 const GIB: u64 = 1 << 30;
 
 pub fn run(args: DoctorArgs) -> Result<ExitCode> {
-    let checks = [
-        version(),
-        processor(),
-        simd(),
-        memory(),
-        disk(&args.dir),
-        gpu(),
-        cublaslt(),
-        kernels(),
-        f32_rate(),
-        bf16_rate(),
-    ];
+    let machine = [version(), processor(), simd(), memory(), disk(&args.dir), gpu()];
+    let speed = [cublaslt(), kernels(), f32_rate(), bf16_rate()];
+    let checks: Vec<Check> = machine.into_iter().chain(chip()).chain(speed).collect();
     if args.json {
         output::print_json(&checks)?;
     } else {
@@ -142,6 +134,25 @@ fn gpu() -> Check {
         }
         Err(e) => Check::but("gpu", Status::Note, e.to_string(), "train on the CPU (--device cpu, the default)"),
     }
+}
+
+/// Which kernels the GPU will run; no line where there is none.
+fn chip() -> Option<Check> {
+    let chip = cuda::first_chip().ok()?;
+    let (major, minor) = chip.compute_capability;
+    let capability = format!("compute capability {major}.{minor}");
+    if major < 8 {
+        let mend = "the kernels need 8.0 or newer: train on the CPU (--device cpu, the default)";
+        return Some(Check::but("chip", Status::Note, capability, mend));
+    }
+    let of = if chip.is_hopper() { "Hopper's" } else { "portable" };
+    let by = match [64, 128].map(|head_dim| has_tiles(head_dim, chip.shared_memory as usize)) {
+        [true, true] => "by tiles",
+        [true, false] => "by tiles (heads of 128: row by row)",
+        _ => "row by row",
+    };
+    let kib = chip.shared_memory >> 10;
+    Some(Check::ok("chip", format!("{capability}, blocks of {kib} KiB: {of} attention and head, prompts {by}")))
 }
 
 /// The library of matrix products, which a GPU needs.

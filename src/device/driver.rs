@@ -115,6 +115,13 @@ pub struct Chip {
     pub simulated: bool,
 }
 
+impl Chip {
+    /// Whether the kernels of `*_hopper.cu` run here.
+    pub fn is_hopper(&self) -> bool {
+        self.compute_capability == (9, 0)
+    }
+}
+
 /// A kernel's argument: an address, the bytes of a scalar or a plain struct, or a tensor map.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Arg {

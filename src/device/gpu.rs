@@ -192,7 +192,7 @@ impl Gpu {
 
     /// Whether the kernels of `*_hopper.cu` run here.
     pub fn is_hopper(&self) -> bool {
-        self.0.chip().compute_capability == (9, 0)
+        self.0.chip().is_hopper()
     }
 
     /// Whether times taken here say nothing.

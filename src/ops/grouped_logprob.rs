@@ -105,6 +105,11 @@ fn rows_of(targets: &[Target]) -> (Vec<ScoredRow>, Vec<usize>) {
     (rows, order)
 }
 
+/// Rows whose logits are held at once.
+pub(crate) fn chunk_rows(vocab: usize) -> usize {
+    (CHUNK_LOGITS / vocab).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end())
+}
+
 fn run(
     head: Head<'_>,
     targets: &[Target],
@@ -113,12 +118,11 @@ fn run(
 ) {
     let vocab = head.weight.len() / head.width;
     let (mut rows, order) = rows_of(targets);
-    let chunk_rows = (CHUNK_LOGITS / vocab).clamp(*CHUNK_ROWS.start(), *CHUNK_ROWS.end());
     let (mut logits, mut hidden) = (Vec::new(), Vec::new());
     let (w, shape) = (Mat::transposed(head.weight, head.width), (head.width, vocab));
     let packed = (head.dtype == Dtype::Bf16).then(|| bf16::Packed::new(w, shape));
     let factor = grads.as_ref().map(|_| RightFactor::new(head.dtype, head.weight, head.width));
-    for rows in rows.chunks_mut(chunk_rows) {
+    for rows in rows.chunks_mut(chunk_rows(vocab)) {
         let first = rows[0].first;
         let count: usize = rows.iter().map(|r| r.count).sum();
         logits.resize(rows.len() * vocab, 0.0f32);

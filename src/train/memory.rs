@@ -1,6 +1,7 @@
 //! What a run will need in memory, from its configuration alone, and whether the machine, or a GPU, has it.
 
 use crate::config::{Config, DecoupleMethod, MomentDtype, Override};
+use crate::device::Dtype;
 use crate::model::Architecture;
 use crate::model::adapter::AdapterLayout;
 use crate::model::backend::cuda_step::DRAWS;
@@ -107,7 +108,10 @@ pub fn plan(config: &Config, model: &Architecture, place: Placement) -> Vec<Memo
     }
     match place {
         // In bf16 training reads them too.
-        Placement::Cpu => parts.push(of("packed weights", 1, params, config.model.dtype.bytes() as u64)),
+        Placement::Cpu => {
+            parts.push(of("packed weights", 1, params, config.model.dtype.bytes() as u64));
+            parts.push(cpu_head(config, model));
+        }
         Placement::Gpu => parts.push(head(config, model)),
     }
     parts.push(activations(config, model, place));
@@ -122,6 +126,19 @@ fn moments_8bit(parameters: u64) -> MemoryUse {
         name: "AdamW moments",
         formula: format!("2 x {parameters} parameters of 1 byte, and 4 bytes for each {block}"),
         bytes: parameters.saturating_add(4 * blocks).saturating_mul(2),
+        lower: None,
+    }
+}
+
+/// On a CPU: a chunk of logits, hidden states and their gradients, in f32; in bf16 the head packed twice, for both of its passes.
+fn cpu_head(config: &Config, model: &Architecture) -> MemoryUse {
+    let (vocab, width) = (model.vocab_size as u64, model.hidden_size as u64);
+    let rows = u64::from(config.grpo.micro_tokens).min(grouped_logprob::chunk_rows(model.vocab_size) as u64);
+    let packed = if config.model.dtype == Dtype::Bf16 { 2 } else { 0 };
+    MemoryUse {
+        name: "logits",
+        formula: format!("{rows} rows x ({vocab} + 2 x {width}) of 4 bytes, and the head {packed} x in bf16"),
+        bytes: (4 * rows).saturating_mul(vocab + 2 * width).saturating_add((2 * packed * vocab).saturating_mul(width)),
         lower: None,
     }
 }

@@ -3,6 +3,7 @@
 
 pub mod dense;
 pub mod numeric;
+pub mod planned;
 pub mod runs;
 pub mod scripted;
 

@@ -166,6 +166,14 @@ fn libraries_that_are_too_old_or_not_there_are_told() {
     assert!(doctor.contains("cublaslt   release 13.0.0"), "{doctor}");
     assert!(doctor.contains("gpu        Software GPU 9.0, 4 GiB, driver for CUDA 13.0"), "{doctor}");
     assert!(!doctor.contains("for now"), "a GPU trains: {doctor}");
+    for (capability, uses) in [
+        ("9.0", "compute capability 9.0, blocks of 227 KiB: Hopper's attention and head, prompts by tiles"),
+        ("8.9", "8.9, blocks of 99 KiB: portable attention and head, prompts by tiles (heads of 128: row by row)"),
+        ("7.5", "compute capability 7.5\n"),
+    ] {
+        let doctor = device.again().with("COMPUTE_CAPABILITY", capability).run(&["doctor"]).stdout;
+        assert!(doctor.contains(uses), "{capability}: {doctor}");
+    }
     fs::remove_file(device.path("libcublasLt.so.13")).expect("a link");
     let run = device.run(&["selftest", "--small"]);
     assert!(run.stderr.contains("there is no libcublasLt.so.13: pip install"), "{}", run.stderr);

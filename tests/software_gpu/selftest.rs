@@ -30,6 +30,12 @@ fn the_selftest_passes_on_ampere() {
     passes_on("8.0");
 }
 
+/// A block has 99 KiB of shared memory there: less than on an A100.
+#[test]
+fn the_selftest_passes_on_cards_for_consumers() {
+    passes_on("8.9");
+}
+
 #[test]
 fn a_gpu_older_than_the_kernels_is_refused_by_the_module() {
     let Some(device) = Device::new() else { return };

@@ -11,7 +11,7 @@ mod probe;
 mod staging;
 
 pub use matmul::find_cublaslt;
-pub use probe::describe;
+pub use probe::{describe, first_chip};
 
 use super::arena::padded;
 use super::kernels::MODULES;

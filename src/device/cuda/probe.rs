@@ -22,6 +22,15 @@ pub fn describe() -> Result<String> {
     Ok(format!("{name}, {} GiB, driver for CUDA {}.{}", bytes >> 30, version / 1000, version % 1000 / 10))
 }
 
+/// The first GPU's kind.
+///
+/// # Errors
+/// If there is no driver, or no GPU.
+pub fn first_chip() -> Result<Chip> {
+    let device = first_device()?;
+    chip(device, &name(device)?)
+}
+
 /// Initialises the driver. Every way into CUDA starts here.
 pub fn first_device() -> Result<sys::CUdevice> {
     // SAFETY: only opens the library.

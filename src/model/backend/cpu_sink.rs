@@ -28,8 +28,14 @@ pub(in crate::model) struct Accumulate<'a> {
     pub rows: [usize; 1],
 }
 
-/// Rows of one tile of a weight gradient.
-const WEIGHT_TILE: usize = 512;
+/// Rows of one tile of a weight gradient. In f32 each tile packs all of x anew, in bf16 x was packed before: smaller ones leave no core
+/// waiting for another's last.
+fn weight_tile(dtype: Dtype) -> usize {
+    match dtype {
+        Dtype::F32 => 512,
+        Dtype::Bf16 => 128,
+    }
+}
 
 impl Sink<Cpu> for Accumulate<'_> {
     fn spans(&self) -> &[usize] {
@@ -50,8 +56,8 @@ impl Sink<Cpu> for Accumulate<'_> {
         for ((range, grad), x) in grads.iter().zip(&inputs) {
             let (dw, tail) = std::mem::take(&mut rest)[range.start - at..].split_at_mut(range.len());
             (rest, at) = (tail, range.end);
-            for (i, dw) in dw.chunks_mut(WEIGHT_TILE * grad.in_features).enumerate() {
-                tiles.push((dw, grad, x, grad.first + i * WEIGHT_TILE));
+            for (i, dw) in dw.chunks_mut(weight_tile(dtype) * grad.in_features).enumerate() {
+                tiles.push((dw, grad, x, grad.first + i * weight_tile(dtype)));
             }
         }
         tiles.into_par_iter().with_max_len(1).for_each(|(dw, g, x, first)| {

@@ -43,6 +43,11 @@ fn tile_bytes(head_dim: usize) -> usize {
     1152 * head_dim + 10496
 }
 
+/// Whether rows may be read by tiles where a block has so many bytes of shared memory.
+pub(crate) fn has_tiles(head_dim: usize, shared_memory: usize) -> bool {
+    tile_bytes(head_dim) <= shared_memory
+}
+
 /// Whether rows that follow each other share so many pages that tiles of them read half as many or fewer: those of a prompt do, and those
 /// of a group that went on from one prompt.
 fn pays(shape: Shape, rows: &[(u32, u32)], tables: &[&[u32]]) -> bool {
@@ -84,12 +89,7 @@ impl Cache {
         let stride = Cache::page_bytes(shape, layers) / size_of::<bf16>();
         expect("decode attention", stride <= i32::MAX as usize, || format!("pages of {stride} elements"))?;
         // Zeroed: a page may be copied before it is full.
-        Ok(Cache {
-            memory: gpu.zeros(pages * stride)?,
-            shape,
-            layers,
-            tiles: tile_bytes(head_dim) <= gpu.shared_memory(),
-        })
+        Ok(Cache { memory: gpu.zeros(pages * stride)?, shape, layers, tiles: has_tiles(head_dim, gpu.shared_memory()) })
     }
 
     /// Elements from one page to the next.

@@ -1,13 +1,17 @@
-//! All cosines of per-sample gradients take less memory than the gradients would: what is on the heap at most, counted.
+//! What is on the heap at most, counted: of all cosines of per-sample gradients, and of training steps.
 
 mod common;
 
+use common::planned::{expect_as_planned, learner, planned, two_steps, variants};
 use common::tokens;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use uncouple::bench::shape;
 use uncouple::coupling::{Grams, StateAction};
+use uncouple::device::Dtype;
 use uncouple::model::{Model, Params, SavedActivations};
+use uncouple::train::memory::Placement;
 
 struct Counting;
 
@@ -30,6 +34,12 @@ unsafe impl GlobalAlloc for Counting {
     }
 }
 
+/// The heap is one: a test that counts is alone.
+fn alone() -> MutexGuard<'static, ()> {
+    static ALONE: Mutex<()> = Mutex::new(());
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Most bytes on the heap at once during `f`, beyond those before it.
 fn most(f: impl FnOnce()) -> usize {
     let before = NOW.load(Relaxed);
@@ -40,6 +50,7 @@ fn most(f: impl FnOnce()) -> usize {
 
 #[test]
 fn cosines_take_less_than_the_gradients() {
+    let _alone = alone();
     // The benchmarks' model and size.
     let shape = shape();
     let model = Model::new(shape.clone(), Params::random(&shape, 0));
@@ -52,4 +63,18 @@ fn cosines_take_less_than_the_gradients() {
     }
     // What is measured is there at all.
     assert!(most(|| drop(vec![0u8; 1 << 20])) >= 1 << 20);
+}
+
+#[test]
+fn a_training_step_holds_what_the_plan_says() {
+    let _alone = alone();
+    for (name, mut config) in variants(4) {
+        for dtype in [Dtype::F32, Dtype::Bf16] {
+            config.model.dtype = dtype;
+            // Nothing is sampled here: in f32 no weights are packed.
+            let but = if dtype == Dtype::F32 { &["KV cache", "packed weights"][..] } else { &["KV cache"] };
+            let held = most(|| two_steps(&config, &mut learner(&config)));
+            expect_as_planned(&format!("{name}, {dtype:?}"), held as u64, planned(&config, Placement::Cpu, but));
+        }
+    }
 }
