@@ -199,8 +199,8 @@ pub fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { scaled }
 }
 
-/// Lets the allocator keep what is freed for what comes next: a training step frees and asks for the same large buffers again and
-/// again, and pages fresh from the system cost faults and zeroing. For the start of a program. Does nothing where the C library is not
+/// Lets the allocator keep what is freed for what comes next: a training step frees the same large buffers and needs them again, and
+/// pages fresh from the system cost faults and zeroing. For the start of a program. Does nothing where the C library is not
 /// glibc.
 pub fn keep_freed_memory() {
     // SAFETY: they only set how the allocator gets and returns memory; no other thread runs yet.
