@@ -6,6 +6,8 @@ pub mod cuda;
 use super::attention::{KEYS, Online, QUERIES, Shape, Tile, exp_sum, max};
 use crate::device::Dtype;
 use crate::device::cpu::{Mat, exp, prefetch, simd};
+use bytemuck::Pod;
+use half::bf16;
 use rayon::prelude::*;
 use std::ops::Range;
 
@@ -14,11 +16,46 @@ const BLOCKED: usize = 16;
 /// Most keys of one task of a single query.
 const SPLIT: usize = 1024;
 
+/// What keys and values are kept in.
+pub trait Element: Pod + Send + Sync {
+    /// The nearest.
+    fn narrow(x: f32) -> Self;
+    /// Exactly.
+    fn widen(self) -> f32;
+}
+
+impl Element for f32 {
+    #[inline(always)]
+    fn narrow(x: f32) -> f32 {
+        x
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+}
+
+impl Element for bf16 {
+    #[inline(always)]
+    fn narrow(x: f32) -> bf16 {
+        bf16::from_f32(x)
+    }
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
 /// What a paged cache holds of one sequence in one layer. Keys of a page lie `[head_dim, PAGE]` (so that scores vectorise over
 /// tokens), values `[PAGE, head_dim]`.
 pub trait Paged: Sync {
+    /// What they are kept in.
+    type Element: Element;
+
     /// (keys, values) of a kv head, page by page.
-    fn pages(&self, kv: usize) -> impl Iterator<Item = (&[f32], &[f32])> + Clone;
+    fn pages(&self, kv: usize) -> impl Iterator<Item = (&[Self::Element], &[Self::Element])> + Clone;
 }
 
 /// New tokens of a sequence: their rows of rotated qkv, and the cache, which holds `past` tokens before them, and them.
@@ -146,7 +183,7 @@ impl Scratch {
         let mut out = vec![0.0; width];
         let q = &input.qkv[rows.start * shape.qkv_dim() + kv * width..][..width];
         let pages = input.cache.pages(*kv).skip(keys.start / PAGE);
-        let stats = decode::<PAGE>(q, d, keys.len(), pages, &mut self.scores, &mut out);
+        let stats = decode::<PAGE, _>(q, d, keys.len(), pages, &mut self.scores, &mut out);
         Found { out, stats }
     }
 
@@ -162,8 +199,9 @@ impl Scratch {
             self.values.clear();
             for (i, (keys, values)) in pages.by_ref().take(len.div_ceil(PAGE)).enumerate() {
                 let rows = self.keys.chunks_exact_mut(wide).zip(keys.as_chunks::<PAGE>().0);
-                rows.for_each(|(to, keys)| to[i * PAGE..][..PAGE].copy_from_slice(keys));
-                self.values.extend_from_slice(values);
+                let widen = |(to, from): (&mut f32, &P::Element)| *to = from.widen();
+                rows.for_each(|(to, keys)| to[i * PAGE..][..PAGE].iter_mut().zip(keys).for_each(widen));
+                self.values.extend(values.iter().map(|v| v.widen()));
             }
             let tile = Tile { keys: Mat::rows(&self.keys, wide), values: Mat::rows(&self.values, d), len };
             self.online.add(shape, rows.len(), tile, |_| len);
@@ -180,11 +218,11 @@ impl Scratch {
 /// One query against a paged cache: `q` `[group, head_dim]` are the query heads of one kv head, `pages` yields (keys, values) of
 /// consecutive pages. `len` keys are visible. `out` `[group, head_dim]`; `scores` is scratch. The maximum and the sum of each
 /// head's softmax.
-pub fn decode<'a, const PAGE: usize>(
+pub fn decode<'a, const PAGE: usize, E: Element>(
     q: &[f32],
     head_dim: usize,
     len: usize,
-    pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
+    pages: impl Iterator<Item = (&'a [E], &'a [E])> + Clone,
     scores: &mut Vec<f32>,
     out: &mut [f32],
 ) -> Vec<[f32; 2]> {
@@ -198,9 +236,9 @@ pub fn decode<'a, const PAGE: usize>(
             for (q, out) in q.chunks(2 * head_dim).zip(out.chunks_mut(2 * head_dim)) {
                 let (pages, scores) = (pages.clone(), &mut scores[..padded * (q.len() / head_dim)]);
                 if q.len() == head_dim {
-                    stats.extend(decode_heads::<1, PAGE>(q, head_dim, len, pages, scores, out));
+                    stats.extend(decode_heads::<1, PAGE, E>(q, head_dim, len, pages, scores, out));
                 } else {
-                    stats.extend(decode_heads::<2, PAGE>(q, head_dim, len, pages, scores, out));
+                    stats.extend(decode_heads::<2, PAGE, E>(q, head_dim, len, pages, scores, out));
                 }
             }
         },
@@ -209,11 +247,11 @@ pub fn decode<'a, const PAGE: usize>(
 }
 
 #[inline(always)]
-fn decode_heads<'a, const HEADS: usize, const PAGE: usize>(
+fn decode_heads<'a, const HEADS: usize, const PAGE: usize, E: Element>(
     q: &[f32],
     head_dim: usize,
     len: usize,
-    pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
+    pages: impl Iterator<Item = (&'a [E], &'a [E])> + Clone,
     scores: &mut [f32],
     out: &mut [f32],
 ) -> [[f32; 2]; HEADS] {
@@ -229,7 +267,7 @@ fn decode_heads<'a, const HEADS: usize, const PAGE: usize>(
             for h in 0..HEADS {
                 let q = q[h * head_dim + j] * scale;
                 for i in 0..PAGE {
-                    sum[h][i] = k[i].mul_add(q, sum[h][i]);
+                    sum[h][i] = k[i].widen().mul_add(q, sum[h][i]);
                 }
             }
         }
@@ -247,20 +285,20 @@ fn decode_heads<'a, const HEADS: usize, const PAGE: usize>(
         *stats = [max, sum];
     }
     if head_dim.is_multiple_of(32) {
-        weigh::<HEADS, PAGE, 32>(scores, head_dim, len, seen, out);
+        weigh::<HEADS, PAGE, 32, E>(scores, head_dim, len, seen, out);
     } else {
-        weigh::<HEADS, PAGE, 2>(scores, head_dim, len, seen, out);
+        weigh::<HEADS, PAGE, 2, E>(scores, head_dim, len, seen, out);
     }
     stats
 }
 
 /// `out = probs · values`, page by page, `WIDTH` columns at a time: they stay in registers over a page's keys.
 #[inline(always)]
-fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize>(
+fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize, E: Element>(
     probs: &[f32],
     head_dim: usize,
     len: usize,
-    pages: impl Iterator<Item = (&'a [f32], &'a [f32])> + Clone,
+    pages: impl Iterator<Item = (&'a [E], &'a [E])> + Clone,
     out: &mut [f32],
 ) {
     let padded = probs.len() / HEADS;
@@ -279,7 +317,7 @@ fn weigh<'a, const HEADS: usize, const PAGE: usize, const WIDTH: usize>(
                 for h in 0..HEADS {
                     let p = probs[h * padded + first + i];
                     for c in 0..WIDTH {
-                        sum[h][c] = v[c].mul_add(p, sum[h][c]);
+                        sum[h][c] = v[c].widen().mul_add(p, sum[h][c]);
                     }
                 }
             }

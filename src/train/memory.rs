@@ -65,7 +65,7 @@ pub fn defaults_of_its_model(config: &Config) -> Result<Vec<Override>, Checkpoin
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Placement {
-    /// All of them in f32; with `model.dtype = "bf16"`, the packed weights in bf16.
+    /// All of them in f32; with `model.dtype = "bf16"`, the packed weights, keys and values in bf16.
     Cpu,
     /// Weights, activations, keys and values in bf16; the optimizer's numbers and sums in f32.
     Gpu,
@@ -207,10 +207,14 @@ fn kv_cache(config: &Config, model: &Architecture, place: Placement) -> MemoryUs
     let (episodes, tokens) = sequences(config, model);
     let pages = tokens.div_ceil(PAGE) * PAGE;
     let per_token = 2 * model.num_hidden_layers * model.num_key_value_heads * model.head_dim;
+    let width = match place {
+        Placement::Cpu => config.model.dtype.bytes() as u64,
+        Placement::Gpu => place.width(),
+    };
     MemoryUse {
         name: "KV cache",
         formula: format!("{episodes} episodes x {pages} tokens x {per_token}, at most: shared prefixes are kept once"),
-        bytes: ((pages * per_token) as u64).saturating_mul(place.width() * episodes),
+        bytes: ((pages * per_token) as u64).saturating_mul(width * episodes),
         lower: Some("rollout.max_live or rollout.max_episode_tokens"),
     }
 }

@@ -3,10 +3,11 @@
 use crate::common;
 
 use common::numeric::{assert_close, assert_gradient, below, dot, values, wide};
+use half::bf16;
 use uncouple::device::Dtype;
 use uncouple::forest::{Forest, ROOT};
 use uncouple::ops::attention::{self, Shape, Visibility};
-use uncouple::ops::decode_attention::{self, Input, Paged};
+use uncouple::ops::decode_attention::{self, Element, Input, Paged};
 
 fn shape(heads: usize, kv_heads: usize, head_dim: usize) -> Shape {
     Shape { heads, kv_heads, head_dim }
@@ -206,7 +207,7 @@ fn decoding_equals<const PAGE: usize>(s: Shape) {
             let own = kv * group * d..(kv + 1) * group * d;
             let mut got = vec![f32::NAN; group * d];
             let q = &qkv[node * s.qkv_dim()..][own.clone()];
-            decode_attention::decode::<PAGE>(q, d, path.len(), pages, &mut scores, &mut got);
+            decode_attention::decode::<PAGE, f32>(q, d, path.len(), pages, &mut scores, &mut got);
             let want = wide(&out[node * s.q_dim()..][own]);
             assert_close(&format!("node {node}, kv head {kv}"), &got, &want, 2e-6);
         }
@@ -236,19 +237,21 @@ fn threads_change_no_bit() {
 }
 
 /// Keys and values of one sequence in pages. Unused places hold NaN.
-struct Pages<const PAGE: usize> {
+struct Pages<const PAGE: usize, E> {
     /// `[kv_heads][pages]`
-    heads: Vec<Vec<(Vec<f32>, Vec<f32>)>>,
+    heads: Vec<Vec<(Vec<E>, Vec<E>)>>,
 }
 
-impl<const PAGE: usize> Pages<PAGE> {
-    fn new(qkv: &[f32], s: Shape) -> Pages<PAGE> {
+impl<const PAGE: usize, E: Element> Pages<PAGE, E> {
+    fn new(qkv: &[f32], s: Shape) -> Pages<PAGE, E> {
         let d = s.head_dim;
         let page = |rows: &[f32], kv: usize| {
-            let (mut keys, mut values) = (vec![f32::NAN; d * PAGE], vec![f32::NAN; d * PAGE]);
+            let unused = || vec![E::narrow(f32::NAN); d * PAGE];
+            let (mut keys, mut values) = (unused(), unused());
             for (i, row) in rows.chunks(s.qkv_dim()).enumerate() {
-                (0..d).for_each(|j| keys[j * PAGE + i] = row[(s.heads + kv) * d + j]);
-                values[i * d..][..d].copy_from_slice(&row[(s.heads + s.kv_heads + kv) * d..][..d]);
+                (0..d).for_each(|j| keys[j * PAGE + i] = E::narrow(row[(s.heads + kv) * d + j]));
+                let own = &row[(s.heads + s.kv_heads + kv) * d..][..d];
+                values[i * d..][..d].iter_mut().zip(own).for_each(|(to, v)| *to = E::narrow(*v));
             }
             (keys, values)
         };
@@ -257,8 +260,10 @@ impl<const PAGE: usize> Pages<PAGE> {
     }
 }
 
-impl<const PAGE: usize> Paged for &Pages<PAGE> {
-    fn pages(&self, kv: usize) -> impl Iterator<Item = (&[f32], &[f32])> + Clone {
+impl<const PAGE: usize, E: Element> Paged for &Pages<PAGE, E> {
+    type Element = E;
+
+    fn pages(&self, kv: usize) -> impl Iterator<Item = (&[E], &[E])> + Clone {
         self.heads[kv].iter().map(|(keys, values)| (&keys[..], &values[..]))
     }
 }
@@ -267,11 +272,12 @@ impl<const PAGE: usize> Paged for &Pages<PAGE> {
 /// on several, to the bit.
 #[test]
 fn appending_equals_the_forest() {
-    appending_equals::<32>(shape(6, 2, 8));
-    appending_equals::<16>(shape(3, 1, 64));
+    appending_equals::<32, f32>(shape(6, 2, 8));
+    appending_equals::<16, f32>(shape(3, 1, 64));
+    appending_equals::<32, bf16>(shape(3, 1, 64));
 }
 
-fn appending_equals<const PAGE: usize>(s: Shape) {
+fn appending_equals<const PAGE: usize, E: Element>(s: Shape) {
     let cases = [
         (0, 1),
         (0, 15),
@@ -288,12 +294,14 @@ fn appending_equals<const PAGE: usize>(s: Shape) {
         (2100, 5),
     ];
     let n = 2105;
-    let (qkv, visibility) = (values(3, n * s.qkv_dim(), 2.0), Visibility::new(&vec![n as u32; n]));
+    // Numbers that every cache holds exactly.
+    let qkv: Vec<f32> = values(3, n * s.qkv_dim(), 2.0).into_iter().map(|x| bf16::from_f32(x).to_f32()).collect();
+    let visibility = Visibility::new(&vec![n as u32; n]);
     let (mut out, mut softmax) = (vec![0.0; n * s.q_dim()], vec![0.0; n * s.heads * 2]);
     attention::forward(Dtype::F32, &qkv, s, &visibility, &mut out, &mut softmax);
-    let held: Vec<Pages<PAGE>> =
+    let held: Vec<Pages<PAGE, E>> =
         cases.iter().map(|(past, new)| Pages::new(&qkv[..(past + new) * s.qkv_dim()], s)).collect();
-    let inputs = |cases: &[(usize, usize)], held: &[Pages<PAGE>]| {
+    let inputs = |cases: &[(usize, usize)], held: &[Pages<PAGE, E>]| {
         let input = |(&(past, new), cache)| (past * s.qkv_dim()..(past + new) * s.qkv_dim(), past, cache);
         let inputs: Vec<_> = cases.iter().zip(held).map(input).collect();
         let inputs: Vec<_> = inputs.into_iter().map(|(at, past, cache)| Input { qkv: &qkv[at], past, cache }).collect();

@@ -7,13 +7,15 @@
 use super::cpu::Dims;
 use super::cpu_weights::Weights;
 use super::kv_cache::{Growing, KvCache};
+use crate::device::Dtype;
 use crate::device::cpu::BLOCK;
 use crate::model::adapter::Site;
 use crate::model::pages::{PAGE, SequenceId};
 use crate::model::transformer::Forward;
 use crate::model::{Model, transformer};
-use crate::ops::decode_attention::Input;
+use crate::ops::decode_attention::{Element, Input};
 use crate::ops::{decode_attention, embedding, linear, rmsnorm};
+use half::bf16;
 use rayon::prelude::*;
 use std::convert::Infallible;
 
@@ -123,6 +125,23 @@ impl<'a, 'c> DecodePass<'a, 'c> {
             out,
         }
     }
+
+    /// Attention over a cache of such numbers, to which the new keys and values are added.
+    fn attend_over<E: Element>(&mut self, l: usize) {
+        let (shape, share) = (self.model.dims().attention, &mut self.share);
+        let (q_dim, qkv_dim) = (shape.q_dim(), shape.qkv_dim());
+        let (mut rows, mut inputs) = (&self.qkv[..], Vec::with_capacity(share.inputs.len()));
+        for ((_, tokens), sequence) in share.inputs.iter().zip(share.sequences.iter_mut()) {
+            let (own, rest) = rows.split_at(tokens.len() * qkv_dim);
+            rows = rest;
+            for (row, at) in own.chunks_exact(qkv_dim).zip(sequence.past..) {
+                let (keys, values) = row[q_dim..].split_at((qkv_dim - q_dim) / 2);
+                sequence.write::<E>(l, at, keys, values);
+            }
+            inputs.push(Input { qkv: own, past: sequence.past, cache: sequence.layer::<E>(l) });
+        }
+        decode_attention::forward::<PAGE, _>(self.model.dtype(), &inputs, shape, share.together, &mut self.attn);
+    }
 }
 
 impl Forward for DecodePass<'_, '_> {
@@ -150,19 +169,10 @@ impl Forward for DecodePass<'_, '_> {
     }
 
     fn attend(&mut self, l: usize) -> Result<(), Infallible> {
-        let (shape, share) = (self.model.dims().attention, &mut self.share);
-        let (q_dim, qkv_dim) = (shape.q_dim(), shape.qkv_dim());
-        let (mut rows, mut inputs) = (&self.qkv[..], Vec::with_capacity(share.inputs.len()));
-        for ((_, tokens), sequence) in share.inputs.iter().zip(share.sequences.iter_mut()) {
-            let (own, rest) = rows.split_at(tokens.len() * qkv_dim);
-            rows = rest;
-            for (row, at) in own.chunks_exact(qkv_dim).zip(sequence.past..) {
-                let (keys, values) = row[q_dim..].split_at((qkv_dim - q_dim) / 2);
-                sequence.write(l, at, keys, values);
-            }
-            inputs.push(Input { qkv: own, past: sequence.past, cache: sequence.layer(l) });
+        match self.model.dtype() {
+            Dtype::F32 => self.attend_over::<f32>(l),
+            Dtype::Bf16 => self.attend_over::<bf16>(l),
         }
-        decode_attention::forward::<PAGE, _>(self.model.dtype(), &inputs, shape, share.together, &mut self.attn);
         Ok(())
     }
 

@@ -1,11 +1,13 @@
 //! A paged key/value cache in host memory, for one state of the weights. The page table is that of every device ([`Pages`]).
 //!
-//! A page holds [`PAGE`] tokens of every layer and kv head.
+//! A page holds [`PAGE`] tokens of every layer and kv head, in f32 or, where products are in bf16, in bf16.
 
 use super::cpu_weights::{PackedModel, Weights};
+use crate::device::Dtype;
 use crate::model::Model;
 use crate::model::pages::{PAGE, Pages, SequenceId};
-use crate::ops::decode_attention::Paged;
+use crate::ops::decode_attention::{Element, Paged};
+use std::marker::PhantomData;
 
 /// Keys and values of many sequences.
 pub struct KvCache {
@@ -14,8 +16,11 @@ pub struct KvCache {
     weights: PackedModel,
     pages: Pages,
     /// The content of each page; empty while a sequence that grows has taken it out.
-    memory: Vec<Box<[f32]>>,
+    memory: Vec<Page>,
 }
+
+/// Numbers of whatever format.
+type Page = Box<[u32]>;
 
 /// Where a layer's and head's keys and values lie in a page: keys `[head_dim, PAGE]`, then values `[PAGE, head_dim]`.
 #[derive(Debug, Clone, Copy)]
@@ -23,11 +28,13 @@ pub(crate) struct PageShape {
     layers: usize,
     kv_heads: usize,
     head_dim: usize,
+    dtype: Dtype,
 }
 
 impl PageShape {
-    fn len(&self) -> usize {
-        self.layers * self.kv_heads * 2 * self.head_dim * PAGE
+    /// Words of a page.
+    fn words(&self) -> usize {
+        self.layers * self.kv_heads * 2 * self.head_dim * PAGE * self.dtype.bytes() / size_of::<u32>()
     }
 
     fn at(&self, layer: usize, kv_head: usize) -> usize {
@@ -40,41 +47,44 @@ pub(crate) struct Growing<'a> {
     shape: PageShape,
     /// Tokens before the new ones.
     pub past: usize,
-    read: Vec<&'a [f32]>,
-    written: Vec<Box<[f32]>>,
+    read: Vec<&'a [u32]>,
+    written: Vec<Page>,
 }
 
 impl Growing<'_> {
     /// Writes one token's keys and values (`[kv_heads, head_dim]` each) of one layer.
-    pub fn write(&mut self, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
+    pub fn write<E: Element>(&mut self, layer: usize, position: usize, keys: &[f32], values: &[f32]) {
         let (shape, d, i) = (self.shape, self.shape.head_dim, position % PAGE);
-        let page = &mut self.written[position / PAGE - self.read.len()];
+        let page: &mut [E] = bytemuck::cast_slice_mut(&mut self.written[position / PAGE - self.read.len()]);
         for (head, (k, v)) in keys.chunks_exact(d).zip(values.chunks_exact(d)).enumerate() {
             let at = shape.at(layer, head);
             for (j, k) in k.iter().enumerate() {
-                page[at + j * PAGE + i] = *k;
+                page[at + j * PAGE + i] = E::narrow(*k);
             }
-            page[at + d * PAGE + i * d..][..d].copy_from_slice(v);
+            page[at + d * PAGE + i * d..][..d].iter_mut().zip(v).for_each(|(to, v)| *to = E::narrow(*v));
         }
     }
 
-    pub fn layer(&self, layer: usize) -> LayerPages<'_> {
-        LayerPages { sequence: self, layer }
+    pub fn layer<E: Element>(&self, layer: usize) -> LayerPages<'_, E> {
+        LayerPages { sequence: self, layer, element: PhantomData }
     }
 }
 
 /// A layer of a sequence.
-pub(crate) struct LayerPages<'a> {
+pub(crate) struct LayerPages<'a, E> {
     sequence: &'a Growing<'a>,
     layer: usize,
+    element: PhantomData<E>,
 }
 
-impl Paged for LayerPages<'_> {
-    fn pages(&self, kv: usize) -> impl Iterator<Item = (&[f32], &[f32])> + Clone {
+impl<E: Element> Paged for LayerPages<'_, E> {
+    type Element = E;
+
+    fn pages(&self, kv: usize) -> impl Iterator<Item = (&[E], &[E])> + Clone {
         let Growing { shape, read, written, .. } = self.sequence;
         let (at, n) = (shape.at(self.layer, kv), shape.head_dim * PAGE);
         let all = read.iter().copied().chain(written.iter().map(|page| &page[..]));
-        all.map(move |page| page[at..at + 2 * n].split_at(n))
+        all.map(move |page| bytemuck::cast_slice(page)[at..at + 2 * n].split_at(n))
     }
 }
 
@@ -86,6 +96,7 @@ impl KvCache {
             layers: config.num_hidden_layers,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
+            dtype: model.dtype(),
         };
         KvCache { shape, weights: model.packed(), pages: Pages::growing(), memory: Vec::new() }
     }
@@ -128,17 +139,17 @@ impl KvCache {
         let past: Vec<usize> = ids.iter().map(|(id, _)| self.pages.len(*id)).collect();
         for (id, more) in ids {
             let copy = self.pages.append(*id, *more).expect("the pool grows");
-            let new = || std::iter::repeat_n(0.0, self.shape.len()).collect();
+            let new = || std::iter::repeat_n(0, self.shape.words()).collect();
             self.memory.resize_with(self.pages.count(), new);
             if let Some((from, to)) = copy {
                 self.memory[to as usize] = self.memory[from as usize].clone();
             }
             let len = self.pages.len(*id) - more;
             // Of what a page held before, nothing may be read, be it not a number.
-            self.pages.of(*id)[len.div_ceil(PAGE)..].iter().for_each(|page| self.memory[*page as usize].fill(0.0));
+            self.pages.of(*id)[len.div_ceil(PAGE)..].iter().for_each(|page| self.memory[*page as usize].fill(0));
         }
         // What is written belongs to one sequence, and leaves the memory while the rest is read.
-        let mut written: Vec<Vec<Box<[f32]>>> = Vec::with_capacity(ids.len());
+        let mut written: Vec<Vec<Page>> = Vec::with_capacity(ids.len());
         for ((id, _), past) in ids.iter().zip(&past) {
             let own = &self.pages.of(*id)[past / PAGE..];
             written.push(own.iter().map(|page| std::mem::take(&mut self.memory[*page as usize])).collect());
@@ -151,7 +162,7 @@ impl KvCache {
             })
             .collect();
         write(self.weights.weights(), &mut growing);
-        let written: Vec<Vec<Box<[f32]>>> = growing.into_iter().map(|sequence| sequence.written).collect();
+        let written: Vec<Vec<Page>> = growing.into_iter().map(|sequence| sequence.written).collect();
         for (((id, _), past), written) in ids.iter().zip(past).zip(written) {
             for (page, content) in self.pages.of(*id)[past / PAGE..].iter().zip(written) {
                 self.memory[*page as usize] = content;

@@ -192,7 +192,7 @@ fn want<'a>(shape: Shape, (sequence, at): (u32, u32), row: impl Fn((u32, u32)) -
         }
         let pages = keys.chunks(PAGE * d).zip(values.chunks(PAGE * d));
         let of = kv * group * d..(kv + 1) * group * d;
-        super::decode::<PAGE>(&query[of.clone()], d, len, pages, &mut Vec::new(), &mut out[of]);
+        super::decode::<PAGE, f32>(&query[of.clone()], d, len, pages, &mut Vec::new(), &mut out[of]);
     }
     out
 }
