@@ -9,7 +9,7 @@ use super::measures::{self, Measure};
 use super::plan::Study;
 use super::probed::{self, Class, PairStratum, Probed, Sum};
 use super::statistics::{Interval, mean_of_means, ratio};
-use crate::report::provenance::COMMIT;
+use crate::report::provenance::ProcessRecord;
 use crate::report::stats;
 use crate::report::trajectories::EvaluatedEpisode;
 use serde::Serialize;
@@ -28,7 +28,7 @@ pub struct StudyTables {
     pub tuned_on: Vec<u64>,
     /// How settings were chosen.
     pub chosen: String,
-    /// Version and commit of the program.
+    /// Versions and commits of the programs that made the cells.
     pub program: String,
     /// Number of cells of the study.
     pub planned: usize,
@@ -169,14 +169,13 @@ pub fn tables(study: &Study) -> Result<StudyTables, StudyError> {
 pub fn of(study: &Study, collected: Collected, gates: Vec<Gate>) -> StudyTables {
     let Collected { cells, missing, planned, .. } = collected;
     let groups = groups(study, &cells);
-    let commit = COMMIT.map_or(String::new(), |commit| format!(", commit {commit}"));
     StudyTables {
         study: study.name.clone(),
         question: study.question.clone(),
         seeds: study.seeds.clone(),
         tuned_on: study.tuned_on.clone(),
         chosen: study.chosen.clone(),
-        program: format!("uncouple {}{commit}", env!("CARGO_PKG_VERSION")),
+        program: programs(&cells),
         planned,
         finished: cells.len(),
         missing,
@@ -188,6 +187,20 @@ pub fn of(study: &Study, collected: Collected, gates: Vec<Gate>) -> StudyTables 
         loops: groups.iter().flat_map(loops).collect(),
         measures: groups.iter().flat_map(measures::of).collect(),
         curves: curves::all(study, &groups),
+    }
+}
+
+fn programs(cells: &[Cell]) -> String {
+    let sessions = cells.iter().filter_map(|cell| cell.summary.provenance.as_ref()).flat_map(|p| &p.sessions);
+    let program = |s: &ProcessRecord| {
+        let commit = s.commit.as_ref().map_or(String::new(), |commit| format!(", commit {commit}"));
+        format!("uncouple {}{commit}", s.version)
+    };
+    let all: BTreeSet<String> = sessions.map(program).collect();
+    if all.is_empty() {
+        "a program that is not known".into()
+    } else {
+        all.into_iter().collect::<Vec<_>>().join(", and ")
     }
 }
 

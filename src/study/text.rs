@@ -27,7 +27,7 @@ pub fn markdown(study: &Study, tables: &StudyTables, figures: &[(String, String)
         out += &table("Success", &SUCCESS, of(&tables.success, |s| s.start == start, success_cells));
         out += &table("Differences", &DIFFERENCES, of(&tables.differences, |d| d.start == start, difference_cells));
         out += &table(
-            "CouplingRow at the end",
+            "Coupling at the end",
             &COUPLING,
             of(&tables.coupling, |c| c.start == start && shown(c), coupling_cells),
         );

@@ -1,6 +1,7 @@
 //! Tables of cells whose games are made up, against numbers by hand.
 
 use super::{STUDY, study};
+use serde_json::json;
 use uncouple::report::metrics::Record;
 use uncouple::report::results::{EvalEpisode, Summary};
 use uncouple::report::trajectories::EvaluatedEpisode;
@@ -32,13 +33,29 @@ fn cell(variant: usize, seed: u64, first: &str, last: &str) -> Cell {
         Record::new("eval", step, seconds).with("judgment_accuracy", right).with("consistency/high", 0.5)
     };
     let grpo = |step: u64| Record::new("grpo", step, 20.0 + step as f64).with("success", 0.25 * step as f64);
+    // The second seed's is of a later program.
+    let commit = (seed == 6).then_some("abc");
+    let session = json!({"version": "0.1.0", "commit": commit, "command": [], "host": "", "system": "", "device": "", "began": "", "seen": ""});
+    let provenance = json!({"games": {"suite": ""}, "sessions": [session]});
     Cell {
         task: StudyTask { start: 0, seed, variant: Some(variant) },
-        summary: Summary { seconds: 100.0 + seed as f64, env_steps: 7, ..Summary::default() },
+        summary: Summary {
+            seconds: 100.0 + seed as f64,
+            env_steps: 7,
+            provenance: serde_json::from_value(provenance).unwrap(),
+            ..Summary::default()
+        },
         records: vec![eval(0, 20.0, 0.5), grpo(1), grpo(2), eval(2, 30.0, 0.5 + 0.1 * variant as f64)],
         episodes: [games(0, first), games(2, last)].concat(),
         probed: None,
     }
+}
+
+#[test]
+fn the_programs_are_those_that_made_the_cells() {
+    let (study, tables) = made_up();
+    assert_eq!(tables.program, "uncouple 0.1.0, and uncouple 0.1.0, commit abc");
+    assert!(text::markdown(&study, &tables, &[]).contains(&format!("finished, by {}. ", tables.program)));
 }
 
 fn made_up() -> (Study, StudyTables) {
