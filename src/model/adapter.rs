@@ -182,19 +182,24 @@ impl Adapter {
         let [a, b] = [&of.a, &of.b].map(|range| &self.params.flat[range.clone()]);
         Stored { a, b, rank, scale, dtype }
     }
+
     /// Adds what the adapters compute to the weights of their model.
     pub fn merge_into(&self, weights: &mut Params) {
         for (l, layer) in weights.layout.clone().layers.iter().enumerate() {
             for site in Site::ALL {
-                for p in self.layout.at(l, site) {
-                    let of = self.stored(p, Dtype::F32);
-                    let start = site.weights(layer).start + p.first * p.in_features;
-                    let w = &mut weights.flat[start..start + of.b.len() / of.rank * p.in_features];
-                    let rows =
-                        w.par_chunks_mut(MERGED_ROWS * p.in_features).zip(of.b.par_chunks(MERGED_ROWS * of.rank));
-                    rows.for_each(|(w, b)| lora::merge(Stored { b, ..of }, w));
-                }
+                self.merge_at(l, site, &mut weights.flat[site.weights(layer).clone()]);
             }
+        }
+    }
+
+    /// Adds what the adapters beside a product of layer `l` compute to its matrix.
+    pub(super) fn merge_at(&self, l: usize, site: Site, w: &mut [f32]) {
+        for p in self.layout.at(l, site) {
+            let of = self.stored(p, Dtype::F32);
+            let start = p.first * p.in_features;
+            let w = &mut w[start..start + of.b.len() / of.rank * p.in_features];
+            let rows = w.par_chunks_mut(MERGED_ROWS * p.in_features).zip(of.b.par_chunks(MERGED_ROWS * of.rank));
+            rows.for_each(|(w, b)| lora::merge(Stored { b, ..of }, w));
         }
     }
 }

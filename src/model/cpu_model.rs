@@ -115,14 +115,19 @@ impl Model {
         self.packed_adapter.get_or_init(pack)
     }
 
-    /// The weights packed, as they are now. In bf16 they are kept: training reads them too.
+    /// The weights packed, as they are now. In f32 an adapter is merged into the copy. In bf16 it stays beside the weights, of which
+    /// training reads the same copy: what it adds is, for many steps, less than bf16 tells apart from the weights.
     pub(super) fn packed(&self) -> PackedModel {
-        let weights = match self.dtype {
-            Dtype::F32 => self.pack(),
-            Dtype::Bf16 => self.packed.get_or_init(|| self.pack()).clone(),
-        };
-        let adapter = self.adapter.as_ref().map(|of| (of.layout.clone(), self.pack_adapter(of).clone()));
-        PackedModel { weights, adapter }
+        match (self.dtype, &self.adapter) {
+            (Dtype::F32, None) => PackedModel { weights: self.pack(), adapter: None },
+            (Dtype::F32, Some(adapter)) => {
+                PackedModel { weights: Arc::new(PackedWeights::merged(&self.params, adapter)), adapter: None }
+            }
+            (Dtype::Bf16, adapter) => PackedModel {
+                weights: self.packed.get_or_init(|| self.pack()).clone(),
+                adapter: adapter.as_ref().map(|of| (of.layout.clone(), self.pack_adapter(of).clone())),
+            },
+        }
     }
 
     /// The RoPE tables of every position of the context.
