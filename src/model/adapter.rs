@@ -7,8 +7,7 @@ use super::params::{LayerLayout, Layout};
 use super::recipe::WeightStream;
 use super::{Architecture, Params};
 use crate::config::{LORA_TARGETS, Lora};
-use crate::device::Dtype;
-use crate::ops::lora::{self, Stored};
+use crate::ops::lora;
 use crate::ops::philox;
 use rayon::prelude::*;
 use std::ops::Range;
@@ -57,7 +56,7 @@ impl Site {
 /// The adapter of one linear map.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Projection {
-    /// Where A `[rank, in]` is in the flat buffer.
+    /// Where A `[rank, in]` is in the flat buffer: behind that of the map before it beside the same product.
     pub a: Range<usize>,
     /// Where B `[out, rank]` is.
     pub b: Range<usize>,
@@ -89,20 +88,19 @@ impl AdapterLayout {
         };
         let features = features(shape);
         let layers = (0..shape.num_hidden_layers).map(|l| {
-            Site::ALL.map(|site| {
-                let mut first = 0;
-                let mut projections = Vec::new();
-                for (target, [out, in_features]) in site.targets().map(|t| (LORA_TARGETS[t], features[t])) {
-                    if lora.adapts(target) {
-                        let part = if matches!(site, Site::Qkv | Site::O) { "self_attn" } else { "mlp" };
-                        let name = |which| format!("{PREFIX}model.layers.{l}.{part}.{target}.lora_{which}.weight");
-                        let a = add(name('A'), [lora.rank, in_features]);
-                        let b = add(name('B'), [out, lora.rank]);
-                        projections.push(Projection { a, b, in_features, first });
-                    }
-                    first += out;
-                }
-                projections
+            Site::ALL.map(|site| -> Vec<Projection> {
+                let part = if matches!(site, Site::Qkv | Site::O) { "self_attn" } else { "mlp" };
+                let name = |t: usize, which| {
+                    format!("{PREFIX}model.layers.{l}.{part}.{}.lora_{which}.weight", LORA_TARGETS[t])
+                };
+                let adapted = site.targets().filter(|t| lora.adapts(LORA_TARGETS[*t]));
+                let a: Vec<_> = adapted.clone().map(|t| add(name(t, 'A'), [lora.rank, features[t][1]])).collect();
+                let projection = |(t, a): (usize, Range<usize>)| {
+                    let [out, in_features] = features[t];
+                    let b = add(name(t, 'B'), [out, lora.rank]);
+                    Projection { a, b, in_features, first: (site.targets().start..t).map(|t| features[t][0]).sum() }
+                };
+                adapted.zip(a).map(projection).collect()
             })
         });
         let layers = layers.collect();
@@ -120,10 +118,24 @@ impl AdapterLayout {
         self.layers.len()
     }
 
-    /// Place and input features of every matrix.
+    /// Where the A's beside a product of layer `l` are, one below the other, and their input features; nowhere without adapters.
+    pub fn stacked(&self, l: usize, site: Site) -> (Range<usize>, usize) {
+        let maps = self.at(l, site);
+        match (maps.first(), maps.last()) {
+            (Some(first), Some(last)) => (first.a.start..last.a.end, first.in_features),
+            _ => (0..0, 0),
+        }
+    }
+
+    /// Place and input features of every matrix that the forward pass multiplies by.
     pub fn matrices(&self) -> Vec<(Range<usize>, usize)> {
-        let both = |p: &Projection| [(p.a.clone(), p.in_features), (p.b.clone(), self.lora.rank)];
-        self.layers.iter().flatten().flatten().flat_map(both).collect()
+        let products = (0..self.layers()).flat_map(|l| Site::ALL.map(|site| (l, site)));
+        let adapted = products.filter(|(l, site)| !self.at(*l, *site).is_empty());
+        let of = |(l, site)| {
+            let b = self.at(l, site).iter().map(|p| (p.b.clone(), self.lora.rank));
+            [self.stacked(l, site)].into_iter().chain(b)
+        };
+        adapted.flat_map(of).collect()
     }
 }
 
@@ -176,13 +188,6 @@ impl Adapter {
         &self.layout.lora
     }
 
-    /// The matrices of one linear map.
-    pub(super) fn stored(&self, of: &Projection, dtype: Dtype) -> Stored<'_> {
-        let (rank, scale) = (self.layout.lora.rank, self.layout.lora.scale());
-        let [a, b] = [&of.a, &of.b].map(|range| &self.params.flat[range.clone()]);
-        Stored { a, b, rank, scale, dtype }
-    }
-
     /// Adds what the adapters compute to the weights of their model.
     pub fn merge_into(&self, weights: &mut Params) {
         for (l, layer) in weights.layout.clone().layers.iter().enumerate() {
@@ -194,12 +199,12 @@ impl Adapter {
 
     /// Adds what the adapters beside a product of layer `l` compute to its matrix.
     pub(super) fn merge_at(&self, l: usize, site: Site, w: &mut [f32]) {
+        let Lora { rank, .. } = self.layout.lora;
         for p in self.layout.at(l, site) {
-            let of = self.stored(p, Dtype::F32);
-            let start = p.first * p.in_features;
-            let w = &mut w[start..start + of.b.len() / of.rank * p.in_features];
-            let rows = w.par_chunks_mut(MERGED_ROWS * p.in_features).zip(of.b.par_chunks(MERGED_ROWS * of.rank));
-            rows.for_each(|(w, b)| lora::merge(Stored { b, ..of }, w));
+            let [a, b] = [&p.a, &p.b].map(|range| &self.params.flat[range.clone()]);
+            let w = &mut w[p.first * p.in_features..][..b.len() / rank * p.in_features];
+            let rows = w.par_chunks_mut(MERGED_ROWS * p.in_features).zip(b.par_chunks(MERGED_ROWS * rank));
+            rows.for_each(|(w, b)| lora::merge([a, b], rank, self.layout.lora.scale(), w));
         }
     }
 }

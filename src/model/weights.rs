@@ -268,7 +268,9 @@ fn convert(file: &Path, tensor: &str, view: &TensorView, out: &mut [f32]) -> Res
 
 /// A model with a weight that is no number answers everything with nonsense, without an error.
 pub(super) fn all_finite(dir: &Path, params: &Params) -> Result<(), CheckpointError> {
-    let first = params.flat.par_iter().with_min_len(CHUNK).position_first(|value| !value.is_finite());
+    let bad = |value: &f32| !value.is_finite();
+    let chunk = params.flat.par_chunks(CHUNK).position_first(|values| values.iter().any(bad));
+    let first = chunk.and_then(|at| params.flat[at * CHUNK..].iter().position(bad).map(|i| at * CHUNK + i));
     let entry = first.and_then(|at| params.layout.entries.iter().find(|e| e.range.contains(&at)));
     let (Some(at), Some(entry)) = (first, entry) else { return Ok(()) };
     let (tensor, index, len) = (entry.name.clone(), at - entry.range.start, entry.range.len());

@@ -1,40 +1,52 @@
 //! LoRA (Hu et al. 2021): beside a frozen product y = x Wᵀ, y += s · (x Aᵀ) Bᵀ, with A `[rank, in]`, B `[out, rank]` and a scale s.
 //!
 //! Backward, with u = s · x Aᵀ and v = s · dy B: dx += v A, dA = vᵀ x, dB = dyᵀ u. So A and B are two linear maps more, with the
-//! weight gradients of any. y and dy may be some columns of wider rows: those of one of several maps whose products are fused.
+//! weight gradients of any. y and dy may be some columns of wider rows: those of one of several maps whose products are fused. Maps
+//! that read one input have one A on the CPU: theirs, one below the other.
 
 pub(crate) mod case;
 
 use super::linear::{self, Weight};
 use crate::device::Dtype;
 use crate::device::cpu::{Mat, Product};
+use std::borrow::Cow;
 
-/// A and B as the forward pass reads them, and the scale of their product.
-#[derive(Clone, Copy)]
+/// The adapters of maps that read one input, as the forward pass reads them. Their A's are one matrix: a product of a small rank
+/// fills no tile.
 pub struct LowRank<'a> {
-    /// A.
+    /// The A's, one below the other: `[maps · rank, in]`.
     pub a: Weight<'a>,
-    /// B.
-    pub b: Weight<'a>,
+    /// Each map's B, and the first of its columns in the result.
+    pub b: &'a [(Weight<'a>, usize)],
     /// The factor of their product.
     pub scale: f32,
 }
 
-/// `y += s · (x Aᵀ) Bᵀ`: `x` `[rows, in]`; `y` begins with the first column of the result, in rows of `stride`.
-pub fn forward(x: &[f32], of: LowRank<'_>, y: &mut [f32], stride: usize) {
-    let mut u = vec![0.0; x.len() / of.a.in_features() * of.b.in_features()];
+/// `y += s · (x Aᵀ) Bᵀ`: `x` `[rows, in]`; `y` in rows of `stride`, of which each map has some columns.
+pub fn forward(x: &[f32], of: &LowRank<'_>, y: &mut [f32], stride: usize) {
+    let rows = x.len() / of.a.in_features();
+    let mut u = vec![0.0; rows * of.b.iter().map(|(b, _)| b.in_features()).sum::<usize>()];
     linear::forward(x, of.a, None, &mut u);
     u.iter_mut().for_each(|u| *u *= of.scale);
-    linear::forward_add_columns(&u, of.b, y, stride);
+    for (map, (b, first)) in of.b.iter().enumerate() {
+        linear::forward_add_columns(&part(&u, of.b.len(), b.in_features(), map), *b, &mut y[*first..], stride);
+    }
 }
 
-/// A and B as they are stored, and what their products are of.
-#[derive(Clone, Copy)]
+/// The columns of one of `maps` in u: `[rows, rank]` of `[rows, maps · rank]`.
+fn part(u: &[f32], maps: usize, rank: usize, map: usize) -> Cow<'_, [f32]> {
+    match maps {
+        1 => Cow::Borrowed(u),
+        _ => u.chunks_exact(maps * rank).flat_map(|row| &row[map * rank..][..rank]).copied().collect(),
+    }
+}
+
+/// The same as they are stored, and what their products are of.
 pub struct Stored<'a> {
-    /// `[rank, in]`
+    /// `[maps · rank, in]`
     pub a: &'a [f32],
-    /// `[out, rank]`
-    pub b: &'a [f32],
+    /// Each `[out, rank]`, and the first of the map's columns in the result.
+    pub b: &'a [(&'a [f32], usize)],
     /// Columns of B.
     pub rank: usize,
     /// The factor of their product.
@@ -43,23 +55,42 @@ pub struct Stored<'a> {
     pub dtype: Dtype,
 }
 
-/// Adds v A to `dx` `[rows, in]`, and keeps u and v `[rows, rank]`, of which the weight gradients are products. `dy` begins with the
-/// first column of the result's gradient, in rows of `stride`.
-pub fn backward(x: &[f32], dy: &[f32], stride: usize, of: Stored<'_>, dx: &mut [f32], [u, v]: [&mut [f32]; 2]) {
-    let Stored { a, b, rank, scale, dtype } = of;
-    let (n_in, out) = (a.len() / rank, b.len() / rank);
+/// Adds v A to `dx` `[rows, in]`, and keeps v `[rows, maps · rank]` and each map's u `[rows, rank]`, of which the weight gradients are
+/// products. `dy` in rows of `stride`.
+pub fn backward(
+    x: &[f32],
+    dy: &[f32],
+    stride: usize,
+    of: &Stored<'_>,
+    dx: &mut [f32],
+    u: &mut [&mut [f32]],
+    v: &mut [f32],
+) {
+    let Stored { a, b, rank, scale, dtype } = *of;
+    let all = b.len() * rank;
+    let n_in = a.len() / all;
     let rows = x.len() / n_in;
     let product = |shape| Product::new(dtype, shape);
-    product((rows, rank, n_in)).alpha(scale).run(u, rank, Mat::rows(x, n_in), Mat::transposed(a, n_in));
-    product((rows, rank, out)).alpha(scale).run(v, rank, Mat::rows(dy, stride), Mat::rows(b, rank));
-    product((rows, n_in, rank)).accumulate(true).run(dx, n_in, Mat::rows(v, rank), Mat::rows(a, n_in));
+    product((rows, all, n_in)).alpha(scale).run(v, all, Mat::rows(x, n_in), Mat::transposed(a, n_in));
+    for (map, u) in u.iter_mut().enumerate() {
+        u.copy_from_slice(&part(v, b.len(), rank, map));
+    }
+    for (map, (b, first)) in b.iter().enumerate() {
+        let shape = (rows, rank, b.len() / rank);
+        product(shape).alpha(scale).run(
+            &mut v[map * rank..],
+            all,
+            Mat::rows(&dy[*first..], stride),
+            Mat::rows(b, rank),
+        );
+    }
+    product((rows, n_in, all)).accumulate(true).run(dx, n_in, Mat::rows(v, all), Mat::rows(a, n_in));
 }
 
-/// Adds s · B A to W `[out, in]`: what the two compute together is one product then.
-pub fn merge(of: Stored<'_>, w: &mut [f32]) {
-    let Stored { a, b, rank, scale, dtype } = of;
+/// Adds s · B A to W `[out, in]`, with A `[rank, in]`: what the two compute together is one product then.
+pub fn merge([a, b]: [&[f32]; 2], rank: usize, scale: f32, w: &mut [f32]) {
     let (n_in, out) = (a.len() / rank, b.len() / rank);
-    let product = Product::new(dtype, (out, n_in, rank)).alpha(scale).accumulate(true);
+    let product = Product::new(Dtype::F32, (out, n_in, rank)).alpha(scale).accumulate(true);
     product.run(w, n_in, Mat::rows(b, rank), Mat::rows(a, n_in));
 }
 

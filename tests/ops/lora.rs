@@ -44,7 +44,7 @@ fn the_product_is_added_to_its_columns_and_to_no_other() {
         ];
         for ([a, b], tolerance) in weights {
             let mut y = before.clone();
-            lora::forward(&x, LowRank { a, b, scale: SCALE as f32 }, &mut y[first..], stride);
+            lora::forward(&x, &LowRank { a, b: &[(b, first)], scale: SCALE as f32 }, &mut y, stride);
             let own = |of: &[f32]| columns(of, [stride, first], out);
             assert_close("y", &added(&own(&y), &own(&before)), &want, tolerance);
             let others = |of: &[f32]| {
@@ -60,9 +60,10 @@ fn gradients_of_input_and_of_both_matrices() {
     for ([rows, n_in, out, rank], [stride, first]) in SHAPES {
         let (x, a, b) = (values(5, rows * n_in, 1.0), values(6, rank * n_in, 1.0), values(7, out * rank, 1.0));
         let (dy, before) = (values(8, rows * stride, 1.0), values(9, rows * n_in, 0.1));
-        let stored = Stored { a: &a, b: &b, rank, scale: SCALE as f32, dtype: Dtype::F32 };
+        let b_at = [(&b[..], first)];
+        let stored = Stored { a: &a, b: &b_at, rank, scale: SCALE as f32, dtype: Dtype::F32 };
         let (mut dx, mut u, mut v) = (before.clone(), vec![f32::NAN; rows * rank], vec![f32::NAN; rows * rank]);
-        lora::backward(&x, &dy[first..], stride, stored, &mut dx, [&mut u, &mut v]);
+        lora::backward(&x, &dy, stride, &stored, &mut dx, &mut [&mut u], &mut v);
         let (mut da, mut db) = (vec![0.0; a.len()], vec![0.0; b.len()]);
         linear::backward_weight(&v, rank, 0, &RightFactor::new(Dtype::F32, &x, n_in), &mut da);
         linear::backward_weight(&dy, stride, first, &RightFactor::new(Dtype::F32, &u, rank), &mut db);
@@ -97,8 +98,41 @@ fn what_is_merged_computes_the_same() {
     for ([rows, n_in, out, rank], _) in SHAPES {
         let (x, a, b) = (values(1, rows * n_in, 1.0), values(2, rank * n_in, 1.0), values(3, out * rank, 1.0));
         let (mut w, mut y) = (vec![0.0; out * n_in], vec![f32::NAN; rows * out]);
-        lora::merge(Stored { a: &a, b: &b, rank, scale: SCALE as f32, dtype: Dtype::F32 }, &mut w);
+        lora::merge([&a, &b], rank, SCALE as f32, &mut w);
         linear::forward(&x, Weight::new(Dtype::F32, &w, n_in), None, &mut y);
         assert_close("merged", &y, &reference(&wide(&x), &wide(&a), &wide(&b), rank), 2e-6);
     }
+}
+
+/// Maps that read one input have one A, and some columns of the result each.
+#[test]
+fn several_maps_are_as_each_by_itself() {
+    let (rows, n_in, rank, outs) = (21, 40, 5, [17, 8, 8]);
+    let (firsts, stride) = ([0, 20, 28], 40);
+    let (x, a) = (values(11, rows * n_in, 1.0), values(12, outs.len() * rank * n_in, 1.0));
+    let b: Vec<Vec<f32>> = outs.iter().zip(13..).map(|(out, seed)| values(seed, out * rank, 1.0)).collect();
+    let weight = |w, n| Weight::new(Dtype::F32, w, n);
+    let (mut y, mut want_y) = (values(21, rows * stride, 1.0), values(21, rows * stride, 1.0));
+    let (dy, mut dx) = (values(22, rows * stride, 1.0), values(23, rows * n_in, 1.0));
+    let mut want_dx = dx.clone();
+    let all: Vec<_> = b.iter().zip(firsts).map(|(b, first)| (weight(b, rank), first)).collect();
+    lora::forward(&x, &LowRank { a: weight(&a, n_in), b: &all, scale: SCALE as f32 }, &mut y, stride);
+
+    let stored: Vec<(&[f32], usize)> = b.iter().zip(firsts).map(|(b, first)| (&b[..], first)).collect();
+    let of = |a, b| Stored { a, b, rank, scale: SCALE as f32, dtype: Dtype::F32 };
+    let (mut u, mut v) = (vec![vec![f32::NAN; rows * rank]; 3], vec![f32::NAN; rows * 3 * rank]);
+    let mut u_rows: Vec<&mut [f32]> = u.iter_mut().map(|u| &mut u[..]).collect();
+    lora::backward(&x, &dy, stride, &of(&a, &stored), &mut dx, &mut u_rows, &mut v);
+
+    for (map, a) in a.chunks(rank * n_in).enumerate() {
+        let own = LowRank { a: weight(a, n_in), b: &all[map..=map], scale: SCALE as f32 };
+        lora::forward(&x, &own, &mut want_y, stride);
+        let (mut want_u, mut want_v) = (vec![f32::NAN; rows * rank], vec![f32::NAN; rows * rank]);
+        let stored = &stored[map..=map];
+        lora::backward(&x, &dy, stride, &of(a, stored), &mut want_dx, &mut [&mut want_u], &mut want_v);
+        assert_close("u", &u[map], &wide(&want_u), 2e-6);
+        assert_close("v", &columns(&v, [3 * rank, map * rank], rank), &wide(&want_v), 2e-6);
+    }
+    assert_close("y", &y, &wide(&want_y), 2e-6);
+    assert_close("dx", &dx, &wide(&want_dx), 2e-6);
 }

@@ -4,23 +4,39 @@ use crate::device::Dtype;
 use crate::device::cpu::BLOCK;
 use crate::model::adapter::{Adapter, Projection, Site};
 use crate::ops::linear::WeightGrad;
-use crate::ops::lora;
+use crate::ops::lora::{self, Stored};
 use std::ops::Range;
 
-/// What the weight gradients of a layer's adapters are products of: u and v of each, `[tokens, rank]`, by [`Site`].
+/// What the weight gradients of the adapters beside a product are products of: each map's u `[tokens, rank]`, and v `[tokens, maps · rank]`.
 #[derive(Default)]
-pub(super) struct LowRankGrads([Vec<[Vec<f32>; 2]>; 4]);
+struct Factors {
+    u: Vec<Vec<f32>>,
+    v: Vec<f32>,
+}
 
-/// The part of them that belongs to a block of rows.
-pub(super) type LowRankBlock<'a> = [Vec<[&'a mut [f32]; 2]>; 4];
+/// The factors of a layer, by [`Site`].
+#[derive(Default)]
+pub(super) struct LowRankGrads([Factors; 4]);
+
+/// The part of [`Factors`] that belongs to a block of rows.
+#[derive(Default)]
+pub(super) struct FactorRows<'a> {
+    u: Vec<&'a mut [f32]>,
+    v: &'a mut [f32],
+}
+
+/// The part of a layer's factors that belongs to a block of rows.
+pub(super) type LowRankBlock<'a> = [FactorRows<'a>; 4];
 
 impl LowRankGrads {
     /// Room for the adapters of a layer.
     pub fn resize(&mut self, tokens: usize, adapter: Option<&Adapter>) {
-        for (of, site) in self.0.iter_mut().zip(Site::ALL) {
-            of.resize_with(adapter.map_or(0, |adapter| adapter.layout.at(0, site).len()), Default::default);
+        for (Factors { u, v }, site) in self.0.iter_mut().zip(Site::ALL) {
+            let maps = adapter.map_or(0, |adapter| adapter.layout.at(0, site).len());
             let rank = adapter.map_or(0, |adapter| adapter.layout.lora.rank);
-            of.iter_mut().flatten().for_each(|buffer| buffer.resize(tokens * rank, 0.0));
+            u.resize_with(maps, Vec::new);
+            u.iter_mut().for_each(|u| u.resize(tokens * rank, 0.0));
+            v.resize(tokens * maps * rank, 0.0);
         }
     }
 
@@ -28,30 +44,33 @@ impl LowRankGrads {
     pub fn blocks(&mut self, tokens: usize) -> Vec<LowRankBlock<'_>> {
         let mut blocks: Vec<LowRankBlock<'_>> = Vec::new();
         blocks.resize_with(tokens.div_ceil(BLOCK), Default::default);
-        for (site, of) in self.0.iter_mut().enumerate() {
-            for [u, v] in of {
-                let rank = u.len() / tokens.max(1);
-                let parts = u.chunks_mut(BLOCK * rank).zip(v.chunks_mut(BLOCK * rank));
-                blocks.iter_mut().zip(parts).for_each(|(block, (u, v))| block[site].push([u, v]));
+        let rows = |of: &[f32]| BLOCK * of.len() / tokens.max(1);
+        for (site, Factors { u, v }) in self.0.iter_mut().enumerate() {
+            for u in u {
+                let each = rows(u);
+                blocks.iter_mut().zip(u.chunks_mut(each)).for_each(|(block, u)| block[site].u.push(u));
             }
+            let each = rows(v).max(1);
+            blocks.iter_mut().zip(v.chunks_mut(each)).for_each(|(block, v)| block[site].v = v);
         }
         blocks
     }
 
-    /// The weight gradients of the adapters beside a product of layer `l`, whose own weight gradient would be `whole`.
+    /// The weight gradients of the adapters beside a product of layer `l`, whose own weight gradient would be `whole`: of all A's one.
     pub fn products<'a>(
         &'a self,
-        adapter: &'a Adapter,
+        adapter: &Adapter,
         (l, site): (usize, Site),
         whole: &WeightGrad<'a>,
     ) -> Vec<(Range<usize>, WeightGrad<'a>)> {
-        let (rank, WeightGrad { dy, out, x, .. }) = (adapter.layout.lora.rank, *whole);
-        let both = |(p, [u, v]): (&'a Projection, &'a [Vec<f32>; 2])| {
-            let of_a = WeightGrad { dy: v, out: rank, first: 0, x, in_features: p.in_features };
-            let of_b = WeightGrad { dy, out, first: p.first, x: u, in_features: rank };
-            [(p.a.clone(), of_a), (p.b.clone(), of_b)]
+        let (layout, Factors { u, v }) = (&adapter.layout, &self.0[site as usize]);
+        let (rank, (a, in_features)) = (layout.lora.rank, layout.stacked(l, site));
+        let of_a = WeightGrad { dy: v, out: u.len() * rank, first: 0, x: whole.x, in_features };
+        let of_b = |(p, u): (&Projection, &'a Vec<f32>)| {
+            (p.b.clone(), WeightGrad { first: p.first, x: u, in_features: rank, ..*whole })
         };
-        adapter.layout.at(l, site).iter().zip(&self.0[site as usize]).flat_map(both).collect()
+        let of_b = layout.at(l, site).iter().zip(u).map(of_b);
+        std::iter::once((a, of_a)).filter(|(a, _)| !a.is_empty()).chain(of_b).collect()
     }
 }
 
@@ -63,8 +82,12 @@ pub(super) fn backward(
     dx: &mut [f32],
     grads: &mut LowRankBlock<'_>,
 ) {
-    for (p, [u, v]) in adapter.layout.at(l, site).iter().zip(&mut grads[site as usize]) {
-        let stride = dy.len() / (x.len() / p.in_features).max(1);
-        lora::backward(x, &dy[p.first..], stride, adapter.stored(p, dtype), dx, [u, v]);
+    let (layout, flat, FactorRows { u, v }) = (&adapter.layout, &adapter.params.flat, &mut grads[site as usize]);
+    let (maps, (a, in_features)) = (layout.at(l, site), layout.stacked(l, site));
+    if maps.is_empty() {
+        return;
     }
+    let b: Vec<(&[f32], usize)> = maps.iter().map(|p| (&flat[p.b.clone()], p.first)).collect();
+    let of = Stored { a: &flat[a], b: &b, rank: layout.lora.rank, scale: layout.lora.scale(), dtype };
+    lora::backward(x, dy, dy.len() / (x.len() / in_features).max(1), &of, dx, u, v);
 }

@@ -64,11 +64,12 @@ impl Weights<'_> {
     /// Adds to the product `y` of layer `l` what its adapters make of its input `x`, row by row.
     pub fn adapt(&self, l: usize, site: Site, x: &[f32], y: &mut [f32]) {
         let Some(AdapterWeights { layout, source }) = self.adapter else { return };
-        for p in layout.at(l, site) {
-            let (stride, columns) = (y.len() / (x.len() / p.in_features).max(1), p.first.min(y.len()));
-            let a = source.matrix(&p.a, p.in_features);
-            let b = source.matrix(&p.b, layout.lora.rank);
-            lora::forward(x, LowRank { a, b, scale: layout.lora.scale() }, &mut y[columns..], stride);
+        let (maps, (a, in_features)) = (layout.at(l, site), layout.stacked(l, site));
+        if maps.is_empty() {
+            return;
         }
+        let b: Vec<_> = maps.iter().map(|p| (source.matrix(&p.b, layout.lora.rank), p.first)).collect();
+        let of = LowRank { a: source.matrix(&a, in_features), b: &b, scale: layout.lora.scale() };
+        lora::forward(x, &of, y, y.len() / (x.len() / in_features).max(1));
     }
 }

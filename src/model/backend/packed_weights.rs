@@ -2,8 +2,8 @@
 
 use crate::device::Dtype;
 use crate::device::cpu::bf16;
-use crate::model::adapter::{Adapter, Site};
 use crate::model::Params;
+use crate::model::adapter::{Adapter, Site};
 use crate::model::params::Layout;
 use crate::ops::linear::{self, Weight};
 use rayon::prelude::*;

@@ -45,8 +45,13 @@ fn forward(s @ Sizes([rows, n_in, n_out, rank]): &Sizes<4>, t: &mut Trial<'_>) -
     let mut want = y.wide().to_vec();
     t.cpu(flops(s), || {
         let weight = |w, n| linear::Weight::new(Dtype::F32, w, n);
-        let of = super::LowRank { a: weight(a.wide(), *n_in), b: weight(b.wide(), *rank), scale: SCALE };
-        super::forward(x.wide(), of, &mut want[first..], stride);
+        let b = [(weight(b.wide(), *rank), first)];
+        super::forward(
+            x.wide(),
+            &super::LowRank { a: weight(a.wide(), *n_in), b: &b, scale: SCALE },
+            &mut want,
+            stride,
+        );
     });
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (x, a, b, y, u) = (x.on(gpu)?, a.on(gpu)?, b.on(gpu)?, y.on(gpu)?, gpu.uninit::<bf16>(rows * rank)?);
@@ -61,8 +66,8 @@ fn backward(s @ Sizes([rows, n_in, n_out, rank]): &Sizes<4>, t: &mut Trial<'_>) 
     let (dy, dx) = (Bf16s::randoms(4, rows * stride), Bf16s::randoms(5, rows * n_in));
     let (mut want, mut want_u, mut want_v) = (dx.wide().to_vec(), vec![0.0; rows * rank], vec![0.0; rows * rank]);
     t.cpu(flops(s), || {
-        let of = Stored { a: a.wide(), b: b.wide(), rank: *rank, scale: SCALE, dtype: Dtype::F32 };
-        super::backward(x.wide(), &dy.wide()[first..], stride, of, &mut want, [&mut want_u, &mut want_v]);
+        let of = Stored { a: a.wide(), b: &[(b.wide(), first)], rank: *rank, scale: SCALE, dtype: Dtype::F32 };
+        super::backward(x.wide(), dy.wide(), stride, &of, &mut want, &mut [&mut want_u], &mut want_v);
     });
     let Some(gpu) = t.gpu else { return Ok(()) };
     let (x, a, b, dy, dx) = (x.on(gpu)?, a.on(gpu)?, b.on(gpu)?, dy.on(gpu)?, dx.on(gpu)?);
