@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::TaskId;
-use super::world::{KINDS, ObjectKind, ROOMS, Random, Room, kind_named, openable, stores};
+use super::world::{KINDS, ObjectKind, ROOMS, Random, Room, keeps, kind_named, openable, stores};
 use crate::env::textgame::GameFile;
 
 /// The rules of every household game.
@@ -193,7 +193,7 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
     let kind = *random.pick(&able)?;
     let wanted = match id.kind {
         TaskType::PlaceTwo => vec![kind, kind],
-        TaskType::Place if random.below(2) == 0 => {
+        TaskType::Place if random.below(4) == 0 => {
             let others: Vec<&'static ObjectKind> = here.iter().copied().filter(|k| k.name != kind.name).collect();
             vec![kind, *random.pick(&others)?]
         }
@@ -205,7 +205,7 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
             Goal::HoldByLamp
         }
         TaskType::Inspect => Goal::HoldAt(random.pick(&sorts(|_| true))?),
-        _ => Goal::PutIn(random.pick(&sorts(stores))?),
+        _ => Goal::PutIn(random.pick(&sorts(keeps))?),
     };
 
     let kinds = with_others(&wanted, &here, &mut random)?;
@@ -218,7 +218,10 @@ pub fn generate(id: &TaskId, attempt: u64) -> Option<Generated> {
         let all: Vec<usize> = (0..places.len()).filter(free).collect();
         let homes: Vec<usize> = all.iter().copied().filter(|i| thing.homes.contains(&places[*i].0)).collect();
         let at = if random.below(4) > 0 { random.pick(&homes).or(all.first()) } else { random.pick(&all) };
-        things.push(((thing.name, number), *at?));
+        // The second of two kinds lies beside the first half of the time: putting away two things is long enough.
+        let beside = i == 1 && wanted.len() == 2 && wanted[0].name != wanted[1].name && random.below(2) == 0;
+        let at = if beside { things[0].1 } else { *at? };
+        things.push(((thing.name, number), at));
     }
     if let Some(lamp) = lamp {
         things.push((("lamp", 1), lamp));

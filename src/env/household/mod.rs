@@ -2,8 +2,8 @@
 //!
 //! Training sees the types `place`, `inspect`, `clean-and-place` and `heat-and-place` in scenes 0 to 39. L0 holds fresh
 //! seeds of the same, L1 the same types in scenes 40 to 59, L2 the types `cool-and-place` and `place-two` in scenes 0 to 39.
-//! L2 recombines what training shows: things are cooled to be held (`inspect`), washed and heated to be put away, and two
-//! things of different kinds are put into one place (`place`); never is a cool thing put away, nor a second of a kind.
+//! L2 recombines what training shows: things are cooled to be held (`inspect`), washed and heated to be put away, and in a
+//! quarter of `place` two things of different kinds are put away; never is a cool thing, nor a second of a kind.
 
 mod explore;
 mod generate;

@@ -99,6 +99,12 @@ pub fn stores(sort: &str) -> bool {
     !matches!(sort, "sink" | "stove")
 }
 
+/// Whether a task may want things put there. A fridge is for cooling: were things put away in it as well, a task would be read by its
+/// last word alone.
+pub fn keeps(sort: &str) -> bool {
+    stores(sort) && sort != "fridge"
+}
+
 /// A small generator of random numbers (SplitMix64): the same numbers on every machine, for ever.
 pub struct Random(u64);
 
