@@ -60,13 +60,14 @@ fn grpo_steps_move_the_adapter_alone() {
     let model = adapted(common::narrow(true), &lora(&LORA_TARGETS));
     let (samples, optim, grpo) = (samples(), Optim::default(), Grpo::default());
     let mut learners = pair(&model, true);
-    for step in 0..2 {
+    // AdamW's first step has the gradient's sign, so that what rounding makes of a small gradient counts fully in the second loss.
+    for (step, tolerance) in [1e-3, NOISE].into_iter().enumerate() {
         let [cpu, gpu] = learners.each_mut().map(|learner| {
             let norm = LossNormalizer::new(&samples, 1);
             let (report, _) = learner.backward_policy(&grpo, &samples, norm, 0.8, &mut |_, _| {}).unwrap();
             (report.loss, learner.step(&optim, 1e-3).unwrap())
         });
-        assert!((cpu.0 - gpu.0).abs() < 2e-3, "loss of step {step}: {} and {}", cpu.0, gpu.0);
+        assert!((cpu.0 - gpu.0).abs() < tolerance, "loss of step {step}: {} and {}", cpu.0, gpu.0);
         let (a, b) = (cpu.1.grad_norm, gpu.1.grad_norm);
         assert!((a - b).abs() <= 0.03 * a && !gpu.1.skipped, "norm of step {step}: {a} and {b}");
     }
