@@ -44,13 +44,13 @@ impl LowRankGrads {
     pub fn blocks(&mut self, tokens: usize) -> Vec<LowRankBlock<'_>> {
         let mut blocks: Vec<LowRankBlock<'_>> = Vec::new();
         blocks.resize_with(tokens.div_ceil(BLOCK), Default::default);
-        let rows = |of: &[f32]| BLOCK * of.len() / tokens.max(1);
+        let rows = |of: &[f32]| (BLOCK * of.len() / tokens.max(1)).max(1);
         for (site, Factors { u, v }) in self.0.iter_mut().enumerate() {
             for u in u {
                 let each = rows(u);
                 blocks.iter_mut().zip(u.chunks_mut(each)).for_each(|(block, u)| block[site].u.push(u));
             }
-            let each = rows(v).max(1);
+            let each = rows(v);
             blocks.iter_mut().zip(v.chunks_mut(each)).for_each(|(block, v)| block[site].v = v);
         }
         blocks
